@@ -1,0 +1,3 @@
+"""Dirty page logging and live migration for virtual machines."""
+
+__version__ = "0.1.0"

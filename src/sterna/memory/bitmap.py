@@ -1,0 +1,79 @@
+"""Dirty bitmaps, and the batches that a harvest of the dirty log hands over."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.address import BITS_PER_WORD, bitmap_words
+from sterna.memory.kernel import kernel
+
+Words = NDArray[np.uint64]
+"""A dirty bitmap: `shape (bitmap_words(pages),)`, dtype uint64, bit n of word w is page 64 * w + n."""
+
+
+def new_bitmap(pages: int) -> Words:
+    """A bitmap of `pages` clear bits."""
+    return np.zeros(bitmap_words(pages), dtype=np.uint64)
+
+
+def full_bitmap(pages: int) -> Words:
+    """A bitmap of `pages` set bits; the bits past the last page are clear."""
+    words = np.full(bitmap_words(pages), np.iinfo(np.uint64).max, dtype=np.uint64)
+    if pages % BITS_PER_WORD:
+        words[-1] = (1 << pages % BITS_PER_WORD) - 1
+    return words
+
+
+def count(words: Words) -> int:
+    """Number of set bits."""
+    return int(np.bitwise_count(words).sum()) if hasattr(np, "bitwise_count") else int(page_numbers(words).size)
+
+
+def _page_numbers_twin(words: Words, out: NDArray[np.int64]) -> int:
+    pages = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+    out[: pages.size] = pages
+    return int(pages.size)
+
+
+@kernel(twin=_page_numbers_twin)
+def _page_numbers(words: Words, out: NDArray[np.int64]) -> int:
+    n = 0
+    for w in range(words.size):
+        word = words[w]
+        if word == np.uint64(0):
+            continue
+        for bit in range(64):
+            if (word >> np.uint64(bit)) & np.uint64(1):
+                out[n] = w * 64 + bit
+                n += 1
+    return n
+
+
+def page_numbers(words: Words) -> NDArray[np.int64]:
+    """The numbers of the set bits, ascending, dtype int64."""
+    out = np.empty(words.size * BITS_PER_WORD, dtype=np.int64)
+    return out[: _page_numbers(words, out)].copy()
+
+
+@dataclass(frozen=True)
+class DirtyBatch:
+    """What one harvest of a slot's dirty log found: an owned copy, gone from the log.
+
+    Whoever holds a batch answers for its bits: they are handed on, or merged back with `merge_into`.
+
+    :ivar block: name of the RAM block
+    :ivar words: the dirty bitmap of the block's pages
+    """
+
+    block: str
+    words: Words
+
+    def merge_into(self, words: Words) -> None:
+        """Set this batch's bits in another bitmap of the same block."""
+        np.bitwise_or(words, self.words, out=words)
+
+    @property
+    def pages(self) -> int:
+        """Number of dirty pages in the batch."""
+        return count(self.words)

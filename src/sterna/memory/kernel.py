@@ -1,0 +1,33 @@
+"""Compiled kernels: machine code made from Python, which runs without the GIL, and their plain twins.
+
+`@kernel(twin=f)` compiles the decorated function with numba. Where numba is missing the twin runs in its place, so that
+everything that is not emulation works without a compiler. Tests compare each kernel with its twin.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+try:
+    import numba
+except ImportError:  # pragma: no cover - hosts without numba run the twins
+    numba = None
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMPILED = numba is not None
+
+
+def kernel(*, twin: F) -> Callable[[F], F]:
+    """Compile the decorated function (cached on disk, GIL released), or use `twin` where numba is missing.
+
+    The twin stays reachable as the attribute `twin` of the result.
+    """
+
+    def wrap(function: F) -> F:
+        if numba is None:
+            return twin
+        compiled = numba.njit(nogil=True, cache=True)(function)
+        compiled.twin = twin
+        return cast(F, compiled)
+
+    return wrap

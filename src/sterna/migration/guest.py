@@ -1,0 +1,64 @@
+"""What migration asks of a virtual machine."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sterna.memory.bitmap import DirtyBatch
+from sterna.memory.ram import RamBlock
+from sterna.stream.vmstate import DeviceState
+
+
+class Guest(Protocol):
+    """A machine as its migration sees it. The calls may come from any thread, one at a time.
+
+    :ivar machine_type: the name in the stream's configuration section, such as ``virt-7.2``
+    :ivar ram_blocks: all of guest RAM
+    """
+
+    machine_type: str
+    ram_blocks: Sequence[RamBlock]
+
+    def start_dirty_logging(self) -> None:
+        """Log writes to all RAM from now on; every page is then dirty in the log or write-protected."""
+        ...
+
+    def stop_dirty_logging(self) -> None:
+        """Stop logging; stage 2 rebuilds its blocks in time. Does nothing when logging is off."""
+        ...
+
+    def harvest(self) -> list[DirtyBatch]:
+        """Take the dirty log of every block, and protect the pages again. The batches belong to the caller."""
+        ...
+
+    def stop_for_migration(self) -> int:
+        """Stop the vCPUs and devices (run state finish-migrate).
+
+        :return: CLOCK_REALTIME in ns at which the last vCPU had left guest mode.
+        """
+        ...
+
+    def resume(self) -> int:
+        """Run the guest, after an incoming migration or one that failed (run state running, or as it was before).
+
+        :return: CLOCK_REALTIME in ns just before the first guest instruction.
+        """
+        ...
+
+    def migrated_away(self) -> None:
+        """The destination runs the guest: it must never run here again (run state postmigrate)."""
+        ...
+
+    def save_devices(self) -> list[DeviceState]:
+        """The state of CPUs and devices, in the order the destination loads it. The guest is stopped."""
+        ...
+
+    def load_devices(self, states: Sequence[DeviceState]) -> None:
+        """Load what `save_devices` made. All or nothing: the states are checked before the first is applied.
+
+        :raise StreamError: When a section is missing, unknown or of the wrong shape; it names section and field.
+        """
+        ...
+
+    def advance_counter(self, elapsed_ns: int) -> None:
+        """The guest was down for so long: let its counter jump by it, as a counter that never stopped would have."""
+        ...
