@@ -62,6 +62,10 @@ class RamBlock:
         """The bytes as a memoryview, for vectored system calls and socket reads."""
         return memoryview(self._mapping)[self._offset : self._offset + self.size]
 
+    def discard(self) -> None:
+        """Give every page back to the host; the block reads as zeros again and stays mapped (MADV_DONTNEED)."""
+        self._mapping.madvise(mmap.MADV_DONTNEED, self._offset, self.size)
+
     def close(self) -> None:
         """Give the memory back as soon as the last view of it is gone."""
         del self.data, self._anchor

@@ -1,11 +1,11 @@
 """What migration asks of a virtual machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
-from sterna.stream.vmstate import DeviceState
+from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 
 class Guest(Protocol):
@@ -13,10 +13,12 @@ class Guest(Protocol):
 
     :ivar machine_type: the name in the stream's configuration section, such as ``virt-7.2``
     :ivar ram_blocks: all of guest RAM
+    :ivar descriptions: how each device section is laid out on the wire, by section name
     """
 
     machine_type: str
     ram_blocks: Sequence[RamBlock]
+    descriptions: Mapping[str, VmStateDescription]
 
     def start_dirty_logging(self) -> None:
         """Log writes to all RAM from now on; every page is then dirty in the log or write-protected."""
