@@ -1,13 +1,33 @@
-"""Device state on the wire: vmstate fields and their descriptions."""
+"""Device state on the wire: declarative descriptions, and the values they describe.
 
+A description is data, much as QEMU's VMStateDescription: a name, a version, fields in order, and optional subsections.
+
+    COUNTER = VmStateDescription(
+        "counter", version=1, fields=(u32("control"), array(u64("compare"), 4), unused(8), timer("expiry"))
+    )
+
+`encode` makes a section's body from a `DeviceState`, `decode` takes one from bytes or from the live stream, and `vmdesc`
+describes the body as the JSON at the end of a stream does.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from sterna.stream.body import ByteSource, BytesSource
+from sterna.stream.fields import Array, Buffer, CountedBuffer, Field, Record, Scalar, Unused
+from sterna.stream.wire import NAME_LIMIT, SectionType, StreamError
+
+SUBSECTIONS = "subsections"
+"""Key under which the value of a structure keeps its subsections, if it has any."""
 
 
 @dataclass(frozen=True)
 class DeviceState:
     """The state of one device: what a section of the stream carries.
 
+    :ivar name: the section's name; of a subsection, its full name such as ``cpu/vfp``
     :ivar fields: values by field name; lists for arrays, dictionaries for structures
     """
 
@@ -16,3 +36,325 @@ class DeviceState:
     version: int
     fields: dict[str, Any]
     subsections: "tuple[DeviceState, ...]" = field(default=())
+
+
+@dataclass(frozen=True)
+class VmStateDescription:
+    """What a section's body consists of.
+
+    :ivar name: as QEMU's ``vmsd_name``; the section itself may carry a longer name (a device's path before it)
+    :ivar version: the newest version, which is written
+    :ivar minimum_version: the oldest version that is read
+    """
+
+    name: str
+    version: int
+    fields: tuple[Field, ...]
+    subsections: "tuple[VmStateDescription, ...]" = ()
+    minimum_version: int = field(default=-1)
+
+    def __post_init__(self) -> None:
+        if self.minimum_version < 0:
+            object.__setattr__(self, "minimum_version", self.version)
+        names = [part.name for part in self.fields if part.valued]
+        double = {name for name in names if names.count(name) > 1}
+        if double or SUBSECTIONS in names:
+            raise ValueError(f"description {self.name!r}: field names {double or SUBSECTIONS} are not free")
+        for sub in self.subsections:
+            if not sub.name.startswith(self.name + "/") or len(sub.name.encode()) > NAME_LIMIT:
+                raise ValueError(
+                    f"description {self.name!r}: {sub.name!r} cannot be the name of a subsection"
+                )
+
+    @cached_property
+    def _subsection_by_name(self) -> "dict[str, VmStateDescription]":
+        return {sub.name: sub for sub in self.subsections}
+
+    def encode(self, state: DeviceState) -> bytes:
+        """The body of a section with this state, in the state's version.
+
+        :raise StreamError: When a value is missing, unknown, or does not fit its field.
+        """
+        out = bytearray()
+        try:
+            self._write(out, state.version, state.fields, state.subsections)
+        except StreamError as error:
+            error.section = error.section or state.name
+            raise
+        return bytes(out)
+
+    def decode(
+        self,
+        source: ByteSource | bytes | bytearray | memoryview,
+        *,
+        name: str | None = None,
+        instance_id: int = 0,
+        version: int | None = None,
+    ) -> DeviceState:
+        """The state that a section's body carries. Of a live source, exactly the body is taken; bytes must be
+        nothing but the body.
+
+        :param name: the section's name, if it is not the description's
+        :param version: the version from the section's header; the description's if not given
+        :raise StreamError: When the version is not supported, or the body is cut short, too long, or out of limits.
+        """
+        name = self.name if name is None else name
+        version = self.version if version is None else version
+        reader: ByteSource
+        if isinstance(source, bytes | bytearray | memoryview):
+            reader = BytesSource(source, name)
+        else:
+            reader = source
+        values, subsections = self._read(reader, version)
+        if isinstance(reader, BytesSource) and reader is not source and reader.left:
+            raise StreamError(f"{reader.left} bytes after the last field", name, reader.offset)
+        return DeviceState(name, instance_id, version, values, subsections)
+
+    def vmdesc(self, state: DeviceState) -> dict[str, Any]:
+        """How a stream's description shows a section with this state (its arrays' lengths and the subsections that
+        are there), in QEMU's layout.
+        """
+        return {
+            "name": state.name,
+            "instance_id": state.instance_id,
+            **self._describe(state.version, state.fields, state.subsections),
+        }
+
+    def _present(self, version: int) -> Iterable[Field]:
+        return (part for part in self.fields if part.since <= version)
+
+    def _check_version(self, version: int) -> None:
+        if not self.minimum_version <= version <= self.version:
+            raise StreamError(
+                f"version {version} of {self.name!r} is not supported: "
+                f"known are {self.minimum_version} to {self.version}"
+            )
+
+    def _write(
+        self, out: bytearray, version: int, record: Record, subsections: Iterable[DeviceState]
+    ) -> None:
+        self._check_version(version)
+        unknown = set(record) - {part.name for part in self.fields} - {SUBSECTIONS}
+        if unknown:
+            raise StreamError(f"{self.name!r} has no field {min(unknown)!r}")
+        for part in self._present(version):
+            try:
+                if part.valued and part.name not in record:
+                    raise StreamError("the value is missing")
+                part.write(out, record.get(part.name), record)
+            except StreamError as error:
+                raise error.inside(part.name) from None
+        states = {sub.name: sub for sub in subsections}
+        for sub in self.subsections:
+            if (state := states.pop(sub.name, None)) is None:
+                continue
+            name = sub.name.encode()
+            out += bytes((SectionType.SUBSECTION, len(name))) + name + state.version.to_bytes(4, "big")
+            try:
+                sub._write(out, state.version, state.fields, state.subsections)
+            except StreamError as error:
+                raise error.inside(f"<{sub.name}>") from None
+        if states:
+            raise StreamError(f"{self.name!r} has no subsection {min(states)!r}")
+
+    def _read(self, source: ByteSource, version: int) -> tuple[dict[str, Any], tuple[DeviceState, ...]]:
+        try:
+            self._check_version(version)
+        except StreamError as error:
+            raise StreamError(error.message, source.section, source.offset) from None
+        record: dict[str, Any] = {}
+        for part in self._present(version):
+            try:
+                value = part.read(source, record)
+            except StreamError as error:
+                raise error.inside(part.name) from None
+            if part.valued:
+                record[part.name] = value
+        return record, tuple(self._read_subsections(source))
+
+    def _read_subsections(self, source: ByteSource) -> Iterable[DeviceState]:
+        seen: set[str] = set()
+        while (name := self._peek_subsection(source)) is not None:
+            sub = self._subsection_by_name.get(name)
+            if sub is None:
+                raise StreamError(f"unknown subsection {name!r}", source.section, source.offset)
+            if name in seen:
+                raise StreamError(f"subsection {name!r} comes twice", source.section, source.offset)
+            seen.add(name)
+            source.take(2 + len(name.encode()))
+            version = int.from_bytes(source.take(4), "big")
+            try:
+                values, inner = sub._read(source, version)
+            except StreamError as error:
+                raise error.inside(f"<{name}>") from None
+            yield DeviceState(name, 0, version, values, inner)
+
+    def _peek_subsection(self, source: ByteSource) -> str | None:
+        """Name of the subsection that comes next, if one of this description does.
+
+        Within a structure the byte after the last field may be anything, so no more is looked at than proves it.
+        """
+        prefix = self.name.encode() + b"/"
+        head = source.peek(1)
+        if head != bytes((SectionType.SUBSECTION,)):
+            return None
+        head = source.peek(2)
+        if len(head) < 2 or head[1] <= len(prefix):
+            return None
+        if source.peek(2 + len(prefix))[2:] != prefix:
+            return None
+        name = source.peek(2 + head[1])[2:]
+        return name.decode("utf-8", "backslashreplace")
+
+    def _describe(self, version: int, record: Record, subsections: Iterable[DeviceState]) -> dict[str, Any]:
+        entries = [
+            entry for part in self._present(version) for entry in part.describe(record.get(part.name), record)
+        ]
+        description: dict[str, Any] = {"vmsd_name": self.name, "version": version, "fields": entries}
+        inner = [
+            self._subsection_by_name[sub.name]._describe(sub.version, sub.fields, sub.subsections)
+            for sub in subsections
+        ]
+        if inner:
+            description["subsections"] = inner
+        return description
+
+
+@dataclass(frozen=True)
+class Struct(Field):
+    """A structure within a section. Its value is a dictionary."""
+
+    description: VmStateDescription
+
+    @property
+    def compressible(self) -> bool:
+        return not self.description.subsections and all(part.compressible for part in self.description.fields)
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if not isinstance(value, dict):
+            raise StreamError(f"a {type(value).__name__} is not the dictionary of a structure")
+        self.description._write(out, self.description.version, value, value.get(SUBSECTIONS, ()))
+
+    def read(self, source: ByteSource, record: Record) -> dict[str, Any]:
+        values, subsections = self.description._read(source, self.description.version)
+        if subsections:
+            values[SUBSECTIONS] = subsections
+        return values
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        out = bytearray()
+        self.write(out, value, record)
+        inner = self.description._describe(self.description.version, value, value.get(SUBSECTIONS, ()))
+        return [{"name": self.name, "type": "struct", "struct": inner, "size": len(out)}]
+
+
+def _scalar(name: str, code: str, default: str, since: int, type_name: str | None) -> Field:
+    return Scalar(name, code, since=since, type_name=type_name or default)
+
+
+def u8(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """An unsigned byte."""
+    return _scalar(name, "B", "uint8", since, type_name)
+
+
+def u16(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """An unsigned 16-bit integer."""
+    return _scalar(name, "H", "uint16", since, type_name)
+
+
+def u32(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """An unsigned 32-bit integer."""
+    return _scalar(name, "I", "uint32", since, type_name)
+
+
+def u64(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """An unsigned 64-bit integer."""
+    return _scalar(name, "Q", "uint64", since, type_name)
+
+
+def i8(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """A signed byte."""
+    return _scalar(name, "b", "int8", since, type_name)
+
+
+def i16(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """A signed 16-bit integer."""
+    return _scalar(name, "h", "int16", since, type_name)
+
+
+def i32(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """A signed 32-bit integer."""
+    return _scalar(name, "i", "int32", since, type_name)
+
+
+def i64(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """A signed 64-bit integer."""
+    return _scalar(name, "q", "int64", since, type_name)
+
+
+def boolean(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
+    """One byte that is 0 or 1."""
+    return _scalar(name, "?", "bool", since, type_name)
+
+
+def timer(name: str, *, since: int = 0) -> Field:
+    """When a timer expires in ns of the guest's virtual clock, or -1: a signed 64-bit integer."""
+    return _scalar(name, "q", "timer", since, None)
+
+
+def buffer(name: str, size: int, *, since: int = 0, type_name: str = "buffer") -> Field:
+    """Exactly `size` bytes."""
+    return Buffer(name, size, since=since, type_name=type_name)
+
+
+def counted_buffer(name: str, *, counted_by: str, limit: int, since: int = 0) -> Field:
+    """As many bytes as the field `counted_by` before it says, at most `limit`."""
+    return CountedBuffer(name, counted_by, limit, since=since, type_name="buffer")
+
+
+def unused(size: int, *, since: int = 0) -> Field:
+    """`size` bytes of padding."""
+    return Unused("unused", size, since=since, type_name="unused_buffer")
+
+
+def array(element: Field, length: int, *, as_numpy: bool = False) -> Field:
+    """`length` elements, named as the element is. The element may be a structure."""
+    return Array(element.name, element, length, None, as_numpy, since=element.since)
+
+
+def counted_array(element: Field, *, counted_by: str, limit: int, as_numpy: bool = False) -> Field:
+    """As many elements as the field `counted_by` before it says, at most `limit`.
+
+    :param as_numpy: read into a numpy array in this machine's byte order; writing takes lists and numpy arrays alike
+    """
+    return Array(element.name, element, limit, counted_by, as_numpy, since=element.since)
+
+
+def struct(name: str, description: VmStateDescription, *, since: int = 0) -> Field:
+    """A structure with a description of its own."""
+    return Struct(name, description, since=since, type_name="struct")
+
+
+__all__ = [
+    "SUBSECTIONS",
+    "DeviceState",
+    "Field",
+    "StreamError",
+    "VmStateDescription",
+    "array",
+    "boolean",
+    "buffer",
+    "counted_array",
+    "counted_buffer",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "struct",
+    "timer",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "unused",
+]

@@ -1,0 +1,284 @@
+"""The kinds of fields that device state is made of: how each is written, read and described.
+
+A field is written into a `bytearray` and read from a `ByteSource`. Field values live in a dictionary (the record) by
+field name, so that an array can be counted by a field before it. Errors are `StreamError`s; whoever encloses a field adds
+its name to the error's path.
+"""
+
+import operator
+import struct as packing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sterna.stream.body import ByteSource
+from sterna.stream.wire import NAME_LIMIT, StreamError
+
+Record = Mapping[str, Any]
+"""Values by field name."""
+
+
+@dataclass(frozen=True)
+class Field(ABC):
+    """One field of a description.
+
+    :ivar name: key of its value; as QEMU names it where the section is QEMU's
+    :ivar since: first version of the section that has the field
+    :ivar type_name: what the stream's description calls its type
+    """
+
+    name: str
+    since: int = field(default=0, kw_only=True)
+    type_name: str = field(default="", kw_only=True)
+
+    @property
+    def valued(self) -> bool:
+        """Whether the field has a value in the record; padding has none."""
+        return True
+
+    @property
+    def compressible(self) -> bool:
+        """Whether each element of an array of it looks the same, so that one describes them all."""
+        return True
+
+    @abstractmethod
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        """Append the value.
+
+        :raise StreamError: When the value does not fit the field.
+        """
+
+    @abstractmethod
+    def read(self, source: ByteSource, record: Record) -> Any:
+        """Take the value.
+
+        :raise StreamError: When the stream ends, or a count is beyond its limit.
+        """
+
+    @abstractmethod
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        """The field's entries in the stream's description: none for an empty array, more than one for an array
+        whose elements differ.
+        """
+
+
+def _size(field: Field, value: Any, record: Record) -> int:
+    out = bytearray()
+    field.write(out, value, record)
+    return len(out)
+
+
+@dataclass(frozen=True)
+class Scalar(Field):
+    """An integer, a boolean or a timer's expiry.
+
+    :ivar code: the type's letter in Python's `struct` module
+    """
+
+    code: str
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if self.code == "?" and value not in (0, 1):
+            raise StreamError(f"{value!r} is not a boolean")
+        try:
+            out += packing.pack(">" + self.code, value if self.code == "?" else operator.index(value))
+        except (packing.error, TypeError):
+            raise StreamError(f"{value!r} is not a value of type {self.type_name}") from None
+
+    def read(self, source: ByteSource, record: Record) -> Any:
+        return packing.unpack(">" + self.code, source.take(packing.calcsize(">" + self.code)))[0]
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return [{"name": self.name, "type": self.type_name, "size": packing.calcsize(">" + self.code)}]
+
+
+@dataclass(frozen=True)
+class Buffer(Field):
+    """A fixed number of bytes."""
+
+    size: int
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise StreamError(f"a {type(value).__name__} is not bytes")
+        if len(value) != self.size:
+            raise StreamError(f"{len(value)} bytes where {self.size} belong")
+        out += value
+
+    def read(self, source: ByteSource, record: Record) -> bytes:
+        return source.take(self.size)
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return [{"name": self.name, "type": self.type_name, "size": self.size}]
+
+
+@dataclass(frozen=True)
+class CountedBuffer(Field):
+    """As many bytes as a field before it says, at most `limit`."""
+
+    counted_by: str
+    limit: int
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise StreamError(f"a {type(value).__name__} is not bytes")
+        count = _count(self.counted_by, self.limit, record)
+        if len(value) != count:
+            raise StreamError(f"{len(value)} bytes where field {self.counted_by!r} says {count}")
+        out += value
+
+    def read(self, source: ByteSource, record: Record) -> bytes:
+        return source.take(_count(self.counted_by, self.limit, record, source))
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return [{"name": self.name, "type": self.type_name, "size": len(value)}] if len(value) else []
+
+
+@dataclass(frozen=True)
+class ShortText(Field):
+    """Text of at most 255 bytes of UTF-8, its length in a byte before it."""
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if not isinstance(value, str) or len(value.encode()) > NAME_LIMIT:
+            raise StreamError(f"{value!r} is not a text of at most {NAME_LIMIT} bytes")
+        raw = value.encode()
+        out.append(len(raw))
+        out += raw
+
+    def read(self, source: ByteSource, record: Record) -> str:
+        at = source.offset
+        try:
+            return source.take(source.take(1)[0]).decode()
+        except UnicodeDecodeError:
+            raise StreamError("the text is not UTF-8", source.section, at) from None
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return [{"name": self.name, "type": self.type_name, "size": 1 + len(value.encode())}]
+
+
+@dataclass(frozen=True)
+class Unused(Field):
+    """Bytes that once meant something: written as zeros, ignored when read."""
+
+    size: int
+
+    @property
+    def valued(self) -> bool:
+        return False
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        out += bytes(self.size)
+
+    def read(self, source: ByteSource, record: Record) -> None:
+        source.take(self.size)
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return [{"name": self.name, "type": self.type_name, "size": self.size}]
+
+
+def _count(name: str, limit: int, record: Record, source: ByteSource | None = None) -> int:
+    """The number of elements that the field `name` gives."""
+    count = int(record[name])
+    if not 0 <= count <= limit:
+        where = (source.section, source.offset) if source is not None else ()
+        raise StreamError(f"field {name!r} counts {count} elements, the limit is {limit}", *where)
+    return count
+
+
+@dataclass(frozen=True)
+class Array(Field):
+    """Elements of one kind, their number fixed or given by a field before them.
+
+    :ivar element: the element's kind; its name is the array's
+    :ivar length: number of elements, or the greatest number when `counted_by` is set
+    :ivar counted_by: name of the field before it that says how many there are
+    :ivar as_numpy: whether reading gives a numpy array (for many integers) and not a list
+    """
+
+    element: Field
+    length: int
+    counted_by: str | None = None
+    as_numpy: bool = False
+
+    @property
+    def compressible(self) -> bool:
+        return self.element.compressible
+
+    def _expected(self, record: Record, source: ByteSource | None = None) -> int:
+        return (
+            self.length if self.counted_by is None else _count(self.counted_by, self.length, record, source)
+        )
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+            raise StreamError(f"a {type(value).__name__} is not an array")
+        expected = self._expected(record)
+        if len(value) != expected:
+            says = f"field {self.counted_by!r} says {expected}" if self.counted_by else f"{expected} belong"
+            raise StreamError(f"{len(value)} elements where {says}")
+        if isinstance(self.element, Scalar) and self.element.code != "?" and self._write_integers(out, value):
+            return
+        for i, item in enumerate(value):
+            try:
+                self.element.write(out, item, record)
+            except StreamError as error:
+                raise error.inside(f"[{i}]") from None
+
+    def _write_integers(self, out: bytearray, value: Any) -> bool:
+        """Append all elements at once, if they all fit; otherwise the element-wise way finds the culprit."""
+        assert isinstance(self.element, Scalar)
+        try:
+            if isinstance(value, np.ndarray):
+                wire = np.dtype(">" + _NUMPY[self.element.code])
+                if value.ndim != 1 or value.dtype.kind not in "iu":
+                    return False
+                limits = np.iinfo(wire)
+                if value.size and not (limits.min <= int(value.min()) and int(value.max()) <= limits.max):
+                    return False
+                out += value.astype(wire).tobytes()
+            else:
+                out += packing.pack(f">{len(value)}{self.element.code}", *value)
+        except packing.error:
+            return False
+        return True
+
+    def read(self, source: ByteSource, record: Record) -> Any:
+        count = self._expected(record, source)
+        if isinstance(self.element, Scalar):
+            raw = source.take(count * packing.calcsize(">" + self.element.code))
+            if self.as_numpy:
+                kind = _NUMPY[self.element.code]
+                return np.frombuffer(raw, dtype=">" + kind).astype(kind)
+            return list(packing.unpack(f">{count}{self.element.code}", raw))
+        items = []
+        for i in range(count):
+            try:
+                items.append(self.element.read(source, record))
+            except StreamError as error:
+                raise error.inside(f"[{i}]") from None
+        return items
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        if len(value) == 0:
+            return []
+        if len(value) == 1:
+            return self.element.describe(value[0], record)
+        if self.compressible:
+            return [_with(self.element.describe(value[0], record)[0], "array_len", len(value))]
+        return [
+            _with(entry, "index", i)
+            for i, item in enumerate(value)
+            for entry in self.element.describe(item, record)
+        ]
+
+
+_NUMPY = {"B": "u1", "H": "u2", "I": "u4", "Q": "u8", "b": "i1", "h": "i2", "i": "i4", "q": "i8", "?": "?"}
+
+
+def _with(entry: dict[str, Any], key: str, number: int) -> dict[str, Any]:
+    """`entry` with one more key, where QEMU puts it: right after the name."""
+    rest = {name: value for name, value in entry.items() if name != "name"}
+    return {"name": entry["name"], key: number, **rest}
