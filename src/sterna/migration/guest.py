@@ -29,7 +29,7 @@ class Guest(Protocol):
         ...
 
     def harvest(self) -> list[DirtyBatch]:
-        """Take the dirty log of every block, and protect the pages again. The batches belong to the caller."""
+        """Take the dirty log of every block and protect the pages again. The batches belong to the caller."""
         ...
 
     def stop_for_migration(self) -> int:
@@ -40,7 +40,8 @@ class Guest(Protocol):
         ...
 
     def resume(self) -> int:
-        """Run the guest, after an incoming migration or one that failed (run state running, or as it was before).
+        """Run the guest, after an incoming migration or a failed one (run state running, or as it was
+        before).
 
         :return: CLOCK_REALTIME in ns just before the first guest instruction.
         """
@@ -57,10 +58,10 @@ class Guest(Protocol):
     def load_devices(self, states: Sequence[DeviceState]) -> None:
         """Load what `save_devices` made. All or nothing: the states are checked before the first is applied.
 
-        :raise StreamError: When a section is missing, unknown or of the wrong shape; it names section and field.
+        :raise StreamError: When a section is missing, unknown or of the wrong shape; names section and field.
         """
         ...
 
     def advance_counter(self, elapsed_ns: int) -> None:
-        """The guest was down for so long: let its counter jump by it, as a counter that never stopped would have."""
+        """The guest was down for so long: its counter jumps by it, as one that never stopped would have."""
         ...

@@ -1,0 +1,1 @@
+"""Channels that carry a migration stream: one module per kind of URI."""

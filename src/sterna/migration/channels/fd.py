@@ -1,0 +1,56 @@
+"""`fd:N`: a descriptor that this process inherited. A socket works both ways, anything else one way."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import Channel, describe, is_socket
+from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.errors import ChannelError, UriError
+
+FORM = "fd:NUMBER"
+
+
+@dataclass(frozen=True)
+class FdUri:
+    """:ivar fd: number of the open descriptor; the channel owns a duplicate"""
+
+    fd: int
+
+    def __str__(self) -> str:
+        return f"fd:{self.fd}"
+
+    def _open(self, cancellation: Cancellation, *, write: bool) -> Channel:
+        try:
+            fd = os.dup(self.fd)
+        except (OSError, OverflowError) as error:
+            cause = describe(error) if isinstance(error, OSError) else str(error)
+            raise ChannelError(f"{self} cannot be used: {cause}") from error
+        if is_socket(fd):
+            return SocketChannel(cancellation, str(self), socket.socket(fileno=fd))
+        if write:
+            return Channel(cancellation, str(self), write_fd=fd)
+        return Channel(cancellation, str(self), read_fd=fd)
+
+    def connect(self, cancellation: Cancellation) -> Channel:
+        """
+        :raise ChannelError: When no such descriptor is open.
+        """
+        return self._open(cancellation, write=True)
+
+    def open_incoming(self, cancellation: Cancellation) -> Channel:
+        """
+        :raise ChannelError: When no such descriptor is open.
+        """
+        return self._open(cancellation, write=False)
+
+
+def parse(rest: str) -> FdUri:
+    """Parse what follows `fd:`.
+
+    :raise UriError: When it is not a number.
+    """
+    if not (rest.isascii() and rest.isdigit() and len(rest) <= 9):
+        raise UriError(f"fd:{rest}: {rest!r} is not the number of a descriptor; expected {FORM}")
+    return FdUri(int(rest))

@@ -1,0 +1,80 @@
+"""`tcp:HOST:PORT`: IPv4, IPv6 in brackets, or a name. A host left out is this one (loopback)."""
+
+import socket
+from dataclasses import dataclass
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import describe
+from sterna.migration.channels.sockets import Listener, SocketChannel
+from sterna.migration.channels.sockets import connect as connect_socket
+from sterna.migration.errors import ChannelError, UriError
+
+FORM = "tcp:HOST:PORT"
+
+
+@dataclass(frozen=True)
+class TcpUri:
+    """:ivar host: a name or a numeric address without brackets; empty is the loopback address"""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+
+    def _addresses(self, flags: int) -> list[tuple[socket.AddressFamily, object]]:
+        try:
+            found = socket.getaddrinfo(
+                self.host or "127.0.0.1", self.port, type=socket.SOCK_STREAM, flags=flags
+            )
+        except (socket.gaierror, UnicodeError) as error:
+            cause = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+            raise ChannelError(f"{self}: cannot find host {self.host!r}: {str(cause).lower()}") from error
+        return [(family, address) for family, _, _, _, address in found]
+
+    def connect(self, cancellation: Cancellation) -> SocketChannel:
+        """
+        :raise ChannelError: When the host is unknown or does not answer.
+        :raise Cancelled: When the migration is cancelled while it waits.
+        """
+        return connect_socket(self._addresses(0), str(self), cancellation)
+
+    def listen(self) -> Listener:
+        """
+        :raise ChannelError: When the host is unknown or the port is taken.
+        """
+        family, address = self._addresses(socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Bind exactly what the user named, not IPv4 beside it.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)  # type: ignore[arg-type]
+            sock.listen(16)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
+        return Listener(sock, str(TcpUri(self.host, sock.getsockname()[1])))
+
+
+def parse(rest: str) -> TcpUri:
+    """Parse what follows `tcp:`.
+
+    :raise UriError: When host or port is malformed.
+    """
+    if rest.startswith("["):
+        host, bracket, tail = rest[1:].partition("]")
+        if not bracket or not tail.startswith(":"):
+            raise UriError(f"tcp:{rest}: an IPv6 address is written [ADDRESS]:PORT; expected {FORM}")
+        port = tail[1:]
+    else:
+        host, colon, port = rest.rpartition(":")
+        if not colon:
+            raise UriError(f"tcp:{rest}: the port is missing; expected {FORM}")
+        if ":" in host:
+            raise UriError(f"tcp:{rest}: an IPv6 address needs brackets; expected tcp:[ADDRESS]:PORT")
+    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535 and len(port) <= 5):
+        raise UriError(f"tcp:{rest}: port {port!r} is not a number from 0 to 65535; expected {FORM}")
+    return TcpUri(host, int(port))

@@ -1,0 +1,83 @@
+"""`unix:PATH`: a stream socket in the file system."""
+
+import os
+import socket
+import stat
+from dataclasses import dataclass
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import describe
+from sterna.migration.channels.sockets import Listener, SocketChannel
+from sterna.migration.channels.sockets import connect as connect_socket
+from sterna.migration.errors import ChannelError, UriError
+
+FORM = "unix:PATH"
+_PATH_MAX = 107
+"""Bytes in sockaddr_un.sun_path without the final zero."""
+
+
+@dataclass(frozen=True)
+class UnixUri:
+    """:ivar path: of the socket, at most 107 bytes"""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+    def connect(self, cancellation: Cancellation) -> SocketChannel:
+        """
+        :raise ChannelError: When nobody listens there.
+        """
+        return connect_socket([(socket.AF_UNIX, self.path)], str(self), cancellation)
+
+    def listen(self) -> Listener:
+        """
+        :raise ChannelError: When the path cannot be bound, or somebody listens there already.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._remove_stale()
+            sock.bind(self.path)
+            sock.listen(16)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
+        return Listener(sock, str(self), self._unlink)
+
+    def _remove_stale(self) -> None:
+        """A socket file that nobody listens on is left over from a process that died."""
+        try:
+            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
+                return
+        except OSError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.path)
+            except ConnectionRefusedError:
+                self._unlink()
+            except OSError:
+                pass
+
+    def _unlink(self) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def parse(rest: str) -> UnixUri:
+    """Parse what follows `unix:`.
+
+    :raise UriError: When the path is empty, too long for a socket address, or holds a zero byte.
+    """
+    if not rest:
+        raise UriError(f"unix: the path is missing; expected {FORM}")
+    if "\0" in rest:
+        raise UriError(f"unix: the path holds a zero byte; expected {FORM}")
+    if len(os.fsencode(rest)) > _PATH_MAX:
+        raise UriError(f"unix: the path is longer than {_PATH_MAX} bytes; expected {FORM}")
+    return UnixUri(rest)

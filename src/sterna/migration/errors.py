@@ -1,0 +1,52 @@
+"""What can go wrong with a migration, and whose doing it is.
+
+::
+
+    MigrationError
+    ├── UriError            the user's URI is malformed or of an unknown kind
+    ├── ParameterError      a parameter or capability is unknown, out of its limits, or not implemented
+    ├── StateError          the call does not fit the migration's state (one is running already)
+    ├── ChannelError        the host or the network: connecting, reading or writing failed
+    ├── Cancelled           the user cancelled
+    ├── Refused             the destination refused the guest; the text carries its reason
+    ├── VerificationError   both ends disagree about guest RAM
+    └── InDoubt             nobody can say which of the two runs the guest
+
+Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
+"""
+
+
+class MigrationError(Exception):
+    """A migration failed or cannot start; one line that says what and why."""
+
+
+class UriError(MigrationError):
+    """The migration URI is malformed."""
+
+
+class ParameterError(MigrationError):
+    """A migration parameter or capability is unknown, out of its limits, or not implemented."""
+
+
+class StateError(MigrationError):
+    """The call does not fit the migration's present state; the text names both."""
+
+
+class ChannelError(MigrationError):
+    """Connecting, reading or writing failed; the text names the peer and the cause."""
+
+
+class Cancelled(MigrationError):
+    """The migration was cancelled."""
+
+
+class Refused(MigrationError):
+    """The destination refused the guest."""
+
+
+class VerificationError(MigrationError):
+    """Guest RAM differs between source and destination."""
+
+
+class InDoubt(MigrationError):
+    """The destination was told to run the guest and could not be asked whether it does."""

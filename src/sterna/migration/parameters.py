@@ -1,0 +1,198 @@
+"""Migration parameters and capabilities, with QEMU 7.2's names, types, defaults and limits (its QMP schema,
+migration.json).
+
+Parameters that only matter to features this program does not have are stored and returned, as QEMU does while
+the capability is off. Enabling a capability that is not implemented is an error. Names with the prefix
+`x-sterna-` are our own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sterna.migration.errors import ParameterError
+
+Value = int | bool | str
+
+MAX_DOWNTIME_LIMIT_MS = 2_000_000
+_SIZE_MAX = (1 << 64) - 1
+
+
+class Verify(Enum):
+    """Whether both ends compare digests of guest RAM before the destination starts."""
+
+    AUTO = "auto"
+    """When the other end can (the default)."""
+    OFF = "off"
+    ON = "on"
+    """Always: fail against a peer that cannot, and append the digests to one-way streams."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter: its default, and what it accepts."""
+
+    default: Value
+    low: int = 0
+    high: int = _SIZE_MAX
+    choices: tuple[str, ...] = ()
+    power_of_two: bool = False
+
+    def check(self, name: str, value: object) -> Value:
+        """
+        :raise ParameterError: When the type or the value is wrong; it names the parameter and what it takes.
+        """
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise ParameterError(f"parameter {name!r} takes a boolean, not {value!r:.50}")
+            return value
+        if isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise ParameterError(f"parameter {name!r} takes a string, not {value!r:.50}")
+            if self.choices and value not in self.choices:
+                raise ParameterError(f"parameter {name!r} takes {', '.join(self.choices)}; not {value!r:.50}")
+            return value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ParameterError(f"parameter {name!r} takes an integer, not {value!r:.50}")
+        if not self.low <= value <= self.high:
+            raise ParameterError(f"parameter {name!r} takes {self.low} to {self.high}; {value} is outside")
+        if self.power_of_two and value & (value - 1):
+            raise ParameterError(f"parameter {name!r} takes a power of two; {value} is none")
+        return value
+
+
+PARAMETERS: Mapping[str, Spec] = {
+    "announce-initial": Spec(50, high=100_000),
+    "announce-max": Spec(550, high=100_000),
+    "announce-rounds": Spec(5, high=1000),
+    "announce-step": Spec(100, low=1, high=10_000),
+    "compress-level": Spec(1, high=9),
+    "compress-threads": Spec(8, low=1, high=255),
+    "compress-wait-thread": Spec(True),
+    "decompress-threads": Spec(2, low=1, high=255),
+    "throttle-trigger-threshold": Spec(50, low=1, high=100),
+    "cpu-throttle-initial": Spec(20, low=1, high=99),
+    "cpu-throttle-increment": Spec(10, low=1, high=99),
+    "cpu-throttle-tailslow": Spec(False),
+    "tls-creds": Spec(""),
+    "tls-hostname": Spec(""),
+    "tls-authz": Spec(""),
+    "max-bandwidth": Spec(128 << 20),
+    "downtime-limit": Spec(300, high=MAX_DOWNTIME_LIMIT_MS),
+    "x-checkpoint-delay": Spec(20_000, high=(1 << 32) - 1),
+    "block-incremental": Spec(False),
+    "multifd-channels": Spec(2, low=1, high=255),
+    "multifd-compression": Spec("none", choices=("none", "zlib", "zstd")),
+    "multifd-zlib-level": Spec(1, high=9),
+    "multifd-zstd-level": Spec(1, high=20),
+    "xbzrle-cache-size": Spec(64 << 20, low=4096, power_of_two=True),
+    "max-postcopy-bandwidth": Spec(0),
+    "max-cpu-throttle": Spec(99, low=1, high=99),
+    "x-sterna-verify": Spec("auto", choices=tuple(verify.value for verify in Verify)),
+    "x-sterna-doubt-timeout": Spec(10_000, high=3_600_000),
+}
+"""Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited), `downtime-limit`
+and `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest) milliseconds.
+"""
+
+CAPABILITIES: Mapping[str, bool] = {
+    "xbzrle": False,
+    "rdma-pin-all": False,
+    "auto-converge": False,
+    "zero-blocks": False,
+    "compress": False,
+    "events": True,
+    "postcopy-ram": False,
+    "x-colo": False,
+    "release-ram": False,
+    "block": False,
+    "return-path": True,
+    "pause-before-switchover": False,
+    "multifd": False,
+    "dirty-bitmaps": False,
+    "postcopy-blocktime": False,
+    "late-block-activate": False,
+    "x-ignore-shared": False,
+    "validate-uuid": False,
+    "background-snapshot": False,
+    "zero-copy-send": False,
+    "postcopy-preempt": False,
+}
+"""Every capability, and whether it can be enabled. `return-path` is opened wherever the channel works both
+ways.
+"""
+
+
+@dataclass
+class Parameters:
+    """The settings of one machine's migrations. All are off, or at their defaults, to begin with.
+
+    :ivar on_change: called after each change; a running migration follows its limits
+    """
+
+    on_change: Callable[[], None] = lambda: None
+    _values: dict[str, Value] = field(
+        default_factory=lambda: {name: spec.default for name, spec in PARAMETERS.items()}
+    )
+    _capabilities: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CAPABILITIES, False))
+
+    def set(self, changes: Mapping[str, object]) -> None:
+        """Change parameters: all of them or, when one is wrong, none.
+
+        :raise ParameterError: When a name is unknown, or a value of the wrong type or outside its limits.
+        """
+        checked: dict[str, Value] = {}
+        for name, value in changes.items():
+            if name not in PARAMETERS:
+                raise ParameterError(f"unknown migration parameter {name!r:.50}")
+            checked[name] = PARAMETERS[name].check(name, value)
+        merged = {**self._values, **checked}
+        if int(merged["cpu-throttle-initial"]) > int(merged["max-cpu-throttle"]):
+            raise ParameterError("parameter 'max-cpu-throttle' must not be below 'cpu-throttle-initial'")
+        self._values = merged
+        self.on_change()
+
+    def set_capabilities(self, changes: Mapping[str, bool]) -> None:
+        """Switch capabilities: all of them or, when one cannot be, none.
+
+        :raise ParameterError: When a name is unknown, or the capability is to be enabled and is not
+            implemented.
+        """
+        for name, state in changes.items():
+            if name not in CAPABILITIES:
+                raise ParameterError(f"unknown migration capability {name!r:.50}")
+            if not isinstance(state, bool):
+                raise ParameterError(f"capability {name!r} takes a boolean, not {state!r:.50}")
+            if state and not CAPABILITIES[name]:
+                raise ParameterError(f"capability {name!r} is not implemented; it can only be off")
+        self._capabilities = {**self._capabilities, **changes}
+
+    def values(self) -> dict[str, Value]:
+        """All parameters, in QMP's order."""
+        return dict(self._values)
+
+    def capabilities(self) -> dict[str, bool]:
+        """All capabilities, in QMP's order."""
+        return dict(self._capabilities)
+
+    @property
+    def max_bandwidth(self) -> int:
+        """Bytes per second; 0 is unlimited."""
+        return int(self._values["max-bandwidth"])
+
+    @property
+    def downtime_limit_seconds(self) -> float:
+        return int(self._values["downtime-limit"]) / 1000
+
+    @property
+    def doubt_timeout_seconds(self) -> float:
+        return int(self._values["x-sterna-doubt-timeout"]) / 1000
+
+    @property
+    def verify(self) -> Verify:
+        return Verify(self._values["x-sterna-verify"])
+
+    @property
+    def events(self) -> bool:
+        """Whether MIGRATION and MIGRATION_PASS events are sent."""
+        return self._capabilities["events"]
