@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Hva
 
 _MADV_HUGEPAGE = 14  # include/uapi/asm-generic/mman-common.h
+_MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python has no name for it before 3.13
 
 
 class RamError(Exception):
@@ -35,7 +36,7 @@ class RamBlock:
         try:
             # One block's size more than asked for: stage 2 and the host can only map 2 MiB blocks when hva is aligned.
             self._mapping = mmap.mmap(
-                -1, size + PMD_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+                -1, size + PMD_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
             )
         except (OSError, OverflowError, ValueError) as error:
             raise RamError(f"RAM block {name!r}: the host cannot map {size} bytes: {error}") from error
