@@ -1,0 +1,285 @@
+"""Compiled kernels that make and take apart the records of the ``ram`` section, and their plain twins.
+
+Everything here trusts its caller for array sizes, and nobody for the bytes of a stream.
+"""
+
+import ctypes
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.bitmap import Words
+from sterna.memory.kernel import kernel
+from sterna.stream.wire import RamFlag
+
+Bytes = NDArray[np.uint8]
+
+
+class Status(IntEnum):
+    """Why `decode_records` came back. All but MORE and END leave the position at the record's first byte."""
+
+    MORE = 0
+    """The bytes at hand end within a record."""
+    END = 1
+    """The part has ended; the position is after its last record."""
+    BLOCK = 2
+    """The record names another block than the one given."""
+    NO_BLOCK = 3
+    """The record continues a block, but there has been none."""
+    OUTSIDE = 4
+    """The page is not inside the block."""
+    FLAGS = 5
+    """No record of a page has these flags."""
+    FILL = 6
+    """A record of a zero page is filled with something else."""
+
+
+# Compiled code takes these as constants; an enumeration's members would cost it a lookup.
+_MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
+_OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)
+_ZERO, _PAGE, _EOS, _CONTINUE = (
+    int(RamFlag.ZERO),
+    int(RamFlag.PAGE),
+    int(RamFlag.EOS),
+    int(RamFlag.CONTINUE),
+)
+
+
+def bytes_at(address: int, size: int) -> bytes:
+    """A copy of this process' memory."""
+    return ctypes.string_at(address, size)
+
+
+def _encode_twin(
+    words: NDArray[np.uint64],
+    pages: NDArray[np.int64],
+    page_bits: int,
+    name: Bytes,
+    suffix: Bytes,
+    headers: Bytes,
+    used: int,
+    addresses: NDArray[np.uint64],
+    iov: NDArray[np.uint64],
+) -> tuple[int, int, int]:
+    hva, base = (int(address) for address in addresses)
+    page_bytes = 1 << page_bits
+    rows: list[tuple[int, int]] = []
+    run = normal = 0
+    for i, page in enumerate(pages.tolist()):
+        zero = not words[page * page_bytes // 8 : (page + 1) * page_bytes // 8].any()
+        flags = (_ZERO if zero else _PAGE) | (_CONTINUE if i else 0)
+        head = (page << page_bits | flags).to_bytes(8, "big")
+        record = head + (b"" if i else name.tobytes()) + (b"\0" if zero else b"")
+        headers[used : used + len(record)] = np.frombuffer(record, dtype=np.uint8)
+        used += len(record)
+        if not zero:
+            rows += [(base + run, used - run), (hva + page * page_bytes, page_bytes)]
+            run = used
+            normal += 1
+    headers[used : used + suffix.size] = suffix
+    used += suffix.size
+    if used > run:
+        rows.append((base + run, used - run))
+    iov[: len(rows)] = np.array(rows, dtype=np.uint64).reshape(-1, 2)
+    return len(rows), used + normal * page_bytes, normal
+
+
+@kernel(twin=_encode_twin)
+def encode_records(
+    words: NDArray[np.uint64],
+    pages: NDArray[np.int64],
+    page_bits: int,
+    name: Bytes,
+    suffix: Bytes,
+    headers: Bytes,
+    used: int,
+    addresses: NDArray[np.uint64],
+    iov: NDArray[np.uint64],
+) -> tuple[int, int, int]:
+    """Write the headers of pages' records, and the list of pieces that make up the records.
+
+    :param words: the block's bytes as 64-bit words
+    :param name: the block's name as the first record carries it, its length before it
+    :param suffix: bytes to follow the last record
+    :param headers: where headers go, with `used` bytes in it already, and room for 9 bytes a page, name and suffix
+    :param addresses: of the block's first byte, and of `headers`
+    :param iov: `shape (at least 2 * pages + 1, 2)`
+    :return: rows used of `iov`, bytes on the wire, pages that are not zero
+    """
+    page_bytes = 1 << page_bits
+    per_page = page_bytes >> 3
+    hva = addresses[0]
+    base = addresses[1]
+    rows = 0
+    run = 0
+    normal = 0
+    for i in range(pages.size):
+        page = pages[i]
+        first = page * per_page
+        zero = True
+        for group in range(first, first + per_page, 8):
+            seen = words[group]
+            for j in range(1, 8):
+                seen |= words[group + j]
+            if seen != np.uint64(0):
+                zero = False
+                break
+        word = (page << page_bits) | (_ZERO if zero else _PAGE) | (_CONTINUE if i else 0)
+        for shift in range(8):
+            headers[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
+        used += 8
+        if i == 0:
+            for j in range(name.size):
+                headers[used + j] = name[j]
+            used += name.size
+        if zero:
+            headers[used] = 0
+            used += 1
+        else:
+            iov[rows, 0] = base + np.uint64(run)
+            iov[rows, 1] = used - run
+            iov[rows + 1, 0] = hva + np.uint64(page * page_bytes)
+            iov[rows + 1, 1] = page_bytes
+            rows += 2
+            run = used
+            normal += 1
+    for j in range(suffix.size):
+        headers[used + j] = suffix[j]
+    used += suffix.size
+    if used > run:
+        iov[rows, 0] = base + np.uint64(run)
+        iov[rows, 1] = used - run
+        rows += 1
+    return rows, used + normal * page_bytes, normal
+
+
+def _decode_twin(
+    staging: Bytes,
+    at: int,
+    end: int,
+    name: Bytes,
+    ram: Bytes,
+    page_bits: int,
+    received: Words,
+    fresh: bool,
+    counts: NDArray[np.int64],
+) -> tuple[int, int]:
+    page_bytes = 1 << page_bits
+    while end - at >= 8:
+        word = int.from_bytes(staging[at : at + 8].tobytes(), "big")
+        flags = word & (page_bytes - 1)
+        offset = word - flags
+        if word == _EOS:
+            return at + 8, _END
+        if flags & ~_CONTINUE not in (_PAGE, _ZERO):
+            return at, _FLAGS
+        body = at + 8
+        if not flags & _CONTINUE:
+            if end - at < 9 or end - at < 9 + int(staging[body]):
+                return at, _MORE
+            their_name = staging[body + 1 : body + 1 + int(staging[body])]
+            if their_name.size == 0 or not np.array_equal(their_name, name):
+                return at, _BLOCK
+            body += 1 + their_name.size
+        elif name.size == 0:
+            return at, _NO_BLOCK
+        if offset >= ram.size:
+            return at, _OUTSIDE
+        page = offset >> page_bits
+        bit = np.uint64(1 << (page & 63))
+        if flags & _PAGE:
+            if end - body < page_bytes:
+                return at, _MORE
+            ram[offset : offset + page_bytes] = staging[body : body + page_bytes]
+            at = body + page_bytes
+            counts[0] += 1
+        else:
+            if end - body < 1:
+                return at, _MORE
+            if staging[body]:
+                return at, _FILL
+            target = ram[offset : offset + page_bytes]
+            if (not fresh or received[page >> 6] & bit) and target.any():
+                target[:] = 0
+            at = body + 1
+            counts[1] += 1
+        received[page >> 6] |= bit
+    return at, _MORE
+
+
+@kernel(twin=_decode_twin)
+def decode_records(
+    staging: Bytes,
+    at: int,
+    end: int,
+    name: Bytes,
+    ram: Bytes,
+    page_bits: int,
+    received: Words,
+    fresh: bool,
+    counts: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Apply the whole records in `staging[at:end]` to one block.
+
+    :param name: the block's name; empty when none has been named yet
+    :param ram: the block's bytes, a multiple of the page size of them
+    :param received: a bit for each page that has come
+    :param fresh: whether pages that have not come are known to be zero
+    :param counts: of PAGE and ZERO records, increased
+    :return: the position after the last record that was applied, and a `Status`
+    """
+    page_bytes = 1 << page_bits
+    size = np.uint64(ram.size)
+    words = ram.view(np.uint64)
+    while end - at >= 8:
+        word = np.uint64(0)
+        for i in range(8):
+            word = (word << np.uint64(8)) | np.uint64(staging[at + i])
+        flags = np.int64(word & np.uint64(page_bytes - 1))
+        if word == np.uint64(_EOS):
+            return at + 8, _END
+        kind = flags & ~_CONTINUE
+        if kind != _PAGE and kind != _ZERO:  # noqa: PLR1714
+            return at, _FLAGS
+        body = at + 8
+        if flags & _CONTINUE == 0:
+            if end - at < 9:
+                return at, _MORE
+            length = np.int64(staging[body])
+            if end - at < 9 + length:
+                return at, _MORE
+            if length == 0 or length != name.size:
+                return at, _BLOCK
+            for i in range(length):
+                if staging[body + 1 + i] != name[i]:
+                    return at, _BLOCK
+            body += 1 + length
+        elif name.size == 0:
+            return at, _NO_BLOCK
+        if word - np.uint64(flags) >= size:
+            return at, _OUTSIDE
+        offset = np.int64(word) - flags
+        page = offset >> page_bits
+        bit = np.uint64(1) << np.uint64(page & 63)
+        if kind == _PAGE:
+            if end - body < page_bytes:
+                return at, _MORE
+            ram[offset : offset + page_bytes] = staging[body : body + page_bytes]
+            at = body + page_bytes
+            counts[0] += 1
+        else:
+            if end - body < 1:
+                return at, _MORE
+            if staging[body] != 0:
+                return at, _FILL
+            if not fresh or received[page >> 6] & bit:
+                first = offset >> 3
+                for i in range(first, first + (page_bytes >> 3)):
+                    if words[i] != np.uint64(0):
+                        ram[offset : offset + page_bytes] = 0
+                        break
+            at = body + 1
+            counts[1] += 1
+        received[page >> 6] |= bit
+    return at, _MORE
