@@ -55,13 +55,17 @@ class BytesSource:
 
     def take(self, size: int) -> bytes:
         if size > TAKE_LIMIT:
-            raise StreamError(f"{size} bytes asked for, the limit is {TAKE_LIMIT}", self.section, self.offset)
+            raise self.error(f"{size} bytes asked for, the limit is {TAKE_LIMIT}")
         if size > self.left:
             end = self._base + len(self._data)
             raise StreamError(f"cut short: {size} bytes expected, {self.left} left", self.section, end)
         piece = self._data[self._at : self._at + size]
         self._at += size
         return bytes(piece)
+
+    def error(self, message: str) -> StreamError:
+        """An error at the current position."""
+        return StreamError(message, self.section, self.offset)
 
     def peek(self, size: int) -> bytes:
         return bytes(self._data[self._at : self._at + size])

@@ -1,8 +1,8 @@
 """The kinds of fields that device state is made of: how each is written, read and described.
 
-A field is written into a `bytearray` and read from a `ByteSource`. Field values live in a dictionary (the record) by
-field name, so that an array can be counted by a field before it. Errors are `StreamError`s; whoever encloses a field adds
-its name to the error's path.
+A field is written into a `bytearray` and read from a `ByteSource`. Field values live in a dictionary (the
+record) by field name, so that an array can be counted by a field before it. Errors are `StreamError`s;
+whoever encloses a field adds its name to the error's path.
 """
 
 import operator
@@ -60,7 +60,8 @@ class Field(ABC):
 
     @abstractmethod
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
-        """The field's entries in the stream's description: none for an empty array, more than one for an array
+        """The field's entries in the stream's description: none for an empty array, more than one for an
+        array
         whose elements differ.
         """
 

@@ -1,11 +1,12 @@
 """The body of the ``ram`` section, version 4: pages of guest RAM as records.
 
-A record begins with a 64-bit word: the page's offset in its block, and flags in the bits below the page size. A PAGE
-record carries the page, a ZERO record one zero byte. Without CONTINUE, the block's name (one byte of length before it)
-stands between word and data. EOS ends the part.
+A record begins with a 64-bit word: the page's offset in its block, and flags in the bits below the page size.
+A PAGE record carries the page, a ZERO record one zero byte. Without CONTINUE, the block's name (one byte of
+length before it) stands between word and data. EOS ends the part.
 
-Page data is never copied to be sent: `encode_pages` makes a list of addresses for a vectored system call. Received
-records are taken apart by a compiled kernel that copies pages from the staging buffer into guest RAM.
+Page data is never copied to be sent: `encode_pages` makes a list of addresses for a vectored system call.
+Received records are taken apart by a compiled kernel that copies pages from the staging buffer into guest
+RAM.
 """
 
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ def read_setup(reader: StreamReader, page_bits: int = PAGE_SHIFT) -> list[tuple[
 class EncodedPages:
     """Pages as records, ready for a vectored system call (`writev`, `sendmsg`).
 
-    The page data is not in it but referred to where it is, in guest RAM; what is sent is what is there when the system
-    call reads it.
+    The page data is not in it but referred to where it is, in guest RAM; what is sent is what is there when
+    the system call reads it.
 
     :ivar iov: `shape (n, 2)`, dtype uint64: address and length of each piece, as an array of `struct iovec`
     :ivar nbytes: bytes on the wire
@@ -106,13 +107,14 @@ def encode_pages(
 ) -> EncodedPages:
     """Records for pages of one block; the first names the block.
 
-    Each page is looked at once, to find those that are all zero. A few hundred pages at a time stay in the cache between
-    that look and the system call that sends them.
+    Each page is looked at once, to find those that are all zero. A few hundred pages at a time stay in the
+    cache between that look and the system call that sends them.
 
     :param pages: numbers of 4 KiB pages, dtype int64, in the order in which they are to be sent
     :param prefix: bytes to send before the records: the opening of the part
     :param suffix: bytes to send after the records: `END_OF_RECORDS` and the footer
-    :param page_bits: log2 of the stream's page size, 10 to 12; a smaller page than 4 KiB makes several records of each
+    :param page_bits: log2 of the stream's page size, 10 to 12; a smaller page than 4 KiB makes several
+        records of each
     :raise ValueError: When a page number is outside the block.
     """
     if pages.size and not (int(pages.min()) >= 0 and int(pages.max()) < block.pages):
@@ -161,7 +163,8 @@ class RamDecoder:
 
     :param blocks: all of the destination's RAM
     :param page_bits: log2 of the stream's page size
-    :param fresh: whether the blocks are all zero and untouched; then pages that are zero from the start stay untouched
+    :param fresh: whether the blocks are all zero and untouched; then pages that are zero from the start stay
+        untouched
 
     :ivar received: by block name, a bitmap of the stream's pages that have come, one way or the other
     """
@@ -205,7 +208,8 @@ class RamDecoder:
     def read_records(self, reader: StreamReader) -> None:
         """Read the body of a further or last part, into guest RAM.
 
-        :raise StreamError: When a record is none, or lies outside its block. Records before it have been applied.
+        :raise StreamError: When a record is none, or lies outside its block. Records before it have been
+            applied.
         """
         start = reader.offset
         while not self._consume(reader):

@@ -1,7 +1,7 @@
 """Reading the stream: an incremental parser that hands out one piece after the other.
 
-The reader knows the frame: header, sections, footers, commands. Whoever uses it reads each section's body, between
-two calls of `next`, with a `VmStateDescription` or a `RamDecoder`::
+The reader knows the frame: header, sections, footers, commands. Whoever uses it reads each section's body,
+between two calls of `next`, with a `VmStateDescription` or a `RamDecoder`::
 
     while (event := reader.next()) is not None:
         match event:
@@ -12,8 +12,8 @@ two calls of `next`, with a `VmStateDescription` or a `RamDecoder`::
             case EndOfStream(): ...
             case VmDescription(text): ...
 
-Nothing is read beyond what the current piece needs: as long as the staging buffer holds enough bytes the source is not
-asked, so that a peer which waits for an answer before it goes on never waits in vain.
+Nothing is read beyond what the current piece needs: as long as the staging buffer holds enough bytes the
+source is not asked, so that a peer which waits for an answer before it goes on never waits in vain.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ class StreamSource(Protocol):
     """Where the stream comes from."""
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Wait until there are bytes, and put those that are there (not necessarily as many as fit) into `buffer`.
+        """Wait until there are bytes, and put those that are there (not necessarily as many as fit) into
+        `buffer`.
 
         :return: their number; 0 at the end of the stream
         :raise OSError: When the channel fails.
@@ -129,7 +130,7 @@ class StreamReader:
             raise ValueError(f"a staging buffer of {staging_bytes} bytes is too small")
         self._source = source
         self.staging: NDArray[np.uint8] = np.zeros(staging_bytes, dtype=np.uint8)
-        self._view = memoryview(self.staging)
+        self._view = self.staging.data
         self._at = 0
         self._end = 0
         self._base = 0
@@ -198,13 +199,13 @@ class StreamReader:
         return StreamError(message, self._section, self.offset if at is None else at)
 
     def _fill(self) -> int:
-        if self._at == self._end or self._end == len(self._view):
-            rest = self._end - self._at
-            assert rest < len(self._view)
-            # Overlapping copies are safe in numpy.
-            self.staging[:rest] = self.staging[self._at : self._end]
-            self._base += self._at
-            self._at, self._end = 0, rest
+        # What is left is less than one record, so that moving it costs little and makes room for a large
+        # read.
+        rest = self._end - self._at
+        assert rest < len(self._view)
+        self.staging[:rest] = self.staging[self._at : self._end]
+        self._base += self._at
+        self._at, self._end = 0, rest
         try:
             got = self._source.readinto(self._view[self._end :])
         except OSError as error:

@@ -63,8 +63,8 @@ class Configuration:
     """What both ends must agree on before anything else.
 
     :ivar machine: name of the machine type, such as ``virt-7.2``
-    :ivar page_bits: log2 of the page size of RAM records, if it is not the architecture's smallest. For 32-bit ARM that
-        is 10; QEMU's `virt` sends 12, its `vexpress-a15` nothing
+    :ivar page_bits: log2 of the page size of RAM records, if it is not the architecture's smallest. For
+        32-bit ARM that is 10; QEMU's `virt` sends 12, its `vexpress-a15` nothing
     :ivar uuid: 16 bytes, sent with the capability validate-uuid
     :ivar capabilities: those the destination must have too (of QEMU 7.2: x-ignore-shared)
     """

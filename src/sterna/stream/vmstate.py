@@ -1,13 +1,14 @@
 """Device state on the wire: declarative descriptions, and the values they describe.
 
-A description is data, much as QEMU's VMStateDescription: a name, a version, fields in order, and optional subsections.
+A description is data, much as QEMU's VMStateDescription: a name, a version, fields in order, and optional
+subsections.
 
     COUNTER = VmStateDescription(
         "counter", version=1, fields=(u32("control"), array(u64("compare"), 4), unused(8), timer("expiry"))
     )
 
-`encode` makes a section's body from a `DeviceState`, `decode` takes one from bytes or from the live stream, and `vmdesc`
-describes the body as the JSON at the end of a stream does.
+`encode` makes a section's body from a `DeviceState`, `decode` takes one from bytes or from the live stream,
+and `vmdesc` describes the body as the JSON at the end of a stream does.
 """
 
 from collections.abc import Iterable
@@ -42,7 +43,8 @@ class DeviceState:
 class VmStateDescription:
     """What a section's body consists of.
 
-    :ivar name: as QEMU's ``vmsd_name``; the section itself may carry a longer name (a device's path before it)
+    :ivar name: as QEMU's ``vmsd_name``; the section itself may carry a longer name (a device's path before
+        it)
     :ivar version: the newest version, which is written
     :ivar minimum_version: the oldest version that is read
     """
@@ -96,22 +98,23 @@ class VmStateDescription:
 
         :param name: the section's name, if it is not the description's
         :param version: the version from the section's header; the description's if not given
-        :raise StreamError: When the version is not supported, or the body is cut short, too long, or out of limits.
+        :raise StreamError: When the version is not supported, or the body is cut short, too long, or out of
+            limits.
         """
         name = self.name if name is None else name
         version = self.version if version is None else version
-        reader: ByteSource
         if isinstance(source, bytes | bytearray | memoryview):
-            reader = BytesSource(source, name)
+            whole = BytesSource(source, name)
+            values, subsections = self._read(whole, version)
+            if whole.left:
+                raise whole.error(f"{whole.left} bytes after the last field")
         else:
-            reader = source
-        values, subsections = self._read(reader, version)
-        if isinstance(reader, BytesSource) and reader is not source and reader.left:
-            raise StreamError(f"{reader.left} bytes after the last field", name, reader.offset)
+            values, subsections = self._read(source, version)
         return DeviceState(name, instance_id, version, values, subsections)
 
     def vmdesc(self, state: DeviceState) -> dict[str, Any]:
-        """How a stream's description shows a section with this state (its arrays' lengths and the subsections that
+        """How a stream's description shows a section with this state (its arrays' lengths and the subsections
+        that
         are there), in QEMU's layout.
         """
         return {
@@ -123,11 +126,12 @@ class VmStateDescription:
     def _present(self, version: int) -> Iterable[Field]:
         return (part for part in self.fields if part.since <= version)
 
-    def _check_version(self, version: int) -> None:
+    def _check_version(self, version: int, source: ByteSource | None = None) -> None:
         if not self.minimum_version <= version <= self.version:
-            raise StreamError(
+            raise _error(
                 f"version {version} of {self.name!r} is not supported: "
-                f"known are {self.minimum_version} to {self.version}"
+                f"known are {self.minimum_version} to {self.version}",
+                source,
             )
 
     def _write(
@@ -158,10 +162,7 @@ class VmStateDescription:
             raise StreamError(f"{self.name!r} has no subsection {min(states)!r}")
 
     def _read(self, source: ByteSource, version: int) -> tuple[dict[str, Any], tuple[DeviceState, ...]]:
-        try:
-            self._check_version(version)
-        except StreamError as error:
-            raise StreamError(error.message, source.section, source.offset) from None
+        self._check_version(version, source)
         record: dict[str, Any] = {}
         for part in self._present(version):
             try:
@@ -177,9 +178,9 @@ class VmStateDescription:
         while (name := self._peek_subsection(source)) is not None:
             sub = self._subsection_by_name.get(name)
             if sub is None:
-                raise StreamError(f"unknown subsection {name!r}", source.section, source.offset)
+                raise _error(f"unknown subsection {name!r}", source)
             if name in seen:
-                raise StreamError(f"subsection {name!r} comes twice", source.section, source.offset)
+                raise _error(f"subsection {name!r} comes twice", source)
             seen.add(name)
             source.take(2 + len(name.encode()))
             version = int.from_bytes(source.take(4), "big")
@@ -192,7 +193,8 @@ class VmStateDescription:
     def _peek_subsection(self, source: ByteSource) -> str | None:
         """Name of the subsection that comes next, if one of this description does.
 
-        Within a structure the byte after the last field may be anything, so no more is looked at than proves it.
+        Within a structure the byte after the last field may be anything, so no more is looked at than proves
+        it.
         """
         prefix = self.name.encode() + b"/"
         head = source.peek(1)
@@ -218,6 +220,12 @@ class VmStateDescription:
         if inner:
             description["subsections"] = inner
         return description
+
+
+def _error(message: str, source: ByteSource | None) -> StreamError:
+    if source is None:
+        return StreamError(message)
+    return StreamError(message, source.section, source.offset)
 
 
 @dataclass(frozen=True)
@@ -325,7 +333,8 @@ def array(element: Field, length: int, *, as_numpy: bool = False) -> Field:
 def counted_array(element: Field, *, counted_by: str, limit: int, as_numpy: bool = False) -> Field:
     """As many elements as the field `counted_by` before it says, at most `limit`.
 
-    :param as_numpy: read into a numpy array in this machine's byte order; writing takes lists and numpy arrays alike
+    :param as_numpy: read into a numpy array in this machine's byte order; writing takes lists and numpy
+        arrays alike
     """
     return Array(element.name, element, limit, counted_by, as_numpy, since=element.since)
 

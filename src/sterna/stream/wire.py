@@ -1,8 +1,8 @@
 """Numbers of QEMU's migration stream, version 3, and the error that every decoder raises.
 
 Sources: QEMU's ``migration/savevm.h`` (section types, magic), ``migration/savevm.c`` (commands),
-``migration/ram.c`` (flags of RAM records), ``migration/migration.c`` (return path messages), as of release 7.2.
-All integers on the wire are big-endian.
+``migration/ram.c`` (flags of RAM records), ``migration/migration.c`` (return path messages), as of release
+7.2. All integers on the wire are big-endian.
 """
 
 from enum import IntEnum, IntFlag
@@ -74,7 +74,8 @@ class ReturnPathType(IntEnum):
 
 
 LEGACY_ARM_PAGE_BITS = 10
-"""Pages of a 32-bit ARM stream whose configuration does not say: QEMU's smallest, 1 KiB (as `vexpress-a15` sends)."""
+"""Pages of a 32-bit ARM stream whose configuration does not say: QEMU's smallest, 1 KiB (as `vexpress-a15`
+sends)."""
 ARM_PAGE_BITS = 12
 
 NAME_LIMIT = 255
@@ -83,6 +84,8 @@ MACHINE_NAME_LIMIT = 4096
 CAPABILITY_LIMIT = 64
 VMDESC_LIMIT = 16 << 20
 """Longest machine description that is read; a `virt` machine's has 12 kB."""
+RETURN_PATH_LIMIT = 512
+"""Longest payload of a return path message, as QEMU's receiver has it."""
 TAKE_LIMIT = 64 << 20
 """Most bytes that one field of a section may have."""
 SECTION_LIMIT = 4096
