@@ -1,0 +1,166 @@
+"""The stage-2 fault: what the hypervisor does when the table walk ends in an abort.
+
+The kind of the access is told by the tables: a leaf that is present and accessed, and still faulted, was written to without
+permission. An absent leaf does not tell, so with logging on it is mapped read-only and a write comes back as a permission fault.
+"""
+
+from enum import IntEnum
+
+from numba import njit
+
+from sterna.stage2.atomics import atomic_or, lock, unlock
+from sterna.stage2.change import collapse, dissolve, leaf_entry, table_at
+from sterna.stage2.walk import (
+    PMD_SHIFT,
+    PUD_SHIFT,
+    count_leaf,
+    find_leaf,
+    find_slot,
+    is_present,
+    is_table,
+    level_size,
+    position,
+)
+
+
+class Outcome(IntEnum):
+    """What became of a fault."""
+
+    RESUME = 0
+    """The access can be made again."""
+    NO_SLOT = 1
+    """No memory slot holds the address."""
+    READONLY = 2
+    """A write to a read-only slot."""
+    NO_MEMORY = 3
+    """The table pool is used up."""
+
+
+RESUME, NO_SLOT, READONLY, NO_MEMORY = 0, 1, 2, 3
+
+
+@njit(nogil=True, cache=True)
+def fits_leaf(s2, slots, slot, ipa, level):  # type: ignore[no-untyped-def]
+    """Whether a leaf of `level` around `ipa` lies in the slot, and its physical address has the alignment."""
+    size = level_size(level)
+    base = ipa & ~(size - 1)
+    return (
+        size <= s2[0].max_leaf
+        and base >= slots[slot].ipa
+        and base + size <= slots[slot].ipa + slots[slot].size
+        and ((slots[slot].ipa - slots[slot].pa) & (size - 1)) == 0
+    )
+
+
+@njit(nogil=True, cache=True)
+def mark_dirty(s2, bitmap, page):  # type: ignore[no-untyped-def]
+    """Set a page's bit in the dirty bitmap at address `bitmap`."""
+    atomic_or(bitmap + ((page >> 6) << 3), 1 << (page & 63))
+    s2[0].dirty_marked += 1
+
+
+@njit(nogil=True, cache=True)
+def _populate(s2, slots, tables, slot, ipa, writable, may_block):  # type: ignore[no-untyped-def]
+    """Map `ipa` where the walk found nothing."""
+    address = ipa - slots[slot].ipa + slots[slot].pa
+    at = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
+    for level in (1, 2):
+        size = level_size(level)
+        if may_block and fits_leaf(s2, slots, slot, ipa, level):
+            entry = leaf_entry(s2, level, address & ~(size - 1), writable)
+            if is_table(s2, tables[at]):
+                collapse(s2, tables, at, level, entry)
+            else:
+                tables[at] = entry
+                count_leaf(s2, level, 1)
+            return RESUME
+        fresh = not is_present(s2, tables[at])
+        first = table_at(s2, tables, at)
+        if first < 0:
+            return NO_MEMORY
+        if level == 2 and fresh and not may_block:
+            # One fault for the whole table: each page is read-only, so each first write is still seen.
+            base = ipa & ~(size - 1)
+            start = max(base, slots[slot].ipa)
+            end = min(base + size, slots[slot].ipa + slots[slot].size)
+            template = leaf_entry(s2, 3, 0, writable)
+            for page in range(start, end, 4096):
+                tables[first + ((page - base) >> 12)] = template | (page - slots[slot].ipa + slots[slot].pa)
+            count_leaf(s2, 3, (end - start) >> 12)
+            return RESUME
+        at = first + ((ipa >> (PMD_SHIFT if level == 1 else 12)) & 511)
+    tables[at] = leaf_entry(s2, 3, address & ~4095, writable)
+    count_leaf(s2, 3, 1)
+    return RESUME
+
+
+@njit(nogil=True, cache=True)
+def _write_logged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no-untyped-def]
+    """A write to a protected page of a logged slot: dissolve down to 4 KiB, mark, let through."""
+    while level < 3:
+        first = dissolve(s2, tables, at, level)
+        if first < 0:
+            return NO_MEMORY
+        level += 1
+        at = first + ((ipa >> (PMD_SHIFT if level == 2 else 12)) & 511)
+    # The bit before the permission: a harvest between the two would clear a bit for a write still to come otherwise.
+    mark_dirty(s2, slots[slot].bitmap, (ipa - slots[slot].ipa) >> 12)
+    tables[at] |= s2[0].write
+    return RESUME
+
+
+@njit(nogil=True, cache=True)
+def _write_unlogged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no-untyped-def]
+    """A write to a page still protected after logging stopped: rebuild its block where one fits, else let through."""
+    for wanted in range(1, level):
+        if fits_leaf(s2, slots, slot, ipa, wanted):
+            parent = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
+            if wanted == 2:
+                parent = position(s2, tables[parent] & s2[0].address) + ((ipa >> PMD_SHIFT) & 511)
+            size = level_size(wanted)
+            address = (ipa - slots[slot].ipa + slots[slot].pa) & ~(size - 1)
+            collapse(s2, tables, parent, wanted, leaf_entry(s2, wanted, address, True))
+            return RESUME
+    tables[at] |= s2[0].write
+    return RESUME
+
+
+@njit(nogil=True, cache=True)
+def _resolve(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
+    slot = find_slot(s2, slots, ipa)
+    if slot < 0:
+        return NO_SLOT
+    readonly = slots[slot].readonly != 0
+    logging = slots[slot].bitmap != 0 and not readonly
+    at, level = find_leaf(s2, tables, ipa)
+    if at < 0:
+        return NO_SLOT
+    entry = tables[at]
+    if not is_present(s2, entry):
+        s2[0].faults_translation += 1
+        return _populate(s2, slots, tables, slot, ipa, not (logging or readonly), not logging)
+    if (entry & s2[0].access) != s2[0].access:
+        s2[0].faults_access_flag += 1
+        tables[at] = entry | s2[0].access
+        return RESUME
+    if (entry & s2[0].write) != 0:
+        # Another CPU was first, or this one's TLB held the entry from before.
+        s2[0].faults_spurious += 1
+        return RESUME
+    if readonly:
+        return READONLY
+    s2[0].faults_permission += 1
+    if logging:
+        return _write_logged(s2, slots, tables, slot, ipa, at, level)
+    return _write_unlogged(s2, slots, tables, slot, ipa, at, level)
+
+
+@njit(nogil=True, cache=True)
+def handle_fault(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
+    """Resolve a stage-2 abort at `ipa`: an `Outcome`. Takes mmu_lock; runs on the faulting vCPU's thread."""
+    lock(s2[0].lock_address, s2[0].sched_yield)
+    outcome = _resolve(s2, slots, tables, ipa)
+    if outcome != RESUME:
+        s2[0].faults_unhandled += 1
+    unlock(s2[0].lock_address)
+    return outcome

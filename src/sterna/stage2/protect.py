@@ -1,0 +1,130 @@
+"""Write protection of ranges, and the generic get- and clear-dirty-log built on it.
+
+Each function takes mmu_lock; none flushes: that is the caller's, before it returns to whoever asked (tlb.py).
+"""
+
+from numba import njit
+
+from sterna.stage2.atomics import atomic_and, atomic_or, atomic_xchg, highest_bit, lock, lowest_bit, unlock
+from sterna.stage2.walk import PMD_SHIFT, PUD_SHIFT, find_leaf, is_present
+
+_WORDS_PER_LOCK = 1024
+"""A harvest gives mmu_lock up after this many words (256 MiB of guest memory), so that faulting vCPUs get on."""
+
+
+@njit(nogil=True, cache=True)
+def protect_locked(s2, tables, start, end):  # type: ignore[no-untyped-def]
+    """Make every leaf that maps a part of [start, end) read-only; blocks are protected whole. The caller holds mmu_lock."""
+    ipa = start
+    while ipa < end:
+        at, level = find_leaf(s2, tables, ipa)
+        if level == 3:
+            stop = min(((ipa >> PMD_SHIFT) + 1) << PMD_SHIFT, end)
+            write = s2[0].write
+            count = 0
+            for i in range((stop - ipa + 4095) >> 12):
+                entry = tables[at + i]
+                if (entry & write) != 0:
+                    tables[at + i] = entry & ~write
+                    count += 1
+            s2[0].pages_protected += count
+            ipa = stop
+            continue
+        entry = tables[at]
+        if is_present(s2, entry) and (entry & s2[0].write) != 0:
+            tables[at] = entry & ~s2[0].write
+            s2[0].blocks_protected += 1
+        shift = PUD_SHIFT if level == 1 else PMD_SHIFT
+        ipa = ((ipa >> shift) + 1) << shift
+
+
+@njit(nogil=True, cache=True)
+def protect_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
+    """Write-protect [start, end), giving the lock up between level-1 entries as the kernel's walk does."""
+    ipa = start
+    while ipa < end:
+        stop = min(((ipa >> PUD_SHIFT) + 1) << PUD_SHIFT, end)
+        lock(s2[0].lock_address, s2[0].sched_yield)
+        protect_locked(s2, tables, ipa, stop)
+        unlock(s2[0].lock_address)
+        ipa = stop
+
+
+@njit(nogil=True, cache=True)
+def _protect_mask(s2, tables, base, mask):  # type: ignore[no-untyped-def]
+    """Protect from the first to the last set bit, as kvm_arch_mmu_enable_log_dirty_pt_masked does for ARM."""
+    protect_locked(s2, tables, base + (lowest_bit(mask) << 12), base + ((highest_bit(mask) + 1) << 12))
+
+
+@njit(nogil=True, cache=True)
+def harvest(s2, tables, ipa, bitmap, out):  # type: ignore[no-untyped-def]
+    """Swap each word of the bitmap at address `bitmap` for zero, protect what was dirty: number of words that were not zero.
+
+    Linux ba0513b5b8ff, kvm_get_dirty_log_protect: `out` gets the words, `shape (words,)`, dtype int64.
+    """
+    found = 0
+    for first in range(0, out.size, _WORDS_PER_LOCK):
+        lock(s2[0].lock_address, s2[0].sched_yield)
+        for w in range(first, min(first + _WORDS_PER_LOCK, out.size)):
+            mask = atomic_xchg(bitmap + 8 * w, 0)
+            out[w] = mask
+            if mask != 0:
+                found += 1
+                _protect_mask(s2, tables, ipa + (w << 18), mask)
+        unlock(s2[0].lock_address)
+    return found
+
+
+@njit(nogil=True, cache=True)
+def clear(s2, tables, ipa, bitmap, first_word, mask_words):  # type: ignore[no-untyped-def]
+    """Clear the bits of `mask_words` in the bitmap, protect those that were set: number of words that changed.
+
+    Only bits that are really cleared are protected (Linux 2a31b9db1535, kvm_clear_dirty_log_protect).
+    """
+    changed = 0
+    for first in range(0, mask_words.size, _WORDS_PER_LOCK):
+        lock(s2[0].lock_address, s2[0].sched_yield)
+        for w in range(first, min(first + _WORDS_PER_LOCK, mask_words.size)):
+            if mask_words[w] == 0:
+                continue
+            at = first_word + w
+            mask = atomic_and(bitmap + 8 * at, ~mask_words[w]) & mask_words[w]
+            if mask != 0:
+                changed += 1
+                _protect_mask(s2, tables, ipa + (at << 18), mask)
+        unlock(s2[0].lock_address)
+    return changed
+
+
+@njit(nogil=True, cache=True)
+def age_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
+    """Clear the access flag of every leaf that maps a part of [start, end): number of leaves that had it set.
+
+    The host's page aging (kvm_age_hva). A TLB may hold an entry a while longer; the kernel does not flush here either.
+    """
+    young = 0
+    lock(s2[0].lock_address, s2[0].sched_yield)
+    ipa = start
+    while ipa < end:
+        at, level = find_leaf(s2, tables, ipa)
+        entry = tables[at]
+        if is_present(s2, entry) and (entry & s2[0].access) != 0:
+            tables[at] = entry & ~s2[0].access
+            young += 1
+        shift = PUD_SHIFT if level == 1 else PMD_SHIFT if level == 2 else 12
+        ipa = ((ipa >> shift) + 1) << shift
+    unlock(s2[0].lock_address)
+    return young
+
+
+@njit(nogil=True, cache=True)
+def mark_range(bitmap, first_page, num_pages):  # type: ignore[no-untyped-def]
+    """Set the bits of a range of pages in the bitmap at address `bitmap`. Needs no lock: a set bit is never wrong."""
+    page = first_page
+    end = first_page + num_pages
+    while page < end:
+        bit = page & 63
+        count = min(64 - bit, end - page)
+        mask = -1 if count == 64 else ((1 << count) - 1) << bit
+        atomic_or(bitmap + ((page >> 6) << 3), mask)
+        page += count

@@ -1,0 +1,78 @@
+"""The memory that stage 2 works on: plain records, so that compiled code and Python share them.
+
+Addresses and descriptors are signed 64-bit integers: bit 63 is unused, and one integer type keeps compiled arithmetic exact.
+"""
+
+import numpy as np
+
+MAX_SLOTS = 32
+MAX_CPUS = 8
+
+COUNTERS = (
+    "faults_translation",
+    "faults_permission",
+    "faults_access_flag",
+    "faults_spurious",
+    "faults_unhandled",
+    "dirty_marked",
+    "pages_protected",
+    "blocks_protected",
+    "blocks_dissolved",
+    "blocks_rebuilt",
+    "pages_4k",
+    "blocks_2m",
+    "blocks_1g",
+    "tables",
+    "tlbi_posted",
+)
+"""Statistics kept by compiled code. The four after `blocks_rebuilt` say what is mapped now; the others only grow."""
+
+STAGE2 = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            # mmu_lock: whoever changes a table or a bitmap's meaning holds it.
+            "lock",
+            "lock_address",
+            "sched_yield",
+            # The table pool: physical address, size, the list of free pages (page number + 1; 0 ends it), and the root table.
+            "pool_pa",
+            "pool_pages",
+            "pool_free",
+            "root_pa",
+            "root_entries",
+            # The largest leaf that may be installed, in bytes.
+            "max_leaf",
+            # The architecture's descriptor format (format.py).
+            "present",
+            "kind",
+            "table",
+            "address",
+            "write",
+            "access",
+            "page",
+            "block",
+            "slot_count",
+            "cpus",
+            "tlbi_address",
+            *COUNTERS,
+        )
+    ]
+)
+"""One VM's stage 2. `tlbi_address` is an array of `MAX_CPUS` words: not zero while CPU n owes its TLB a flush."""
+
+SLOT = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "number",
+            "ipa",
+            "size",
+            # Physical address of the slot's first byte in the emulated machine.
+            "pa",
+            "readonly",
+            # Address of the dirty bitmap; 0 while logging is off.
+            "bitmap",
+        )
+    ]
+)

@@ -1,0 +1,231 @@
+"""One VM's stage-2 tables: the memory they live in, the slots they map, and the calls that change them."""
+
+import ctypes
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.address import PMD_SIZE, Ipa
+from sterna.stage2.atomics import lock, unlock
+from sterna.stage2.change import map_device, unmap_range
+from sterna.stage2.fault import Outcome, handle_fault
+from sterna.stage2.format import DescriptorFormat
+from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
+from sterna.stage2.state import COUNTERS, MAX_CPUS, MAX_SLOTS, SLOT, STAGE2
+from sterna.stage2.walk import find_leaf, is_present
+
+_POOL_SIZE = 16 << 20
+"""Enough tables to map the 4 GiB a 32-bit guest can reach in 4 KiB pages, and as much again. Host pages come on first use."""
+
+
+class OutOfTablesError(Exception):
+    """The pool of page-table pages is used up."""
+
+
+class Stage2:
+    """Tables that a CPU's second-stage walker reads.
+
+    :ivar state: one `STAGE2` record, for compiled code
+    :ivar slots: `MAX_SLOTS` records of `SLOT`, the first ``state[0].slot_count`` in use
+    :ivar tables: the pool's words, dtype int64
+    :ivar pool_hva: the pool's address in this process
+    :ivar tlbi_pending: one word a CPU: owes its TLB a flush
+
+    :param pool_pa: physical address at which the CPU sees the pool
+    :param max_leaf: the largest leaf to install, in bytes: 4 KiB, 2 MiB or 1 GiB
+    """
+
+    def __init__(
+        self,
+        format: DescriptorFormat,
+        pool_pa: int,
+        *,
+        cpus: int = 1,
+        max_leaf: int = PMD_SIZE,
+        pool_size: int = _POOL_SIZE,
+    ) -> None:
+        self._memory = mmap.mmap(-1, pool_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        anchor = ctypes.c_char.from_buffer(self._memory)
+        self.pool_hva = ctypes.addressof(anchor)
+        self.pool_size = pool_size
+        self.tables: NDArray[np.int64] = np.frombuffer(self._memory, dtype=np.int64)
+        self.state: NDArray[Any] = np.zeros(1, dtype=STAGE2)
+        self.slots: NDArray[Any] = np.zeros(MAX_SLOTS, dtype=SLOT)
+        self.tlbi_pending: NDArray[np.int64] = np.zeros(MAX_CPUS, dtype=np.int64)
+        state = self.state[0]
+        offset = STAGE2.fields["lock"][1]  # type: ignore[index]
+        state["lock_address"] = self.state.ctypes.data + offset
+        state["sched_yield"] = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+        state["tlbi_address"] = self.tlbi_pending.ctypes.data
+        state["cpus"] = cpus
+        state["max_leaf"] = max_leaf
+        for name in ("present", "kind", "table", "address", "write", "access", "page", "block"):
+            state[name] = getattr(format, name)
+        state["root_entries"] = format.root_entries
+        self.format = format
+        self._make_pool(pool_pa, pool_size // 4096, format.root_entries // 512)
+
+    def _make_pool(self, pool_pa: int, pages: int, root_pages: int) -> None:
+        state = self.state[0]
+        state["pool_pa"], state["pool_pages"], state["root_pa"] = pool_pa, pages, pool_pa
+        # The root comes first, aligned to its own size; the rest is a list of free pages.
+        free = np.arange(root_pages, pages)
+        self.tables[free * 512] = np.append(free[1:] + 1, 0)
+        state["pool_free"] = root_pages + 1
+
+    @property
+    def root_pa(self) -> int:
+        """Physical address of the level-1 table, for the translation table base register."""
+        return int(self.state[0]["root_pa"])
+
+    # -- slots ---------------------------------------------------------------------------------------------------------
+
+    def insert_slot(self, number: int, ipa: Ipa, size: int, pa: int, *, readonly: bool) -> None:
+        """Let faults populate [ipa, ipa + size) from physical address `pa`."""
+        self._lock()
+        at = int(self.state[0]["slot_count"])
+        if at == MAX_SLOTS:
+            self._unlock()
+            raise OutOfTablesError(f"memory slot {number}: at most {MAX_SLOTS} slots")
+        self.slots[at] = (number, ipa, size, pa, readonly, 0)
+        self.state[0]["slot_count"] = at + 1
+        self._unlock()
+
+    def remove_slot(self, number: int) -> None:
+        """Forget a slot and unmap its range. The caller flushes the TLBs."""
+        self._lock()
+        at = self._index(number)
+        slot = self.slots[at].copy()
+        last = int(self.state[0]["slot_count"]) - 1
+        self.slots[at] = self.slots[last]
+        self.state[0]["slot_count"] = last
+        unmap_range(self.state, self.tables, int(slot["ipa"]), int(slot["ipa"] + slot["size"]))
+        self._unlock()
+
+    def set_readonly(self, number: int, readonly: bool) -> None:
+        """Change whether writes to a slot are refused. The caller protects and flushes."""
+        self._lock()
+        self.slots[self._index(number)]["readonly"] = readonly
+        self._unlock()
+
+    def set_bitmap(self, number: int, bitmap: NDArray[np.uint64] | None) -> None:
+        """Start logging into `bitmap`, which must outlive the logging, or stop it. Stopping walks nothing."""
+        self._lock()
+        self.slots[self._index(number)]["bitmap"] = 0 if bitmap is None else bitmap.ctypes.data
+        self._unlock()
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def map_device(self, ipa: Ipa, size: int, pa: int) -> None:
+        """Map device memory, page by page, never executable.
+
+        :raise OutOfTablesError: When the pool has no page left.
+        """
+        self._lock()
+        try:
+            for offset in range(0, size, 4096):
+                if not map_device(self.state, self.tables, ipa + offset, self.format.device | (pa + offset)):
+                    raise OutOfTablesError(f"no page-table page left to map a device at {ipa:#x}")
+        finally:
+            self._unlock()
+
+    def unmap(self, ipa: Ipa, size: int) -> None:
+        """Make a range absent (the host takes pages away: kvm_unmap_hva_range). The caller flushes the TLBs."""
+        self._lock()
+        unmap_range(self.state, self.tables, ipa, ipa + size)
+        self._unlock()
+
+    def protect(self, ipa: Ipa, size: int) -> None:
+        """Write-protect a range, blocks whole. The caller flushes the TLBs."""
+        protect_range(self.state, self.tables, ipa, ipa + size)
+
+    def age(self, ipa: Ipa, size: int) -> int:
+        """Clear the access flags of a range: number of leaves that were young."""
+        return int(age_range(self.state, self.tables, ipa, ipa + size))
+
+    def harvest(self, ipa: Ipa, bitmap: NDArray[np.uint64], out: NDArray[np.uint64]) -> int:
+        """Swap the log into `out` and protect what was dirty: number of non-zero words. The caller flushes the TLBs."""
+        return int(harvest(self.state, self.tables, ipa, bitmap.ctypes.data, out.view(np.int64)))
+
+    def clear(self, ipa: Ipa, bitmap: NDArray[np.uint64], first_word: int, mask: NDArray[np.uint64]) -> int:
+        """Clear and protect the pages of `mask`: number of words that changed. The caller flushes the TLBs."""
+        return int(
+            clear(self.state, self.tables, ipa, bitmap.ctypes.data, first_word, mask.view(np.int64))
+        )
+
+    def mark(self, bitmap: NDArray[np.uint64], first_page: int, num_pages: int) -> None:
+        """Set bits of a dirty bitmap for a write by the host; vCPUs may be setting others at the same time."""
+        mark_range(bitmap.ctypes.data, first_page, num_pages)
+
+    def fault(self, ipa: Ipa) -> Outcome:
+        """Resolve a stage-2 abort at `ipa`, as the CPU's abort handler does."""
+        return Outcome(handle_fault(self.state, self.slots, self.tables, ipa))
+
+    def entry(self, ipa: Ipa) -> tuple[int, int]:
+        """The leaf descriptor and its level for `ipa`; descriptor 0 when nothing is mapped."""
+        self._lock()
+        at, level = find_leaf(self.state, self.tables, ipa)
+        value = int(self.tables[at]) if at >= 0 else 0
+        present = at >= 0 and is_present(self.state, value)
+        self._unlock()
+        return (value if present else 0), int(level)
+
+    # -- accounts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def free_tables(self) -> int:
+        """Page-table pages left in the pool; the root is not counted."""
+        return int(self.state[0]["pool_pages"] - self.format.root_entries // 512 - self.state[0]["tables"])
+
+    def statistics(self) -> Mapping[str, int]:
+        """The counters named in `state.COUNTERS`."""
+        return {name: int(self.state[0][name]) for name in COUNTERS}
+
+    def validate(self) -> None:
+        """Check the tables against the accounts; for tests. No CPU may be running.
+
+        :raise AssertionError: When a counter disagrees with the tables, or the free list with both.
+        """
+        found = {1: 0, 2: 0, 3: 0}
+        tables = 0
+        pool = int(self.state[0]["pool_pa"])
+        root_words = self.format.root_entries
+        pending = [(0, root_words, 1)]
+        while pending:
+            first, count, level = pending.pop()
+            for entry in self.tables[first : first + count]:
+                value = int(entry)
+                if not value & self.format.present:
+                    continue
+                if level < 3 and value & self.format.kind == self.format.table:
+                    tables += 1
+                    pending.append((((value & self.format.address) - pool) >> 3, 512, level + 1))
+                else:
+                    found[level] += 1
+        free, at = 0, int(self.state[0]["pool_free"])
+        while at:
+            free += 1
+            at = int(self.tables[(at - 1) * 512])
+        statistics = self.statistics()
+        mapped = {1: "blocks_1g", 2: "blocks_2m", 3: "pages_4k"}
+        for level, name in mapped.items():
+            assert statistics[name] == found[level], f"{name}: {statistics[name]} counted, {found[level]} mapped"
+        assert statistics["tables"] == tables, f"{statistics['tables']} tables counted, {tables} in use"
+        assert free == self.free_tables, f"{free} pages on the free list, {self.free_tables} expected"
+
+    def _index(self, number: int) -> int:
+        for at in range(int(self.state[0]["slot_count"])):
+            if self.slots[at]["number"] == number:
+                return at
+        raise KeyError(number)
+
+    def _lock(self) -> None:
+        lock(int(self.state[0]["lock_address"]), int(self.state[0]["sched_yield"]))
+
+    def _unlock(self) -> None:
+        unlock(int(self.state[0]["lock_address"]))
+
+
