@@ -61,15 +61,26 @@ class Field(ABC):
     @abstractmethod
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
         """The field's entries in the stream's description: none for an empty array, more than one for an
-        array
-        whose elements differ.
+        array whose elements differ.
         """
 
+    def write_many(self, out: bytearray, values: Any, record: Record) -> None:
+        """Append the values of an array's elements."""
+        for i, value in enumerate(values):
+            try:
+                self.write(out, value, record)
+            except StreamError as error:
+                raise error.inside(f"[{i}]") from None
 
-def _size(field: Field, value: Any, record: Record) -> int:
-    out = bytearray()
-    field.write(out, value, record)
-    return len(out)
+    def read_many(self, source: ByteSource, record: Record, count: int) -> list[Any]:
+        """Take the values of an array's elements."""
+        values = []
+        for i in range(count):
+            try:
+                values.append(self.read(source, record))
+            except StreamError as error:
+                raise error.inside(f"[{i}]") from None
+        return values
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,32 @@ class Scalar(Field):
 
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
         return [{"name": self.name, "type": self.type_name, "size": packing.calcsize(">" + self.code)}]
+
+    def write_many(self, out: bytearray, values: Any, record: Record) -> None:
+        # Where not all fit, the element-wise way finds the culprit.
+        if self.code == "?" or not self._write_integers(out, values):
+            super().write_many(out, values, record)
+
+    def _write_integers(self, out: bytearray, values: Any) -> bool:
+        """Append all values at once, if they all fit."""
+        if not isinstance(values, np.ndarray):
+            try:
+                out += packing.pack(f">{len(values)}{self.code}", *values)
+            except packing.error:
+                return False
+            return True
+        wire = np.dtype(">" + _NUMPY[self.code])
+        limits = np.iinfo(wire)
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            return False
+        if values.size and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
+            return False
+        out += values.astype(wire).tobytes()
+        return True
+
+    def read_many(self, source: ByteSource, record: Record, count: int) -> list[Any]:
+        layout = packing.Struct(f">{count}{self.code}")
+        return list(layout.unpack(source.take(layout.size)))
 
 
 @dataclass(frozen=True)
@@ -220,47 +257,15 @@ class Array(Field):
         if len(value) != expected:
             says = f"field {self.counted_by!r} says {expected}" if self.counted_by else f"{expected} belong"
             raise StreamError(f"{len(value)} elements where {says}")
-        if isinstance(self.element, Scalar) and self.element.code != "?" and self._write_integers(out, value):
-            return
-        for i, item in enumerate(value):
-            try:
-                self.element.write(out, item, record)
-            except StreamError as error:
-                raise error.inside(f"[{i}]") from None
-
-    def _write_integers(self, out: bytearray, value: Any) -> bool:
-        """Append all elements at once, if they all fit; otherwise the element-wise way finds the culprit."""
-        assert isinstance(self.element, Scalar)
-        try:
-            if isinstance(value, np.ndarray):
-                wire = np.dtype(">" + _NUMPY[self.element.code])
-                if value.ndim != 1 or value.dtype.kind not in "iu":
-                    return False
-                limits = np.iinfo(wire)
-                if value.size and not (limits.min <= int(value.min()) and int(value.max()) <= limits.max):
-                    return False
-                out += value.astype(wire).tobytes()
-            else:
-                out += packing.pack(f">{len(value)}{self.element.code}", *value)
-        except packing.error:
-            return False
-        return True
+        self.element.write_many(out, value, record)
 
     def read(self, source: ByteSource, record: Record) -> Any:
         count = self._expected(record, source)
-        if isinstance(self.element, Scalar):
-            raw = source.take(count * packing.calcsize(">" + self.element.code))
-            if self.as_numpy:
-                kind = _NUMPY[self.element.code]
-                return np.frombuffer(raw, dtype=">" + kind).astype(kind)
-            return list(packing.unpack(f">{count}{self.element.code}", raw))
-        items = []
-        for i in range(count):
-            try:
-                items.append(self.element.read(source, record))
-            except StreamError as error:
-                raise error.inside(f"[{i}]") from None
-        return items
+        if self.as_numpy and isinstance(self.element, Scalar):
+            kind = _NUMPY[self.element.code]
+            raw = source.take(count * np.dtype(kind).itemsize)
+            return np.frombuffer(raw, dtype=">" + kind).astype(kind)
+        return self.element.read_many(source, record, count)
 
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
         if len(value) == 0:

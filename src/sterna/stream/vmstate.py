@@ -11,6 +11,7 @@ subsections.
 and `vmdesc` describes the body as the JSON at the end of a stream does.
 """
 
+import struct as packing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,8 +63,13 @@ class VmStateDescription:
         double = {name for name in names if names.count(name) > 1}
         if double or SUBSECTIONS in names:
             raise ValueError(f"description {self.name!r}: field names {double or SUBSECTIONS} are not free")
+        for i, part in enumerate(self.fields):
+            counted_by = getattr(part, "counted_by", None)
+            if counted_by is not None and counted_by not in [before.name for before in self.fields[:i]]:
+                raise ValueError(f"description {self.name!r}: no field {counted_by!r} before {part.name!r}")
         for sub in self.subsections:
-            if not sub.name.startswith(self.name + "/") or len(sub.name.encode()) > NAME_LIMIT:
+            longer = sub.name.startswith(self.name) and sub.name != self.name
+            if not longer or len(sub.name.encode()) > NAME_LIMIT:
                 raise ValueError(
                     f"description {self.name!r}: {sub.name!r} cannot be the name of a subsection"
                 )
@@ -113,9 +119,8 @@ class VmStateDescription:
         return DeviceState(name, instance_id, version, values, subsections)
 
     def vmdesc(self, state: DeviceState) -> dict[str, Any]:
-        """How a stream's description shows a section with this state (its arrays' lengths and the subsections
-        that
-        are there), in QEMU's layout.
+        """How a stream's description shows a section with this state (its arrays' lengths and
+        the subsections that are there), in QEMU's layout.
         """
         return {
             "name": state.name,
@@ -161,7 +166,9 @@ class VmStateDescription:
         if states:
             raise StreamError(f"{self.name!r} has no subsection {min(states)!r}")
 
-    def _read(self, source: ByteSource, version: int) -> tuple[dict[str, Any], tuple[DeviceState, ...]]:
+    def _read(
+        self, source: ByteSource, version: int, nested: bool = False
+    ) -> tuple[dict[str, Any], tuple[DeviceState, ...]]:
         self._check_version(version, source)
         record: dict[str, Any] = {}
         for part in self._present(version):
@@ -171,7 +178,8 @@ class VmStateDescription:
                 raise error.inside(part.name) from None
             if part.valued:
                 record[part.name] = value
-        return record, tuple(self._read_subsections(source))
+        # What follows a structure may look like a subsection by chance; none is looked for where none can be.
+        return record, tuple(self._read_subsections(source)) if self.subsections or not nested else ()
 
     def _read_subsections(self, source: ByteSource) -> Iterable[DeviceState]:
         seen: set[str] = set()
@@ -196,7 +204,7 @@ class VmStateDescription:
         Within a structure the byte after the last field may be anything, so no more is looked at than proves
         it.
         """
-        prefix = self.name.encode() + b"/"
+        prefix = self.name.encode()
         head = source.peek(1)
         if head != bytes((SectionType.SUBSECTION,)):
             return None
@@ -244,10 +252,48 @@ class Struct(Field):
         self.description._write(out, self.description.version, value, value.get(SUBSECTIONS, ()))
 
     def read(self, source: ByteSource, record: Record) -> dict[str, Any]:
-        values, subsections = self.description._read(source, self.description.version)
+        values, subsections = self.description._read(source, self.description.version, nested=True)
         if subsections:
             values[SUBSECTIONS] = subsections
         return values
+
+    @cached_property
+    def _packed(self) -> tuple[packing.Struct, list[str], list[str]] | None:
+        """Layout, names of all fields and names of the boolean ones, of a structure made of scalars only."""
+        fields = list(self.description._present(self.description.version))
+        scalars = [part for part in fields if isinstance(part, Scalar)]
+        if self.description.subsections or len(scalars) != len(fields):
+            return None
+        layout = packing.Struct(">" + "".join(part.code for part in scalars))
+        booleans = [part.name for part in scalars if part.code == "?"]
+        return layout, [part.name for part in scalars], booleans
+
+    def write_many(self, out: bytearray, values: Any, record: Record) -> None:
+        # Where not all fit, the element-wise way finds the culprit.
+        if self._packed is None or not self._write_packed(out, values):
+            super().write_many(out, values, record)
+
+    def _write_packed(self, out: bytearray, values: Any) -> bool:
+        """Append all structures, if they all fit; one by one, each field takes its time."""
+        assert self._packed is not None
+        layout, names, booleans = self._packed
+        try:
+            pieces = [layout.pack(*[value[name] for name in names]) for value in values]
+            fit = all(len(value) == len(names) for value in values)
+            fit = fit and all(value[name] in (0, 1) for name in booleans for value in values)
+        except (packing.error, KeyError, TypeError):
+            return False
+        if fit:
+            out += b"".join(pieces)
+        return fit
+
+    def read_many(self, source: ByteSource, record: Record, count: int) -> list[Any]:
+        if self._packed is None:
+            return super().read_many(source, record, count)
+        layout, names, _ = self._packed
+        return [
+            dict(zip(names, row, strict=True)) for row in layout.iter_unpack(source.take(count * layout.size))
+        ]
 
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
         out = bytearray()
