@@ -84,8 +84,8 @@ MACHINE_NAME_LIMIT = 4096
 CAPABILITY_LIMIT = 64
 VMDESC_LIMIT = 16 << 20
 """Longest machine description that is read; a `virt` machine's has 12 kB."""
-RETURN_PATH_LIMIT = 512
-"""Longest payload of a return path message, as QEMU's receiver has it."""
+RETURN_PATH_LIMIT = 8192
+"""Longest payload of a private return path message: room for the digests of a 2 MiB chunk's pages, as JSON."""
 TAKE_LIMIT = 64 << 20
 """Most bytes that one field of a section may have."""
 SECTION_LIMIT = 4096
