@@ -16,7 +16,7 @@ def _pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _WORD.as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_load(typing_context: Any, address: Any) -> Any:
     """The word at `address`."""
 
@@ -26,7 +26,7 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_xchg(typing_context: Any, address: Any, value: Any) -> Any:
     """Store `value` at `address`; the word that was there."""
 
@@ -36,7 +36,7 @@ def atomic_xchg(typing_context: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_or(typing_context: Any, address: Any, value: Any) -> Any:
     """Set the bits of `value` at `address`; the word that was there."""
 
@@ -46,7 +46,7 @@ def atomic_or(typing_context: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_and(typing_context: Any, address: Any, value: Any) -> Any:
     """Keep only the bits of `value` at `address`; the word that was there."""
 
@@ -56,7 +56,7 @@ def atomic_and(typing_context: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
     """Add `value` at `address`; the word that was there."""
 
@@ -66,7 +66,7 @@ def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def lowest_bit(typing_context: Any, word: Any) -> Any:
     """Number of the lowest set bit of a word that is not zero."""
 
@@ -76,7 +76,7 @@ def lowest_bit(typing_context: Any, word: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def highest_bit(typing_context: Any, word: Any) -> Any:
     """Number of the highest set bit of a word that is not zero."""
 
@@ -86,7 +86,7 @@ def highest_bit(typing_context: Any, word: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def call_yield(typing_context: Any, function: Any) -> Any:
     """Call the C function at address `function`, of type int(void)."""
 

@@ -131,7 +131,7 @@ def map_device(s2, tables, ipa, entry):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def table_is_empty(s2, tables, first):  # type: ignore[no-untyped-def]
     """Whether no entry of a table is present."""
-    for i in range(first, first + 512):
+    for i in range(first, first + 512):  # noqa: SIM110 - numba compiles no generators' all()
         if is_present(s2, tables[i]):
             return False
     return True

@@ -152,9 +152,7 @@ class Stage2:
 
     def clear(self, ipa: Ipa, bitmap: NDArray[np.uint64], first_word: int, mask: NDArray[np.uint64]) -> int:
         """Clear and protect the pages of `mask`: number of words that changed. The caller flushes the TLBs."""
-        return int(
-            clear(self.state, self.tables, ipa, bitmap.ctypes.data, first_word, mask.view(np.int64))
-        )
+        return int(clear(self.state, self.tables, ipa, bitmap.ctypes.data, first_word, mask.view(np.int64)))
 
     def mark(self, bitmap: NDArray[np.uint64], first_page: int, num_pages: int) -> None:
         """Set bits of a dirty bitmap for a write by the host; vCPUs may be setting others at the same time."""
@@ -212,7 +210,9 @@ class Stage2:
         statistics = self.statistics()
         mapped = {1: "blocks_1g", 2: "blocks_2m", 3: "pages_4k"}
         for level, name in mapped.items():
-            assert statistics[name] == found[level], f"{name}: {statistics[name]} counted, {found[level]} mapped"
+            assert statistics[name] == found[level], (
+                f"{name}: {statistics[name]} counted, {found[level]} mapped"
+            )
         assert statistics["tables"] == tables, f"{statistics['tables']} tables counted, {tables} in use"
         assert free == self.free_tables, f"{free} pages on the free list, {self.free_tables} expected"
 
@@ -227,5 +227,3 @@ class Stage2:
 
     def _unlock(self) -> None:
         unlock(int(self.state[0]["lock_address"]))
-
-

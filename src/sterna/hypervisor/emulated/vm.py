@@ -1,0 +1,374 @@
+"""A virtual machine of the emulated hypervisor: memory slots with dirty logs, vCPUs, devices."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from sterna.hypervisor.emulated import guestmode
+from sterna.hypervisor.emulated.engine import physical_counter
+from sterna.hypervisor.emulated.native import VCPU
+from sterna.hypervisor.emulated.tlbsize import TlbSizing
+from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
+from sterna.hypervisor.interface import (
+    HypervisorError,
+    ManualProtect,
+    MemorySlot,
+    MmioDevice,
+    SlotFlags,
+)
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
+from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.ram import RamBlock
+from sterna.stage2 import armv7
+from sterna.stage2.dirtylog import DirtyLog, DirtyLogError
+from sterna.stage2.state import MAX_CPUS
+from sterna.stage2.tables import OutOfTablesError, Stage2
+from sterna.stage2.tlb import BroadcastFlush, GenericFlush, RemoteTlbFlush
+
+# The emulated machine's physical memory map: 40 bits, nothing where an IPA of a 32-bit guest could be taken for it.
+_DEVICE_PA = 0x08_0000_0000
+_POOL_PA = 0x10_0000_0000
+_RAM_PA = 0x20_0000_0000
+_PA_END = 1 << 40
+_IPA_END = 1 << 40
+_COUNTER_MASK = (1 << 64) - 1
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Load or compile every kernel now, not when a vCPU is first stopped or a log first read."""
+    stage2 = Stage2(armv7.FORMAT, _POOL_PA)
+    stage2.map_device(Ipa(0), PAGE_SIZE, _DEVICE_PA)
+    stage2.insert_slot(0, Ipa(PMD_SIZE), PMD_SIZE, _RAM_PA, readonly=False)
+    log = DirtyLog(
+        stage2,
+        BroadcastFlush(_Hardware(stage2)),
+        0,
+        Ipa(PMD_SIZE),
+        PMD_SIZE >> PAGE_SHIFT,
+        manual_protect=True,
+    )
+    stage2.fault(Ipa(PMD_SIZE))
+    log.mark(0, 1)
+    log.clear(0, PMD_SIZE >> PAGE_SHIFT, log.get())
+    stage2.harvest(Ipa(PMD_SIZE), new_bitmap(PMD_SIZE >> PAGE_SHIFT), new_bitmap(PMD_SIZE >> PAGE_SHIFT))
+    stage2.remove_slot(0)
+    record = np.zeros(1, dtype=VCPU)
+    record[0]["address"] = record.ctypes.data
+    guestmode.request(record, 0)
+    guestmode.take_requests(record)
+    guestmode.force_out(record)
+    guestmode.set_wake(record)
+
+
+class _Hardware:
+    """The CPUs' interconnect, which carries TLB maintenance from one to all."""
+
+    def __init__(self, stage2: Stage2) -> None:
+        self._tlbi = stage2.tlbi_pending.ctypes.data
+        self._records: np.ndarray[tuple[int], np.dtype[np.int64]] = np.zeros(0, dtype=np.int64)
+
+    def attach(self, cpus: Sequence[EmulatedVcpu]) -> None:
+        """The CPUs that a broadcast reaches."""
+        self._records = np.array([cpu.record.ctypes.data for cpu in cpus], dtype=np.int64)
+
+    def broadcast_tlbi(self) -> None:
+        """TLBIALLIS; DSB ISH."""
+        guestmode.broadcast_tlbi(self._records, self._tlbi)
+
+
+class EmulatedVm:
+    """A VM on emulated Cortex-A15 CPUs; see the interface for its calls.
+
+    :ivar cpus: the vCPUs, by index
+
+    :param smp: how many vCPUs there will be, 1 to 8
+    :param generic_flush: flush by requests to vCPUs instead of ARM's broadcast
+    :param max_leaf: the largest stage-2 leaf: 4 KiB, 2 MiB or 1 GiB
+    :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
+    """
+
+    def __init__(
+        self,
+        smp: int = 1,
+        *,
+        generic_flush: bool = False,
+        max_leaf: int = PMD_SIZE,
+        secondaries_off: bool = True,
+    ) -> None:
+        if not 1 <= smp <= MAX_CPUS:
+            raise HypervisorError(f"{smp} vCPUs: 1 to {MAX_CPUS} are possible")
+        self.stage2 = Stage2(armv7.FORMAT, _POOL_PA, cpus=smp, max_leaf=max_leaf)
+        self._smp = smp
+        self._secondaries_off = secondaries_off
+        self._hardware = _Hardware(self.stage2)
+        self.cpus: list[EmulatedVcpu] = []
+        self.flush: RemoteTlbFlush = (
+            GenericFlush(self.cpus) if generic_flush else BroadcastFlush(self._hardware)
+        )
+        self._slots: dict[int, MemorySlot] = {}
+        self._logs: dict[int, DirtyLog] = {}
+        self._manual = ManualProtect.OFF
+        self._ram: dict[int, tuple[RamBlock, int]] = {}
+        self._next_pa = _RAM_PA
+        self._devices: list[tuple[Ipa, int, MmioDevice]] = []
+        self._counter_offset = 0
+        # slots_lock: one change of the memory map, and one harvest, at a time.
+        self._lock = threading.RLock()
+        self._released = threading.Event()
+        self._released.set()
+        self.tlb_sizing = TlbSizing(self._hardware.broadcast_tlbi)
+        _warm_up()
+
+    # -- memory slots --------------------------------------------------------------------------------------------------
+
+    def set_memory_slot(self, slot: MemorySlot) -> None:
+        """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete a slot."""
+        with self._lock:
+            old = self._slots.get(slot.slot)
+            if slot.size == 0:
+                if old is None:
+                    raise HypervisorError(f"memory slot {slot.slot}: there is none to delete")
+                self._delete(old)
+                return
+            self._check(slot)
+            if old is None:
+                self._create(slot)
+            elif (old.size, old.block, old.offset) != (slot.size, slot.block, slot.offset):
+                raise HypervisorError(
+                    f"memory slot {slot.slot}: size and RAM cannot change; delete the slot first"
+                )
+            elif (old.flags ^ slot.flags) & SlotFlags.READONLY:
+                raise HypervisorError(
+                    f"memory slot {slot.slot}: READONLY cannot change; delete the slot first"
+                )
+            elif old.ipa != slot.ipa:
+                self._delete(old)
+                self._create(slot)
+            else:
+                self._set_logging(slot)
+
+    def _check(self, slot: MemorySlot) -> None:
+        name = f"memory slot {slot.slot}"
+        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE or slot.size < 0:
+            raise HypervisorError(
+                f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of 4096"
+            )
+        if slot.offset < 0 or slot.offset + slot.size > slot.block.size:
+            raise HypervisorError(f"{name}: reaches past the end of RAM block {slot.block.name!r}")
+        end = slot.ipa + slot.size
+        if slot.ipa < 0 or end > _IPA_END:
+            raise HypervisorError(f"{name}: {slot.ipa:#x} to {end:#x} is outside the 40-bit IPA space")
+        for other in self._slots.values():
+            if other.slot != slot.slot and slot.ipa < other.ipa + other.size and other.ipa < end:
+                raise HypervisorError(f"{name}: overlaps memory slot {other.slot} at IPA {other.ipa:#x}")
+        for ipa, size, _device in self._devices:
+            if slot.ipa < ipa + size and ipa < end:
+                raise HypervisorError(f"{name}: overlaps a device at IPA {ipa:#x}")
+
+    def _create(self, slot: MemorySlot) -> None:
+        pa = self._physical(slot.block) + slot.offset
+        try:
+            self.stage2.insert_slot(
+                slot.slot, slot.ipa, slot.size, pa, readonly=bool(slot.flags & SlotFlags.READONLY)
+            )
+        except OutOfTablesError as error:
+            raise HypervisorError(str(error)) from error
+        self._slots[slot.slot] = slot
+        if slot.flags & SlotFlags.LOG_DIRTY_PAGES:
+            self._start_log(slot)
+
+    def _delete(self, slot: MemorySlot) -> None:
+        self._stop_log(slot)
+        del self._slots[slot.slot]
+        self.stage2.remove_slot(slot.slot)
+        self.flush.flush_remote_tlbs()
+
+    def _set_logging(self, slot: MemorySlot) -> None:
+        self._slots[slot.slot] = slot
+        wanted = bool(slot.flags & SlotFlags.LOG_DIRTY_PAGES)
+        if wanted and slot.slot not in self._logs:
+            self._start_log(slot)
+        elif not wanted:
+            self._stop_log(slot)
+
+    def _start_log(self, slot: MemorySlot) -> None:
+        self._logs[slot.slot] = DirtyLog(
+            self.stage2,
+            self.flush,
+            slot.slot,
+            slot.ipa,
+            slot.size >> PAGE_SHIFT,
+            manual_protect=bool(self._manual & ManualProtect.ENABLE),
+            initially_set=bool(self._manual & ManualProtect.INITIALLY_SET),
+        )
+
+    def _stop_log(self, slot: MemorySlot) -> None:
+        log = self._logs.pop(slot.slot, None)
+        if log is not None:
+            log.disable()
+
+    def _physical(self, block: RamBlock) -> int:
+        """Where the machine has a RAM block, put there on first use; 1 GiB aligned like the largest leaf."""
+        known = self._ram.get(block.hva)
+        if known is not None:
+            return known[1]
+        pa = self._next_pa
+        size = -(-block.size // PUD_SIZE) * PUD_SIZE
+        if pa + size > _PA_END:
+            raise HypervisorError(
+                f"RAM block {block.name!r}: no room left in the 40-bit physical address space"
+            )
+        with self._vcpus_held():
+            for cpu in self.cpus:
+                cpu.engine.map_ram(pa, block)
+        self._next_pa = pa + size
+        self._ram[block.hva] = (block, pa)
+        return pa
+
+    @contextmanager
+    def _vcpus_held(self) -> Iterator[None]:
+        """All vCPUs out of guest mode, however many are running."""
+        self._released.clear()
+        try:
+            for cpu in self.cpus:
+                cpu.hold()
+            yield
+        finally:
+            self._released.set()
+
+    def await_release(self) -> None:
+        """For a vCPU that was told to hold."""
+        self._released.wait()
+
+    # -- dirty log -----------------------------------------------------------------------------------------------------
+
+    def get_dirty_log(self, slot: int) -> Words:
+        """KVM_GET_DIRTY_LOG."""
+        with self._lock:
+            return self._log(slot).get()
+
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
+        """KVM_CLEAR_DIRTY_LOG."""
+        self._with_log(slot, lambda log: log.clear(first_page, num_pages, words))
+
+    def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
+        """Log a write by the host; without a log there is nothing to do."""
+        with self._lock:
+            if slot not in self._slots:
+                raise HypervisorError(f"memory slot {slot}: there is none")
+            if slot in self._logs:
+                self._with_log(slot, lambda log: log.mark(first_page, num_pages))
+
+    def enable_manual_protect(self, flags: ManualProtect) -> None:
+        """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
+        if flags & ManualProtect.INITIALLY_SET and not flags & ManualProtect.ENABLE:
+            raise HypervisorError("INITIALLY_SET needs ENABLE")
+        self._manual = flags
+
+    def _log(self, slot: int) -> DirtyLog:
+        if slot not in self._slots:
+            raise HypervisorError(f"memory slot {slot}: there is none")
+        if slot not in self._logs:
+            raise HypervisorError(f"memory slot {slot}: its dirty log is off (ENOENT)")
+        return self._logs[slot]
+
+    def _with_log(self, slot: int, action: Callable[[DirtyLog], None]) -> None:
+        with self._lock:
+            log = self._log(slot)
+            try:
+                action(log)
+            except DirtyLogError as error:
+                raise HypervisorError(f"memory slot {slot}: {error}") from error
+
+    # -- the host's own page management --------------------------------------------------------------------------------
+
+    def unmap_range(self, ipa: Ipa, size: int) -> None:
+        """The host takes pages away (an MMU notifier's invalidate): absent, and flushed, before this returns."""
+        with self._lock:
+            self.stage2.unmap(ipa, size)
+            self.flush.flush_remote_tlbs()
+
+    def age_range(self, ipa: Ipa, size: int) -> int:
+        """The host asks which leaves were used (clear_young): how many, with their access flags cleared."""
+        with self._lock:
+            return self.stage2.age(ipa, size)
+
+    # -- vCPUs, devices, time ------------------------------------------------------------------------------------------
+
+    def create_vcpu(self, index: int) -> EmulatedVcpu:
+        """Add the next vCPU; its index says which."""
+        with self._lock:
+            if index != len(self.cpus) or index >= self._smp:
+                raise HypervisorError(
+                    f"vCPU {index}: the next of {self._smp} vCPUs has index {len(self.cpus)}"
+                )
+            cpu = EmulatedVcpu(self, index, self.stage2, powered_off=self._secondaries_off and index > 0)
+            for block, pa in self._ram.values():
+                cpu.engine.map_ram(pa, block)
+            for ipa, size, device in self._devices:
+                self._attach(cpu, ipa, size, device)
+            cpu.engine.set_counter_offset(self._counter_offset)
+            self.cpus.append(cpu)
+            self._hardware.attach(self.cpus)
+            return cpu
+
+    def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
+        """Put a device at a page-aligned range."""
+        if (ipa | size) % PAGE_SIZE or size <= 0:
+            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not page aligned")
+        with self._lock, self._vcpus_held():
+            try:
+                self.stage2.map_device(ipa, size, _DEVICE_PA + ipa)
+            except OutOfTablesError as error:
+                raise HypervisorError(str(error)) from error
+            self._devices.append((ipa, size, device))
+            for cpu in self.cpus:
+                self._attach(cpu, ipa, size, device)
+
+    @staticmethod
+    def _attach(cpu: EmulatedVcpu, ipa: Ipa, size: int, device: MmioDevice) -> None:
+        cpu.engine.map_device(_DEVICE_PA + ipa, size, device, cpu.index, cpu.kick)
+
+    def counter(self) -> int:
+        """CNTVCT now."""
+        return (physical_counter() - self._counter_offset) & _COUNTER_MASK
+
+    def set_counter(self, value: int) -> None:
+        """Let CNTVCT go on from `value`, on every vCPU alike."""
+        self._counter_offset = physical_counter() - value
+        for cpu in self.cpus:
+            cpu.engine.set_counter_offset(self._counter_offset)
+
+    def read_physical(self, ipa: Ipa, size: int) -> bytes | None:
+        """Guest memory, or None when the range is not in one slot."""
+        for slot in self._slots.values():
+            at = ipa - slot.ipa
+            if at >= 0 and at + size <= slot.size:
+                start = slot.offset + at
+                return bytes(slot.block.data[start : start + size])
+        return None
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters of stage 2, TLB flushes and vCPUs."""
+        records = [cpu.record[0] for cpu in self.cpus]
+        counters = self.flush.counters
+        return {
+            **self.stage2.statistics(),
+            "flushes": counters.flushes,
+            "flush_requests": counters.requests,
+            "flush_vcpu_exits": counters.vcpu_exits,
+            "flush_broadcasts": counters.broadcasts,
+            "vcpu_entries": sum(int(record["entries"]) for record in records),
+            "vcpu_wfis": sum(int(record["wfis"]) for record in records),
+            "vcpu_tlb_flushes": sum(int(record["tlb_flushes"]) for record in records),
+        }
+
+    def close(self) -> None:
+        """Free the vCPUs. None may be running."""
+        self.tlb_sizing.end()
+        for cpu in self.cpus:
+            cpu.close()
