@@ -2,6 +2,7 @@
 
 import os
 import select
+import threading
 from types import TracebackType
 
 from sterna.migration.errors import Cancelled
@@ -15,6 +16,7 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
         self._set = False
         self._closed = False
 
@@ -30,8 +32,9 @@ class Cancellation:
     def set(self) -> None:
         """Cancel: every wait ends with `Cancelled`, now and later."""
         self._set = True
-        if not self._closed:
-            os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._fd, 1)
 
     def check(self) -> None:
         """
@@ -54,9 +57,10 @@ class Cancellation:
 
     def close(self) -> None:
         """Give the descriptor back. No thread may be waiting."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._fd)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._fd)
 
     def __enter__(self) -> "Cancellation":
         return self

@@ -7,6 +7,7 @@
     ├── ParameterError      a parameter or capability is unknown, out of its limits, or not implemented
     ├── StateError          the call does not fit the migration's state (one is running already)
     ├── ChannelError        the host or the network: connecting, reading or writing failed
+    │   └── ConnectionRefused   nobody listens there
     ├── Cancelled           the user cancelled
     ├── Refused             the destination refused the guest; the text carries its reason
     ├── VerificationError   both ends disagree about guest RAM
@@ -34,6 +35,10 @@ class StateError(MigrationError):
 
 class ChannelError(MigrationError):
     """Connecting, reading or writing failed; the text names the peer and the cause."""
+
+
+class ConnectionRefused(ChannelError):
+    """Nobody listens at the address: the process that did is gone, or was never there."""
 
 
 class Cancelled(MigrationError):

@@ -14,11 +14,14 @@ class Guest(Protocol):
     :ivar machine_type: the name in the stream's configuration section, such as ``virt-7.2``
     :ivar ram_blocks: all of guest RAM
     :ivar descriptions: how each device section is laid out on the wire, by section name
+    :ivar page_bits: log2 of the stream's page size as the configuration section says it: 12 for `virt`; None
+        when QEMU's machine of this type says nothing and so means 10, as `vexpress-a15`
     """
 
     machine_type: str
     ram_blocks: Sequence[RamBlock]
     descriptions: Mapping[str, VmStateDescription]
+    page_bits: int | None
 
     def start_dirty_logging(self) -> None:
         """Log writes to all RAM from now on; every page is then dirty in the log or write-protected."""

@@ -177,6 +177,20 @@ class Channel:
         self._cancellation.check()
         return bool(ready)
 
+    def unsent_bytes(self) -> int:
+        """Bytes that were written and are known not to have arrived yet."""
+        return 0
+
+    def watch(self, cancellation: Cancellation) -> None:
+        """From now on, let this cancellation end the waits instead of the one given at the start."""
+        self._cancellation = cancellation
+
+    def end_writing(self) -> None:
+        """Say that nothing more will be written on a channel that stays open for reading."""
+
+    def drain(self) -> None:
+        """Let what was written arrive before the channel is closed, where closing could destroy it."""
+
     # -- closing ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:

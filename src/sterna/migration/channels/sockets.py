@@ -1,16 +1,19 @@
 """Stream sockets as channels: what `tcp:` and `unix:` share."""
 
 import errno
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 import time
 from collections.abc import Callable
 from types import TracebackType
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
-from sterna.migration.errors import ChannelError
+from sterna.migration.errors import ChannelError, ConnectionRefused
 
 _LINGER_SECONDS = 2.0
 
@@ -28,6 +31,15 @@ class SocketChannel(Channel):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+    def unsent_bytes(self) -> int:
+        """Bytes that were written and that the peer's host has not acknowledged yet (SIOCOUTQ)."""
+        answer = bytearray(4)
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, answer)
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
 
     def end_writing(self) -> None:
         """Shut down this side's direction: the peer reads to the end of what was written."""
@@ -52,14 +64,19 @@ class SocketChannel(Channel):
 
 
 def connect(
-    attempts: list[tuple[socket.AddressFamily, object]], peer: str, cancellation: Cancellation
+    attempts: list[tuple[socket.AddressFamily, object]],
+    peer: str,
+    cancellation: Cancellation,
+    timeout_seconds: float | None = None,
 ) -> SocketChannel:
     """Connect to the first address that answers.
 
-    :raise ChannelError: When none does; the text gives the last one's reason.
+    :param timeout_seconds: for each address; the operating system's if not given
+    :raise ConnectionRefused: When nobody listens there.
+    :raise ChannelError: When no address answers; the text gives the last one's reason.
     :raise Cancelled: When the migration is cancelled while it waits.
     """
-    reason = "no address"
+    code = errno.EADDRNOTAVAIL
     for family, address in attempts:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -72,19 +89,20 @@ def connect(
                 poll = select.poll()
                 poll.register(sock, select.POLLOUT)
                 poll.register(cancellation.fileno(), select.POLLIN)
-                poll.poll()
+                ready = poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)
                 cancellation.check()
+                if not ready:
+                    raise ChannelError(f"cannot connect to {peer}: no answer in {timeout_seconds:.1f} s")
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return SocketChannel(cancellation, peer, sock)
-            reason = os.strerror(code).lower()
         except BaseException:
             sock.close()
             raise
         sock.close()
-    if reason == "connection refused":
-        raise ChannelError(f"connection refused by {peer}")
-    raise ChannelError(f"cannot connect to {peer}: {reason}")
+    if code in (errno.ECONNREFUSED, errno.ENOENT):
+        raise ConnectionRefused(f"connection refused by {peer}: nobody listens there")
+    raise ChannelError(f"cannot connect to {peer}: {os.strerror(code).lower()}")
 
 
 class Listener:

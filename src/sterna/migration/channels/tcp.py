@@ -32,12 +32,13 @@ class TcpUri:
             raise ChannelError(f"{self}: cannot find host {self.host!r}: {str(cause).lower()}") from error
         return [(family, address) for family, _, _, _, address in found]
 
-    def connect(self, cancellation: Cancellation) -> SocketChannel:
+    def connect(self, cancellation: Cancellation, timeout_seconds: float | None = None) -> SocketChannel:
         """
+        :raise ConnectionRefused: When nobody listens there.
         :raise ChannelError: When the host is unknown or does not answer.
         :raise Cancelled: When the migration is cancelled while it waits.
         """
-        return connect_socket(self._addresses(0), str(self), cancellation)
+        return connect_socket(self._addresses(0), str(self), cancellation, timeout_seconds)
 
     def listen(self) -> Listener:
         """

@@ -25,11 +25,11 @@ class UnixUri:
     def __str__(self) -> str:
         return f"unix:{self.path}"
 
-    def connect(self, cancellation: Cancellation) -> SocketChannel:
+    def connect(self, cancellation: Cancellation, timeout_seconds: float | None = None) -> SocketChannel:
         """
-        :raise ChannelError: When nobody listens there.
+        :raise ConnectionRefused: When nobody listens there.
         """
-        return connect_socket([(socket.AF_UNIX, self.path)], str(self), cancellation)
+        return connect_socket([(socket.AF_UNIX, self.path)], str(self), cancellation, timeout_seconds)
 
     def listen(self) -> Listener:
         """

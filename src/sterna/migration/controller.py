@@ -1,0 +1,194 @@
+"""Migrations of one machine: starting them, cancelling them, and saying how they go."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.errors import MigrationError, StateError
+from sterna.migration.guest import Guest
+from sterna.migration.incoming import Incoming
+from sterna.migration.parameters import Parameters, Value
+from sterna.migration.progress import Emit, Progress
+from sterna.migration.source import Source
+from sterna.migration.statistics import MigrationInfo, MigrationStatus
+
+DEFER = "defer"
+"""What `incoming` takes instead of a URI: the URI comes later."""
+
+
+class MigrationController:
+    """The migrations of one guest, at most one at a time. Calls may come from any thread.
+
+    :param emit: gets the events MIGRATION and MIGRATION_PASS, on a migration's thread, when the capability
+        `events` is on
+    """
+
+    def __init__(self, guest: Guest, emit: Emit = lambda name, data: None) -> None:
+        self._guest = guest
+        self._emit_to = emit
+        self._lock = threading.Lock()
+        self._closing = Cancellation()
+        self._closed = False
+        self._parameters = Parameters(self._parameters_changed)
+        self._source: Source | None = None
+        self._thread: threading.Thread | None = None
+        self._incoming: Incoming | None = None
+        self._deferred = False
+
+    # -- outgoing --------------------------------------------------------------------------------------------
+
+    def migrate(self, uri: str, resume: bool = False) -> None:
+        """Start to migrate the guest to `uri`, in a thread of its own; `wait` for the outcome.
+
+        :raise UriError: When the URI is malformed.
+        :raise StateError: When a migration is in progress, or this machine waits for a guest.
+        """
+        target = uris.parse(uri)
+        if resume:
+            raise StateError("a migration cannot be resumed: postcopy is not implemented")
+        with self._lock:
+            self._check_open()
+            if self._source is not None and self._source.progress.snapshot().status.running:
+                raise StateError("there is a migration process in progress")
+            if self._deferred or (
+                self._incoming is not None
+                and self._incoming.info().status is not MigrationStatus.COMPLETED
+                and not self._incoming.finished
+            ):
+                raise StateError("guest is waiting for an incoming migration")
+            self._end_source()
+            progress = Progress(self._emit, uri)
+            source = Source(self._guest, target, self._parameters, progress, self._closing)
+            # The status is there when the call returns: whoever asks next sees this migration.
+            progress.enter(MigrationStatus.SETUP)
+            self._source = source
+            self._thread = threading.Thread(target=source.run, name="migration", daemon=True)
+            self._thread.start()
+
+    def cancel(self) -> None:
+        """Cancel the outgoing migration; does nothing when there is none. `wait` for the outcome."""
+        source = self._source
+        if source is not None:
+            source.cancel()
+
+    def wait(self, timeout: float | None = None) -> MigrationInfo:
+        """Wait for the outcome of the outgoing migration, or of the attempt to take one in.
+
+        :param timeout: seconds; the snapshot may show a migration in progress after it
+        """
+        thread, incoming = self._thread, self._incoming
+        if thread is not None:
+            thread.join(timeout)
+        elif incoming is not None:
+            incoming.wait(timeout)
+        return self.info()
+
+    # -- incoming --------------------------------------------------------------------------------------------
+
+    def incoming(self, uri: str) -> str:
+        """Wait for a guest from `uri`, or with ``defer`` for a later call that gives one.
+
+        :return: the URI to connect to, its port filled in
+        :raise UriError: When the URI is malformed.
+        :raise StateError: When this machine waits for a guest already, or has taken one in.
+        :raise ChannelError: When the URI cannot be listened on or opened.
+        """
+        target = None if uri == DEFER else uris.parse(uri)
+        with self._lock:
+            self._check_open()
+            if self._incoming is not None:
+                info = self._incoming.info()
+                if info.status is MigrationStatus.COMPLETED or not self._incoming.finished:
+                    raise StateError(
+                        f"the incoming migration from {self._incoming.uri} has been started already"
+                    )
+                self._incoming.close()
+                self._incoming = None
+            if target is None:
+                self._deferred = True
+                return uri
+            self._incoming = Incoming(self._guest, target, self._parameters, self._emit)
+            self._deferred = False
+            return self._incoming.uri
+
+    # -- settings and state ----------------------------------------------------------------------------------
+
+    def info(self) -> MigrationInfo:
+        """The outgoing migration if there was one, else the incoming one."""
+        source, incoming = self._source, self._incoming
+        if source is not None:
+            return source.progress.snapshot()
+        if incoming is not None:
+            return incoming.info()
+        return MigrationInfo()
+
+    def incoming_info(self) -> MigrationInfo:
+        """The incoming migration."""
+        incoming = self._incoming
+        return incoming.info() if incoming is not None else MigrationInfo()
+
+    def capabilities(self) -> dict[str, bool]:
+        """All capabilities by QEMU's names."""
+        return self._parameters.capabilities()
+
+    def set_capabilities(self, changes: Mapping[str, bool]) -> None:
+        """
+        :raise ParameterError: When a name is unknown, or a capability to be enabled is not implemented.
+        :raise StateError: When a migration is in progress.
+        """
+        if self.info().status.running and self._source is not None:
+            raise StateError("there is a migration process in progress")
+        self._parameters.set_capabilities(changes)
+
+    def parameters(self) -> dict[str, Value]:
+        """All parameters by QEMU's names."""
+        return self._parameters.values()
+
+    def set_parameters(self, changes: Mapping[str, object]) -> None:
+        """Change parameters; `max-bandwidth` and `downtime-limit` also of a migration in progress.
+
+        :raise ParameterError: When a name is unknown, or a value of the wrong type or outside its limits.
+        """
+        self._parameters.set(changes)
+
+    def close(self) -> None:
+        """Cancel what is in progress and wait until all threads have ended. The controller is of no use
+        afterwards.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._closing.set()
+        self.cancel()
+        self._end_source()
+        if self._incoming is not None:
+            self._incoming.close()
+        self._closing.close()
+
+    def __enter__(self) -> "MigrationController":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _emit(self, name: str, data: dict[str, Any]) -> None:
+        if self._parameters.events:
+            self._emit_to(name, data)
+
+    def _parameters_changed(self) -> None:
+        source = self._source
+        if source is not None:
+            source.limiter.rate = self._parameters.max_bandwidth
+
+    def _end_source(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MigrationError("the machine has been closed")

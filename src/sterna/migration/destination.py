@@ -1,0 +1,384 @@
+"""The destination of a migration: one attempt to take in a guest from one channel.
+
+RAM goes into place as it arrives. Devices are decoded as they arrive and loaded only when the whole stream is
+there, RAM is complete, and the digests, where there are any, agree. A guest is started on COMMIT between two
+sternas, and otherwise at the end of the stream. After any failure the guest's RAM is as if nothing had come.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sterna.memory.bitmap import full_bitmap
+from sterna.memory.digest import RamDigest, digest_ram, page_digests
+from sterna.migration import handshake, verify
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import Channel
+from sterna.migration.doubt import Outcome, OutcomeRecord
+from sterna.migration.errors import Cancelled, ChannelError, MigrationError, Refused, VerificationError
+from sterna.migration.guest import Guest
+from sterna.migration.handshake import (
+    Commit,
+    Hello,
+    Nack,
+    Offer,
+    PrivateCommand,
+    PrivateMessage,
+    Ready,
+    Running,
+)
+from sterna.migration.parameters import Parameters, Verify
+from sterna.migration.progress import Progress
+from sterna.migration.statistics import MigrationStatus
+from sterna.stream.ram import RamDecoder
+from sterna.stream.reader import CommandPiece, EndOfStream, SectionPiece, StreamReader, VmDescription
+from sterna.stream.return_path import ReturnMessage, pong, shut
+from sterna.stream.sections import Configuration
+from sterna.stream.vmstate import DeviceState
+from sterna.stream.wire import (
+    LEGACY_ARM_PAGE_BITS,
+    RAM_SECTION,
+    RAM_VERSION,
+    Command,
+    SectionType,
+    StreamError,
+)
+
+_DESCRIPTION_SECONDS = 0.5
+"""How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
+
+
+_EXPECTED = (MigrationError, StreamError)
+
+
+class _Source:
+    """The stream's bytes: what was read to recognise it, then the channel."""
+
+    def __init__(self, channel: Channel, head: bytes) -> None:
+        self._channel = channel
+        self._head = head
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if self._head:
+            size = min(len(self._head), len(buffer))
+            buffer[:size] = self._head[:size]
+            self._head = self._head[size:]
+            return size
+        try:
+            return self._channel.readinto(buffer)
+        except ChannelError as error:
+            raise OSError(str(error)) from error
+
+
+class _Mismatch(VerificationError):
+    """Guest RAM differs; `nack` has the details for the source."""
+
+    def __init__(self, nack: Nack) -> None:
+        super().__init__(nack.reason)
+        self.nack = nack
+
+
+@dataclass
+class Destination:
+    """One attempt. `run` does all of it on the caller's thread.
+
+    :ivar head: bytes of the stream that were read already
+    :ivar record: remembers who runs the guest, for a source that loses the connection
+    :ivar incoming_id: names this wait for a guest in the greeting
+    :ivar confirmed: the source knows that the guest runs here, or never asks
+    """
+
+    guest: Guest
+    channel: Channel
+    head: bytes
+    parameters: Parameters
+    progress: Progress
+    record: OutcomeRecord
+    incoming_id: uuid.UUID
+    cancellation: Cancellation
+    confirmed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._accepted = time.monotonic_ns()
+        self._reader = StreamReader(_Source(self.channel, self.head))
+        self._decoder: RamDecoder | None = None
+        self._ram_ended = False
+        self._return_path = False
+        self._greeted = False
+        self._offer: Offer | None = None
+        self._id = b""
+        self._devices: list[DeviceState] = []
+        self._their_digest: RamDigest | None = None
+        self._their_devices_digest = 0
+        self._our_digest: Future[RamDigest] | None = None
+
+    def run(self) -> bool:
+        """Take in the guest and start it; the outcome is in the progress.
+
+        :return: whether the guest runs here
+        """
+        try:
+            self._take_in()
+        except Exception as error:
+            self._give_up(error)
+            return False
+        return True
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def _give_up(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+        if self._id:
+            outcome = self.record.abandon(self._id)
+            assert outcome is Outcome.ABANDONED
+        self._tell(error, text)
+        for block in self.guest.ram_blocks:
+            block.discard()
+        if self.cancellation.is_set:
+            self.progress.enter(MigrationStatus.CANCELLED)
+        else:
+            self.progress.enter(MigrationStatus.FAILED, error=text)
+
+    def _tell(self, error: Exception, text: str) -> None:
+        """Tell the source why, if it can be told."""
+        try:
+            if self._greeted:
+                nack = error.nack if isinstance(error, _Mismatch) else Nack(text[:1000])
+                self._answer(PrivateMessage.NACK, nack)
+            elif self._return_path:
+                self.channel.send(shut(1).encode())
+            self.channel.end_writing()
+            self.channel.drain()
+        except (ChannelError, Cancelled):
+            pass  # the connection is what failed
+
+    def _answer(self, kind: PrivateMessage, payload: Hello | Ready | Nack | Running) -> None:
+        self.channel.send(ReturnMessage(kind, handshake.encode(payload)).encode())
+
+    # -- the stream ------------------------------------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        self.progress.enter(MigrationStatus.ACTIVE)
+        for block in self.guest.ram_blocks:
+            block.discard()  # what never arrives is zero, and zero pages need not be written
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+            self._read(pool)
+            digest = self._compare(pool)
+            self.guest.load_devices(self._devices)
+        if self._offer is None:
+            self._start_at_end()
+        else:
+            self._start_on_commit(digest)
+
+    def _read(self, pool: ThreadPoolExecutor) -> None:
+        """Read to the end of the stream: RAM into place, devices aside."""
+        reader = self._reader
+        while True:
+            match reader.next():
+                case Configuration() as configuration:
+                    self._check_configuration(configuration)
+                case SectionPiece() as piece:
+                    self._read_section(piece)
+                    if self._ram_ended and self._our_digest is None and self._offer and self._offer.verify:
+                        # All of RAM is here: the digest is made while the devices arrive.
+                        self._our_digest = self._start_digest(pool)
+                case CommandPiece() as command:
+                    self._obey(command)
+                case EndOfStream():
+                    break
+                case event:
+                    raise reader.error(f"unexpected {type(event).__name__} before the end of the stream")
+        if not self._ram_ended:
+            raise reader.error("the stream ends without the last part of the ram section")
+        if self._greeted and self._offer is None:
+            raise reader.error("the source never named the migration")
+        self._check_complete()
+        self._read_description()
+
+    def _check_configuration(self, configuration: Configuration) -> None:
+        ours = self.guest.machine_type
+        section = "configuration"
+        if configuration.machine != ours:
+            raise StreamError(
+                f"the machine is a {configuration.machine!r} at the source, {ours!r} here", section
+            )
+        if configuration.capabilities:
+            names = ", ".join(configuration.capabilities)
+            raise StreamError(f"the source relies on capabilities that are not implemented: {names}", section)
+        bits = LEGACY_ARM_PAGE_BITS if configuration.page_bits is None else configuration.page_bits
+        if not LEGACY_ARM_PAGE_BITS <= bits <= 12:
+            raise StreamError(f"pages of 2**{bits} bytes are not supported", section)
+        self._page_bits = bits
+        self._decoder = RamDecoder(self.guest.ram_blocks, bits, fresh=True)
+
+    def _read_section(self, piece: SectionPiece) -> None:
+        reader, header = self._reader, piece.header
+        assert self._decoder is not None
+        if header.name == RAM_SECTION:
+            if header.version != RAM_VERSION:
+                raise reader.error(
+                    f"version {header.version} of the section; only {RAM_VERSION} is supported"
+                )
+            match piece.type:
+                case SectionType.START:
+                    self._decoder.read_setup(reader)
+                case SectionType.PART | SectionType.END:
+                    before = self._decoder.statistics()
+                    self._decoder.read_records(reader)
+                    now = self._decoder.statistics()
+                    self.progress.received(now.bytes - before.bytes, now.normal, now.duplicate)
+                    self._ram_ended = piece.type is SectionType.END
+                case _:
+                    raise reader.error("the section must come in parts")
+        elif piece.type is not SectionType.FULL:
+            raise reader.error("only the ram section may come in parts")
+        elif header.name == verify.SECTION.name:
+            state = reader.read_state(verify.SECTION)
+            self._their_digest, self._their_devices_digest = verify.from_state(state)
+        elif header.name not in self.guest.descriptions:
+            raise reader.error("this machine has no such device")
+        else:
+            self._devices.append(reader.read_state(self.guest.descriptions[header.name]))
+
+    def _obey(self, command: CommandPiece) -> None:
+        match command.kind:
+            case Command.OPEN_RETURN_PATH:
+                self._return_path = self.channel.two_way
+            case Command.PING:
+                value = int.from_bytes(command.payload, "big")
+                if not self._return_path:
+                    return
+                if value == handshake.GREETING and not self._greeted:
+                    self._greeted = True
+                    self.progress.note(peer="sterna")
+                    self._answer(PrivateMessage.HELLO, self._hello())
+                self.channel.send(pong(value).encode())
+            case PrivateCommand.OFFER if self._greeted and self._offer is None:
+                self._accept(handshake.decode(command.payload, Offer))
+            case _:
+                raise self._reader.error(f"command {command.kind:#x} is not supported here")
+
+    def _hello(self) -> Hello:
+        able = self.parameters.verify is not Verify.OFF
+        features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
+        return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns())
+
+    def _accept(self, offer: Offer) -> None:
+        try:
+            migration_id = uuid.UUID(hex=offer.migration_id)
+        except ValueError:
+            raise self._reader.error(f"{offer.migration_id!r:.60} is not the id of a migration") from None
+        if not offer.verify and self.parameters.verify is Verify.ON:
+            raise Refused("x-sterna-verify is on here, but off at the source")
+        if not self.record.begin(migration_id.bytes):
+            raise Refused(f"migration {migration_id} was tried here before; an id is good for one attempt")
+        self._id = migration_id.bytes
+        self._offer = offer
+        self.progress.note(migration_id=str(migration_id))
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _check_complete(self) -> None:
+        assert self._decoder is not None
+        for block in self.guest.ram_blocks:
+            pages = block.size >> self._page_bits
+            missing = full_bitmap(pages) & ~self._decoder.received[block.name]
+            if missing.any():
+                word = int((missing != 0).argmax())
+                bits = int(missing[word])
+                page = word * 64 + (bits & -bits).bit_length() - 1
+                raise self._reader.error(
+                    f"RAM block {block.name!r}: page at {page << self._page_bits:#x} never came"
+                )
+
+    def _read_description(self) -> None:
+        """Read what follows the end, so that the source can finish writing it."""
+        reader = self._reader
+        at, end = reader.window
+        if self._offer is None and at == end and not self._more_comes():
+            return
+        event = reader.next()
+        if event is None and self._offer is not None:
+            raise reader.error("the stream is cut short before its description")
+        assert event is None or isinstance(event, VmDescription)
+
+    def _more_comes(self) -> bool:
+        return not self.channel.two_way or self.channel.wait_readable(_DESCRIPTION_SECONDS)
+
+    def _start_digest(self, pool: ThreadPoolExecutor) -> "Future[RamDigest]":
+        return pool.submit(digest_ram, self.guest.ram_blocks, check=self.cancellation.check)
+
+    def _compare(self, pool: ThreadPoolExecutor) -> RamDigest | None:
+        """Compare digests, if the source sent any.
+
+        :raise VerificationError: When RAM differs.
+        """
+        theirs = self._their_digest
+        if theirs is None:
+            if self._offer is not None and self._offer.verify:
+                raise self._reader.error("the source agreed to send digests of guest RAM, and did not")
+            return None
+        descriptions = self.guest.descriptions
+        devices = verify.devices_digest((descriptions[state.name], state) for state in self._devices)
+        if devices != self._their_devices_digest:
+            raise VerificationError("the device sections are not what the source sent: their digest differs")
+        ours = (self._our_digest or self._start_digest(pool)).result()
+        self.progress.note(ram_digest_source=theirs.hex, ram_digest_destination=ours.hex)
+        different = verify.compare(theirs, ours)
+        self.progress.note(verified=different is None)
+        if different is None:
+            return ours
+        pages = b""
+        if different.chunk >= 0:
+            block = next(b for b in self.guest.ram_blocks if b.name == different.block)
+            pages = page_digests(block, different.chunk).astype(">u8").tobytes()
+        reason = f"guest RAM differs from the source's: {different}"
+        raise _Mismatch(Nack(reason, different.block, different.chunk, pages, ours.hex))
+
+    # -- the start -------------------------------------------------------------------------------------------
+
+    def _start_at_end(self) -> None:
+        """Start a guest whose source waits for nothing but the return path's end."""
+        self.channel.finish()
+        self.guest.resume()
+        self.confirmed = True
+        self.progress.enter(MigrationStatus.COMPLETED)
+        if self._return_path:
+            self._quietly(lambda: self.channel.send(shut(0).encode()))
+
+    def _start_on_commit(self, digest: RamDigest | None) -> None:
+        self._answer(PrivateMessage.READY, Ready(digest.hex if digest else ""))
+        commit = handshake.decode(self._private_command(PrivateCommand.COMMIT), Commit)
+        self.cancellation.check()
+        if not self.record.commit(self._id):
+            raise Refused("the source gave this migration up before its COMMIT arrived")
+        longest_ns = time.monotonic_ns() - self._accepted
+        elapsed_ns = time.time_ns() - (commit.stop_ns + commit.clock_offset_ns)
+        elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
+        self.guest.advance_counter(elapsed_ns)
+        clock_ns = self.guest.resume()
+        self.record.running(self._id, clock_ns)
+        # The guest runs: from here nothing may fail.
+        self.progress.enter(MigrationStatus.COMPLETED, clock_note=note)
+        self._quietly(lambda: self._answer(PrivateMessage.RUNNING, Running(clock_ns, note)))
+        self._quietly(self._wait_confirm)
+
+    def _wait_confirm(self) -> None:
+        self._private_command(PrivateCommand.CONFIRM)
+        self.confirmed = True
+
+    def _private_command(self, kind: PrivateCommand) -> bytes:
+        """Wait for a command after the end of the stream."""
+        reader = self._reader
+        at = reader.offset
+        if reader.take(1)[0] != SectionType.COMMAND or int.from_bytes(reader.take(2), "big") != kind:
+            raise reader.error(f"{kind.name} belongs here", at)
+        return reader.take(int.from_bytes(reader.take(2), "big"))
+
+    def _quietly(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (ChannelError, Cancelled, StreamError):
+            pass  # the source asks again if it must know

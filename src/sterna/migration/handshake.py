@@ -1,0 +1,206 @@
+"""How two sternas recognise each other and hand over a guest, so that exactly one of them runs it.
+
+Between two sternas the stream carries more than QEMU's: private commands (source to destination) and private
+messages on the return path. A peer that does not answer the greeting with `Hello` never sees any of them.
+
+::
+
+    source                                                    destination
+      header, configuration
+      OPEN_RETURN_PATH, PING(GREETING)     ------------->
+                                           <-------------     HELLO (a sterna only), PONG(GREETING)
+      OFFER: id of this migration, verify  ------------->     the id is pending from here
+      RAM, pass by pass; then the guest stops here
+      last pages, devices [, digests], EOF, description
+                                           ------------->     digests compared, devices decoded and loaded
+                                           <-------------     READY, or NACK with the reason
+      COMMIT: when the guest stopped       ------------->     the id is committed: the guest starts
+                                           <-------------     RUNNING: clock before the first instruction
+      CONFIRM                              ------------->     nobody will ask any more
+
+Ownership of the guest, by what was sent and received:
+
+::
+
+    source:       owner --READY, COMMIT handed to the kernel--> in doubt --RUNNING--> given away
+                    ^                                              |
+                    +---- abandoned / process gone -- asks again --+--> running: given away
+                                                                   +--> no answer: stays paused, the user
+                                                                   decides
+
+    destination:  pending --COMMIT--> committed --guest started--> running
+                     |                    +--start failed--> abandoned
+                     +--connection lost, error, cancelled, or asked by the source--> abandoned, for ever
+
+- Before COMMIT was handed to the kernel whole, the source owns the guest: on any failure or cancel it
+resumes, and the destination never starts, because it starts on COMMIT only.
+- COMMIT is the point of no return for cancelling. If RUNNING does not arrive, the source asks on a fresh
+connection to the same URI (`sterna.migration.doubt`). The destination decides each id once, under one lock:
+an id that is still pending when the question comes is abandoned, and a COMMIT that arrives later is refused.
+- The destination keeps its listener until CONFIRM arrived, so a refused connection means that the process is
+gone, and the guest with it.
+
+With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when the stream is complete and
+then says SHUT(0); a connection that ends without that means that it did not load the stream, and the guest
+resumes here, as between two QEMUs. One-way channels (`exec:`, `file:`, pipes) are done when everything was
+written and the command has exited with 0.
+"""
+
+from enum import IntEnum
+from typing import TypeVar
+
+import msgspec
+import xxhash
+
+from sterna.migration.errors import MigrationError
+
+GREETING = 0x53544E41
+"""Value of the PING that a sterna answers with `Hello` before the PONG ("STNA")."""
+VERSION = 1
+FEATURES = ("commit", "counter")
+"""What every sterna of this version does. ``digest`` is added unless verification is off."""
+FEATURE_DIGEST = "digest"
+
+
+class PrivateCommand(IntEnum):
+    """Types of our COMMAND parts, far from QEMU's."""
+
+    OFFER = 0x5301
+    COMMIT = 0x5302
+    CONFIRM = 0x5303
+
+
+class PrivateMessage(IntEnum):
+    """Types of our return path messages, far from QEMU's."""
+
+    HELLO = 0xD301
+    READY = 0xD302
+    NACK = 0xD303
+    RUNNING = 0xD304
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The destination introduces itself.
+
+    :ivar features: what it can do
+    :ivar incoming_id: UUID of its present wait for a guest
+    :ivar clock_ns: its CLOCK_REALTIME when it read the greeting
+    """
+
+    version: int
+    features: list[str]
+    incoming_id: str
+    clock_ns: int
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """The source names the migration.
+
+    :ivar migration_id: 32 hexadecimal digits, new for each attempt
+    :ivar verify: a digest section comes before the end of the stream
+    """
+
+    migration_id: str
+    verify: bool
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The destination has everything and waits for COMMIT.
+
+    :ivar digest: root digest of its RAM, 16 hexadecimal digits, or empty
+    """
+
+    digest: str = ""
+
+
+class Nack(msgspec.Struct, frozen=True):
+    """The destination refuses.
+
+    :ivar reason: one line
+    :ivar block: for a digest that differs: name of the RAM block
+    :ivar chunk: number of the chunk
+    :ivar pages: digests of the chunk's pages at the destination, big-endian uint64
+    :ivar digest: root digest of its RAM
+    """
+
+    reason: str
+    block: str = ""
+    chunk: int = -1
+    pages: bytes = b""
+    digest: str = ""
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """The guest is the destination's.
+
+    :ivar stop_ns: CLOCK_REALTIME of the source when the last vCPU had left guest mode
+    :ivar clock_offset_ns: the destination's clock minus the source's, as the source measured it
+    """
+
+    stop_ns: int
+    clock_offset_ns: int
+
+
+class Running(msgspec.Struct, frozen=True):
+    """The destination runs the guest.
+
+    :ivar clock_ns: its CLOCK_REALTIME just before the first guest instruction
+    :ivar clock_note: set when the clocks gave an impossible downtime, which was clamped
+    """
+
+    clock_ns: int
+    clock_note: str = ""
+
+
+Payload = TypeVar("Payload", Hello, Offer, Ready, Nack, Commit, Running)
+
+
+class ProtocolError(MigrationError):
+    """The peer sent something that the protocol above does not allow."""
+
+
+_CHECK_BYTES = 4
+
+
+def encode(payload: msgspec.Struct) -> bytes:
+    """A payload: JSON, and a checksum (XXH32, be32), because a damaged COMMIT must not count."""
+    data = msgspec.json.encode(payload)
+    return data + xxhash.xxh32_digest(data)
+
+
+def decode(data: bytes, kind: type[Payload]) -> Payload:
+    """
+    :raise ProtocolError: When it is not the JSON of a `kind`, or damaged.
+    """
+    data, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
+    if xxhash.xxh32_digest(data) != check:
+        raise ProtocolError(f"damaged {kind.__name__} message from the peer: its checksum is wrong")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed {kind.__name__} message from the peer: {error}") from error
+
+
+def clock_offset(sent_ns: int, received_ns: int, peer_ns: int) -> int:
+    """How far the peer's clock is ahead, from one question and answer; 0 when that is within the measuring
+    error.
+
+    The answer was made somewhere between the two times, so the error is at most half the round trip.
+    """
+    offset = peer_ns - (sent_ns + received_ns) // 2
+    return 0 if abs(offset) <= received_ns - sent_ns else offset
+
+
+def clamp_elapsed(elapsed_ns: int, longest_ns: int) -> tuple[int, str]:
+    """An elapsed time that clocks can have falsified, kept between 0 and what is possible.
+
+    :return: the time to use, and a note that is empty when nothing was changed
+    """
+    if elapsed_ns < 0:
+        return 0, f"clocks disagree: the guest was down for {elapsed_ns / 1e6:.3f} ms; took 0"
+    if elapsed_ns > longest_ns:
+        return longest_ns, (
+            f"clocks disagree: the guest was down for {elapsed_ns / 1e6:.3f} ms, "
+            f"but the migration took {longest_ns / 1e6:.3f} ms; took that"
+        )
+    return elapsed_ns, ""

@@ -1,0 +1,183 @@
+"""Waiting for a guest: the listener, and what each connection to it turns out to be.
+
+A connection brings a migration stream, or the question who runs a guest (`sterna.migration.doubt`). One
+stream is taken in at a time, questions are answered beside it. After a failure the listener goes on waiting
+for another attempt; after a success it stays until the source has confirmed.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from sterna.migration import doubt
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.sockets import Listener
+from sterna.migration.destination import Destination
+from sterna.migration.doubt import OutcomeRecord
+from sterna.migration.errors import Cancelled, ChannelError
+from sterna.migration.guest import Guest
+from sterna.migration.parameters import Parameters
+from sterna.migration.progress import Emit, Progress
+from sterna.migration.statistics import MigrationInfo, MigrationStatus
+
+_HEAD_BYTES = len(doubt.QUESTION)
+_HEAD_SECONDS = 10.0
+_CONNECTION_LIMIT = 8
+
+
+class Incoming:
+    """A wait for a guest on one URI, in threads of its own.
+
+    :raise ChannelError: When the URI cannot be listened on or opened.
+    """
+
+    def __init__(self, guest: Guest, uri: uris.Uri, parameters: Parameters, emit: Emit) -> None:
+        self._guest = guest
+        self._uri = uri
+        self._parameters = parameters
+        self._emit = emit
+        self._id = uuid.uuid4()
+        self._record = OutcomeRecord()
+        self._cancellation = Cancellation()
+        self._enough = Cancellation()
+        self._slot = threading.Lock()
+        self._connections: set[threading.Thread] = set()
+        self._changed = threading.Condition()
+        self._listener: Listener | None = None
+        self._progress = self._new_progress()
+        try:
+            if isinstance(uri, uris.ListeningUri):
+                self._listener = uri.listen()
+                run: Callable[[], None] = self._listen
+            else:
+                channel = uri.open_incoming(self._cancellation)
+                run = lambda: self._take_in(channel, b"")  # noqa: E731
+        except BaseException:
+            self._cancellation.close()
+            self._enough.close()
+            raise
+        self._progress.enter(MigrationStatus.SETUP)
+        self._thread = threading.Thread(target=run, name="incoming", daemon=True)
+        self._thread.start()
+
+    @property
+    def uri(self) -> str:
+        """Where it listens: connect to this."""
+        return self._listener.uri if self._listener else str(self._uri)
+
+    def info(self) -> MigrationInfo:
+        """The present or last attempt."""
+        info = self._progress.snapshot()
+        return replace(info, socket_address=self.uri) if self._listener else info
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come of it."""
+        return not self._thread.is_alive()
+
+    def wait(self, timeout: float | None = None) -> MigrationInfo:
+        """Wait until an attempt has an outcome, for so many seconds at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._progress.snapshot().status.running, timeout)
+        return self.info()
+
+    def close(self) -> None:
+        """Stop waiting; an attempt under way is given up. Returns when all threads have ended."""
+        self._cancellation.set()
+        self._enough.set()
+        self._thread.join()
+        for thread in list(self._connections):
+            thread.join()
+        self._cancellation.close()
+        self._enough.close()
+
+    # -- threads ---------------------------------------------------------------------------------------------
+
+    def _new_progress(self) -> Progress:
+        return Progress(self._announce, str(self._uri), incoming=True)
+
+    def _announce(self, name: str, data: dict[str, object]) -> None:
+        self._emit(name, data)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _listen(self) -> None:
+        assert self._listener is not None
+        with self._listener as listener:
+            while True:
+                try:
+                    channel = listener.accept(self._enough, self._cancellation)
+                except Cancelled:
+                    return
+                except ChannelError as error:
+                    if self._progress.snapshot().status.running:
+                        self._progress.enter(MigrationStatus.FAILED, error=str(error))
+                    return
+                with self._changed:
+                    self._connections = {thread for thread in self._connections if thread.is_alive()}
+                    if len(self._connections) >= _CONNECTION_LIMIT:
+                        channel.close()
+                        continue
+                    thread = threading.Thread(
+                        target=self._serve, args=(channel,), name="incoming-connection", daemon=True
+                    )
+                    self._connections.add(thread)
+                thread.start()
+
+    def _serve(self, channel: Channel) -> None:
+        """Find out what a connection wants."""
+        with channel:
+            try:
+                head = self._read_exactly(channel, _HEAD_BYTES)
+                if not head:
+                    return  # only looked whether somebody listens
+                if head == doubt.QUESTION:
+                    migration_id = self._read_exactly(channel, doubt.ID_BYTES)
+                    if len(migration_id) == doubt.ID_BYTES:
+                        doubt.answer(channel, self._record, migration_id)
+                    return
+            except (ChannelError, Cancelled):
+                return
+            self._take_in(channel, head)
+
+    def _read_exactly(self, channel: Channel, size: int) -> bytes:
+        """So many bytes; fewer when the peer ends or falls silent before."""
+        data = bytearray(size)
+        got = 0
+        deadline = time.monotonic() + _HEAD_SECONDS
+        while got < size and channel.wait_readable(deadline - time.monotonic()):
+            more = channel.readinto_now(memoryview(data)[got:])
+            if more == 0:
+                break
+            got += more or 0
+        return bytes(data[:got])
+
+    def _take_in(self, channel: Channel, head: bytes) -> None:
+        with channel:
+            if not self._slot.acquire(blocking=False):
+                return  # another attempt is under way, or the guest runs already
+            keep = False
+            try:
+                if not self._progress.snapshot().status.running:
+                    self._progress = self._new_progress()
+                    self._progress.enter(MigrationStatus.SETUP)
+                destination = Destination(
+                    self._guest,
+                    channel,
+                    head,
+                    self._parameters,
+                    self._progress,
+                    self._record,
+                    self._id,
+                    self._cancellation,
+                )
+                keep = destination.run()
+            finally:
+                if not keep:
+                    self._slot.release()
+        if keep and destination.confirmed:
+            self._enough.set()

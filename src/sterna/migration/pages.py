@@ -1,0 +1,116 @@
+"""The work of a pass: which pages are to be sent, in batches, and as what."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.address import PAGE_SHIFT, PAGES_PER_PMD
+from sterna.memory.bitmap import DirtyBatch, Words, new_bitmap, page_numbers
+from sterna.memory.digest import populated_chunks
+from sterna.memory.ram import RamBlock
+
+BATCH_PAGES = 512
+"""Pages encoded and handed over at once: they stay in the cache between the look for zeros and the system
+call.
+"""
+
+PageNumbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pages of one block, ascending.
+
+    :ivar untouched: the host has no memory behind any of them, so they are zeros and need not be looked at
+    """
+
+    block: RamBlock
+    pages: PageNumbers
+    untouched: bool = False
+
+
+class PassWork:
+    """Pages to send, block by block; batches leave it as they are handed to the channel.
+
+    It owns the dirty bits it was made from. Whatever has not been sent when another look at the log is taken
+    joins the next pass's work (`merged`); when the migration ends early the bits need not return anywhere,
+    because logging stops and every later migration begins with all pages.
+    """
+
+    def __init__(self, work: Iterable[tuple[RamBlock, PageNumbers]], *, first: bool = False) -> None:
+        self._work = [(block, pages) for block, pages in work if pages.size]
+        self._first = first
+        self.pages = sum(int(pages.size) for _, pages in self._work)
+        """Pages not sent yet."""
+
+    @staticmethod
+    def everything(blocks: Sequence[RamBlock]) -> "PassWork":
+        """The first pass: every page of every block."""
+        return PassWork(((block, np.arange(block.pages, dtype=np.int64)) for block in blocks), first=True)
+
+    @staticmethod
+    def dirty(blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
+        """A later pass: what a look at the dirty log found."""
+        return PassWork.merged(PassWork(()), blocks, batches)
+
+    @staticmethod
+    def merged(left: "PassWork", blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
+        """What is left of one pass, and what a look at the dirty log found; each page once."""
+        bitmaps: dict[str, Words] = {block.name: new_bitmap(block.pages) for block in blocks}
+        for block, pages in left._work:
+            words = bitmaps[block.name]
+            np.bitwise_or.at(words, pages >> 6, np.uint64(1) << (pages & 63).astype(np.uint64))
+        for batch in batches:
+            batch.merge_into(bitmaps[batch.block])
+        return PassWork((block, page_numbers(bitmaps[block.name])) for block in blocks)
+
+    def batches(self) -> Iterator[Batch]:
+        """Hand out everything, in batches. A batch counts as sent when the next one is asked for."""
+        while self._work:
+            block, pages = self._work[0]
+            populated = populated_chunks(block) if self._first else None
+            at = 0
+            while at < pages.size:
+                batch = pages[at : at + BATCH_PAGES]
+                # In the first pass batches are chunks: reading one that has no memory would give it some.
+                chunk = int(batch[0]) // PAGES_PER_PMD
+                yield Batch(block, batch, populated is not None and not populated[chunk])
+                at += batch.size
+                self.pages -= int(batch.size)
+                self._work[0] = (block, pages[at:])
+            self._work.pop(0)
+
+
+class LastSent:
+    """Which pass sent each page last."""
+
+    def __init__(self, blocks: Sequence[RamBlock]) -> None:
+        self._passes = {block.name: np.zeros(block.pages, dtype=np.uint16) for block in blocks}
+
+    def record(self, batch: Batch, number: int) -> None:
+        """Pass `number` sent these pages (numbers past 65535 count as that)."""
+        self._passes[batch.block.name][batch.pages] = min(number, 0xFFFF)
+
+    def pass_of(self, block: str, page: int) -> int:
+        return int(self._passes[block][page])
+
+
+_ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])
+
+
+def untouched_records(
+    block: RamBlock, pages: PageNumbers, prefix: bytes, suffix: bytes, page_bits: int
+) -> bytes:
+    """Records that say all of `pages` are zero, made without looking at them."""
+    from sterna.stream.wire import RamFlag
+
+    if page_bits < PAGE_SHIFT:
+        split = 1 << (PAGE_SHIFT - page_bits)
+        pages = (pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)
+    records = np.zeros(pages.size, dtype=_ZERO_RECORD)
+    records["word"] = (pages << page_bits) | int(RamFlag.ZERO | RamFlag.CONTINUE)
+    name = block.name.encode()
+    head = ((int(pages[0]) << page_bits) | int(RamFlag.ZERO)).to_bytes(8, "big")
+    return b"".join((prefix, head, bytes((len(name),)), name, b"\0", records[1:].tobytes(), suffix))

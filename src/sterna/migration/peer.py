@@ -1,0 +1,183 @@
+"""The source's view of the destination: what comes back from it, and the steps of handing over a guest."""
+
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from sterna.migration import handshake
+from sterna.migration.channels.channel import Channel
+from sterna.migration.errors import Cancelled, ChannelError, Refused
+from sterna.migration.handshake import (
+    Hello,
+    Nack,
+    PrivateCommand,
+    PrivateMessage,
+    ProtocolError,
+    Ready,
+    Running,
+)
+from sterna.stream import sections
+from sterna.stream.return_path import ReturnMessage, ReturnPathDecoder
+from sterna.stream.wire import Command, ReturnPathType, StreamError
+
+GREETING_SECONDS = 30.0
+"""How long a peer on a two-way channel may take to answer the greeting. QEMU and sterna answer at once."""
+
+
+class PeerKind(Enum):
+    """What the destination is."""
+
+    SILENT = ""
+    """A one-way channel: nobody answers."""
+    QEMU = "qemu"
+    STERNA = "sterna"
+
+
+class NackError(Refused):
+    """The destination refused, with details."""
+
+    def __init__(self, nack: Nack) -> None:
+        super().__init__(f"destination refused: {nack.reason}")
+        self.nack = nack
+
+
+@dataclass(frozen=True)
+class Greeted:
+    """What the greeting found out.
+
+    :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus ours, 0 when within the measuring error
+    """
+
+    kind: PeerKind
+    features: frozenset[str] = frozenset()
+    clock_offset_ns: int = 0
+
+
+class Peer:
+    """The other end of a source's channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._decoder = ReturnPathDecoder()
+        self._messages: deque[ReturnMessage] = deque()
+        self._buffer = bytearray(1 << 16)
+
+    # -- what comes back -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Look, without waiting, whether the destination has given up.
+
+        :raise Refused: When it has; the text carries its reason.
+        :raise ChannelError: When the connection is gone.
+        """
+        if not self._channel.two_way:
+            return
+        while (got := self._channel.readinto_now(memoryview(self._buffer))) is not None:
+            self._take(got)
+        while self._messages:
+            message = self._messages.popleft()
+            self._refusal(message)
+            raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
+
+    def explain(self, error: ChannelError) -> Exception:
+        """The reason that the destination gave before the channel broke, or else the breaking itself."""
+        try:
+            self.check()
+        except Refused as refused:
+            return refused
+        except (ChannelError, ProtocolError, StreamError):
+            pass
+        return error
+
+    def wait(self, seconds: float | None = None) -> ReturnMessage:
+        """The next message.
+
+        :raise Refused: When it is a refusal.
+        :raise ChannelError: When the connection ends, or nothing comes in so many seconds.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._messages:
+            if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
+                raise ChannelError(f"{self._channel.peer} does not answer; record with file: or exec:")
+            self._take(self._channel.readinto(memoryview(self._buffer)))
+        message = self._messages.popleft()
+        self._refusal(message)
+        return message
+
+    def _take(self, got: int) -> None:
+        if got == 0:
+            self._decoder.close()
+            raise ChannelError(f"{self._channel.peer} closed the connection")
+        self._messages.extend(self._decoder.feed(memoryview(self._buffer)[:got]))
+
+    def _refusal(self, message: ReturnMessage) -> None:
+        if message.type == PrivateMessage.NACK:
+            raise NackError(handshake.decode(message.payload, Nack))
+        if message.type == ReturnPathType.SHUT and message.value:
+            raise Refused("destination refused: it could not load the guest")
+
+    def _expect(self, kind: PrivateMessage) -> bytes:
+        message = self.wait()
+        if message.type != kind:
+            raise ProtocolError(
+                f"{self._channel.peer} sent a message of type {message.type:#x} instead of {kind.name}"
+            )
+        return message.payload
+
+    # -- the steps -------------------------------------------------------------------------------------------
+
+    def greet(self) -> Greeted:
+        """Open the return path and find out who is there.
+
+        :raise ChannelError: When nobody answers.
+        """
+        if not self._channel.two_way:
+            return Greeted(PeerKind.SILENT)
+        ping = handshake.GREETING.to_bytes(4, "big")
+        sent_ns = time.time_ns()
+        self._channel.send(sections.command(Command.OPEN_RETURN_PATH) + sections.command(Command.PING, ping))
+        message = self.wait(GREETING_SECONDS)
+        received_ns = time.time_ns()
+        greeted = Greeted(PeerKind.QEMU)
+        if message.type == PrivateMessage.HELLO:
+            hello = handshake.decode(message.payload, Hello)
+            missing = set(handshake.FEATURES) - set(hello.features)
+            if hello.version != handshake.VERSION or missing:
+                raise ProtocolError(
+                    f"{self._channel.peer} speaks version {hello.version} of the handover "
+                    f"without {', '.join(sorted(missing)) or 'nothing'}; here it is {handshake.VERSION}"
+                )
+            offset = handshake.clock_offset(sent_ns, received_ns, hello.clock_ns)
+            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset)
+            message = self.wait(GREETING_SECONDS)
+        if message.type != ReturnPathType.PONG or message.value != handshake.GREETING:
+            raise ProtocolError(f"{self._channel.peer} answered the greeting with type {message.type:#x}")
+        return greeted
+
+    def offer(self, migration_id: uuid.UUID, verify: bool) -> None:
+        """Name the migration to a sterna."""
+        payload = handshake.encode(handshake.Offer(migration_id.hex, verify))
+        self._channel.send(sections.command(PrivateCommand.OFFER, payload))
+
+    def wait_ready(self) -> Ready:
+        """Wait until a sterna has received, verified and loaded everything."""
+        return handshake.decode(self._expect(PrivateMessage.READY), Ready)
+
+    def wait_running(self) -> Running:
+        """Wait until a sterna runs the guest."""
+        return handshake.decode(self._expect(PrivateMessage.RUNNING), Running)
+
+    def wait_shut(self) -> None:
+        """Wait until QEMU has loaded the stream."""
+        message = self.wait()
+        if message.type != ReturnPathType.SHUT:
+            raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x}")
+
+    def confirm(self) -> None:
+        """Tell a sterna that its RUNNING arrived; if this gets lost, it only keeps its listener longer."""
+        try:
+            self._channel.send(sections.command(PrivateCommand.CONFIRM))
+        except (ChannelError, Cancelled):
+            pass

@@ -1,0 +1,182 @@
+"""The running account of a migration. The engine writes it, anyone may take a snapshot."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sterna.memory.address import PAGE_SIZE
+from sterna.migration.statistics import Bandwidth, MigrationInfo, MigrationStatus, PassCounter
+
+Emit = Callable[[str, dict[str, Any]], None]
+"""Called with an event's name and data, as QMP sends them."""
+
+
+class IllegalTransition(Exception):
+    """A status that cannot follow the present one: a bug here."""
+
+
+_NEXT: dict[MigrationStatus, set[MigrationStatus]] = {
+    MigrationStatus.NONE: {MigrationStatus.SETUP},
+    MigrationStatus.SETUP: {
+        MigrationStatus.ACTIVE,
+        MigrationStatus.CANCELLING,
+        MigrationStatus.CANCELLED,
+        MigrationStatus.FAILED,
+    },
+    MigrationStatus.ACTIVE: {
+        MigrationStatus.DEVICE,
+        MigrationStatus.COMPLETED,
+        MigrationStatus.CANCELLING,
+        MigrationStatus.CANCELLED,
+        MigrationStatus.FAILED,
+    },
+    MigrationStatus.DEVICE: {MigrationStatus.COMPLETED, MigrationStatus.CANCELLING, MigrationStatus.FAILED},
+    # Cancelled too late: the destination ran the guest already.
+    MigrationStatus.CANCELLING: {
+        MigrationStatus.CANCELLED,
+        MigrationStatus.COMPLETED,
+        MigrationStatus.FAILED,
+    },
+    MigrationStatus.CANCELLED: {MigrationStatus.SETUP},
+    MigrationStatus.FAILED: {MigrationStatus.SETUP, MigrationStatus.ACTIVE},
+    MigrationStatus.COMPLETED: set(),
+}
+
+
+@dataclass
+class Progress:
+    """:param emit: gets MIGRATION and MIGRATION_PASS events, on the engine's thread
+    :param clock: monotonic time in seconds
+    """
+
+    emit: Emit
+    uri: str
+    incoming: bool = False
+    clock: Callable[[], float] = time.monotonic
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.RLock()
+        self._info = MigrationInfo(uri=self.uri, incoming=self.incoming)
+        self._started = self.clock()
+        self._pass: PassCounter | None = None
+        self._looked_at = self._started
+
+    def snapshot(self) -> MigrationInfo:
+        """The migration as it is now."""
+        with self._lock:
+            if not self._info.status.running:
+                return self._info
+            return replace(
+                self._info,
+                total_time_ms=self._elapsed_ms(),
+                bytes_per_second=self.bandwidth.bytes_per_second,
+                pages_per_second=self.bandwidth.pages_per_second,
+            )
+
+    def enter(self, status: MigrationStatus, **changes: Any) -> None:
+        """Change the status, with other fields at once; an outcome makes the account final."""
+        with self._lock:
+            self._change(status, **changes)
+        self.emit("MIGRATION", {"status": status.value})
+
+    def cancelling(self) -> None:
+        """The user cancelled; does nothing once there is an outcome."""
+        with self._lock:
+            if not self._info.status.running or self._info.status is MigrationStatus.CANCELLING:
+                return
+            self._change(MigrationStatus.CANCELLING)
+        self.emit("MIGRATION", {"status": MigrationStatus.CANCELLING.value})
+
+    def advance(self, status: MigrationStatus) -> None:
+        """Enter a phase, unless the user has cancelled: then the phase passes under that name."""
+        with self._lock:
+            if self._info.status is MigrationStatus.CANCELLING:
+                return
+            self._change(status)
+        self.emit("MIGRATION", {"status": status.value})
+
+    def _change(self, status: MigrationStatus, **changes: Any) -> None:
+        with self._lock:
+            before = self._info.status
+            if status not in _NEXT[before]:
+                raise IllegalTransition(f"a migration cannot go from {before.value} to {status.value}")
+            if not status.running and status is not MigrationStatus.NONE:
+                changes.setdefault("total_time_ms", self._elapsed_ms())
+                changes.setdefault("bytes_per_second", self.bandwidth.bytes_per_second)
+                changes.setdefault("pages_per_second", self.bandwidth.pages_per_second)
+            self._info = replace(self._info, status=status, **changes)
+
+    def note(self, **changes: Any) -> None:
+        """Change fields of the account."""
+        with self._lock:
+            self._info = replace(self._info, **changes)
+
+    def set_up(self) -> None:
+        """The first page is about to be sent."""
+        self.note(setup_time_ms=self._elapsed_ms())
+
+    @contextmanager
+    def sending_pass(self, remaining_pages: int) -> Iterator[PassCounter]:
+        """A pass begins; `finish_pass` ends it."""
+        with self._lock:
+            number = self._info.pass_number + 1
+            self._pass = PassCounter(number, self.clock())
+            self.note(pass_number=number, remaining=remaining_pages * PAGE_SIZE)
+        self.emit("MIGRATION_PASS", {"pass": number})
+        yield self._pass
+
+    def sent(self, *, size: int, pages: int, zero_pages: int, seconds: float, final: bool) -> None:
+        """Pages were handed to the channel, in so many bytes and seconds."""
+        with self._lock:
+            assert self._pass is not None
+            self._pass.bytes += size
+            self._pass.pages += pages
+            self._pass.zero_pages += zero_pages
+            info = self._info
+            self.note(
+                transferred=info.transferred + size,
+                downtime_bytes=info.downtime_bytes + (size if final else 0),
+                remaining=max(0, info.remaining - pages * PAGE_SIZE),
+                zero_pages=info.zero_pages + zero_pages,
+                normal_pages=info.normal_pages + pages - zero_pages,
+            )
+            if pages > zero_pages or self.bandwidth.bytes_per_second == 0:
+                self.bandwidth.add(size, pages, seconds)
+
+    def received(self, size: int, normal_pages: int, zero_pages: int) -> None:
+        """A destination has received so many more bytes, and pages in all."""
+        with self._lock:
+            self.note(
+                transferred=self._info.transferred + size, normal_pages=normal_pages, zero_pages=zero_pages
+            )
+
+    def sent_other(self, size: int, *, final: bool = False) -> None:
+        """Something other than pages was handed to the channel."""
+        with self._lock:
+            info = self._info
+            self.note(
+                transferred=info.transferred + size,
+                downtime_bytes=info.downtime_bytes + (size if final else 0),
+            )
+
+    def finish_pass(self, dirty_pages_after: int) -> None:
+        """A look at the dirty log ended the pass."""
+        with self._lock:
+            assert self._pass is not None
+            now = self.clock()
+            record = self._pass.finished(now, dirty_pages_after)
+            rate = dirty_pages_after / (now - self._looked_at) if now > self._looked_at else 0.0
+            self._looked_at = now
+            self.note(
+                passes=(*self._info.passes, record),
+                dirty_pages_rate=rate,
+                remaining=dirty_pages_after * PAGE_SIZE,
+            )
+            self._pass = None
+
+    def _elapsed_ms(self) -> float:
+        return (self.clock() - self._started) * 1000

@@ -1,0 +1,426 @@
+"""The source of a migration: precopy.
+
+Setup (connect, header, greeting, RAM blocks, dirty logging on), then passes: all pages first, then what the
+dirty log says was written since, until the rest is estimated to fit the downtime limit; then the guest stops,
+and the last pages, the devices and the end follow. How ownership of the guest changes hands is
+`sterna.migration.handshake`'s subject.
+
+Whatever goes wrong, and whenever: logging is off, the channel closed, and the guest runs if it ran before,
+unless the destination runs it or cannot be asked.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.digest import RamDigest, digest_cost_seconds, digest_ram
+from sterna.migration import doubt, handshake, verify
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.channels.channel import Channel, Vectors
+from sterna.migration.errors import (
+    Cancelled,
+    ChannelError,
+    InDoubt,
+    MigrationError,
+    Refused,
+    VerificationError,
+)
+from sterna.migration.guest import Guest
+from sterna.migration.pages import Batch, LastSent, PassWork, untouched_records
+from sterna.migration.parameters import Parameters, Verify
+from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
+from sterna.migration.progress import Progress
+from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.statistics import DowntimeParts, MigrationStatus
+from sterna.stream import ram, sections
+from sterna.stream.description import stream_description
+from sterna.stream.vmstate import DeviceState, VmStateDescription
+from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION, StreamError
+
+_RAM_ID = 1
+_FIRST_DEVICE_ID = 2
+_LARGEST_PIECE = 4 << 20
+_LEAST_SHARE = 0.1
+"""Share of the downtime limit that is left for pages when the digest alone would use it up."""
+
+
+class _Owner(Enum):
+    """Where the guest may run, as far as the source knows."""
+
+    HERE = "here"
+    IN_DOUBT = "in doubt"
+    AWAY = "away"
+
+
+@dataclass
+class _Timeline:
+    """CLOCK_REALTIME in ns at the ends of the downtime's parts, and what is known of its last."""
+
+    stop: int = 0
+    stopped: int = 0
+    last_pass: int = 0
+    device_state: int = 0
+    digest: int = 0
+    loaded: int = 0
+    started: int = 0
+
+    def parts(self) -> DowntimeParts:
+        marks = [
+            self.stop,
+            self.stopped,
+            self.last_pass,
+            self.device_state,
+            self.digest,
+            self.loaded,
+            self.started,
+        ]
+        # A mark that was never set (nobody told) ends its part at once.
+        for i in range(1, len(marks)):
+            marks[i] = max(marks[i], marks[i - 1])
+        return DowntimeParts(*((after - before) / 1e6 for before, after in pairwise(marks)))
+
+
+@dataclass
+class Source:
+    """One outgoing migration. `run` does all of it on the caller's thread; `cancel` may come from any other.
+
+    The progress must be in setup, so that the migration is visible before `run` gets going.
+
+    :ivar closing: set when the program ends; it also ends the question who runs the guest
+    """
+
+    guest: Guest
+    uri: uris.Uri
+    parameters: Parameters
+    progress: Progress
+    closing: Cancellation
+    limiter: RateLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.migration_id = uuid.uuid4()
+        self._cancellation = Cancellation()
+        self.limiter = RateLimiter(self.parameters.max_bandwidth, sleep=self._cancellation.sleep)
+        self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
+        self._last_sent = LastSent(self.guest.ram_blocks)
+        self._timeline = _Timeline()
+        self._logging = False
+        self._stopped = False
+        self._owner = _Owner.HERE
+        self._digest: RamDigest | None = None
+        self.progress.note(
+            migration_id=str(self.migration_id), total=sum(block.size for block in self.guest.ram_blocks)
+        )
+
+    def cancel(self) -> None:
+        """Cancel. Once COMMIT is on its way the destination decides, and the migration may still complete."""
+        self.progress.cancelling()
+        self._cancellation.set()
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Migrate; the outcome is in the progress."""
+        try:
+            self._migrate()
+        except Exception as error:
+            self._recover(error)
+        else:
+            self.progress.enter(MigrationStatus.COMPLETED)
+        finally:
+            self._cancellation.close()
+
+    def _recover(self, error: Exception) -> None:
+        """The migration failed: logging off; unless the guest went away or may have, it runs if it ran
+        before.
+        """
+        expected = isinstance(error, (MigrationError, StreamError))
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        try:
+            self._stop_logging()
+        except Exception as worse:
+            text += f"; and dirty logging cannot be stopped: {worse}"
+        if self._stopped and self._owner is _Owner.HERE:
+            try:
+                self.guest.resume()
+            except Exception as worse:
+                text += f"; and the guest cannot be resumed: {worse}"
+        if self._cancellation.is_set and self._owner is _Owner.HERE:
+            self.progress.cancelling()
+            self.progress.enter(MigrationStatus.CANCELLED)
+        else:
+            in_doubt = self._owner is _Owner.IN_DOUBT
+            self.progress.enter(MigrationStatus.FAILED, error=text, in_doubt=in_doubt)
+
+    def _stop_logging(self) -> None:
+        if self._logging:
+            self._logging = False
+            self.guest.stop_dirty_logging()
+
+    # -- phases ----------------------------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        with self.uri.connect(self._cancellation) as channel:
+            peer = Peer(channel)
+            try:
+                greeted = self._set_up(channel, peer)
+                rest = self._precopy(channel, peer, self._verifies(greeted))
+                self._switch_over(channel, peer, greeted, rest)
+            except NackError as error:
+                raise self._explain(error.nack) from error
+            except ChannelError as error:
+                reason = peer.explain(error)
+                if isinstance(reason, NackError):
+                    reason = self._explain(reason.nack)
+                raise reason from error
+        self.guest.migrated_away()
+        self._stop_logging()
+
+    def _explain(self, nack: handshake.Nack) -> MigrationError:
+        if not nack.block:
+            return Refused(f"destination refused: {nack.reason}")
+        self.progress.note(verified=False, ram_digest_destination=nack.digest)
+        if nack.chunk < 0:
+            return VerificationError(f"destination refused: {nack.reason}")
+        return VerificationError(
+            verify.locate(self.guest.ram_blocks, nack.block, nack.chunk, nack.pages, self._last_sent)
+        )
+
+    def _set_up(self, channel: Channel, peer: Peer) -> Greeted:
+        configuration = sections.Configuration(self.guest.machine_type, self.guest.page_bits)
+        self._send(channel, sections.header(configuration))
+        greeted = peer.greet()
+        self.progress.note(peer=greeted.kind.value, clock_offset_ns=greeted.clock_offset_ns)
+        if greeted.kind is PeerKind.STERNA:
+            peer.offer(self.migration_id, self._verifies(greeted))
+        elif self._verifies(greeted) and greeted.kind is PeerKind.QEMU:
+            raise MigrationError(
+                "x-sterna-verify is on, but the destination cannot verify: it is not a sterna"
+            )
+        # Logging begins before the first page is looked at, so no write can fall between.
+        self._logging = True
+        self.guest.start_dirty_logging()
+        blocks = [(block.name, block.size) for block in self.guest.ram_blocks]
+        opening = sections.section_start(_RAM_ID, RAM_SECTION, 0, RAM_VERSION)
+        self._send(channel, opening + ram.ram_setup(blocks) + sections.footer(_RAM_ID))
+        return greeted
+
+    def _verifies(self, greeted: Greeted) -> bool:
+        wanted = self.parameters.verify
+        able = handshake.FEATURE_DIGEST in greeted.features
+        if wanted is Verify.ON and greeted.kind is PeerKind.STERNA and not able:
+            raise MigrationError("x-sterna-verify is on here, but off at the destination")
+        return wanted is Verify.ON or (wanted is Verify.AUTO and able)
+
+    def _precopy(self, channel: Channel, peer: Peer, verifying: bool) -> PassWork:
+        """Pass after pass while the guest runs; return the dirty pages that are to be sent while it is
+        stopped.
+        """
+        self.progress.set_up()
+        self.progress.advance(MigrationStatus.ACTIVE)
+        work = PassWork.everything(self.guest.ram_blocks)
+        while True:
+            self._send_pass(channel, peer, work, final=False)
+            batches = self.guest.harvest()
+            work = PassWork.dirty(self.guest.ram_blocks, batches)
+            self.progress.finish_pass(work.pages)
+            self._cancellation.check()
+            if self._fits(channel, work.pages, verifying):
+                return work
+
+    def _fits(self, channel: Channel, pages: int, verifying: bool) -> bool:
+        """Whether what is left is estimated to fit the downtime limit."""
+        limit = self.parameters.downtime_limit_seconds
+        digest = digest_cost_seconds(self.guest.ram_blocks) if verifying else 0.0
+        rate = self.progress.bandwidth.bytes_per_second
+        waiting = pages * PAGE_SIZE + channel.unsent_bytes()
+        rest = waiting / rate if rate else 0.0
+        self.progress.note(expected_downtime_ms=(rest + digest) * 1000)
+        return rest <= max(limit - digest, limit * _LEAST_SHARE)
+
+    def _switch_over(self, channel: Channel, peer: Peer, greeted: Greeted, rest: PassWork) -> None:
+        self.progress.advance(MigrationStatus.DEVICE)
+        verifying = self._verifies(greeted)
+        timeline = self._timeline
+        self._stopped = True
+        timeline.stop = self.guest.stop_for_migration()
+        timeline.stopped = time.time_ns()
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+            digest: Future[RamDigest] | None = None
+            if verifying:
+                digest = pool.submit(digest_ram, self.guest.ram_blocks, check=self._cancellation.check)
+            self._send_rest(channel, peer, rest)
+            timeline.last_pass = time.time_ns()
+            devices = self._send_devices(channel)
+            timeline.device_state = time.time_ns()
+            self._send_end(channel, devices, digest)
+        timeline.digest = time.time_ns()
+        if greeted.kind is PeerKind.STERNA:
+            self._hand_over(channel, peer, greeted)
+        elif greeted.kind is PeerKind.QEMU:
+            self._let_qemu_start(channel, peer)
+        else:
+            channel.finish()
+            timeline.loaded = time.time_ns()
+        self._owner = _Owner.AWAY
+        parts = timeline.parts()
+        self.progress.note(downtime_parts=parts, downtime_ms=parts.total)
+
+    def _send_rest(self, channel: Channel, peer: Peer, rest: PassWork) -> None:
+        batches = self.guest.harvest()
+        work = PassWork.merged(rest, self.guest.ram_blocks, batches)
+        self._send_pass(channel, peer, work, final=True)
+        self.progress.finish_pass(0)
+        end = sections.section_end(_RAM_ID) + ram.END_OF_RECORDS + sections.footer(_RAM_ID)
+        self._send(channel, end, final=True)
+
+    def _send_devices(self, channel: Channel) -> list[tuple[VmStateDescription, DeviceState]]:
+        sent: list[tuple[VmStateDescription, DeviceState]] = []
+        out = bytearray()
+        for section_id, state in enumerate(self.guest.save_devices(), _FIRST_DEVICE_ID):
+            description = self.guest.descriptions[state.name]
+            out += sections.device_section(section_id, description, state)
+            sent.append((description, state))
+        self._send(channel, bytes(out), final=True)
+        return sent
+
+    def _send_end(
+        self,
+        channel: Channel,
+        devices: Sequence[tuple[VmStateDescription, DeviceState]],
+        digest: "Future[RamDigest] | None",
+    ) -> None:
+        out = b""
+        if digest is not None:
+            self._digest = digest.result()
+            state = verify.to_state(self._digest, verify.devices_digest(devices))
+            out += sections.device_section(_FIRST_DEVICE_ID + len(devices), verify.SECTION, state)
+            devices = [*devices, (verify.SECTION, state)]
+            self.progress.note(ram_digest_source=self._digest.hex)
+        out += sections.end_of_stream()
+        out += sections.vm_description(stream_description(devices, 1 << self._page_bits))
+        self._send(channel, out, final=True)
+
+    # -- handing over ----------------------------------------------------------------------------------------
+
+    def _let_qemu_start(self, channel: Channel, peer: Peer) -> None:
+        """QEMU starts the guest when it has the whole stream, so it is too late to cancel."""
+        self._owner = _Owner.IN_DOUBT
+        channel.watch(self.closing)
+        try:
+            peer.wait_shut()
+        except (Refused, ChannelError):
+            self._owner = _Owner.HERE
+            raise
+        self._timeline.loaded = time.time_ns()
+
+    def _hand_over(self, channel: Channel, peer: Peer, greeted: Greeted) -> None:
+        ready = peer.wait_ready()
+        self._timeline.loaded = time.time_ns()
+        if self._digest is not None:
+            self.progress.note(verified=True, ram_digest_destination=ready.digest)
+        commit = handshake.encode(handshake.Commit(self._timeline.stop, greeted.clock_offset_ns))
+        data = sections.command(handshake.PrivateCommand.COMMIT, commit)
+        before = channel.transferred
+        try:
+            self._send(channel, data, final=True)
+        except (ChannelError, Cancelled):
+            if channel.transferred - before < len(data):
+                raise  # the destination cannot have got it whole, so it will not start
+        # The point of no return: from here only the destination knows.
+        self._owner = _Owner.IN_DOUBT
+        try:
+            running = peer.wait_running()
+            clock_ns, note = running.clock_ns, running.clock_note
+        except Refused:
+            self._owner = _Owner.HERE
+            raise
+        except (MigrationError, StreamError) as error:
+            channel.close()
+            clock_ns, note = self._resolve(error), ""
+        self._owner = _Owner.AWAY
+        channel.watch(self.closing)
+        peer.confirm()
+        self._timeline.started = clock_ns - greeted.clock_offset_ns
+        self.progress.note(clock_note=note)
+
+    def _resolve(self, error: Exception) -> int:
+        """COMMIT was sent and RUNNING did not come: ask the destination.
+
+        :return: CLOCK_REALTIME there, just before the first guest instruction
+        :raise Cancelled, MigrationError: When it does not run the guest and never will.
+        :raise InDoubt: When it cannot be asked; the guest stays paused.
+        """
+        advice = (
+            "the guest stays paused here: if it does not run at the destination, continue it with 'cont'; "
+            "if it does, end this one with 'quit'"
+        )
+        if not isinstance(self.uri, uris.ListeningUri):
+            raise InDoubt(f"{error}; {self.uri} cannot be asked again whether it runs the guest; {advice}")
+        try:
+            outcome, clock_ns = doubt.ask(
+                self.uri, self.migration_id.bytes, self.parameters.doubt_timeout_seconds, self.closing
+            )
+        except (InDoubt, Cancelled) as silent:
+            raise InDoubt(f"{error}; then {silent}; {advice}") from error
+        if outcome is doubt.Outcome.RUNNING:
+            return clock_ns
+        self._owner = _Owner.HERE
+        raise MigrationError(f"{error}; the destination did not start the guest") from error
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def _send_pass(self, channel: Channel, peer: Peer, work: PassWork, *, final: bool) -> None:
+        prefix, suffix = sections.section_part(_RAM_ID), ram.END_OF_RECORDS + sections.footer(_RAM_ID)
+        with self.progress.sending_pass(work.pages) as counter:
+            for batch in work.batches():
+                self._cancellation.check()
+                peer.check()
+                self._send_batch(channel, batch, prefix, suffix, final)
+                self._last_sent.record(batch, counter.number)
+
+    def _send_batch(self, channel: Channel, batch: Batch, prefix: bytes, suffix: bytes, final: bool) -> None:
+        started = time.monotonic()
+        pages = int(batch.pages.size)
+        if batch.untouched:
+            data = untouched_records(batch.block, batch.pages, prefix, suffix, self._page_bits)
+            self._pace(len(data), final)
+            channel.send(data)
+            size, zero_pages = len(data), pages
+        else:
+            encoded = ram.encode_pages(
+                batch.block, batch.pages, prefix=prefix, suffix=suffix, page_bits=self._page_bits
+            )
+            self._send_paced(channel, encoded.iov, final)
+            size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
+        self.progress.sent(
+            size=size, pages=pages, zero_pages=zero_pages, seconds=time.monotonic() - started, final=final
+        )
+
+    def _send_paced(self, channel: Channel, vectors: Vectors, final: bool) -> None:
+        """Send a gather list in pieces that the limiter can pace."""
+        ends = np.cumsum(vectors[:, 1], dtype=np.int64)
+        first, done = 0, 0
+        while first < len(vectors):
+            most = _LARGEST_PIECE if final else self.limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE)
+            last = max(first + 1, int(np.searchsorted(ends, done + most, side="right")))
+            size = int(ends[last - 1]) - done
+            self._pace(size, final)
+            channel.send_vectors(vectors[first:last])
+            first, done = last, done + size
+
+    def _pace(self, size: int, final: bool) -> None:
+        # The guest waits during switchover: the limit does not hold then, as in QEMU.
+        if not final:
+            self.limiter.pace(size)
+
+    def _send(self, channel: Channel, data: bytes, *, final: bool = False) -> None:
+        channel.send(data)
+        self.progress.sent_other(len(data), final=final)

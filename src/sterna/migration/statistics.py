@@ -1,0 +1,297 @@
+"""What a migration measures, and what each number means.
+
+Bytes are those of the stream, headers included. Times that QEMU reports in ms are whole ms in `to_qmp`.
+
+- **Pass**: from one look at the dirty log to the next. Pass 1 sends every page. Its `dirty_pages_after` is
+what the look at its end found: the work of the next pass. The last pass runs while the guest is stopped.
+- **Transferred**: bytes of the stream handed to the kernel. **Remaining**: bytes of RAM in pages not sent
+since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
+- **Duplicate** pages held only zeros and went as a mark; **normal** pages went whole.
+- **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
+- **Dirty rate**: pages found dirty at the last look, over the time since the look before.
+- **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
+- **Expected downtime**: what was last estimated for stopping then: the pages still to send at the measured
+bandwidth, and the digest. Before the first estimate it is the downtime limit.
+- **Downtime**: from the moment the last vCPU left guest mode at the source to the moment before the first
+guest instruction at the destination, both CLOCK_REALTIME, the destination's corrected by the clock offset
+that the handshake measured. Against a peer that does not tell when it starts: to its confirmation, and to the
+end of the stream where there is no way back. `DowntimeParts` splits it.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sterna.memory.address import PAGE_SIZE
+
+
+class MigrationStatus(Enum):
+    """QEMU's MigrationStatus, as far as it applies.
+
+    ::
+
+        none -> setup -> active -> device -> completed
+                  |         |         |
+                  +---------+---------+--> cancelling -> cancelled
+                  +---------+---------+--> failed
+
+    An incoming migration has no `device` and no `cancelling`; after `failed` it may go to `setup` again.
+    """
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    DEVICE = "device"
+    COMPLETED = "completed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def running(self) -> bool:
+        """Whether the migration has no outcome yet."""
+        return self in _RUNNING
+
+
+_RUNNING = {
+    MigrationStatus.SETUP,
+    MigrationStatus.ACTIVE,
+    MigrationStatus.DEVICE,
+    MigrationStatus.CANCELLING,
+}
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One finished pass over dirty memory.
+
+    :ivar number: counted from 1
+    :ivar pages: pages sent
+    :ivar zero_pages: how many of them held only zeros
+    :ivar bytes: bytes of the stream
+    :ivar ms: how long it took
+    :ivar dirty_pages_after: pages the look at its end found dirty; 0 for the last pass
+    """
+
+    number: int
+    pages: int
+    zero_pages: int
+    bytes: int
+    ms: float
+    dirty_pages_after: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pages": self.pages,
+            "zero_pages": self.zero_pages,
+            "bytes": self.bytes,
+            "ms": round(self.ms, 3),
+            "dirty_pages_after": self.dirty_pages_after,
+        }
+
+
+@dataclass(frozen=True)
+class DowntimeParts:
+    """Where the downtime went, in ms; the parts follow each other and add up to it.
+
+    :ivar stop: devices quiesced after the last vCPU had left guest mode
+    :ivar last_pass: last look at the dirty log, and its pages handed to the channel
+    :ivar device_state: devices saved and handed to the channel
+    :ivar digest: waiting for the source's digest beyond that, and handing it over
+    :ivar destination_load: until the destination had received, verified and loaded everything
+    :ivar start: until its first guest instruction
+    """
+
+    stop: float = 0.0
+    last_pass: float = 0.0
+    device_state: float = 0.0
+    digest: float = 0.0
+    destination_load: float = 0.0
+    start: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return (
+            self.stop + self.last_pass + self.device_state + self.digest + self.destination_load + self.start
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        return {name.replace("_", "-"): round(value, 3) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class MigrationInfo:
+    """A snapshot of one migration, outgoing or incoming; final once the status is not `running`.
+
+    :ivar uri: where to, or where from
+    :ivar error: why it failed, one line
+    :ivar peer: what the other end is: ``sterna``, ``qemu`` or empty while unknown or on one-way channels
+    :ivar verified: both ends' digests agreed; None when they were not compared
+    :ivar ram_digest_source: root digest at the source, 16 hexadecimal digits
+    :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus the source's, 0 when within the measuring
+        error
+    :ivar clock_note: set when the two clocks gave an impossible downtime, which was clamped
+    :ivar in_doubt: the guest may run at the destination; it stays paused here
+    :ivar socket_address: where an incoming migration listens
+    """
+
+    status: MigrationStatus = MigrationStatus.NONE
+    incoming: bool = False
+    uri: str = ""
+    error: str = ""
+    peer: str = ""
+    migration_id: str = ""
+    total_time_ms: float = 0.0
+    setup_time_ms: float = 0.0
+    expected_downtime_ms: float = 0.0
+    downtime_ms: float | None = None
+    downtime_parts: DowntimeParts = DowntimeParts()
+    passes: tuple[PassRecord, ...] = ()
+    pass_number: int = 0
+    transferred: int = 0
+    remaining: int = 0
+    total: int = 0
+    zero_pages: int = 0
+    normal_pages: int = 0
+    dirty_pages_rate: float = 0.0
+    bytes_per_second: float = 0.0
+    pages_per_second: float = 0.0
+    downtime_bytes: int = 0
+    verified: bool | None = None
+    ram_digest_source: str = ""
+    ram_digest_destination: str = ""
+    digest_ms: float | None = None
+    clock_offset_ns: int = 0
+    clock_note: str = ""
+    in_doubt: bool = False
+    socket_address: str = ""
+
+    def to_qmp(self) -> dict[str, Any]:
+        """As QMP's query-migrate answers (QEMU 7.2, MigrationInfo); our own fields are under ``x-sterna``."""
+        if self.status is MigrationStatus.NONE:
+            return {}
+        answer: dict[str, Any] = {"status": self.status.value}
+        if self.error:
+            answer["error-desc"] = self.error
+        if self.socket_address:
+            answer["socket-address"] = [_socket_address(self.socket_address)]
+        if not self.incoming and self.status is not MigrationStatus.SETUP:
+            answer |= {
+                "total-time": round(self.total_time_ms),
+                "setup-time": round(self.setup_time_ms),
+                "ram": self._ram(),
+            }
+            if self.status is MigrationStatus.COMPLETED:
+                answer["downtime"] = round(self.downtime_ms or 0.0)
+            elif self.status.running:
+                answer["expected-downtime"] = round(self.expected_downtime_ms)
+        answer["x-sterna"] = self._extras()
+        return answer
+
+    def _ram(self) -> dict[str, Any]:
+        return {
+            "transferred": self.transferred,
+            "remaining": self.remaining,
+            "total": self.total,
+            "duplicate": self.zero_pages,
+            "skipped": 0,
+            "normal": self.normal_pages,
+            "normal-bytes": self.normal_pages * PAGE_SIZE,
+            "dirty-pages-rate": round(self.dirty_pages_rate),
+            "mbps": self.bytes_per_second * 8 / 1e6,
+            "dirty-sync-count": self.pass_number,
+            "postcopy-requests": 0,
+            "page-size": PAGE_SIZE,
+            "multifd-bytes": 0,
+            "pages-per-second": round(self.pages_per_second),
+            "precopy-bytes": self.transferred - self.downtime_bytes,
+            "downtime-bytes": self.downtime_bytes,
+            "postcopy-bytes": 0,
+            "dirty-sync-missed-zero-copy": 0,
+        }
+
+    def _extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = {"uri": self.uri, "peer": self.peer, "migration-id": self.migration_id}
+        if self.verified is not None:
+            extras["verified"] = self.verified
+        extras |= {
+            "ram-digest-source": self.ram_digest_source,
+            "ram-digest-destination": self.ram_digest_destination,
+        }
+        if self.digest_ms is not None:
+            extras["digest-ms"] = round(self.digest_ms, 3)
+        if not self.incoming:
+            extras |= {
+                "total-ms": round(self.total_time_ms, 3),
+                "passes": [record.to_dict() for record in self.passes],
+                "clock-offset-ns": self.clock_offset_ns,
+                "in-doubt": self.in_doubt,
+            }
+            if self.downtime_ms is not None:
+                extras["downtime-ms"] = round(self.downtime_ms, 3)
+                extras["downtime-parts"] = self.downtime_parts.to_dict()
+        if self.clock_note:
+            extras["clock-note"] = self.clock_note
+        return extras
+
+
+def _socket_address(uri: str) -> dict[str, str]:
+    """A listening URI as QMP's SocketAddress."""
+    kind, _, rest = uri.partition(":")
+    if kind == "unix":
+        return {"type": "unix", "path": rest}
+    host, _, port = rest.rpartition(":")
+    return {"type": "inet", "host": host.strip("[]"), "port": port}
+
+
+@dataclass
+class PassCounter:
+    """The pass that is running."""
+
+    number: int
+    started: float
+    pages: int = 0
+    zero_pages: int = 0
+    bytes: int = 0
+
+    def finished(self, now: float, dirty_pages_after: int) -> PassRecord:
+        """The record of the pass, now that it is over."""
+        return PassRecord(
+            self.number,
+            self.pages,
+            self.zero_pages,
+            self.bytes,
+            (now - self.started) * 1000,
+            dirty_pages_after,
+        )
+
+
+WINDOW_SECONDS = 0.1
+"""How long bandwidth is averaged over."""
+
+
+@dataclass
+class Bandwidth:
+    """Bytes and pages per second over windows of about 100 ms spent sending; until the first is full, its
+    mean so far.
+
+    :ivar bytes_per_second: 0 until something was measured
+    """
+
+    bytes_per_second: float = 0.0
+    pages_per_second: float = 0.0
+    _bytes: int = 0
+    _pages: int = 0
+    _seconds: float = 0.0
+    _full: bool = field(default=False)
+
+    def add(self, size: int, pages: int, seconds: float) -> None:
+        """Count bytes and pages whose sending took so long, pacing included."""
+        self._bytes += size
+        self._pages += pages
+        self._seconds += seconds
+        if self._seconds >= WINDOW_SECONDS or (not self._full and self._seconds > 0):
+            self.bytes_per_second = self._bytes / self._seconds
+            self.pages_per_second = self._pages / self._seconds
+        if self._seconds >= WINDOW_SECONDS:
+            self._bytes, self._pages, self._seconds, self._full = 0, 0, 0.0, True
