@@ -10,10 +10,11 @@ import struct as packing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sterna.stream.fields import Field, Scalar
+from sterna.stream.fields import Array, Buffer, Field, Scalar, Unused
 from sterna.stream.vmstate import (
     SUBSECTIONS,
     DeviceState,
+    Struct,
     VmStateDescription,
     array,
     buffer,
@@ -144,9 +145,24 @@ def _field(name: str, entry: dict[str, Any], depth: int) -> Field:
     if "array_len" not in entry:
         return part
     count = _integer(entry, "array_len", TAKE_LIMIT)
-    if count * max(size, 1) > TAKE_LIMIT:
+    # Elements of no bytes would cost memory that the stream has not paid for.
+    if count * size > TAKE_LIMIT or not _least_bytes(part):
         raise StreamError(f"field {name!r} has {count} elements of {size} bytes", _SECTION)
     return array(part, count)
+
+
+def _least_bytes(part: Field) -> int:
+    """The fewest bytes that the field takes from a stream."""
+    match part:
+        case Scalar():
+            return packing.calcsize(">" + part.code)
+        case Buffer() | Unused():
+            return part.size
+        case Array():
+            return part.length * _least_bytes(part.element)
+        case Struct():
+            return sum(_least_bytes(inner) for inner in part.description.fields)
+    raise AssertionError(f"no field of a description is a {type(part).__name__}")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -263,7 +263,9 @@ class RamDecoder:
         known = RamFlag(flags & sum(RamFlag))
         if flags & ~int(known):
             return reader.error(f"a record with unknown flags {flags:#x}")
-        return reader.error(f"a record with flags {flags:#x} ({known.name}), which are not supported")
+        return reader.error(
+            f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported"
+        )
 
 
 _NOTHING: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)

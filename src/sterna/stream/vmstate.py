@@ -179,11 +179,11 @@ class VmStateDescription:
             if part.valued:
                 record[part.name] = value
         # What follows a structure may look like a subsection by chance; none is looked for where none can be.
-        return record, tuple(self._read_subsections(source)) if self.subsections or not nested else ()
+        return record, tuple(self._read_subsections(source, nested)) if self.subsections or not nested else ()
 
-    def _read_subsections(self, source: ByteSource) -> Iterable[DeviceState]:
+    def _read_subsections(self, source: ByteSource, nested: bool) -> Iterable[DeviceState]:
         seen: set[str] = set()
-        while (name := self._peek_subsection(source)) is not None:
+        while (name := self._peek_subsection(source, nested)) is not None:
             sub = self._subsection_by_name.get(name)
             if sub is None:
                 raise _error(f"unknown subsection {name!r}", source)
@@ -198,23 +198,27 @@ class VmStateDescription:
                 raise error.inside(f"<{name}>") from None
             yield DeviceState(name, 0, version, values, inner)
 
-    def _peek_subsection(self, source: ByteSource) -> str | None:
+    def _peek_subsection(self, source: ByteSource, nested: bool) -> str | None:
         """Name of the subsection that comes next, if one of this description does.
 
         Within a structure the byte after the last field may be anything, so no more is looked at than proves
-        it.
+        that a subsection comes.
         """
         prefix = self.name.encode()
-        head = source.peek(1)
+        size = 1
+        head = source.peek(size)
         if head != bytes((SectionType.SUBSECTION,)):
             return None
-        head = source.peek(2)
-        if len(head) < 2 or head[1] <= len(prefix):
-            return None
-        if source.peek(2 + len(prefix))[2:] != prefix:
-            return None
-        name = source.peek(2 + head[1])[2:]
-        return name.decode("utf-8", "backslashreplace")
+        for size in (2, 2 + len(prefix), 0):
+            size = size or 2 + head[1]
+            head = source.peek(size)
+            if len(head) < size:
+                if not nested and prefix.startswith(head[2 : 2 + len(prefix)]):
+                    source.take(size)  # raises: the stream is cut short within the subsection's name
+                return None
+            if head[1] <= len(prefix) or not head[2:].startswith(prefix[: size - 2]):
+                return None
+        return head[2:].decode("utf-8", "backslashreplace")
 
     def _describe(self, version: int, record: Record, subsections: Iterable[DeviceState]) -> dict[str, Any]:
         entries = [
@@ -262,7 +266,7 @@ class Struct(Field):
         """Layout, names of all fields and names of the boolean ones, of a structure made of scalars only."""
         fields = list(self.description._present(self.description.version))
         scalars = [part for part in fields if isinstance(part, Scalar)]
-        if self.description.subsections or len(scalars) != len(fields):
+        if self.description.subsections or not fields or len(scalars) != len(fields):
             return None
         layout = packing.Struct(">" + "".join(part.code for part in scalars))
         booleans = [part.name for part in scalars if part.code == "?"]

@@ -85,7 +85,7 @@ CAPABILITY_LIMIT = 64
 VMDESC_LIMIT = 16 << 20
 """Longest machine description that is read; a `virt` machine's has 12 kB."""
 RETURN_PATH_LIMIT = 8192
-"""Longest payload of a private return path message: room for the digests of a 2 MiB chunk's pages, as JSON."""
+"""Longest payload of a private return path message: room for the digests of the pages of a 2 MiB chunk."""
 TAKE_LIMIT = 64 << 20
 """Most bytes that one field of a section may have."""
 SECTION_LIMIT = 4096
