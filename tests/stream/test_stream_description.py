@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import LINE, TOY, TOY_STATE
 
 from sterna.stream import sections
 from sterna.stream.description import Descriptions, find_description, stream_description
@@ -21,6 +20,7 @@ from sterna.stream.vmstate import (
     u32,
     unused,
 )
+from stream.streams import LINE, TOY, TOY_STATE
 
 TEXT = stream_description([(TOY, TOY_STATE)], 4096)
 

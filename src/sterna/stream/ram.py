@@ -11,11 +11,12 @@ RAM.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.ram import RamBlock
 from sterna.stream import ram_kernels
@@ -212,9 +213,11 @@ class RamDecoder:
             applied.
         """
         start = reader.offset
-        while not self._consume(reader):
-            pass
-        self._bytes += reader.offset - start
+        try:
+            while not self._consume(reader):
+                pass
+        finally:
+            self._bytes += reader.offset - start
 
     def _consume(self, reader: StreamReader) -> bool:
         """Use the bytes at hand; whether the part has ended."""
@@ -266,6 +269,13 @@ class RamDecoder:
         return reader.error(
             f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported"
         )
+
+
+def warm_up() -> None:
+    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
+    with RamBlock("warm-up", PAGE_SIZE) as block:
+        pages = encode_pages(block, np.zeros(1, dtype=np.int64), suffix=END_OF_RECORDS)
+        RamDecoder([block]).read_records(StreamReader(BytesIO(pages.tobytes())))
 
 
 _NOTHING: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)

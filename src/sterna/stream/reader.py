@@ -36,8 +36,10 @@ from sterna.stream.wire import (
     StreamError,
 )
 
-STAGING_BYTES = 1 << 20
-"""Size of the staging buffer: large enough for few system calls, small enough for the second-level cache."""
+STAGING_BYTES = 128 << 10
+"""Size of the staging buffer: about what one system call takes from a socket, and small enough to stay in the
+cache until its pages have been copied out. Measured over loopback TCP, 1 MiB is a third slower.
+"""
 
 _PAYLOAD_BYTES = {
     Command.OPEN_RETURN_PATH: 0,
@@ -118,7 +120,7 @@ Event = Configuration | SectionPiece | CommandPiece | EndOfStream | VmDescriptio
 
 
 class StreamReader:
-    """Takes a stream apart.
+    """Takes a stream apart. After an error it cannot go on.
 
     :param source: where the bytes come from
     :param staging_bytes: size of the staging buffer, at least 16 KiB
