@@ -1,0 +1,106 @@
+"""The boards: where their memory and devices are. Addresses and interrupts are those of QEMU's boards of the same names."""
+
+from dataclasses import dataclass
+
+from sterna.memory.address import Ipa
+
+GIC_SPI_BASE = 32
+"""Interrupts below are private to a CPU: 16 software-generated ones (SGI), then 16 of its own devices (PPI)."""
+VIRTUAL_TIMER_IRQ = 27
+"""The virtual timer's PPI (ARM DDI 0438, 8.2.3)."""
+MAX_CPUS = 4
+ADDRESS_LIMIT = 1 << 32
+"""A 32-bit guest without LPAE sees nothing beyond."""
+DEVICE_TREE_ROOM = 1 << 20
+"""The device tree is at the start of RAM and ends below this offset."""
+
+
+@dataclass(frozen=True)
+class Uart:
+    """A PL011.
+
+    :ivar spi: its interrupt, counted from the first shared one
+    """
+
+    base: Ipa
+    spi: int
+
+    @property
+    def irq(self) -> int:
+        """Its interrupt's number at the GIC."""
+        return GIC_SPI_BASE + self.spi
+
+
+@dataclass(frozen=True)
+class Gic:
+    """A GICv2.
+
+    :ivar distributor: address of the distributor
+    :ivar cpu_interface: address of the CPU interfaces (each CPU sees its own there)
+    :ivar irqs: number of interrupts, private ones included
+    """
+
+    distributor: Ipa
+    distributor_bytes: int
+    cpu_interface: Ipa
+    cpu_interface_bytes: int
+    irqs: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a machine is made of, apart from what its user chooses.
+
+    :ivar name: as the user says it
+    :ivar machine_type: the name in a migration stream's configuration section
+    :ivar page_bits: log2 of the page size that the configuration section names, or None if it names none
+    :ivar ram_name: the RAM block's name in a migration stream
+    :ivar uarts: the first is the console
+    :ivar psci: whether CPUs are started by PSCI (and all but the first are off until then); otherwise all start at once
+    :ivar model: the device tree's `model` and `compatible`
+    """
+
+    name: str
+    machine_type: str
+    page_bits: int | None
+    ram_base: Ipa
+    ram_name: str
+    gic: Gic
+    uarts: tuple[Uart, ...]
+    psci: bool
+    model: str
+    compatible: tuple[str, ...]
+
+    @property
+    def ram_limit(self) -> int:
+        """The most RAM that fits below 4 GiB, in bytes."""
+        return ADDRESS_LIMIT - self.ram_base
+
+
+VIRT = Board(
+    name="virt",
+    machine_type="virt-7.2",
+    page_bits=12,
+    ram_base=Ipa(0x4000_0000),
+    ram_name="mach-virt.ram",
+    gic=Gic(Ipa(0x0800_0000), 0x1_0000, Ipa(0x0801_0000), 0x1_0000, irqs=288),
+    uarts=(Uart(Ipa(0x0900_0000), 1),),
+    psci=True,
+    model="linux,dummy-virt",
+    compatible=("linux,dummy-virt",),
+)
+
+VEXPRESS_A15 = Board(
+    name="vexpress-a15",
+    machine_type="vexpress-a15",
+    page_bits=None,
+    ram_base=Ipa(0x8000_0000),
+    ram_name="vexpress.highmem",
+    gic=Gic(Ipa(0x2C00_1000), 0x1000, Ipa(0x2C00_2000), 0x2000, irqs=160),
+    uarts=tuple(Uart(Ipa(0x1C09_0000 + 0x1_0000 * i), 5 + i) for i in range(4)),
+    psci=False,
+    model="V2P-CA15",
+    compatible=("arm,vexpress,v2p-ca15", "arm,vexpress"),
+)
+
+BOARDS = {board.name: board for board in (VIRT, VEXPRESS_A15)}

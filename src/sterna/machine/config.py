@@ -1,0 +1,128 @@
+"""What a machine's user chooses, checked."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
+from sterna.memory.address import PAGE_SIZE
+
+MEBIBYTE = 1 << 20
+_UNITS = {"": MEBIBYTE, "B": 1, "K": 1 << 10, "M": MEBIBYTE, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
+CPUS = ("cortex-a15",)
+ACCELERATORS = ("emulated", "kvm")
+MAX_APPEND_BYTES = 4096
+SMALLEST_MEMORY = 2 * DEVICE_TREE_ROOM
+
+
+class ConfigError(Exception):
+    """A machine cannot be made as asked; the text names the setting, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """A machine's settings.
+
+    :ivar machine: the board, ``virt`` or ``vexpress-a15``
+    :ivar cpu: the CPU model
+    :ivar smp: number of CPUs
+    :ivar memory_bytes: size of RAM
+    :ivar accel: the hypervisor, ``emulated`` or ``kvm``
+    :ivar kernel: name of a guest that ships with sterna, or path of an ELF file; None for an incoming machine, or RAM that
+        starts empty
+    :ivar append: the kernel's arguments
+    :ivar serial: where the first UART goes: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``
+    :ivar paused: do not run the guest until told to
+    :ivar incoming: wait for a migration; nothing is loaded into RAM
+    :ivar name: the machine's name, for people
+
+    :raise ConfigError: When a setting is not possible.
+    """
+
+    machine: str = "virt"
+    cpu: str = "cortex-a15"
+    smp: int = 1
+    memory_bytes: int = 128 * MEBIBYTE
+    accel: str = "emulated"
+    kernel: str | None = None
+    append: str = ""
+    serial: str = "null"
+    paused: bool = False
+    incoming: bool = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _choice("machine", self.machine, tuple(BOARDS))
+        _choice("cpu", self.cpu, CPUS)
+        _choice("accel", self.accel, ACCELERATORS)
+        if not 1 <= self.smp <= MAX_CPUS:
+            raise ConfigError(f"smp: {self.smp} CPUs asked for, the board has 1 to {MAX_CPUS}")
+        check_memory(self.memory_bytes, self.board)
+        check_append(self.append)
+        if self.kernel is not None and not self.kernel:
+            raise ConfigError("kernel: the name is empty")
+
+    @property
+    def board(self) -> Board:
+        """The description of the board."""
+        return BOARDS[self.machine]
+
+
+def parse_memory(text: str) -> int:
+    """A memory size in bytes from a number and a unit as QEMU takes them: ``1792M``, ``2G``, ``1.5G``; without a unit, MiB.
+
+    :raise ConfigError: When the text is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise ConfigError(
+            f"memory: {text!r} is not a size; write a number and B, K, M, G or T, such as 1792M"
+        )
+    if len(text) > 24:
+        raise ConfigError(f"memory: {text[:24]!r}... has too many digits")
+    whole, _, fraction = match["number"].partition(".")
+    unit = _UNITS[match["unit"]]
+    return int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+
+
+def check_memory(size: int, board: Board) -> None:
+    """Check that the board and this host can have so much RAM.
+
+    :raise ConfigError: When they cannot.
+    """
+    if size <= 0:
+        raise ConfigError(f"memory: {size} bytes is not a size of RAM")
+    if size % PAGE_SIZE:
+        raise ConfigError(f"memory: {size} bytes is not a multiple of {PAGE_SIZE} bytes")
+    if size < SMALLEST_MEMORY:
+        raise ConfigError(
+            f"memory: {size} bytes is less than the {SMALLEST_MEMORY >> 20} MiB that a guest needs"
+        )
+    if size > board.ram_limit:
+        raise ConfigError(
+            f"memory: {size >> 20} MiB is too much for board {board.name}: its RAM starts at {board.ram_base:#x} and "
+            f"ends below 4 GiB, so at most {board.ram_limit >> 20} MiB"
+        )
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > host:
+        raise ConfigError(f"memory: {size >> 20} MiB is more than this host's {host >> 20} MiB")
+
+
+def check_append(text: str) -> None:
+    """Check that the kernel's arguments can stand in a device tree: printable ASCII, not too long.
+
+    :raise ConfigError: When they cannot.
+    """
+    if len(text) > MAX_APPEND_BYTES:
+        raise ConfigError(
+            f"append: {len(text)} characters are more than the {MAX_APPEND_BYTES} a guest takes"
+        )
+    for i, character in enumerate(text):
+        if not " " <= character <= "~":
+            raise ConfigError(f"append: character {i} is {character!r}; kernel arguments are printable ASCII")
+
+
+def _choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{setting}: {value!r} is not known; choose {' or '.join(choices)}")

@@ -1,0 +1,236 @@
+"""Serial lines: where a UART's bytes go, and where its input comes from."""
+
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+_CHUNK = 4096
+_BACKLOG = 1
+
+
+class SerialError(Exception):
+    """A serial line cannot be opened; the text names it and why."""
+
+
+Receive = Callable[[bytes], None]
+"""Takes input for the UART; what does not fit its FIFO waits in the UART."""
+
+
+class SerialBackend(Protocol):
+    """The far end of a serial line."""
+
+    def write(self, data: bytes) -> None:
+        """Send what the guest wrote. Never blocks for long and never raises: a UART has nobody to tell."""
+        ...
+
+    def start(self, receive: Receive) -> None:
+        """Hand input to `receive` from now on, from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Close the line; no input is handed on once it returns."""
+        ...
+
+
+class NullSerial:
+    """A line that is not connected."""
+
+    def write(self, data: bytes) -> None:
+        """Drop it."""
+
+    def start(self, receive: Receive) -> None:
+        """There is no input."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class MemorySerial:
+    """A line that keeps what the guest wrote.
+
+    :ivar output: all of it
+    """
+
+    def __init__(self) -> None:
+        self.output = bytearray()
+        self._changed = threading.Condition()
+        self._receive: Receive | None = None
+
+    def write(self, data: bytes) -> None:
+        """Keep it, and wake `wait_for`."""
+        with self._changed:
+            self.output += data
+            self._changed.notify_all()
+
+    def wait_for(self, text: bytes, timeout_s: float, start: int = 0) -> bool:
+        """Wait until the guest has written `text`, at byte `start` of the output or later.
+
+        :return: whether it did before the time was over
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self.output.find(text, start) >= 0, timeout_s)
+
+    def send(self, data: bytes) -> None:
+        """Input for the guest."""
+        if self._receive is not None:
+            self._receive(data)
+
+    def start(self, receive: Receive) -> None:
+        """Hand what `send` takes to `receive`."""
+        self._receive = receive
+
+    def close(self) -> None:
+        """Stop handing on input; the output stays."""
+        self._receive = None
+
+
+class DescriptorSerial:
+    """A line on file descriptors: standard input and output, or a file."""
+
+    def __init__(self, output: int, input: int | None, owned: bool) -> None:
+        self._output = output
+        self._input = input
+        self._owned = owned
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread: threading.Thread | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write it; what the other side does not take any more is lost, as on a wire."""
+        try:
+            while data:
+                data = data[os.write(self._output, data) :]
+        except OSError:  # a closed pipe, a full disk
+            pass
+
+    def start(self, receive: Receive) -> None:
+        """Read the input on a thread of its own."""
+        if self._input is not None:
+            self._thread = threading.Thread(target=self._read, args=(receive,), name="serial", daemon=True)
+            self._thread.start()
+
+    def _read(self, receive: Receive) -> None:
+        assert self._input is not None
+        while True:
+            try:
+                ready, _, _ = select.select([self._input, self._stop_read], [], [])
+                data = b"" if self._stop_read in ready else os.read(self._input, _CHUNK)
+            except OSError:
+                return
+            if not data:
+                return
+            receive(data)
+
+    def close(self) -> None:
+        """End the reading thread and close what is ours."""
+        os.write(self._stop_write, b"x")
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+        if self._owned:
+            os.close(self._output)
+
+
+class UnixSerial:
+    """A line on a Unix socket: listens at `path`, one peer at a time. What the guest writes with no peer is lost."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._listener.bind(str(path))
+            self._listener.listen(_BACKLOG)
+        except OSError as error:
+            self._listener.close()
+            raise SerialError(f"serial unix:{path}: {error.strerror or error}") from error
+        self._peer: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread: threading.Thread | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send it to the peer; a peer that does not read loses bytes and never holds up the guest."""
+        with self._lock:
+            if self._peer is None:
+                return
+            try:
+                self._peer.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass
+
+    def start(self, receive: Receive) -> None:
+        """Serve peers on a thread of its own."""
+        self._thread = threading.Thread(target=self._serve, args=(receive,), name="serial", daemon=True)
+        self._thread.start()
+
+    def _serve(self, receive: Receive) -> None:
+        while True:
+            with self._lock:
+                source = self._peer or self._listener
+            ready, _, _ = select.select([source.fileno(), self._stop_read], [], [])
+            if self._stop_read in ready:
+                return
+            if source is self._listener:
+                try:
+                    peer, _ = self._listener.accept()
+                except OSError:
+                    continue
+                with self._lock:
+                    self._peer = peer
+                continue
+            try:
+                data = source.recv(_CHUNK)
+            except OSError:
+                data = b""
+            if data:
+                receive(data)
+            else:
+                self._drop_peer()
+
+    def _drop_peer(self) -> None:
+        with self._lock:
+            if self._peer is not None:
+                self._peer.close()
+                self._peer = None
+
+    def close(self) -> None:
+        """End the thread, close the sockets and remove the path."""
+        os.write(self._stop_write, b"x")
+        if self._thread is not None:
+            self._thread.join()
+        self._drop_peer()
+        self._listener.close()
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+        self._path.unlink(missing_ok=True)
+
+
+def open_serial(text: str) -> SerialBackend:
+    """The line that a setting names: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``.
+
+    :raise SerialError: When the setting is not known or the line cannot be opened.
+    """
+    if text in ("null", "none"):
+        return NullSerial()
+    if text == "memory":
+        return MemorySerial()
+    if text == "stdio":
+        sys.stdout.flush()
+        return DescriptorSerial(1, 0, owned=False)
+    kind, _, path = text.partition(":")
+    if kind in ("file", "unix") and not path:
+        raise SerialError(f"serial {text!r}: the path is missing")
+    if kind == "unix":
+        return UnixSerial(Path(path.removesuffix(",server=on,wait=off").removesuffix(",server")))
+    if kind == "file":
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except (OSError, ValueError) as error:
+            raise SerialError(f"serial {text!r}: {getattr(error, 'strerror', None) or error}") from error
+        return DescriptorSerial(descriptor, None, owned=True)
+    raise SerialError(f"serial {text!r} is not known; choose stdio, file:PATH, unix:PATH, memory or null")
