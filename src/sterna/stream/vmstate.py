@@ -205,29 +205,33 @@ class VmStateDescription:
         that a subsection comes.
         """
         prefix = self.name.encode()
-        size = 1
-        head = source.peek(size)
-        if head != bytes((SectionType.SUBSECTION,)):
+        if source.peek(1) != bytes((SectionType.SUBSECTION,)):
             return None
-        for size in (2, 2 + len(prefix), 0):
-            size = size or 2 + head[1]
+        for size in (2, 2 + len(prefix)):
             head = source.peek(size)
             if len(head) < size:
-                if not nested and prefix.startswith(head[2 : 2 + len(prefix)]):
-                    source.take(size)  # raises: the stream is cut short within the subsection's name
+                break
+            if head[1] <= len(prefix) or head[2:] != prefix[: size - 2]:
                 return None
-            if head[1] <= len(prefix) or not head[2:].startswith(prefix[: size - 2]):
-                return None
-        return head[2:].decode("utf-8", "backslashreplace")
+        else:
+            size = 2 + head[1]
+            head = source.peek(size)
+        if len(head) == size:
+            return head[2:].decode("utf-8", "backslashreplace")
+        if not nested:
+            source.take(size)  # raises: the stream is cut short within the subsection's name
+        return None
 
     def _describe(self, version: int, record: Record, subsections: Iterable[DeviceState]) -> dict[str, Any]:
         entries = [
             entry for part in self._present(version) for entry in part.describe(record.get(part.name), record)
         ]
         description: dict[str, Any] = {"vmsd_name": self.name, "version": version, "fields": entries}
+        states = {sub.name: sub for sub in subsections}
         inner = [
-            self._subsection_by_name[sub.name]._describe(sub.version, sub.fields, sub.subsections)
-            for sub in subsections
+            sub._describe(states[sub.name].version, states[sub.name].fields, states[sub.name].subsections)
+            for sub in self.subsections
+            if sub.name in states
         ]
         if inner:
             description["subsections"] = inner
