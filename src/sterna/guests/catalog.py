@@ -1,0 +1,165 @@
+"""The guest programs that ship with the package: what they do, what arguments they take, where their images are."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sterna.guests.layout import MAX_CPUS, PAGE_BYTES, WORK_OFFSET
+
+BOARDS = ("virt", "vexpress-a15")
+"""Boards that images are built for."""
+
+IMAGES = Path(__file__).parent / "images"
+
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", re.ASCII)
+_MAX_MS = 3_600_000
+_DEFAULT_RAM_BYTES = 128 << 20
+_RAM_LIMIT = {"virt": 0xC0000000, "vexpress-a15": 0x80000000}  # up to 4 GiB: the guests run with the MMU off
+
+
+class GuestError(Exception):
+    """The user named a guest program, board or arguments that cannot be; the text says which and what would do."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One number a program takes. `maximum` None: bounded by RAM (checked by `validate`) or not at all."""
+
+    name: str
+    default: int
+    help: str
+    minimum: int = 0
+    maximum: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A guest program.
+
+    :ivar least: how many arguments must be given, unless none are
+    :ivar hidden: how many of the last arguments are for tests and left out of the usage
+    """
+
+    name: str
+    description: str
+    arguments: tuple[Argument, ...]
+    least: int
+    hidden: int = 0
+
+    @property
+    def usage(self) -> str:
+        """For example ``dirtyram PAGES PAGES_PER_STEP SLEEP_MS``."""
+        shown = self.arguments[: len(self.arguments) - self.hidden]
+        required = [argument.name for argument in shown[: self.least]]
+        optional = [argument.name for argument in shown[self.least :]]
+        tail = "".join(f" [{name}" for name in optional) + "]" * len(optional)
+        return " ".join([self.name, *required]) + tail
+
+
+PROGRAMS: dict[str, Program] = {
+    program.name: program
+    for program in (
+        Program(
+            "dirtyram",
+            "touches every page once, then writes a counter into the next pages, step by step, for ever",
+            (
+                Argument("PAGES", 4096, "4 KiB pages to write in all, shared by the CPUs", minimum=1),
+                Argument("PAGES_PER_STEP", 64, "pages written per step, shared by the CPUs", minimum=1),
+                Argument("SLEEP_MS", 10, "sleep between steps in milliseconds", maximum=_MAX_MS),
+            ),
+            least=3,
+        ),
+        Program(
+            "clock",
+            "prints the time that the counter tells, and records the gaps between two readings of it",
+            (Argument("PERIOD_MS", 1000, "milliseconds between lines", minimum=1, maximum=_MAX_MS),),
+            least=0,
+        ),
+        Program(
+            "random",
+            "writes pseudo-random words to pseudo-random pages, and finds out by itself when a page was lost",
+            (
+                Argument("SEED", 1, "start of the pseudo-random sequence", maximum=(1 << 64) - 1),
+                Argument("PAGES", 4096, "4 KiB pages in all, shared by the CPUs", minimum=2),
+                Argument("STEPS_PER_MS", 16, "page writes per CPU and millisecond", minimum=1, maximum=4096),
+                Argument("LOSE", 0, "for tests: number of the page write that is left out"),
+            ),
+            least=1,
+            hidden=1,
+        ),
+    )
+}
+"""The programs by name."""
+
+
+def find(name: str, board: str) -> Path:
+    """The image of program `name` for `board`.
+
+    :raise GuestError: When there is no such program or board, or the package lacks the image.
+    """
+    _program(name)
+    if board not in BOARDS:
+        raise GuestError(f"no guest programs for board {board!r}; there are some for: {', '.join(BOARDS)}")
+    image = IMAGES / f"{name}-{board}.elf"
+    if not image.is_file():
+        raise GuestError(f"{image} is missing; python -m sterna.guests.build makes it")
+    return image
+
+
+def validate(
+    name: str, append: str, *, cpus: int = 1, memory_bytes: int = _DEFAULT_RAM_BYTES, board: str = "virt"
+) -> tuple[int, ...]:
+    """The arguments that program `name` will run with when its command line is `append`, defaults filled in.
+
+    The guest makes the same checks, but can only complain on its UART.
+
+    :param cpus: number of vCPUs
+    :param memory_bytes: size of RAM
+    :raise GuestError: When there is no such program, or it cannot run with these arguments on such a machine.
+    """
+    program = _program(name)
+    texts = [text for text in append.replace("\t", " ").split(" ") if text]
+    most = len(program.arguments)
+    if len(texts) > most or 0 < len(texts) < program.least:
+        raise GuestError(f"{name}: {len(texts)} arguments given ({append!r}); usage: {program.usage}")
+    values = [argument.default for argument in program.arguments]
+    for index, text in enumerate(texts):
+        argument = program.arguments[index]
+        if not _NUMBER.fullmatch(text):
+            raise GuestError(f"{name}: {argument.name} is {text!r}, not a decimal or 0x number of 64 bits")
+        values[index] = int(text, 0 if text[:2] in ("0x", "0X") else 10)
+    for argument, value in zip(program.arguments, values, strict=True):
+        if value < argument.minimum or (argument.maximum is not None and value > argument.maximum):
+            bounds = f"at least {argument.minimum}"
+            if argument.maximum is not None:
+                bounds += f" and at most {argument.maximum}"
+            raise GuestError(f"{name}: {argument.name} is {value}; it must be {bounds}")
+    _check_machine(name, values, min(cpus, MAX_CPUS), min(memory_bytes, _RAM_LIMIT.get(board, memory_bytes)))
+    return tuple(values)
+
+
+def _check_machine(name: str, values: list[int], cpus: int, memory_bytes: int) -> None:
+    work_pages = (memory_bytes - WORK_OFFSET) // PAGE_BYTES
+    if work_pages < 1:
+        raise GuestError(
+            f"{name}: {memory_bytes} bytes of memory are too few; it needs 4 MiB and a page at least"
+        )
+    if name == "clock":
+        return
+    pages = values[0] if name == "dirtyram" else values[1]
+    if pages > work_pages:
+        raise GuestError(
+            f"{name}: PAGES is {pages}, but {memory_bytes >> 20} MiB of memory have room for {work_pages}; "
+            f"the first {WORK_OFFSET >> 20} MiB are the program's own"
+        )
+    least = cpus if name == "dirtyram" else 2 * cpus
+    if pages < least:
+        raise GuestError(f"{name}: PAGES is {pages}; with {cpus} CPUs it must be at least {least}")
+    if name == "dirtyram" and values[1] > pages:
+        raise GuestError(f"{name}: PAGES_PER_STEP is {values[1]}, more than PAGES, which is {pages}")
+
+
+def _program(name: str) -> Program:
+    if name not in PROGRAMS:
+        raise GuestError(f"no guest program {name!r}; there are: {', '.join(PROGRAMS)}")
+    return PROGRAMS[name]
