@@ -6,6 +6,7 @@ IAR; no exception is taken. The level of the virtual timer's line is known to th
 whether an expiry would reach it.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -162,10 +163,25 @@ class Gic:
         self._update()
 
     def load(self, registers: GicRegisters) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state. The lines of private interrupts are not taken from it: they belong to the vCPUs."""
         with self._lock:
             self.registers = registers
+            for irq in registers.irqs[:GIC_SPI_BASE]:
+                irq.level = 0
             self._update()
+
+    def save(self, timer_lines: Sequence[bool]) -> tuple[GicRegisters, list[int]]:
+        """A copy of the state, and the highest pending interrupt of each CPU.
+
+        :param timer_lines: whether the virtual timer of each CPU asserts its interrupt; the copy has it as the line's level
+        """
+        with self._lock:
+            timer = self.registers.irqs[VIRTUAL_TIMER_IRQ]
+            timer.level = sum(1 << cpu for cpu, level in enumerate(timer_lines) if level)
+            saved = copy.deepcopy(self.registers)
+            pending = [self._highest_pending(cpu) for cpu in range(self._cpus)]
+            timer.level = 0
+            return saved, pending
 
     def line(self, irq: int) -> Callable[[bool], None]:
         """The input of shared interrupt number `irq`."""

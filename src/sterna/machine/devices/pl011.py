@@ -60,7 +60,7 @@ class Pl011Registers:
     """All that a guest can find in a PL011; what migrates.
 
     :ivar fifo: the receive FIFO's storage, `FIFO_DEPTH` characters with their error bits
-    :ivar read_pos: index of the oldest character
+    :ivar read_pos: index of the oldest character in the ring that `fifo` is, also with FIFOs off
     :ivar read_count: number of characters in the FIFO
     :ivar clock_period: of the UART clock, in units of 2**-32 ns; 0 when it is not known
     """
@@ -202,7 +202,7 @@ class Pl011:
         regs = self.registers
         character = regs.fifo[regs.read_pos]
         if regs.read_count:
-            regs.read_pos = (regs.read_pos + 1) % regs.depth
+            regs.read_pos = (regs.read_pos + 1) % FIFO_DEPTH
             regs.read_count -= 1
             if regs.read_count == 0:
                 regs.ris &= ~Interrupt.RX
@@ -215,7 +215,7 @@ class Pl011:
         """Move waiting input into the FIFO."""
         regs = self.registers
         while self._backlog and regs.read_count < regs.depth:
-            regs.fifo[(regs.read_pos + regs.read_count) % regs.depth] = self._backlog.popleft()
+            regs.fifo[(regs.read_pos + regs.read_count) % FIFO_DEPTH] = self._backlog.popleft()
             regs.read_count += 1
             regs.ris |= Interrupt.RX
         self._update()

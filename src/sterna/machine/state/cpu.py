@@ -1,0 +1,237 @@
+"""Sections `cpu` and `cpu_common`: an ARMv7 CPU."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sterna.hypervisor.interface import ArmVcpuState
+from sterna.machine.state.clock import counter_to_ns
+from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, to_wire
+from sterna.stream.vmstate import (
+    DeviceState,
+    Field,
+    StreamError,
+    VmStateDescription,
+    array,
+    counted_array,
+    i32,
+    timer,
+    u8,
+    u32,
+    u64,
+    unused,
+)
+
+_CPREG_LIMIT = 1024
+_VECTORS = 32
+_DOUBLES = 32
+
+_VFP = VmStateDescription(
+    "cpu/vfp",
+    version=3,
+    fields=(
+        *(array(u64(f"env.vfp.zregs[{i}].d"), 2) for i in range(_VECTORS)),
+        u32("env.vfp.xregs[0]"),
+        array(u32("env.vfp.xregs"), 14),
+        u32("fpscr", type_name="fpscr"),
+    ),
+)
+_THUMB2EE = VmStateDescription("cpu/thumb2ee", version=1, fields=(u32("env.teecr"), u32("env.teehbr")))
+_IRQ_LINES = VmStateDescription("cpu/irq-line-state", version=1, fields=(u32("env.irq_line_state"),))
+
+
+def _array(field: Field, length: int) -> Field:
+    return array(field, length)
+
+
+CPU = VmStateDescription(
+    "cpu",
+    version=22,
+    fields=(
+        _array(u32("env.regs"), 16),
+        _array(u64("env.xregs"), 32),
+        u64("env.pc"),
+        u32("cpsr", type_name="cpsr"),
+        u32("env.spsr"),
+        _array(u64("env.banked_spsr"), 8),
+        _array(u32("env.banked_r13"), 8),
+        _array(u32("env.banked_r14"), 8),
+        _array(u32("env.usr_regs"), 5),
+        _array(u32("env.fiq_regs"), 5),
+        _array(u64("env.elr_el"), 4),
+        _array(u64("env.sp_el"), 4),
+        i32("cpreg_vmstate_array_len", type_name="int32 le"),
+        counted_array(u64("cpreg_vmstate_indexes"), counted_by="cpreg_vmstate_array_len", limit=_CPREG_LIMIT),
+        counted_array(u64("cpreg_vmstate_values"), counted_by="cpreg_vmstate_array_len", limit=_CPREG_LIMIT),
+        u64("env.exclusive_addr"),
+        u64("env.exclusive_val"),
+        u64("env.exclusive_high"),
+        unused(8),
+        u32("env.exception.syndrome"),
+        u32("env.exception.fsr"),
+        u64("env.exception.vaddress"),
+        timer("gt_timer[0]"),
+        timer("gt_timer[1]"),
+        u8("power_state", type_name="powered_off"),
+    ),
+    subsections=(_VFP, _THUMB2EE, _IRQ_LINES),
+)
+CPU_COMMON = VmStateDescription("cpu_common", version=1, fields=(u32("halted"), u32("interrupt_request")))
+
+# Order of the banks in the section. There are two more, of modes that a guest without EL2 and EL3 does not have.
+_BANKS = ("usr", "svc", "abt", "und", "irq", "fiq")
+_BANK_SLOTS = 8
+# ARM DDI 0406C, table B1-1. System mode uses the registers of user mode.
+_BANK_OF_MODE = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "usr"}
+_MODE_MASK = 0x1F
+_HIGH = range(8, 13)
+_FPSID = 0x4104_30F0
+_MVFR0, _MVFR1 = 0x1011_0222, 0x1111_1111
+"""Identification of the Cortex-A15's VFP (ARM DDI 0438, 9.3)."""
+# env.vfp.xregs has the VFP's system registers by number, from 1 on.
+_FPEXC_AT, _MVFR0_AT, _MVFR1_AT = 7, 6, 5
+_NO_RESERVATION = (1 << 64) - 1
+_POWER_ON, _POWER_OFF, _POWER_ON_PENDING = 0, 1, 2
+_IRQ_LINE = 2
+_TIMER_OFF = -1
+_NEVER_NS = (1 << 63) - 1
+_TIMER_ENABLE, _TIMER_MASKED = 1, 2
+
+
+@dataclass(frozen=True)
+class LoadedCpu:
+    """What a CPU's sections say.
+
+    :ivar left_out: system registers, by wire id, that the hypervisor does not keep and that may matter to the guest
+    """
+
+    state: ArmVcpuState
+    left_out: dict[int, int]
+
+
+def timer_line(state: ArmVcpuState) -> bool:
+    """Whether the virtual timer asserts its interrupt (ARM DDI 0406C, B8.1.5)."""
+    on = state.cp15.get(CNTV_CTL, 0) & (_TIMER_ENABLE | _TIMER_MASKED) == _TIMER_ENABLE
+    return on and state.counter >= state.cp15.get(CNTV_CVAL, 0)
+
+
+def save_cpu(state: ArmVcpuState, index: int, interrupted: bool) -> tuple[DeviceState, DeviceState]:
+    """The sections `cpu_common` and `cpu` of CPU `index`.
+
+    :param interrupted: whether the interrupt controller signals an interrupt to it
+    """
+    lines = _IRQ_LINE if interrupted else 0
+    common = DeviceState(
+        CPU_COMMON.name,
+        index,
+        CPU_COMMON.version,
+        {"halted": int(state.powered_off), "interrupt_request": lines},
+    )
+    bank = _BANK_OF_MODE[state.cpsr & _MODE_MASK]
+    values = to_wire(state.cp15)
+    fields: dict[str, Any] = {
+        "env.regs": list(state.regs),
+        "env.xregs": [0] * 32,
+        "env.pc": 0,
+        "cpsr": state.cpsr,
+        "env.spsr": state.banked.get(f"spsr_{bank}", 0),
+        "env.banked_spsr": _bank_list(state, "spsr"),
+        "env.banked_r13": _bank_list(state, "sp"),
+        "env.banked_r14": _bank_list(state, "lr"),
+        "env.usr_regs": [state.banked[f"r{i}_usr"] for i in _HIGH],
+        "env.fiq_regs": [state.banked[f"r{i}_fiq"] for i in _HIGH],
+        "env.elr_el": [0] * 4,
+        "env.sp_el": [0] * 4,
+        "cpreg_vmstate_array_len": len(values),
+        "cpreg_vmstate_indexes": list(values.keys()),
+        "cpreg_vmstate_values": list(values.values()),
+        "env.exclusive_addr": _NO_RESERVATION,
+        "env.exclusive_val": 0,
+        "env.exclusive_high": 0,
+        "env.exception.syndrome": 0,
+        "env.exception.fsr": 0,
+        "env.exception.vaddress": 0,
+        "gt_timer[0]": _TIMER_OFF,
+        "gt_timer[1]": _timer_expiry(state),
+        "power_state": _POWER_OFF if state.powered_off else _POWER_ON,
+    }
+    subsections = (
+        DeviceState(_VFP.name, 0, _VFP.version, _save_vfp(state)),
+        DeviceState(_THUMB2EE.name, 0, _THUMB2EE.version, {"env.teecr": 0, "env.teehbr": 0}),
+        DeviceState(_IRQ_LINES.name, 0, _IRQ_LINES.version, {"env.irq_line_state": lines}),
+    )
+    return common, DeviceState(CPU.name, index, CPU.version, fields, subsections)
+
+
+def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCpu:
+    """A CPU's state from its section. (`cpu_common` has nothing that a CPU of ours would need.)
+
+    :param counter: the guest's counter, which has a section of its own
+    :param known: system registers that the hypervisor keeps
+    :raise StreamError: When the mode or power state is not one that our CPUs have, or the VFP's registers are missing.
+    """
+    fields = cpu.fields
+    cpsr = fields["cpsr"]
+    bank = _BANK_OF_MODE.get(cpsr & _MODE_MASK)
+    if bank is None:
+        raise StreamError(f"mode {cpsr & _MODE_MASK:#x} is not one of an ARMv7 guest", _name(cpu)).inside(
+            "cpsr"
+        )
+    power = fields["power_state"]
+    if power not in (_POWER_ON, _POWER_OFF, _POWER_ON_PENDING):
+        raise StreamError(f"{power} is not a power state", _name(cpu)).inside("power_state")
+    vfp = next((part.fields for part in cpu.subsections if part.name == _VFP.name), None)
+    if vfp is None:
+        raise StreamError(f"subsection {_VFP.name!r} is missing", _name(cpu))
+    regs = list(fields["env.regs"])
+    banked: dict[str, int] = {}
+    for number, name in enumerate(_BANKS):
+        banked[f"sp_{name}"] = fields["env.banked_r13"][number]
+        banked[f"lr_{name}"] = fields["env.banked_r14"][number]
+        if name != "usr":
+            banked[f"spsr_{name}"] = fields["env.banked_spsr"][number] & 0xFFFF_FFFF
+    banked[f"sp_{bank}"], banked[f"lr_{bank}"] = regs[13], regs[14]
+    if bank != "usr":
+        banked[f"spsr_{bank}"] = fields["env.spsr"]
+    for position, i in enumerate(_HIGH):
+        banked[f"r{i}_usr"] = fields["env.usr_regs"][position] if bank == "fiq" else regs[i]
+        banked[f"r{i}_fiq"] = regs[i] if bank == "fiq" else fields["env.fiq_regs"][position]
+    values = dict(zip(fields["cpreg_vmstate_indexes"], fields["cpreg_vmstate_values"], strict=True))
+    cp15, left_out = from_wire(values, known)
+    state = ArmVcpuState(
+        regs=regs,
+        cpsr=cpsr,
+        banked=banked,
+        cp15=cp15,
+        vfp=[vfp[f"env.vfp.zregs[{i // 2}].d"][i % 2] for i in range(_DOUBLES)],
+        fpscr=vfp["fpscr"],
+        fpexc=vfp["env.vfp.xregs"][_FPEXC_AT],
+        counter=counter,
+        powered_off=power == _POWER_OFF,
+    )
+    return LoadedCpu(state, left_out)
+
+
+def _name(cpu: DeviceState) -> str:
+    return f"{cpu.name} {cpu.instance_id}"
+
+
+def _bank_list(state: ArmVcpuState, kind: str) -> list[int]:
+    values = [state.banked.get(f"{kind}_{bank}", 0) for bank in _BANKS]
+    return values + [0] * (_BANK_SLOTS - len(values))
+
+
+def _save_vfp(state: ArmVcpuState) -> dict[str, Any]:
+    system = [0] * 14
+    system[_FPEXC_AT], system[_MVFR0_AT], system[_MVFR1_AT] = state.fpexc, _MVFR0, _MVFR1
+    doubles = [*state.vfp, *[0] * (2 * _VECTORS - len(state.vfp))]
+    fields: dict[str, Any] = {f"env.vfp.zregs[{i}].d": doubles[2 * i : 2 * i + 2] for i in range(_VECTORS)}
+    return fields | {"env.vfp.xregs[0]": _FPSID, "env.vfp.xregs": system, "fpscr": state.fpscr}
+
+
+def _timer_expiry(state: ArmVcpuState) -> int:
+    """When QEMU's timer behind the virtual timer has to fire, in ns of the clock: -1 when it is off, never once it has."""
+    if not state.cp15.get(CNTV_CTL, 0) & _TIMER_ENABLE:
+        return _TIMER_OFF
+    compare = state.cp15.get(CNTV_CVAL, 0)
+    return _NEVER_NS if state.counter >= compare else min(counter_to_ns(compare), _NEVER_NS)

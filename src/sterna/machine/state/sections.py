@@ -1,0 +1,102 @@
+"""The sections of a machine: which there are, and a whole machine's state from and to them."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sterna.hypervisor.interface import ArmVcpuState
+from sterna.machine.boards import Board
+from sterna.machine.devices.gic import SPURIOUS, GicRegisters
+from sterna.machine.devices.pl011 import Pl011Registers
+from sterna.machine.runstate import RunState
+from sterna.machine.state.clock import TIMER, load_counter, save_counter
+from sterna.machine.state.cpu import CPU, CPU_COMMON, load_cpu, save_cpu
+from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
+from sterna.machine.state.globalstate import GLOBAL_STATE, load_run_state, save_run_state
+from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
+from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
+
+log = logging.getLogger(__name__)
+
+DESCRIPTIONS: Mapping[str, VmStateDescription] = {
+    description.name: description for description in (TIMER, CPU_COMMON, CPU, ARM_GIC, PL011, GLOBAL_STATE)
+}
+"""How each section is laid out, by its name."""
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """All of a stopped machine but its RAM.
+
+    :ivar counter: the guest's counter, in ticks
+    :ivar run_state: the state the machine was in before it stopped for the migration; None when the stream does not say
+    """
+
+    counter: int
+    cpus: tuple[ArmVcpuState, ...]
+    gic: GicRegisters
+    uarts: tuple[Pl011Registers, ...]
+    run_state: RunState | None
+
+
+def save(state: MachineState, current_pending: Sequence[int]) -> list[DeviceState]:
+    """A machine's sections, in the order they are sent.
+
+    :param current_pending: the GIC's highest pending interrupt of each CPU
+    """
+    sections = [save_counter(state.counter)]
+    for index, cpu in enumerate(state.cpus):
+        sections += save_cpu(cpu, index, current_pending[index] != SPURIOUS)
+    sections.append(save_gic(state.gic, current_pending))
+    sections += [save_pl011(uart, index) for index, uart in enumerate(state.uarts)]
+    if state.run_state is not None:
+        sections.append(save_run_state(state.run_state))
+    return sections
+
+
+def load(sections: Sequence[DeviceState], board: Board, smp: int, known: Collection[int]) -> MachineState:
+    """A machine's state from its sections. Nothing is applied: what this returns has been checked as a whole.
+
+    :param known: system registers that the hypervisor keeps
+    :raise StreamError: When a section is missing, comes twice, belongs to no device of this machine, or has values that the
+        device cannot have.
+    """
+    required = {(TIMER.name, 0), (ARM_GIC.name, 0), *((PL011.name, i) for i in range(len(board.uarts)))}
+    required |= {(name, index) for name in (CPU_COMMON.name, CPU.name) for index in range(smp)}
+    found: dict[tuple[str, int], DeviceState] = {}
+    for section in sections:
+        key = (section.name, section.instance_id)
+        if key not in required and key != (GLOBAL_STATE.name, 0):
+            if section.name in (CPU.name, CPU_COMMON.name):
+                raise StreamError(
+                    f"the source has a CPU {section.instance_id}, this machine has {smp} (set smp to match)",
+                    _text(key),
+                )
+            raise StreamError(f"this machine ({board.name}) has no such device", _text(key))
+        if key in found:
+            raise StreamError("the section comes twice", _text(key))
+        found[key] = section
+    if missing := sorted(required - set(found)):
+        raise StreamError(
+            f"the section is missing; this machine ({board.name}, {smp} CPUs) has it", _text(missing[0])
+        )
+    counter = load_counter(found[TIMER.name, 0])
+    cpus = []
+    for index in range(smp):
+        cpu = load_cpu(found[CPU.name, index], counter, known)
+        for wire_id, value in cpu.left_out.items():
+            log.warning("CPU %d: system register %#x = %#x has no place here", index, wire_id, value)
+        cpus.append(cpu.state)
+    run_state = found.get((GLOBAL_STATE.name, 0))
+    return MachineState(
+        counter=counter,
+        cpus=tuple(cpus),
+        gic=load_gic(found[ARM_GIC.name, 0]),
+        uarts=tuple(load_pl011(found[PL011.name, index]) for index in range(len(board.uarts))),
+        run_state=None if run_state is None else load_run_state(run_state),
+    )
+
+
+def _text(key: tuple[str, int]) -> str:
+    name, instance = key
+    return f"{name} {instance}"
