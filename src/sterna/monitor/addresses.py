@@ -1,0 +1,176 @@
+"""Addresses of a monitor, in QEMU's notation: ``unix:PATH,server,wait=off``, ``tcp:HOST:PORT,server``,
+``fd:N``.
+"""
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+
+from sterna.monitor.protocol import QmpError
+
+
+class AddressError(QmpError):
+    """A monitor's address is malformed, or cannot be listened on or connected to; one line."""
+
+
+_FORMS = "unix:PATH[,server], tcp:HOST:PORT[,server] or fd:NUMBER"
+_OPTIONS = {"server", "server=on", "nowait", "wait=off", "wait=on"}
+_BACKLOG = 16
+
+
+@dataclass(frozen=True)
+class MonitorAddress:
+    """Where a QMP server listens.
+
+    :ivar kind: ``unix``, ``tcp`` or ``fd``
+    :ivar path: of a unix socket
+    :ivar host: numeric address or name; empty is the loopback address
+    :ivar fd: an open listening socket that this process inherited
+    """
+
+    kind: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    fd: int = -1
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        if self.kind == "fd":
+            return f"fd:{self.fd}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+def parse_address(text: str) -> MonitorAddress:
+    """
+    :raise AddressError: When it is malformed; it says what was expected.
+    """
+    kind, colon, rest = text.partition(":")
+    shown = repr(text[:100])
+    if not colon or kind not in ("unix", "tcp", "fd"):
+        raise AddressError(f"{shown} is not a monitor address; expected {_FORMS}")
+    target, *options = rest.split(",")
+    for option in options:
+        if option not in _OPTIONS:
+            raise AddressError(f"{shown}: unknown option {option[:40]!r}; expected 'server' and 'wait=off'")
+    if "wait=on" in options:
+        raise AddressError(
+            f"{shown}: 'wait=on' is not supported; the guest starts without waiting for a client"
+        )
+    if kind == "unix":
+        if not target or "\0" in target:
+            raise AddressError(f"{shown}: the path of the socket is missing")
+        if len(os.fsencode(target)) > 107:
+            raise AddressError(f"{shown}: a unix socket's path has 107 bytes at most")
+        return MonitorAddress("unix", path=target)
+    if kind == "fd":
+        if not (target.isascii() and target.isdigit() and len(target) < 8):
+            raise AddressError(f"{shown}: {target[:40]!r} is not the number of a descriptor")
+        return MonitorAddress("fd", fd=int(target))
+    host, colon, port = target.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or not int(port[:9]) <= 65535:
+        raise AddressError(f"{shown}: {port[:40]!r} is not a port; expected tcp:HOST:PORT")
+    return MonitorAddress("tcp", host=host.strip("[]") or "127.0.0.1", port=int(port))
+
+
+def listen(address: MonitorAddress) -> socket.socket:
+    """A listening socket. A unix socket's file that nobody listens on any more is replaced.
+
+    :raise AddressError: When the address is taken, or cannot be bound; it names the cause.
+    """
+    try:
+        if address.kind == "fd":
+            return _adopt(address)
+        if address.kind == "unix":
+            return _listen_unix(address)
+        return _listen_tcp(address)
+    except OSError as error:
+        raise AddressError(f"cannot listen on {address}: {_cause(error)}") from error
+
+
+def connect(address: MonitorAddress, timeout: float | None = None) -> socket.socket:
+    """A connected socket.
+
+    :param timeout: seconds for the connection, and for each later call on the socket
+    :raise AddressError: When nobody listens there, the host is unknown, ...
+    """
+    try:
+        if address.kind == "fd":
+            return socket.socket(fileno=os.dup(address.fd))
+        if address.kind == "tcp":
+            return socket.create_connection((address.host, address.port), timeout)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(address.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    except OSError as error:
+        raise AddressError(f"cannot connect to {address}: {_cause(error)}") from error
+
+
+def _listen_tcp(address: MonitorAddress) -> socket.socket:
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen_unix(address: MonitorAddress) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        try:
+            listener.bind(address.path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(address):
+                raise
+            os.unlink(address.path)
+            listener.bind(address.path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_stale(address: MonitorAddress) -> bool:
+    """Whether the file is a socket that nobody listens on."""
+    if not stat.S_ISSOCK(os.stat(address.path).st_mode):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(address.path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _adopt(address: MonitorAddress) -> socket.socket:
+    listener = socket.socket(fileno=os.dup(address.fd))
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.close()
+        raise AddressError(f"{address} is not a listening socket")
+    return listener
+
+
+def _cause(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return error.strerror or str(error)

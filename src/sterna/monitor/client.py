@@ -1,0 +1,143 @@
+"""A small synchronous QMP client, for this program's own commands."""
+
+import collections
+import socket
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from sterna.monitor.addresses import MonitorAddress, connect
+from sterna.monitor.framing import FramingError, JsonFramer
+from sterna.monitor.protocol import QmpError
+
+_MAX_ANSWER_BYTES = 16 << 20
+_MAX_EVENTS = 10_000
+
+
+class ConnectionLost(Exception):
+    """The other end closed the connection, fell silent, or does not speak QMP; one line."""
+
+
+class QmpClient:
+    """A negotiated connection. Use it from one thread.
+
+    :ivar events: those not taken yet, oldest first
+    :ivar greeting: the server's version information
+    """
+
+    def __init__(self, connection: socket.socket, name: str, timeout: float | None = 30.0) -> None:
+        self._socket = connection
+        self._name = name
+        self._timeout = timeout
+        self._framer = JsonFramer(_MAX_ANSWER_BYTES)
+        self._messages: collections.deque[dict[str, Any]] = collections.deque()
+        self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=_MAX_EVENTS)
+        connection.settimeout(timeout)
+        try:
+            greeting = self._next_message()
+            if "QMP" not in greeting:
+                raise ConnectionLost(f"{name} does not speak QMP")
+            self.greeting: dict[str, Any] = greeting["QMP"]
+            self.command("qmp_capabilities")
+        except BaseException:
+            connection.close()
+            raise
+
+    @classmethod
+    def connect(cls, address: MonitorAddress, timeout: float | None = 30.0) -> "QmpClient":
+        """
+        :param timeout: seconds for the connection and for each answer
+        :raise AddressError: When nobody listens there.
+        :raise ConnectionLost: When whoever listens does not speak QMP.
+        """
+        return cls(connect(address, timeout), str(address), timeout)
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """Run a command. Underscores in argument names stand for hyphens.
+
+        :return: what the answer returns
+        :raise QmpError: When the command fails.
+        :raise ConnectionLost: When there is no answer.
+        """
+        return self.execute(name, {key.replace("_", "-"): value for key, value in arguments.items()})
+
+    def execute(self, name: str, arguments: dict[str, Any]) -> Any:
+        """As `command`, with the arguments under their own names."""
+        message: dict[str, Any] = {"execute": name}
+        if arguments:
+            message["arguments"] = arguments
+        try:
+            self._socket.sendall(msgspec.json.encode(message) + b"\n")
+        except OSError as error:
+            raise ConnectionLost(f"{self._name}: {error.strerror or error}") from error
+        while True:
+            answer = self._next_message()
+            if "event" in answer:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise QmpError(str(answer["error"].get("desc")), str(answer["error"].get("class")))
+            elif "return" in answer:
+                return answer["return"]
+
+    def wait_event(self, wanted: Callable[[dict[str, Any]], bool], timeout: float) -> dict[str, Any]:
+        """The next event that is `wanted`; those before it are dropped.
+
+        :raise TimeoutError: When none came in so many seconds.
+        :raise ConnectionLost: When the connection ended.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            while self.events:
+                event = self.events.popleft()
+                if wanted(event):
+                    return event
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"{self._name}: no such event in {timeout:g} s")
+            self._socket.settimeout(left)
+            try:
+                message = self._next_message(silence_is_lost=False)
+            finally:
+                self._socket.settimeout(self._timeout)
+            if "event" in message:
+                self.events.append(message)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+    def __enter__(self) -> "QmpClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next_message(self, *, silence_is_lost: bool = True) -> dict[str, Any]:
+        while not self._messages:
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError as error:
+                if silence_is_lost:
+                    raise ConnectionLost(f"{self._name} does not answer") from error
+                raise
+            except OSError as error:
+                raise ConnectionLost(f"{self._name}: {error.strerror or error}") from error
+            if not data:
+                raise ConnectionLost(f"{self._name} closed the connection")
+            for text in self._framer.feed(data):
+                self._messages.append(self._decode(text))
+        return self._messages.popleft()
+
+    def _decode(self, text: bytes | FramingError) -> dict[str, Any]:
+        try:
+            message = None if isinstance(text, FramingError) else msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            message = None
+        if not isinstance(message, dict):
+            raise ConnectionLost(f"{self._name} does not speak QMP")
+        return message

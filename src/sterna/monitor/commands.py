@@ -1,0 +1,242 @@
+"""The QMP commands: QEMU 7.2's names, arguments and results (qapi/*.json), and a few of our own (`x-sterna-`)."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sterna.monitor import protocol
+from sterna.monitor.control import Control
+from sterna.monitor.hmp import HumanMonitor
+from sterna.monitor.protocol import QmpError, convert_arguments
+
+_SAVE_CHUNK = 1 << 20
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+    """A command's arguments; a command without any takes this."""
+
+
+class MigrateArguments(Arguments, frozen=True):
+    uri: str
+    blk: bool = False
+    inc: bool = False
+    detach: bool = True
+    resume: bool = False
+
+
+class UriArguments(Arguments, frozen=True):
+    uri: str
+
+
+class CapabilityStatus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    capability: str
+    state: bool
+
+
+class CapabilitiesArguments(Arguments, frozen=True):
+    capabilities: list[CapabilityStatus]
+
+
+class HumanArguments(Arguments, frozen=True):
+    command_line: str
+    cpu_index: int | None = None
+
+
+class SaveArguments(Arguments, frozen=True):
+    val: int
+    size: int
+    filename: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """One QMP command.
+
+    :ivar schema: its arguments; None hands them over as they are
+    """
+
+    name: str
+    schema: type[msgspec.Struct] | None
+    run: Callable[[Any], Any]
+
+
+class Commands(Mapping[str, Command]):
+    """All commands, by name, bound to what they control."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._human = HumanMonitor(control)
+        self._commands = {command.name: command for command in self._declare()}
+
+    def __getitem__(self, name: str) -> Command:
+        return self._commands[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def execute(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Run a command on the caller's thread.
+
+        :return: the value of the answer's `return`
+        :raise QmpError: When it is unknown, its arguments are wrong, or it fails.
+        """
+        command = self._commands.get(name)
+        if command is None:
+            raise QmpError(f"The command {name[:80]} has not been found", "CommandNotFound")
+        checked = arguments if command.schema is None else convert_arguments(arguments, command.schema)
+        with self._control.one_at_a_time():
+            return command.run(checked)
+
+    def _declare(self) -> list[Command]:
+        none = Arguments
+        return [
+            Command("query-version", none, self._query_version),
+            Command("query-commands", none, self._query_commands),
+            Command("query-name", none, self._query_name),
+            Command("query-uuid", none, lambda _: {"UUID": "00000000-0000-0000-0000-000000000000"}),
+            Command("query-kvm", none, self._query_kvm),
+            Command("query-status", none, self._query_status),
+            Command("query-cpus-fast", none, self._query_cpus),
+            Command("stop", none, self._stop),
+            Command("cont", none, self._cont),
+            Command("quit", none, self._quit),
+            Command("migrate", MigrateArguments, self._migrate),
+            Command("migrate-incoming", UriArguments, self._migrate_incoming),
+            Command("migrate_cancel", none, self._migrate_cancel),
+            Command("query-migrate", none, self._query_migrate),
+            Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities),
+            Command("query-migrate-capabilities", none, self._query_capabilities),
+            Command("migrate-set-parameters", None, self._set_parameters),
+            Command("query-migrate-parameters", none, self._query_parameters),
+            Command("human-monitor-command", HumanArguments, self._human_command),
+            Command("pmemsave", SaveArguments, self._pmemsave),
+            Command("x-sterna-query-stage2", none, self._query_stage2),
+        ]
+
+    # -- the machine -----------------------------------------------------------------------------------------
+
+    def _query_version(self, _: Arguments) -> Any:
+        return {"qemu": protocol.QEMU_VERSION, "package": protocol.PACKAGE}
+
+    def _query_commands(self, _: Arguments) -> Any:
+        return [{"name": name} for name in ("qmp_capabilities", *self._commands)]
+
+    def _query_name(self, _: Arguments) -> Any:
+        name = self._control.machine.config.name
+        return {"name": name} if name else {}
+
+    def _query_kvm(self, _: Arguments) -> Any:
+        enabled = self._control.machine.config.accel == "kvm"
+        return {"enabled": enabled, "present": enabled}
+
+    def _query_status(self, _: Arguments) -> Any:
+        machine = self._control.machine
+        answer = {
+            "status": machine.run_state.value,
+            "singlestep": False,
+            "running": self._control.running,
+        }
+        if machine.error:
+            answer["x-sterna-error"] = machine.error
+        return answer
+
+    def _query_cpus(self, _: Arguments) -> Any:
+        return [
+            {
+                "cpu-index": cpu.index,
+                "qom-path": f"/machine/unattached/device[{cpu.index}]",
+                "thread-id": cpu.thread_id,
+                "props": {"core-id": cpu.index, "thread-id": 0, "socket-id": 0, "cluster-id": 0},
+                "target": "arm",
+            }
+            for cpu in self._control.machine.cpus()
+        ]
+
+    def _stop(self, _: Arguments) -> Any:
+        self._control.machine.stop()
+        return {}
+
+    def _cont(self, _: Arguments) -> Any:
+        self._control.machine.cont()
+        return {}
+
+    def _quit(self, _: Arguments) -> Any:
+        self._control.quit("host-qmp-quit")
+        return {}
+
+    def _query_stage2(self, _: Arguments) -> Any:
+        return {name.replace("_", "-"): int(n) for name, n in self._control.machine.statistics().items()}
+
+    def _pmemsave(self, arguments: SaveArguments) -> Any:
+        if arguments.size < 0 or arguments.val < 0:
+            raise QmpError("Parameter 'size' and 'val' must not be negative")
+        # The memory is checked before the file is touched.
+        machine, end = self._control.machine, arguments.val + arguments.size
+        for edge in {arguments.val, end - 1} if arguments.size else ():
+            machine.read_physical(edge, 1)
+        try:
+            fd = os.open(arguments.filename, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            raise QmpError(f"Could not open '{arguments.filename[:200]}': {cause}") from error
+        with contextlib.closing(os.fdopen(fd, "wb", buffering=0)) as file:
+            for at in range(arguments.val, end, _SAVE_CHUNK):
+                file.write(machine.read_physical(at, min(_SAVE_CHUNK, end - at)))
+        return {}
+
+    def _human_command(self, arguments: HumanArguments) -> Any:
+        if (
+            arguments.cpu_index is not None
+            and not 0 <= arguments.cpu_index < self._control.machine.config.smp
+        ):
+            raise QmpError("Parameter 'cpu-index' expects a CPU number")
+        return self._human.execute(arguments.command_line, cpu=arguments.cpu_index, newline="\r\n")
+
+    # -- migration -------------------------------------------------------------------------------------------
+
+    def _migrate(self, arguments: MigrateArguments) -> Any:
+        if arguments.blk or arguments.inc:
+            raise QmpError("Parameter 'blk' is not supported: there are no disks to migrate")
+        self._control.migration.migrate(arguments.uri, resume=arguments.resume)
+        return {}
+
+    def _migrate_incoming(self, arguments: UriArguments) -> Any:
+        self._control.start_incoming(arguments.uri)
+        return {}
+
+    def _migrate_cancel(self, _: Arguments) -> Any:
+        self._control.migration.cancel()
+        return {}
+
+    def _query_migrate(self, _: Arguments) -> Any:
+        return self._control.migration.info().to_qmp()
+
+    def _set_capabilities(self, arguments: CapabilitiesArguments) -> Any:
+        known = self._control.migration.capabilities()
+        for status in arguments.capabilities:
+            if status.capability not in known:
+                raise QmpError(f"Parameter 'capability' does not accept value '{status.capability[:80]}'")
+        self._control.migration.set_capabilities({s.capability: s.state for s in arguments.capabilities})
+        return {}
+
+    def _query_capabilities(self, _: Arguments) -> Any:
+        states = self._control.migration.capabilities()
+        return [{"capability": name, "state": state} for name, state in states.items()]
+
+    def _set_parameters(self, arguments: dict[str, Any]) -> Any:
+        known = self._control.migration.parameters()
+        for name in arguments:
+            if name not in known:
+                raise QmpError(f"Parameter '{name[:80]}' is unexpected")
+        self._control.migration.set_parameters(arguments)
+        return {}
+
+    def _query_parameters(self, _: Arguments) -> Any:
+        return self._control.migration.parameters()

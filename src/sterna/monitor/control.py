@@ -1,0 +1,98 @@
+"""What a monitor controls: a machine, its migrations, and the end of the process."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from sterna.hypervisor.interface import HypervisorError
+from sterna.machine.runstate import RunStateError
+from sterna.migration.controller import MigrationController
+from sterna.migration.errors import MigrationError
+from sterna.monitor.protocol import QmpError
+from sterna.stream.wire import StreamError
+
+
+class MachineSettings(Protocol):
+    """What a monitor reads of a machine's settings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def accel(self) -> str: ...
+
+    @property
+    def smp(self) -> int: ...
+
+
+class Machine(Protocol):
+    """A machine as its monitor sees it."""
+
+    @property
+    def config(self) -> MachineSettings: ...
+
+    @property
+    def run_state(self) -> Enum: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def stop(self) -> None: ...
+
+    def cont(self) -> None: ...
+
+    def cpus(self) -> Sequence[Any]: ...
+
+    def registers(self, cpu: int) -> str: ...
+
+    def read_physical(self, ipa: int, size: int) -> bytes: ...
+
+    def statistics(self) -> Mapping[str, int]: ...
+
+
+EXPECTED_ERRORS = (MigrationError, RunStateError, HypervisorError, StreamError, OSError, ValueError)
+"""What a command may fail with when its user or the host is at fault; the text is meant for the user."""
+
+
+@dataclass
+class Control:
+    """The targets of commands. Commands of all monitors run one at a time: `one_at_a_time`.
+
+    :ivar quit: ends the process soon; called with the reason (QEMU's ShutdownCause), from any thread
+    """
+
+    machine: Machine
+    migration: MigrationController
+    quit: Callable[[str], None]
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """The body of a command.
+
+        :raise QmpError: In place of any error that is the user's or the host's fault.
+        """
+        with self._lock:
+            try:
+                yield
+            except QmpError:
+                raise
+            except EXPECTED_ERRORS as error:
+                raise QmpError(str(error) or type(error).__name__) from error
+
+    def start_incoming(self, uri: str) -> None:
+        """Wait for a guest at `uri`.
+
+        :raise QmpError: When this machine was not started to wait for one.
+        """
+        if self.machine.run_state.value != "inmigrate":
+            raise QmpError("'-incoming' was not specified on the command line")
+        self.migration.incoming(uri)
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs."""
+        return str(self.machine.run_state.value) == "running"

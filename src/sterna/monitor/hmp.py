@@ -1,0 +1,324 @@
+"""The human monitor: commands as lines of text, answers as text shaped like QEMU's."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sterna.migration.parameters import PARAMETERS
+from sterna.monitor import protocol
+from sterna.monitor.control import Control
+from sterna.monitor.dump import DumpFormat, dump, parse_expression
+from sterna.monitor.protocol import QmpError
+from sterna.monitor.report import migration_report, parameter_lines
+from sterna.monitor.units import parse_size
+
+MAX_LINE = 4096
+
+
+class UsageError(QmpError):
+    """The line does not fit the command; the answer points to its help."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One command.
+
+    :ivar arguments: for people
+    :ivar run: gets the rest of the line
+    """
+
+    arguments: str
+    help: str
+    run: Callable[[str], str]
+
+    def line(self, name: str) -> str:
+        return f"{name} {self.arguments} -- {self.help}"
+
+
+class HumanMonitor:
+    """Runs lines on the caller's thread.
+
+    :ivar cpu: the default CPU of commands that concern one
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.cpu = 0
+        self._foreground = False
+        self._commands: Mapping[str, _Entry] = {
+            "cont|c": _Entry("", "resume emulation", self._cont),
+            "cpu": _Entry("index", "set the default CPU", self._set_cpu),
+            "help|?": _Entry("[cmd]", "show the help", self._help),
+            "info": _Entry("[subcommand]", "show various information about the system state", self._info),
+            "migrate": _Entry(
+                "[-d] uri", "migrate to URI (using -d to not wait for completion)", self._migrate
+            ),
+            "migrate_cancel": _Entry("", "cancel the current VM migration", self._migrate_cancel),
+            "migrate_incoming": _Entry(
+                "uri", "wait for a migration at URI, after --incoming defer", self._incoming
+            ),
+            "migrate_set_capability": _Entry(
+                "capability state", "enable or disable a migration capability", self._set_capability
+            ),
+            "migrate_set_parameter": _Entry(
+                "parameter value", "set a migration parameter", self._set_parameter
+            ),
+            "quit|q": _Entry("", "quit the emulator", self._quit),
+            "stop|s": _Entry("", "stop emulation", self._stop),
+            "xp": _Entry("/fmt addr", "physical memory dump starting at 'addr'", self._xp),
+        }
+        self._infos: Mapping[str, _Entry] = {
+            "cpus": _Entry("", "show infos for each CPU", self._info_cpus),
+            "migrate": _Entry("", "show migration status", self._info_migrate),
+            "migrate_capabilities": _Entry(
+                "", "show current migration capabilities", self._info_capabilities
+            ),
+            "migrate_parameters": _Entry("", "show current migration parameters", self._info_parameters),
+            "name": _Entry("", "show the current VM name", self._info_name),
+            "registers": _Entry("[-a]", "show the CPU registers (-a: of all CPUs)", self._info_registers),
+            "stage2": _Entry("", "show statistics of stage 2 and the dirty log", self._info_stage2),
+            "status": _Entry("", "show the current VM status", self._info_status),
+            "version": _Entry("", "show the version", self._info_version),
+        }
+
+    def execute(
+        self, line: str, *, cpu: int | None = None, foreground: bool = False, newline: str = "\n"
+    ) -> str:
+        """Run one line.
+
+        :param cpu: the default CPU of this line
+        :param foreground: `migrate` without ``-d`` may wait; otherwise it goes on in the background
+        :return: the answer, each of its lines ended by `newline`
+        """
+        if len(line) > MAX_LINE:
+            text = f"the line has more than {MAX_LINE} characters\n"
+        else:
+            text = self._execute(line.strip(), cpu, foreground)
+        return text.replace("\n", newline)
+
+    def _execute(self, line: str, cpu: int | None, foreground: bool) -> str:
+        name, _, rest = line.partition(" ")
+        if name.startswith("xp/"):
+            name, rest = "xp", line[2:]
+        if not name:
+            return ""
+        found = _find(self._commands, name)
+        if found is None:
+            return f"unknown command: '{name[:80]}'\n"
+        try:
+            with self._control.one_at_a_time():
+                before, self.cpu = self.cpu, self.cpu if cpu is None else cpu
+                self._foreground = foreground
+                try:
+                    answer = found[1].run(rest.strip())
+                finally:
+                    if cpu is not None:
+                        self.cpu = before
+        except UsageError as error:
+            return f'{error.desc}\nTry "help {name}" for more information\n'
+        except QmpError as error:
+            return f"Error: {error.desc}\n"
+        if name == "migrate" and foreground:
+            # Not under the lock: the other monitors go on, and one of them may cancel.
+            return self._wait_for_migration()
+        return answer
+
+    # -- machine ---------------------------------------------------------------------------------------------
+
+    def _cont(self, rest: str) -> str:
+        _no_more(rest, "cont|c")
+        self._control.machine.cont()
+        return ""
+
+    def _stop(self, rest: str) -> str:
+        _no_more(rest, "stop|s")
+        self._control.machine.stop()
+        return ""
+
+    def _quit(self, rest: str) -> str:
+        _no_more(rest, "quit|q")
+        self._control.quit("host-qmp-quit")
+        return ""
+
+    def _set_cpu(self, rest: str) -> str:
+        if not rest.isdigit() or int(rest[:9]) >= self._control.machine.config.smp:
+            raise UsageError(f"cpu: {rest[:40]!r} is not the index of a CPU")
+        self.cpu = int(rest)
+        return ""
+
+    def _xp(self, rest: str) -> str:
+        try:
+            layout = DumpFormat()
+            if rest.startswith("/"):
+                text, _, rest = rest.partition(" ")
+                layout = DumpFormat.parse(text[1:])
+            address = parse_expression(rest)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return dump(address, self._control.machine.read_physical(address, layout.total_bytes), layout)
+
+    def _help(self, rest: str) -> str:
+        names = rest.split()
+        if not names:
+            return _listing(self._commands)
+        if names[0] == "info" and len(names) > 1:
+            found = _find(self._infos, names[1])
+            return f"info {found[1].line(found[0])}\n" if found else f"unknown command: '{rest[:80]}'\n"
+        if names[0] == "info":
+            return _listing(self._infos, "info ")
+        found = _find(self._commands, names[0])
+        return f"{found[1].line(found[0])}\n" if found else f"unknown command: '{names[0][:80]}'\n"
+
+    # -- migration -------------------------------------------------------------------------------------------
+
+    def _migrate(self, rest: str) -> str:
+        words = rest.split(maxsplit=1)
+        detach = False
+        while words and words[0].startswith("-"):
+            if words[0] != "-d":
+                raise UsageError(f"migrate: unsupported option {words[0][:40]}")
+            detach = True
+            words = words[1].split(maxsplit=1) if len(words) > 1 else []
+        if not words:
+            raise UsageError("migrate: string expected")
+        self._control.migration.migrate(" ".join(words))
+        if detach:
+            self._foreground = False
+        if detach or self._foreground:
+            return ""
+        return "terminal does not allow synchronous migration, continuing detached\n"
+
+    def _wait_for_migration(self) -> str:
+        if not self._foreground:
+            return ""
+        info = self._control.migration.wait()
+        return f"Error: {info.error}\n" if info.error else f"migration {info.status.value}\n"
+
+    def _migrate_cancel(self, rest: str) -> str:
+        _no_more(rest, "migrate_cancel")
+        self._control.migration.cancel()
+        return ""
+
+    def _incoming(self, rest: str) -> str:
+        if not rest:
+            raise UsageError("migrate_incoming: string expected")
+        self._control.start_incoming(rest)
+        return ""
+
+    def _set_capability(self, rest: str) -> str:
+        words = rest.split()
+        if len(words) != 2:
+            raise UsageError("migrate_set_capability: a capability and its state expected")
+        if words[1] not in ("on", "off"):
+            raise UsageError("Expected 'on' or 'off'")
+        if words[0] not in self._control.migration.capabilities():
+            raise QmpError(f"invalid parameter value: {words[0][:80]}")
+        self._control.migration.set_capabilities({words[0]: words[1] == "on"})
+        return ""
+
+    def _set_parameter(self, rest: str) -> str:
+        name, _, text = rest.partition(" ")
+        if not name:
+            raise UsageError("migrate_set_parameter: string expected")
+        if name not in PARAMETERS:
+            raise QmpError(f"invalid parameter value: {name[:80]}")
+        self._control.migration.set_parameters({name: parse_parameter(name, text.strip())})
+        return ""
+
+    # -- info ------------------------------------------------------------------------------------------------
+
+    def _info(self, rest: str) -> str:
+        name, _, arguments = rest.partition(" ")
+        if not name:
+            return _listing(self._infos, "info ")
+        found = _find(self._infos, name)
+        if found is None:
+            return f"unknown command: 'info {name[:80]}'\n"
+        return found[1].run(arguments.strip())
+
+    def _info_cpus(self, rest: str) -> str:
+        _no_more(rest, "cpus")
+        return "".join(
+            f"{'*' if cpu.index == self.cpu else ' '} CPU #{cpu.index}: thread_id={cpu.thread_id}\n"
+            for cpu in self._control.machine.cpus()
+        )
+
+    def _info_migrate(self, rest: str) -> str:
+        _no_more(rest, "migrate")
+        return migration_report(self._control.migration.info().to_qmp())
+
+    def _info_capabilities(self, rest: str) -> str:
+        _no_more(rest, "migrate_capabilities")
+        states = self._control.migration.capabilities()
+        return "".join(f"{name}: {'on' if state else 'off'}\n" for name, state in states.items())
+
+    def _info_parameters(self, rest: str) -> str:
+        _no_more(rest, "migrate_parameters")
+        return parameter_lines(self._control.migration.parameters())
+
+    def _info_name(self, rest: str) -> str:
+        _no_more(rest, "name")
+        name = self._control.machine.config.name
+        return f"{name}\n" if name else ""
+
+    def _info_registers(self, rest: str) -> str:
+        if rest not in ("", "-a"):
+            raise UsageError("registers: extraneous characters at the end of line")
+        cpus = range(self._control.machine.config.smp) if rest else [self.cpu]
+        return "".join(f"\nCPU#{cpu}\n{self._control.machine.registers(cpu).rstrip()}\n" for cpu in cpus)
+
+    def _info_stage2(self, rest: str) -> str:
+        _no_more(rest, "stage2")
+        statistics = self._control.machine.statistics()
+        width = max(map(len, statistics), default=0)
+        return "".join(f"{name.replace('_', ' '):<{width}}  {value}\n" for name, value in statistics.items())
+
+    def _info_status(self, rest: str) -> str:
+        _no_more(rest, "status")
+        state = self._control.machine.run_state.value
+        error = self._control.machine.error
+        shown = state if state in ("running", "paused") else f"paused ({state})"
+        return f"VM status: {shown}\n" + (f"{error}\n" if error else "")
+
+    def _info_version(self, rest: str) -> str:
+        _no_more(rest, "version")
+        version = protocol.QEMU_VERSION
+        return f"{version['major']}.{version['minor']}.{version['micro']} {protocol.PACKAGE}\n"
+
+
+def parse_parameter(name: str, text: str) -> Any:
+    """A migration parameter's value from text, of the type the parameter has. A bare number for `max-bandwidth`
+    is MiB/s, as in QEMU's human monitor.
+
+    :raise QmpError: When the text does not fit, or the parameter is unknown.
+    """
+    spec = PARAMETERS.get(name)
+    if spec is None:
+        raise QmpError(f"invalid parameter value: {name[:80]}")
+    if isinstance(spec.default, bool):
+        if text not in ("on", "off", "true", "false", "yes", "no", "y", "n"):
+            raise QmpError(f"Parameter '{name}' expects 'on' or 'off'")
+        return text in ("on", "true", "yes", "y")
+    if isinstance(spec.default, str):
+        return text
+    if name in ("max-bandwidth", "max-postcopy-bandwidth", "xbzrle-cache-size"):
+        try:
+            return parse_size(text, default_unit="m" if name == "max-bandwidth" else "")
+        except ValueError as error:
+            raise QmpError(f"Invalid size {text[:40]}") from error
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
+        raise QmpError(f"Parameter '{name}' expects an integer")
+    return int(text)
+
+
+def _find(entries: Mapping[str, _Entry], name: str) -> tuple[str, _Entry] | None:
+    return next(((key, entry) for key, entry in entries.items() if name in key.split("|")), None)
+
+
+def _listing(entries: Mapping[str, _Entry], prefix: str = "") -> str:
+    return "".join(f"{prefix}{entry.line(name)}\n" for name, entry in entries.items())
+
+
+def _no_more(rest: str, name: str) -> None:
+    if rest:
+        raise UsageError(f"{name}: extraneous characters at the end of line")

@@ -1,0 +1,79 @@
+"""What `info migrate` and `info migrate_parameters` show, line by line as QEMU does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_UNITS = {
+    "announce-initial": " ms",
+    "announce-max": " ms",
+    "announce-step": " ms",
+    "downtime-limit": " ms",
+    "max-bandwidth": " bytes/second",
+    "x-checkpoint-delay": " ms",
+    "x-sterna-doubt-timeout": " ms",
+    "xbzrle-cache-size": " bytes",
+}
+
+
+def parameter_lines(parameters: Mapping[str, Any]) -> str:
+    """:param parameters: as query-migrate-parameters answers"""
+    return "".join(f"{name}: {_value(value)}{_UNITS.get(name, '')}\n" for name, value in parameters.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "''" if value == "" else str(value)
+
+
+def migration_report(info: Mapping[str, Any]) -> str:
+    """:param info: as query-migrate answers"""
+    lines = []
+    if "status" in info:
+        reason = f" ({info['error-desc']})" if "error-desc" in info else ""
+        lines.append(f"Migration status: {info['status']}{reason}")
+    for name, label in (
+        ("total-time", "total time"),
+        ("expected-downtime", "expected downtime"),
+        ("downtime", "downtime"),
+        ("setup-time", "setup"),
+    ):
+        if name in info:
+            lines.append(f"{label}: {info[name]} ms")
+    if "ram" in info:
+        lines += _ram_lines(info["ram"])
+    for address in info.get("socket-address", ()):
+        shown = address["path"] if address["type"] == "unix" else f"{address['host']}:{address['port']}"
+        lines.append(f"socket address: {address['type']}:{shown}")
+    extras = info.get("x-sterna", {})
+    if "verified" in extras:
+        lines.append(f"verified: {'yes' if extras['verified'] else 'no'}")
+    if extras.get("ram-digest-source"):
+        lines.append(f"ram digest source: {extras['ram-digest-source']}")
+    if extras.get("ram-digest-destination"):
+        lines.append(f"ram digest destination: {extras['ram-digest-destination']}")
+    return "".join(line + "\n" for line in lines)
+
+
+def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"transferred ram: {ram['transferred'] >> 10} kbytes",
+        f"throughput: {ram['mbps']:.2f} mbps",
+        f"remaining ram: {ram['remaining'] >> 10} kbytes",
+        f"total ram: {ram['total'] >> 10} kbytes",
+        f"duplicate: {ram['duplicate']} pages",
+        f"skipped: {ram['skipped']} pages",
+        f"normal: {ram['normal']} pages",
+        f"normal bytes: {ram['normal-bytes'] >> 10} kbytes",
+        f"dirty sync count: {ram['dirty-sync-count']}",
+        f"page size: {ram['page-size'] >> 10} kbytes",
+        f"multifd bytes: {ram['multifd-bytes'] >> 10} kbytes",
+        f"pages-per-second: {ram['pages-per-second']}",
+    ]
+    if ram["dirty-pages-rate"]:
+        lines.append(f"dirty pages rate: {ram['dirty-pages-rate']} pages")
+    if ram["precopy-bytes"]:
+        lines.append(f"precopy ram: {ram['precopy-bytes'] >> 10} kbytes")
+    if ram["downtime-bytes"]:
+        lines.append(f"downtime ram: {ram['downtime-bytes'] >> 10} kbytes")
+    return lines

@@ -1,0 +1,92 @@
+"""The QMP server: listening sockets, their clients, and events to all of them."""
+
+import asyncio
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from sterna.monitor import protocol
+from sterna.monitor.addresses import MonitorAddress, listen
+from sterna.monitor.session import CommandTable, Session
+
+CLIENT_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A bound socket; `remove` is the file to unlink at the end."""
+
+    socket: socket.socket
+    remove: str | None = None
+
+    @classmethod
+    def on(cls, address: MonitorAddress) -> "Listening":
+        """
+        :raise AddressError: When the address is taken, or cannot be bound.
+        """
+        return cls(listen(address), address.path if address.kind == "unix" else None)
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.remove is not None:
+            try:
+                os.unlink(self.remove)
+            except OSError:
+                pass  # somebody else cleaned up
+
+
+class QmpServer:
+    """Serves any number of sockets, up to `CLIENT_LIMIT` clients in all. Lives in one asyncio loop."""
+
+    def __init__(self, commands: CommandTable) -> None:
+        self._commands = commands
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qmp")
+        self._servers: list[asyncio.Server] = []
+        self._sessions: dict[Session, asyncio.Task[Any]] = {}
+        self._loop = asyncio.get_running_loop()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept clients on a listening socket from now on. The socket is closed with the server."""
+        listening.setblocking(False)
+        # Both families are stream sockets that listen already.
+        start = asyncio.start_unix_server if listening.family == socket.AF_UNIX else asyncio.start_server
+        self._servers.append(await start(self._client, sock=listening))
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        """Send an event to all clients. Callable from any thread, also after the loop has ended."""
+        message = protocol.encode(protocol.event(name, data))
+        try:
+            self._loop.call_soon_threadsafe(self._broadcast, message)
+        except RuntimeError:
+            pass  # the loop is closed, nobody listens
+
+    async def close(self) -> None:
+        """Stop listening, let clients read what is queued, and disconnect them."""
+        for server in self._servers:
+            server.close()
+        sessions = dict(self._sessions)
+        await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+        for task in sessions.values():
+            task.cancel()
+        await asyncio.gather(*sessions.values(), return_exceptions=True)
+        self._executor.shutdown(wait=True)
+
+    def _broadcast(self, message: bytes) -> None:
+        for session in list(self._sessions):
+            session.send_event(message)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._sessions) >= CLIENT_LIMIT:
+            writer.transport.abort()
+            return
+        session = Session(reader, writer, self._commands, self._executor)
+        task = asyncio.current_task()
+        assert task is not None
+        self._sessions[session] = task
+        try:
+            await session.run()
+        finally:
+            del self._sessions[session]
+            writer.close()

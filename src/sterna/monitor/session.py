@@ -1,0 +1,132 @@
+"""One QMP client: negotiation, its commands in order, and events, in bounded memory."""
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+from sterna.monitor import protocol
+from sterna.monitor.framing import FramingError, JsonFramer
+from sterna.monitor.protocol import QmpError, Request, RequestError
+
+_READ_BYTES = 1 << 16
+UNREAD_LIMIT_BYTES = 1 << 20
+"""A client that leaves so much unread is disconnected at the next event."""
+
+
+class CommandTable(Protocol):
+    """What a session can run."""
+
+    def execute(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Run a command on the caller's thread.
+
+        :raise QmpError: When it is unknown, its arguments are wrong, or it fails.
+        """
+        ...
+
+
+class Session:
+    """:param executor: where commands run, so that none holds up the others' connections"""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        commands: CommandTable,
+        executor: Executor,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._commands = commands
+        self._executor = executor
+        self._framer = JsonFramer()
+        self._negotiated = False
+
+    async def run(self) -> None:
+        """Serve the client until it leaves. Errors of its connection end the session, no more."""
+        try:
+            await self._send(protocol.GREETING)
+            while data := await self._reader.read(_READ_BYTES):
+                for text in self._framer.feed(data):
+                    await self._answer(text)
+                    if isinstance(text, FramingError) and text.fatal:
+                        return
+        except (ConnectionError, OSError):
+            pass  # the client is gone
+
+    def send_event(self, message: bytes) -> None:
+        """Queue an encoded event; before negotiation there are none."""
+        if not self._negotiated or self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+            self._writer.transport.abort()
+            return
+        self._writer.write(message)
+
+    async def close(self) -> None:
+        """Let the client read what is queued, for a moment, and close."""
+        try:
+            await asyncio.wait_for(self._writer.drain(), timeout=1.0)
+        except (TimeoutError, ConnectionError, OSError):
+            self._writer.transport.abort()
+        self._writer.close()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self._writer.write(protocol.encode(message))
+        # A client that does not read is not read from either.
+        await self._writer.drain()
+
+    async def _answer(self, text: bytes | FramingError) -> None:
+        if isinstance(text, FramingError):
+            await self._send(protocol.error_reply(QmpError(str(text))))
+            return
+        reply: dict[str, Any]
+        identified: dict[str, Any] = {}
+        try:
+            request = protocol.parse_request(text)
+            if request.has_id:
+                identified["id"] = request.id
+            reply = {"return": await self._execute(request)}
+        except RequestError as error:
+            reply = protocol.error_reply(error)
+            if "id" in error.message:
+                identified["id"] = error.message["id"]
+        except QmpError as error:
+            reply = protocol.error_reply(error)
+        await self._send(reply | identified)
+
+    async def _execute(self, request: Request) -> Any:
+        if request.execute == "qmp_capabilities":
+            return self._negotiate(request.arguments)
+        if not self._negotiated:
+            raise QmpError(
+                "Expecting capabilities negotiation with 'qmp_capabilities'", error_class="CommandNotFound"
+            )
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(
+                self._executor, self._commands.execute, request.execute, request.arguments
+            )
+        except QmpError:
+            raise
+        except Exception as error:
+            # A defect of ours in one command must not take the guest down.
+            raise QmpError(
+                f"internal error in '{request.execute}': {type(error).__name__}: {error}"
+            ) from error
+
+    def _negotiate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._negotiated:
+            raise QmpError(
+                "Capabilities negotiation is already complete, command ignored",
+                error_class="CommandNotFound",
+            )
+        for name in arguments:
+            if name != "enable":
+                raise QmpError(f"Parameter '{name[:80]}' is unexpected")
+        enable = arguments.get("enable", [])
+        if not isinstance(enable, list):
+            raise QmpError("Invalid parameter type for 'enable', expected: array")
+        if enable:
+            raise QmpError(f"Capability {str(enable[0])[:80]} is not available")
+        self._negotiated = True
+        return {}

@@ -1,0 +1,300 @@
+"""The QMP server against well-behaved, broken and hostile clients."""
+
+import asyncio
+import json
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+from qemu.qmp import ExecuteError, QMPClient
+from qmpserver import TIMEOUT, ServerThread, SmallTable
+
+from sterna.monitor.addresses import AddressError, listen, parse_address
+from sterna.monitor.client import ConnectionLost, QmpClient
+from sterna.monitor.framing import MAX_MESSAGE_BYTES
+from sterna.monitor.protocol import QmpError
+from sterna.monitor.session import UNREAD_LIMIT_BYTES
+
+
+class Raw:
+    """A client that sends bytes as they are, and reads answers line by line."""
+
+    def __init__(self, server: ServerThread) -> None:
+        self.socket = server.raw()
+        self.lines = self.socket.makefile("rb")
+        self.greeting = self.read()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read(self) -> dict:
+        line = self.lines.readline()
+        assert line.endswith(b"\r\n"), "the connection was closed"
+        return json.loads(line)
+
+    def ask(self, data: bytes) -> dict:
+        self.send(data + b"\n")
+        return self.read()
+
+    def at_end(self) -> bool:
+        try:
+            return not self.lines.read(1)
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.lines.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def raw(server):
+    client = Raw(server)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def negotiated(raw):
+    assert raw.ask(b'{"execute": "qmp_capabilities"}') == {"return": {}}
+    return raw
+
+
+def test_greeting_is_shaped_like_qemus(raw) -> None:
+    version = raw.greeting["QMP"]["version"]
+    assert version["qemu"] == {"major": 7, "minor": 2, "micro": 0}
+    assert version["package"].startswith("sterna")
+    assert raw.greeting["QMP"]["capabilities"] == []
+
+
+def test_commands_need_negotiation_first_and_once(raw) -> None:
+    error = raw.ask(b'{"execute": "echo", "id": 7}')
+    assert error["error"]["class"] == "CommandNotFound"
+    assert "qmp_capabilities" in error["error"]["desc"]
+    assert error["id"] == 7
+    assert raw.ask(b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}')["error"]
+    assert raw.ask(b'{"execute": "qmp_capabilities"}') == {"return": {}}
+    assert raw.ask(b'{"execute": "qmp_capabilities"}')["error"]["class"] == "CommandNotFound"
+
+
+@pytest.mark.parametrize(
+    "identity", ["1", '"x"', "null", '[1, {"a": 2.5}]', "123456789012345678901234567890"]
+)
+def test_id_comes_back_as_it_was(negotiated, identity) -> None:
+    answer = negotiated.ask(b'{"execute": "echo", "id": %s}' % identity.encode())
+    assert answer["return"] == {}
+    assert answer["id"] == json.loads(identity)
+
+
+def test_no_id_gives_no_id(negotiated) -> None:
+    assert negotiated.ask(b'{"execute": "echo"}') == {"return": {}}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (b"[]", "QMP input must be a JSON object"),
+        (b'"a"', "QMP input must be a JSON object"),
+        (b"{}", "QMP input lacks member 'execute'"),
+        (b'{"exec": "x"}', "QMP input member 'exec' is unexpected"),
+        (b'{"execute": 5}', "QMP input member 'execute' must be a string"),
+        (b'{"execute": "echo", "arguments": []}', "QMP input member 'arguments' must be an object"),
+        (b'{"execute": "nope"}', "The command nope has not been found"),
+        (b'{"execute": }', "JSON parse error"),
+        (b'{"execute": "\xff\xfe"}', "JSON parse error"),
+        (b"\xff", "JSON parse error"),
+        (b"}", "JSON parse error"),
+        (b'{"execute": "ec', "JSON parse error"),
+        (b"[" * 100_000, "nesting depth"),
+        (b'{"a":' * 100_000, "nesting depth"),
+    ],
+)
+def test_broken_messages_are_answered_and_the_session_goes_on(negotiated, message, expected) -> None:
+    assert expected in negotiated.ask(message)["error"]["desc"]
+    assert negotiated.ask(b'{"execute": "echo", "arguments": {"a": 1}}') == {"return": {"a": 1}}
+
+
+def test_messages_need_no_line_ends_and_may_have_some_inside(negotiated) -> None:
+    negotiated.send(b'{"execute":"echo","id":1}{"execute":\n"echo","id":2,\r\n"arguments":{"s":"}\\"{"}}\n\n')
+    assert negotiated.read() == {"return": {}, "id": 1}
+    assert negotiated.read() == {"return": {"s": '}"{'}, "id": 2}
+
+
+def test_a_message_may_come_byte_by_byte(negotiated) -> None:
+    for byte in b'{"execute": "echo", "arguments": {"\\"": "\\\\"}}':
+        negotiated.send(bytes([byte]))
+    assert negotiated.read() == {"return": {'"': "\\"}}
+
+
+def test_endless_line_is_cut_off(server, negotiated) -> None:
+    line = b"x" * (100 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        negotiated.socket.sendall(line)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 16 << 10
+    with server.client() as other:
+        assert other.command("echo", a=1) == {"a": 1}
+
+
+def test_message_at_the_limit_passes_and_beyond_is_refused(negotiated) -> None:
+    frame = b'{"execute": "echo", "arguments": {"a": "%s"}}'
+    text = b"y" * (MAX_MESSAGE_BYTES - len(frame))
+    assert negotiated.ask(frame % text)["return"]["a"] == text.decode()
+    negotiated.send(frame[: frame.index(b"%")] + b"y" * MAX_MESSAGE_BYTES)
+    assert str(MAX_MESSAGE_BYTES) in negotiated.read()["error"]["desc"]
+    assert negotiated.at_end()
+
+
+def test_client_that_leaves_during_its_command(server, table: SmallTable, negotiated) -> None:
+    negotiated.send(b'{"execute": "wait"}\n')
+    assert table.waiting.wait(TIMEOUT)
+    negotiated.close()
+    table.gate.set()
+    with server.client() as other:
+        assert other.command("echo") == {}
+
+
+def test_client_that_leaves_in_the_middle_of_a_message(server, negotiated) -> None:
+    negotiated.send(b'{"execute": "ec')
+    negotiated.close()
+    with server.client() as other:
+        assert other.command("echo") == {}
+
+
+def test_defect_in_a_command_is_an_error_not_the_end(negotiated) -> None:
+    assert "defect" in negotiated.ask(b'{"execute": "defect"}')["error"]["desc"]
+    assert negotiated.ask(b'{"execute": "echo"}') == {"return": {}}
+
+
+def test_client_that_does_not_read_events_is_disconnected(server, negotiated) -> None:
+    negotiated.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+    data = {"text": "z" * 10_000}
+    with server.client() as other:
+        for count in range(4 * UNREAD_LIMIT_BYTES // 10_000):
+            server.emit("NOISE", data)
+            # This one reads, so it stays; its answer comes after the event was queued for both.
+            assert other.command("echo", count=count) == {"count": count}
+            other.events.clear()
+    received = 0
+    try:
+        while chunk := negotiated.socket.recv(1 << 16):
+            received += len(chunk)
+    except ConnectionResetError:
+        pass
+    assert received < 2 * UNREAD_LIMIT_BYTES
+
+
+def test_client_that_does_not_read_answers_is_not_read_from(server, negotiated) -> None:
+    negotiated.socket.settimeout(1.0)
+    message = b'{"execute": "echo", "arguments": {"a": "%s"}}\n' % (b"w" * 50_000)
+    with pytest.raises(TimeoutError):
+        negotiated.socket.sendall(message * 1000)
+
+
+def test_events_reach_negotiated_clients_with_a_timestamp(server, raw) -> None:
+    with server.client() as client:
+        server.emit("STOP", {})
+        server.emit("MIGRATION", {"status": "active"})
+        first = client.wait_event(lambda event: True, TIMEOUT)
+        assert first["event"] == "STOP"
+        assert "data" not in first
+        assert first["timestamp"]["seconds"] > 1_600_000_000
+        assert 0 <= first["timestamp"]["microseconds"] < 1_000_000
+        second = client.wait_event(lambda event: True, TIMEOUT)
+        assert second["data"] == {"status": "active"}
+    assert raw.ask(b'{"execute": "qmp_capabilities"}') == {"return": {}}, "events came before negotiation"
+
+
+def test_the_qemu_qmp_library_drives_it(server) -> None:
+    async def drive() -> None:
+        client = QMPClient("test")
+        await client.connect(server.address.path)
+        assert client.greeting is not None
+        assert await client.execute("echo", {"a": [1, 2]}) == {"a": [1, 2]}
+        with pytest.raises(ExecuteError, match="has not been found"):
+            await client.execute("nope")
+        with client.listener("STOP") as listener:
+            server.emit("STOP", {})
+            assert (await asyncio.wait_for(listener.get(), TIMEOUT))["event"] == "STOP"
+        await client.disconnect()
+
+    asyncio.run(drive())
+
+
+def test_many_clients_at_once_and_a_limit(server) -> None:
+    clients = [server.client() for _ in range(64)]
+    with pytest.raises(ConnectionLost):
+        server.client()
+    for number, client in enumerate(clients):
+        assert client.command("echo", n=number) == {"n": number}
+        client.close()
+
+
+def test_unix_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    address = parse_address(f"unix:{tmp_path}/s,server,wait=off")
+    listen(address).close()
+    first = listen(address)
+    with pytest.raises(AddressError, match="in use"):
+        listen(address)
+    first.close()
+
+
+def test_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("data")
+    with pytest.raises(AddressError, match="in use"):
+        listen(parse_address(f"unix:{file}"))
+    assert file.read_text() == "data"
+
+
+def test_tcp_listens_on_loopback_unless_told_otherwise() -> None:
+    with listen(parse_address("tcp::0,server")) as listener:
+        host, port = listener.getsockname()[:2]
+        assert host == "127.0.0.1"
+        with pytest.raises(AddressError, match="in use"):
+            listen(parse_address(f"tcp:127.0.0.1:{port}"))
+
+
+def test_descriptor_must_be_a_listening_socket(tmp_path: Path) -> None:
+    with socket.socket() as idle, pytest.raises(AddressError, match="not a listening socket"):
+        listen(parse_address(f"fd:{idle.fileno()}"))
+    with (tmp_path / "file").open("w") as file, pytest.raises(AddressError, match="cannot listen"):
+        listen(parse_address(f"fd:{file.fileno()}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "not a monitor address"),
+        ("stdio", "not a monitor address"),
+        ("unix:", "path"),
+        ("unix:/tmp/x,srv", "unknown option"),
+        ("unix:/tmp/x,wait=on", "wait=on"),
+        ("unix:" + "x" * 108, "107"),
+        ("tcp:localhost", "port"),
+        ("tcp:localhost:", "port"),
+        ("tcp:localhost:65536", "port"),
+        ("tcp:localhost:x", "port"),
+        ("fd:-1", "descriptor"),
+        ("vsock:1:2", "not a monitor address"),
+    ],
+)
+def test_malformed_addresses(text: str, expected: str) -> None:
+    with pytest.raises(AddressError, match=expected):
+        parse_address(text)
+
+
+def test_client_refuses_what_is_not_qmp(tmp_path: Path) -> None:
+    here, there = socket.socketpair()
+    with there:
+        there.sendall(b"SSH-2.0-OpenSSH\r\n")
+        with pytest.raises(ConnectionLost, match="QMP"):
+            QmpClient(here, "peer", TIMEOUT)
+
+
+def test_client_raises_the_servers_errors(server) -> None:
+    with server.client() as client, pytest.raises(QmpError, match="has not been found") as caught:
+        client.command("nope")
+    assert caught.value.error_class == "CommandNotFound"
