@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qmpserver import ServerThread, SmallTable, serving
+
+from monitor.qmpserver import ServerThread, SmallTable, serving
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
-from qmpserver import TIMEOUT, ServerThread, SmallTable
 
+from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable
 from sterna.monitor.addresses import AddressError, listen, parse_address
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.framing import MAX_MESSAGE_BYTES
