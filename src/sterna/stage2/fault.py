@@ -2,13 +2,14 @@
 
 The kind of the access is told by the tables: a leaf that is present and accessed, and still faulted, was written to without
 permission. An absent leaf does not tell, so with logging on it is mapped read-only and a write comes back as a permission fault.
+A leaf that another CPU has populated since this one's last fault does not tell either: the access is made again.
 """
 
 from enum import IntEnum
 
 from numba import njit
 
-from sterna.stage2.atomics import atomic_or, lock, unlock
+from sterna.stage2.atomics import atomic_load, atomic_or, atomic_xchg, lock, unlock
 from sterna.stage2.change import collapse, dissolve, leaf_entry, table_at
 from sterna.stage2.walk import (
     PMD_SHIFT,
@@ -126,7 +127,7 @@ def _write_unlogged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _resolve(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
+def _resolve(s2, slots, tables, ipa, seen):  # type: ignore[no-untyped-def]
     slot = find_slot(s2, slots, ipa)
     if slot < 0:
         return NO_SLOT
@@ -138,12 +139,14 @@ def _resolve(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
     entry = tables[at]
     if not is_present(s2, entry):
         s2[0].faults_translation += 1
+        s2[0].populations += 1
         return _populate(s2, slots, tables, slot, ipa, not (logging or readonly), not logging)
     if (entry & s2[0].access) != s2[0].access:
         s2[0].faults_access_flag += 1
+        s2[0].populations += 1
         tables[at] = entry | s2[0].access
         return RESUME
-    if (entry & s2[0].write) != 0:
+    if (entry & s2[0].write) != 0 or s2[0].populations != seen:
         # Another CPU was first, or this one's TLB held the entry from before.
         s2[0].faults_spurious += 1
         return RESUME
@@ -156,10 +159,12 @@ def _resolve(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def handle_fault(s2, slots, tables, ipa):  # type: ignore[no-untyped-def]
-    """Resolve a stage-2 abort at `ipa`: an `Outcome`. Takes mmu_lock; runs on the faulting vCPU's thread."""
+def handle_fault(s2, slots, tables, ipa, cpu):  # type: ignore[no-untyped-def]
+    """Resolve a stage-2 abort of a CPU at `ipa`: an `Outcome`. Takes mmu_lock; runs on that vCPU's thread."""
+    seen = s2[0].seen_address + 8 * cpu
     lock(s2[0].lock_address, s2[0].sched_yield)
-    outcome = _resolve(s2, slots, tables, ipa)
+    outcome = _resolve(s2, slots, tables, ipa, atomic_load(seen))
+    atomic_xchg(seen, s2[0].populations)
     if outcome != RESUME:
         s2[0].faults_unhandled += 1
     unlock(s2[0].lock_address)

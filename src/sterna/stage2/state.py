@@ -55,11 +55,15 @@ STAGE2 = np.dtype(
             "slot_count",
             "cpus",
             "tlbi_address",
+            # Absent leaves populated and access flags set so far, and what each CPU knows of that number.
+            "populations",
+            "seen_address",
             *COUNTERS,
         )
     ]
 )
-"""One VM's stage 2. `tlbi_address` is an array of `MAX_CPUS` words: not zero while CPU n owes its TLB a flush."""
+"""One VM's stage 2. `tlbi_address` is an array of `MAX_CPUS` words: not zero while CPU n owes its TLB a flush.
+`seen_address` is one too: the value of `populations` when CPU n last handled a fault."""
 
 SLOT = np.dtype(
     [

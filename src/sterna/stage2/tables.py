@@ -60,6 +60,8 @@ class Stage2:
         state["lock_address"] = self.state.ctypes.data + offset
         state["sched_yield"] = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
         state["tlbi_address"] = self.tlbi_pending.ctypes.data
+        self._seen: NDArray[np.int64] = np.zeros(MAX_CPUS, dtype=np.int64)
+        state["seen_address"] = self._seen.ctypes.data
         state["cpus"] = cpus
         state["max_leaf"] = max_leaf
         for name in ("present", "kind", "table", "address", "write", "access", "page", "block"):
@@ -158,9 +160,9 @@ class Stage2:
         """Set bits of a dirty bitmap for a write by the host; vCPUs may be setting others at the same time."""
         mark_range(bitmap.ctypes.data, first_page, num_pages)
 
-    def fault(self, ipa: Ipa) -> Outcome:
-        """Resolve a stage-2 abort at `ipa`, as the CPU's abort handler does."""
-        return Outcome(handle_fault(self.state, self.slots, self.tables, ipa))
+    def fault(self, ipa: Ipa, cpu: int = 0) -> Outcome:
+        """Resolve a stage-2 abort of a CPU at `ipa`, as its abort handler does."""
+        return Outcome(handle_fault(self.state, self.slots, self.tables, ipa, cpu))
 
     def entry(self, ipa: Ipa) -> tuple[int, int]:
         """The leaf descriptor and its level for `ipa`; descriptor 0 when nothing is mapped."""

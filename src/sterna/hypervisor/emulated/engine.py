@@ -104,7 +104,6 @@ class Engine:
             record[name] = _address(getattr(_LIBC, name))
         for name, register in (
             ("hpfar", registers.HPFAR),
-            ("ctl", registers.CNTV_CTL),
             ("cval", registers.CNTV_CVAL),
             ("count", registers.CNTVCT),
         ):

@@ -63,14 +63,13 @@ _BEGUN = offset_of("stops_begun")
 _DONE = offset_of("stops_done")
 _SCRATCH = offset_of("scratch")
 _HPFAR = offset_of("hpfar_0")
-_CTL = offset_of("ctl_0")
 _CVAL = offset_of("cval_0")
 _COUNT = offset_of("count_0")
 _POLLFD = offset_of("pollfd")
 _TIMESPEC = offset_of("seconds")
 
-_TIMER_ENABLE, _TIMER_IMASK = 1, 2
 _NS_PER_TICK = 16
+_EXPIRED_WFI_NS = 10_000_000
 _SPINS = 64
 
 
@@ -93,6 +92,7 @@ def on_exception(uc, number, vcpu_words):  # type: ignore[no-untyped-def]
                 carray(slot_pointer(cpu[0].slots), MAX_SLOTS),
                 carray(words_pointer(cpu[0].tables), cpu[0].table_words),
                 ipa,
+                cpu[0].index,
             )
             if outcome == RESUME:
                 return
@@ -115,24 +115,33 @@ def flush_tlb(cpu):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _wait_for_interrupt(cpu):  # type: ignore[no-untyped-def]
-    """`wfi`: wait, without burning the processor, for the timer, a wake-up or a request."""
+    """`wfi`: wait, without burning the processor, for the timer, a wake-up or a request.
+
+    Unicorn 2.1 drops what a guest writes to CNTV_CTL, so a timer that the guest has switched off cannot be told from one that
+    has expired: an expired deadline ends one wfi at once, and later ones after a while, which the architecture allows of any wfi.
+    """
     address = cpu[0].address
     cpu[0].wfis += 1
     while atomic_load(address + _REQUESTS) == 0 and atomic_xchg(address + _WAKE, 0) == 0:
         timespec = 0
+        expired = False
         if cpu[0].timer_wakes != 0:
-            call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _CTL, 0, 0)
-            if (cpu[0].ctl_4 & (_TIMER_ENABLE | _TIMER_IMASK)) == _TIMER_ENABLE:
-                call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _CVAL, 0, 0)
-                call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _COUNT, 0, 0)
-                left = (cpu[0].cval_4 - cpu[0].count_4) * _NS_PER_TICK
-                if left <= 0:
+            call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _CVAL, 0, 0)
+            call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _COUNT, 0, 0)
+            left = (cpu[0].cval_4 - cpu[0].count_4) * _NS_PER_TICK
+            expired = left <= 0
+            if expired:
+                if cpu[0].cval_4 != cpu[0].last_expired:
+                    cpu[0].last_expired = cpu[0].cval_4
                     return
-                cpu[0].seconds = left // 1_000_000_000
-                cpu[0].nanoseconds = left % 1_000_000_000
-                timespec = address + _TIMESPEC
+                left = _EXPIRED_WFI_NS
+            cpu[0].seconds = left // 1_000_000_000
+            cpu[0].nanoseconds = left % 1_000_000_000
+            timespec = address + _TIMESPEC
         if call_c(cpu[0].ppoll, address + _POLLFD, 1, timespec, 0, 0) > 0:
             call_c(cpu[0].read, cpu[0].pollfd & 0xFFFFFFFF, address + _SCRATCH, 8, 0, 0)
+        elif expired:
+            return
 
 
 @njit(nogil=True, cache=True)

@@ -75,8 +75,10 @@ VCPU = np.dtype(
             "seconds",
             "nanoseconds",
             "scratch",
-            # struct uc_arm_cp_reg of HPFAR, CNTV_CTL, CNTV_CVAL and CNTVCT, five words each.
-            *(f"{name}_{i}" for name in ("hpfar", "ctl", "cval", "count") for i in range(5)),
+            # struct uc_arm_cp_reg of HPFAR, CNTV_CVAL and CNTVCT, five words each.
+            *(f"{name}_{i}" for name in ("hpfar", "cval", "count") for i in range(5)),
+            # The timer's deadline that ended a wfi last.
+            "last_expired",
             # C functions.
             "uc_emu_start",
             "uc_emu_stop",

@@ -6,10 +6,11 @@ from unicorn import arm_const as arm
 
 from sterna.hypervisor.interface import ArmVcpuState
 
-# System registers: struct uc_arm_cp_reg without its value (coprocessor, is64, secure bank, CRn, CRm, opc1, opc2).
+# System registers: struct uc_arm_cp_reg without its value (coprocessor, is64, bank, CRn, CRm, opc1, opc2). Bank 0 is the
+# guest's: despite the field's name `sec`, it is the non-secure one.
 CpReg = tuple[int, int, int, int, int, int, int]
 
-SCR: CpReg = (15, 0, 1, 1, 1, 0, 0)
+SCR: CpReg = (15, 0, 1, 1, 1, 0, 0)  # exists in the other bank only
 HCR: CpReg = (15, 0, 0, 1, 1, 4, 0)
 VTCR: CpReg = (15, 0, 0, 2, 1, 4, 2)
 VTTBR: CpReg = (15, 1, 0, 0, 2, 6, 0)
@@ -17,12 +18,11 @@ HPFAR: CpReg = (15, 0, 0, 6, 0, 4, 4)
 VMPIDR: CpReg = (15, 0, 0, 0, 0, 4, 5)
 CNTVOFF: CpReg = (15, 1, 0, 0, 14, 4, 0)
 CNTVCT: CpReg = (15, 1, 0, 0, 14, 1, 0)
-CNTV_CTL: CpReg = (15, 0, 1, 14, 3, 0, 1)
-CNTV_CVAL: CpReg = (15, 1, 1, 0, 14, 3, 0)
+CNTV_CVAL: CpReg = (15, 1, 0, 0, 14, 3, 0)
 
 SCR_NS, SCR_HCE = 1 << 0, 1 << 8
 
-_NON_SECURE = 1
+_GUEST_BANK = 0
 _KVM_REG_ARM = 0x4000_0000_0000_0000
 _KVM_REG_SIZE_U32 = 0x0020_0000_0000_0000
 _KVM_REG_SIZE_U64 = 0x0030_0000_0000_0000
@@ -63,7 +63,7 @@ _SAVED = (
     (0, 14, 3, 0, 1),  # CNTV_CTL
 )
 SAVED: dict[int, CpReg] = {
-    one_reg_id(*fields): (15, fields[0], _NON_SECURE, *fields[1:]) for fields in _SAVED
+    one_reg_id(*fields): (15, fields[0], _GUEST_BANK, *fields[1:]) for fields in _SAVED
 }
 """System registers that a saved state holds, by one-reg id."""
 

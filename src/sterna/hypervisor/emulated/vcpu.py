@@ -244,8 +244,10 @@ class EmulatedVcpu:
         registers.restore(self.engine.uc, state)
         self.powered_off = state.powered_off
         self._boot = None
-        # Translations of another state's memory map must not survive it.
+        # Nothing translated from another state's memory may survive it: neither addresses nor code, which the emulator
+        # keeps translated until the guest itself writes to it.
         guestmode.flush_tlb(self.record)
+        self.engine.uc.ctl_flush_tb()
 
     def close(self) -> None:
         """Free the vCPU's resources; `run` is not running."""

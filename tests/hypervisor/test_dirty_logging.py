@@ -1,0 +1,215 @@
+"""Dirty logging of a real (emulated) CPU's writes, through tables that its own MMU walks."""
+
+import numpy as np
+import pytest
+
+from hypervisor.conftest import LOG, powered_off, wait_until
+from hypervisor.programs import RAM, TOUCH, TOUCH_FOREVER, word
+from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot, SlotFlags
+from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
+from sterna.memory.bitmap import count, full_bitmap, page_numbers
+from sterna.memory.ram import RamBlock
+
+WORK = RAM + 4 * PMD_SIZE
+FIRST = 4 * 512  # its page number
+
+
+def test_log_holds_exactly_the_pages_written(guest):
+    guest.log()
+    assert powered_off(guest.run(TOUCH, r0=WORK, r1=700, r2=1))
+    assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 700))
+    assert not guest.vm.get_dirty_log(0).any()
+
+
+def test_second_write_is_seen_again(guest):
+    """A CPU with a writable TLB entry from the pass before must fault again: the flush is what this tests."""
+    guest.log()
+    guest.run(TOUCH, r0=WORK, r1=100, r2=1)
+    guest.vm.get_dirty_log(0)
+    guest.run(TOUCH, r0=WORK, r1=100, r2=2)
+    assert count(guest.vm.get_dirty_log(0)) == 100
+
+
+def test_running_guest_loses_no_write(guest):
+    """The kernel selftest's oracle (dirty_log_test): a page that is clean was not written since the harvest before.
+
+    The guest sweeps over its pages for ever. After the last harvest of a stopped guest every page must hold what a copy made
+    from the harvests holds: each batch's pages are copied after the harvest has returned, as a migration sends them.
+    """
+    pages = 1500
+    guest.log()
+    guest.program(TOUCH_FOREVER, r0=WORK, r1=pages, r2=0)
+    guest.start()
+    copy = guest.block.data.copy()
+    ram = guest.block.data.reshape(-1, PAGE_SIZE)
+    for _ in range(40):
+        before = word(guest.block, WORK)
+        wait_until(lambda before=before: word(guest.block, WORK) != before, "the guest's next sweep")
+        dirty = page_numbers(guest.vm.get_dirty_log(0))
+        copy.reshape(-1, PAGE_SIZE)[dirty] = ram[dirty]
+    guest.stop()
+    dirty = page_numbers(guest.vm.get_dirty_log(0))
+    copy.reshape(-1, PAGE_SIZE)[dirty] = ram[dirty]
+    assert np.array_equal(copy, guest.block.data)
+
+
+def test_two_cpus_share_one_log(make_guest):
+    guest = make_guest(smp=2, secondaries_off=False)
+    guest.log()
+    guest.program(TOUCH, cpu=0, r0=WORK, r1=900, r2=1)
+    guest.program(TOUCH, cpu=1, r0=WORK + 900 * PAGE_SIZE, r1=900, r2=1)
+    guest.start()
+    guest.finish(0)
+    guest.finish(1)
+    assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 1800))
+
+
+def test_two_cpus_on_the_same_pages_under_harvest(make_guest):
+    guest = make_guest(smp=2, secondaries_off=False)
+    guest.log()
+    for cpu in (0, 1):
+        guest.program(TOUCH_FOREVER, cpu=cpu, r0=WORK, r1=300, r2=cpu << 20)
+    guest.start()
+    ram = guest.block.data.reshape(-1, PAGE_SIZE)
+    copy = ram.copy()
+    for _ in range(40):
+        before = word(guest.block, WORK)
+        wait_until(lambda before=before: word(guest.block, WORK) != before, "the guest's next sweep")
+        dirty = page_numbers(guest.vm.get_dirty_log(0))
+        copy[dirty] = ram[dirty]
+    guest.stop()
+    dirty = page_numbers(guest.vm.get_dirty_log(0))
+    copy[dirty] = ram[dirty]
+    assert np.array_equal(copy, ram)
+
+
+def test_blocks_dissolve_and_come_back(guest):
+    guest.run(TOUCH, r0=WORK, r1=2048, r2=1)
+    before = guest.vm.statistics()
+    assert before["blocks_2m"] >= 4
+    guest.log()
+    guest.run(TOUCH, r0=WORK, r1=2048, r2=2)
+    during = guest.vm.statistics()
+    assert during["blocks_dissolved"] >= 4
+    assert during["blocks_2m"] <= before["blocks_2m"] - 4
+    guest.vm.get_dirty_log(0)
+    guest.log(on=False)
+    guest.run(TOUCH, r0=WORK, r1=2048, r2=3)
+    after = guest.vm.statistics()
+    assert after["blocks_2m"] == before["blocks_2m"]
+    assert after["tables"] == before["tables"]
+
+
+def test_flush_counters_of_the_two_forms(make_guest):
+    for generic in (False, True):
+        guest = make_guest(generic_flush=generic)
+        guest.program(TOUCH_FOREVER, r0=WORK, r1=10, r2=0)
+        guest.start()
+        wait_until(lambda guest=guest: word(guest.block, WORK) != 0, "the guest's first write")
+        guest.log()
+        statistics = guest.vm.statistics()
+        assert statistics["flushes"] == 1
+        assert statistics["flush_broadcasts"] == (0 if generic else 1)
+        assert statistics["flush_requests"] == (1 if generic else 0)
+        assert statistics["flush_vcpu_exits"] == (1 if generic else 0)
+
+
+def test_manual_protect_on_a_running_guest(guest):
+    guest.vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+    guest.log()
+    pages = guest.slot.size // PAGE_SIZE
+    assert count(guest.vm.get_dirty_log(0)) == pages
+    guest.vm.clear_dirty_log(0, 0, pages, full_bitmap(pages))
+    guest.run(TOUCH, r0=WORK, r1=5, r2=1)
+    assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 5))
+    with pytest.raises(HypervisorError, match="slot 0"):
+        guest.vm.clear_dirty_log(0, 1, 64, full_bitmap(64))
+
+
+def test_host_write_is_logged_only_while_logging(guest):
+    guest.vm.mark_dirty(0, 3, 2)
+    guest.log()
+    assert not guest.vm.get_dirty_log(0).any()
+    guest.vm.mark_dirty(0, 3, 2)
+    assert list(page_numbers(guest.vm.get_dirty_log(0))) == [3, 4]
+
+
+def test_slot_deleted_under_a_running_guest(guest):
+    """The flush of a deletion is awaited: afterwards the guest cannot write through an old translation."""
+    second = RamBlock("second", PMD_SIZE)
+    guest.vm.set_memory_slot(MemorySlot(1, Ipa(0x8000_0000), PMD_SIZE, second))
+    guest.program(TOUCH_FOREVER, r0=0x8000_0000, r1=100, r2=0)
+    guest.start()
+    wait_until(lambda: second.data[:4].any(), "the guest's first write")
+    guest.vm.set_memory_slot(MemorySlot(1, Ipa(0x8000_0000), 0, second))
+    frozen = second.data.copy()
+    assert "outside memory" in guest.finish().detail
+    assert np.array_equal(frozen, second.data)
+
+
+def test_slot_moved(guest):
+    second = RamBlock("second", PMD_SIZE)
+    slot = MemorySlot(1, Ipa(0x8000_0000), PMD_SIZE, second, flags=LOG)
+    guest.vm.set_memory_slot(slot)
+    guest.run(TOUCH, r0=0x8000_0000, r1=3, r2=7)
+    guest.vm.set_memory_slot(MemorySlot(1, Ipa(0x9000_0000), PMD_SIZE, second, flags=LOG))
+    assert "0x80000000" in guest.run(TOUCH, r0=0x8000_0000, r1=1, r2=8).detail
+    guest.run(TOUCH, r0=0x9000_0000, r1=2, r2=9)
+    assert second.data[0] == 9
+    assert list(page_numbers(guest.vm.get_dirty_log(1))) == [0, 1]
+
+
+def test_readonly_slot(guest):
+    rom = RamBlock("rom", PMD_SIZE)
+    guest.vm.set_memory_slot(MemorySlot(1, Ipa(0x8000_0000), PMD_SIZE, rom, flags=SlotFlags.READONLY))
+    report = guest.run(TOUCH, r0=0x8000_0000, r1=1, r2=1)
+    assert "read-only" in report.detail
+    assert "0x80000000" in report.detail
+    assert not rom.data.any()
+
+
+def test_host_takes_pages_away_and_ages(guest):
+    guest.run(TOUCH, r0=WORK, r1=600, r2=1)
+    guest.vm.unmap_range(Ipa(WORK), PMD_SIZE)
+    assert guest.vm.age_range(RAM, guest.slot.size) == 2
+    guest.run(TOUCH, r0=WORK, r1=600, r2=2)
+    assert word(guest.block, WORK) == 2
+    assert guest.vm.statistics()["faults_access_flag"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        ({"ipa": RAM + 1}, "multiples of 4096"),
+        ({"size": 100}, "multiples of 4096"),
+        ({"size": 64 << 20}, "past the end"),
+        ({"offset": -4096}, "past the end"),
+        ({"ipa": (1 << 40) - 4096}, "40-bit"),
+        ({"ipa": RAM + PMD_SIZE}, "overlaps memory slot 0"),
+        ({"slot": 0, "ipa": 0x8000_0000, "size": PMD_SIZE}, "cannot change"),
+        ({"slot": 0, "flags": SlotFlags.READONLY}, "READONLY"),
+        ({"slot": 7, "size": 0}, "none to delete"),
+    ],
+)
+def test_slots_that_are_refused(guest, slot, message):
+    fields = {"slot": 1, "ipa": RAM, "size": guest.slot.size, "offset": 0, "flags": SlotFlags.NONE, **slot}
+    with pytest.raises(HypervisorError, match=message):
+        guest.vm.set_memory_slot(
+            MemorySlot(
+                fields["slot"],
+                Ipa(fields["ipa"]),
+                fields["size"],
+                guest.block,
+                fields["offset"],
+                fields["flags"],
+            )
+        )
+
+
+def test_log_of_no_slot_or_no_log(guest):
+    with pytest.raises(HypervisorError, match="slot 9"):
+        guest.vm.get_dirty_log(9)
+    with pytest.raises(HypervisorError, match="ENOENT"):
+        guest.vm.get_dirty_log(0)
+    with pytest.raises(HypervisorError, match="INITIALLY_SET needs ENABLE"):
+        guest.vm.enable_manual_protect(ManualProtect.INITIALLY_SET)

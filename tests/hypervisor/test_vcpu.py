@@ -1,0 +1,254 @@
+"""vCPUs: exits and their reports, kicks, wfi, PSCI, devices, state, time."""
+
+import time
+
+import pytest
+
+from hypervisor.conftest import powered_off, wait_until
+from hypervisor.programs import (
+    CODE,
+    CPU_ON,
+    JUMP,
+    LOAD,
+    RAM,
+    SET_REGISTERS,
+    SLEEP,
+    SPIN,
+    STORE,
+    STORE_CONTEXT,
+    SVC,
+    UNDEFINED,
+    WFE_LOOP,
+    WFE_UNDEFINED,
+    WFI,
+    word,
+)
+from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
+from sterna.hypervisor.interface import COUNTER_HZ, ExitReason, HypervisorError, SystemEvent
+from sterna.memory.address import Ipa
+
+UART = Ipa(0x0900_0000)
+
+
+class Register:
+    """A device of one register."""
+
+    def __init__(self):
+        self.value = 0x1234
+        self.accesses = []
+
+    def mmio_read(self, offset, size, cpu):
+        self.accesses.append(("read", offset, size, cpu))
+        return self.value
+
+    def mmio_write(self, offset, size, value, cpu):
+        self.accesses.append(("write", offset, size, value, cpu))
+
+
+class Broken(Register):
+    def mmio_read(self, offset, size, cpu):
+        raise ValueError("the device is broken")
+
+
+@pytest.fixture
+def guest(make_guest):
+    return make_guest()
+
+
+@pytest.mark.parametrize(
+    ("program", "registers", "parts"),
+    [
+        (UNDEFINED, {}, ["undefined instruction 0xe7f000f0", f"pc {CODE:#010x}"]),
+        (WFE_UNDEFINED, {}, ["undefined instruction 0xe7f000f0", f"pc {CODE + 4:#010x}"]),
+        (
+            LOAD,
+            {"r0": 0x3000_0000},
+            ["access outside memory", "translation fault", "0x30000000", f"pc {CODE:#010x}"],
+        ),
+        (STORE, {"r0": 0x3000_0000}, ["access outside memory", "0x30000000"]),
+        (JUMP, {"r0": 0x3000_0000}, ["instruction fetch outside memory", "0x30000000"]),
+        (JUMP, {"r0": 0}, ["instruction fetch outside memory", "IPA 0x0"]),
+        (JUMP, {"r0": UART}, ["instruction fetch", f"{UART:#x}"]),
+        (SVC, {}, ["supervisor call"]),
+    ],
+)
+def test_impossible_guests_stop_with_a_report(guest, program, registers, parts):
+    guest.vm.add_mmio(UART, 4096, Register())
+    report = guest.run(program, **registers)
+    assert report.reason is ExitReason.INTERNAL_ERROR
+    for part in parts:
+        assert part in report.detail
+    assert "vCPU 0" in report.detail
+
+
+def test_power_off(guest):
+    report = guest.run(LOAD, r0=RAM)
+    assert powered_off(report)
+    assert report.event is SystemEvent.SHUTDOWN
+
+
+def test_kick_ends_a_busy_loop_soon(guest):
+    guest.program(SPIN)
+    times = []
+    for _ in range(20):
+        guest.start()
+        wait_until(lambda: guest.cpus[0].record[0]["mode"] == 1, "guest mode")
+        start = time.perf_counter()
+        guest.cpus[0].kick()
+        times.append(time.perf_counter() - start)
+        assert guest.finish().reason is ExitReason.INTR
+
+
+def test_kick_before_run_counts(guest):
+    guest.program(SPIN)
+    guest.cpus[0].kick()
+    guest.start()
+    assert guest.finish().reason is ExitReason.INTR
+
+
+def test_wfi_waits_without_burning_the_processor(guest):
+    guest.program(WFI)
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["wfis"] == 1, "the wfi")
+    before = time.process_time()
+    end = time.monotonic() + 0.2
+    guest._threads[0].join(end - time.monotonic())
+    assert guest._threads[0].is_alive()
+    assert time.process_time() - before < 0.1
+    guest.cpus[0].wake()
+    assert powered_off(guest.finish())
+
+
+def test_kick_reaches_a_vcpu_in_wfi(guest):
+    guest.program(WFI)
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["wfis"] == 1, "the wfi")
+    guest.cpus[0].kick()
+    assert guest.finish().reason is ExitReason.INTR
+
+
+def test_timer_ends_wfi_on_time(guest):
+    guest.cpus[0].set_timer_wakes(True)
+    guest.run(WFI)  # takes the wake-up that comes with it
+    ticks = COUNTER_HZ // 20
+    assert powered_off(guest.run(SLEEP, r0=ticks))
+    assert guest.cpus[0].get_state().regs[8] >= ticks
+
+
+def test_timer_without_its_interrupt_wakes_nobody(guest):
+    guest.program(SLEEP, r0=1)
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["wfis"] == 1, "the wfi")
+    guest._threads[0].join(0.1)
+    assert guest._threads[0].is_alive()
+    guest.cpus[0].set_timer_wakes(True)
+    assert powered_off(guest.finish())
+
+
+def test_wfe_goes_on(guest):
+    guest.program(WFE_LOOP, r1=0)
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["entries"] > 50, "fifty wfe")
+    guest.stop()
+    assert guest.cpus[0].get_state().regs[1] > 10
+
+
+def test_psci_starts_the_second_cpu(make_guest):
+    guest = make_guest(smp=2)
+    entry = CODE + 0x1000
+    guest.program(STORE_CONTEXT, cpu=1, at=entry)
+    state = guest.cpus[1].get_state()
+    state.powered_off = True
+    guest.cpus[1].set_state(state)
+    guest.program(CPU_ON, r4=entry)
+    guest.start()
+    wait_until(lambda: word(guest.block, 0x4000_4004) != 0, "the second CPU")
+    assert word(guest.block, 0x4000_4000) == 0x55
+    assert word(guest.block, 0x4000_4004) == 0x8000_0001
+    guest.stop()
+    assert guest.cpus[0].get_state().regs[5] == 0
+    assert not guest.cpus[1].get_state().powered_off
+
+
+def test_device_accesses_reach_the_device(guest):
+    device = Register()
+    guest.vm.add_mmio(UART, 4096, device)
+    guest.run(LOAD, r0=UART + 0x18)
+    assert guest.cpus[0].get_state().regs[1] == 0x1234
+    guest.run(STORE, r0=UART + 0x30, r1=0xABCD)
+    assert device.accesses == [("read", 0x18, 4, 0), ("write", 0x30, 4, 0xABCD, 0)]
+
+
+def test_device_added_to_a_running_vm(guest):
+    guest.program(SPIN)
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["mode"] == 1, "guest mode")
+    device = Register()
+    guest.vm.add_mmio(UART, 4096, device)
+    guest.stop()
+    guest.run(LOAD, r0=UART)
+    assert device.accesses
+
+
+def test_what_a_device_raises_reaches_the_caller_of_run(guest):
+    guest.vm.add_mmio(UART, 4096, Broken())
+    error = guest.run(LOAD, r0=UART)
+    assert isinstance(error, ValueError)
+
+
+def test_state_round_trip(guest, make_guest):
+    state = guest.cpus[0].get_state()
+    state.regs = [*range(100, 115), CODE]
+    state.banked = {name: 0x1000 + i for i, name in enumerate(state.banked)}
+    for i in (13, 14):
+        state.banked[f"{'sp' if i == 13 else 'lr'}_svc"] = state.regs[i]
+    for i in range(8, 13):
+        state.banked[f"r{i}_usr"] = state.regs[i]
+    state.vfp = [0x0123_4567_89AB_0000 + i for i in range(32)]
+    state.fpscr = 0x0800_0000
+    state.fpexc = 0x4000_0000
+    state.cp15 = {one_reg: 0x100 * i for i, one_reg in enumerate(sorted(_PLAIN))}
+    guest.cpus[0].set_state(state)
+    other = make_guest()
+    other.cpus[0].set_state(guest.cpus[0].get_state())
+    read = other.cpus[0].get_state()
+    assert read.regs == state.regs
+    assert read.cpsr == state.cpsr
+    assert read.banked == state.banked
+    assert read.vfp == state.vfp
+    assert (read.fpscr, read.fpexc) == (state.fpscr, state.fpexc)
+    assert {one_reg: read.cp15[one_reg] for one_reg in state.cp15} == state.cp15
+
+
+def test_saved_registers_are_the_guest_s_own(guest):
+    """The non-secure copy of a banked register, which is the one that the guest writes."""
+    guest.run(SET_REGISTERS, r0=0x4000_0000)
+    cp15 = guest.cpus[0].get_state().cp15
+    for register in ((13, 0, 0, 2), (12, 0, 0, 0)):
+        assert cp15[one_reg_id(0, *register)] == 0x4000_0000
+    assert cp15[one_reg_id(1, 0, 2, 0, 0)] == 0x4000_0000
+
+
+# TPIDRURW, TPIDRURO, TPIDRPRW, DFAR, CNTV_CVAL: registers without bits of fixed value.
+_PLAIN = {
+    one_reg
+    for one_reg, register in SAVED.items()
+    if register[3:] in {(13, 0, 0, 2), (13, 0, 0, 3), (13, 0, 0, 4), (6, 0, 0, 0)}
+    or (register[1] and register[3:] == (0, 14, 3, 0))
+}
+
+
+def test_counter_can_be_set(guest):
+    guest.vm.set_counter(1 << 40)
+    state = guest.cpus[0].get_state()
+    assert 0 <= state.counter - (1 << 40) < COUNTER_HZ
+    guest.cpus[0].set_timer_wakes(True)
+    guest.run(SLEEP, r0=1)
+    assert guest.cpus[0].get_state().regs[14] >> 32 == 0
+    assert guest.cpus[0].get_state().regs[1] == (1 << 40) >> 32
+
+
+def test_vcpus_come_in_order(make_guest):
+    guest = make_guest(smp=1)
+    with pytest.raises(HypervisorError, match="vCPU 1"):
+        guest.vm.create_vcpu(1)

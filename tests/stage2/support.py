@@ -1,0 +1,52 @@
+"""Stage 2 without a CPU: accesses made as the MMU would make them."""
+
+from sterna.memory.address import PAGE_SIZE, Ipa
+from sterna.stage2 import armv7
+from sterna.stage2.fault import Outcome
+from sterna.stage2.tables import Stage2
+from sterna.stage2.tlb import FlushCounters
+
+POOL_PA = 0x10_0000_0000
+RAM_PA = 0x20_0000_0000
+WRITE, ACCESS = armv7.FORMAT.write, armv7.FORMAT.access
+
+
+class RecordingFlush:
+    """A flush that says what it saw: `on_flush` runs at each."""
+
+    def __init__(self, on_flush=lambda: None):
+        self.counters = FlushCounters()
+        self.on_flush = on_flush
+
+    def flush_remote_tlbs(self):
+        self.counters.flushes += 1
+        self.on_flush()
+
+
+def make(**arguments):
+    return Stage2(armv7.FORMAT, POOL_PA, **arguments)
+
+
+def allowed(stage2, ipa, *, write):
+    """Whether the MMU would let an access through without a fault."""
+    entry, _ = stage2.entry(Ipa(ipa))
+    return bool(entry) and bool(entry & ACCESS) and (not write or bool(entry & WRITE))
+
+
+def access(stage2, ipa, *, write):
+    """Make an access: the outcome, RESUME when it went through. More than three faults in a row are a refault storm."""
+    for _ in range(4):
+        if allowed(stage2, ipa, write=write):
+            return Outcome.RESUME
+        outcome = stage2.fault(Ipa(ipa & ~(PAGE_SIZE - 1)))
+        if outcome is not Outcome.RESUME:
+            return outcome
+    raise AssertionError(f"the access to {ipa:#x} faults for ever")
+
+
+def write(stage2, ipa):
+    assert access(stage2, ipa, write=True) is Outcome.RESUME
+
+
+def read(stage2, ipa):
+    assert access(stage2, ipa, write=False) is Outcome.RESUME
