@@ -1,0 +1,117 @@
+"""A TCP proxy that cuts connections after so many bytes, or damages one."""
+
+import select
+import socket
+import threading
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to the first connection.
+
+    :ivar forward: cut after so many bytes from the connecting side
+    :ivar backward: cut after so many bytes to it
+    :ivar flip: damage the byte at this offset from the connecting side
+    :ivar reset: cut with RST instead of FIN
+    :ivar dead: refuse every later connection: the listener is gone with the first one
+    """
+
+    forward: int | None = None
+    backward: int | None = None
+    flip: int | None = None
+    reset: bool = False
+    dead: bool = False
+
+
+class Proxy:
+    """Forwards connections to `target` (port on the loopback address); the first suffers the fault.
+
+    :ivar forwarded: bytes of the first connection, forward and backward
+    """
+
+    def __init__(self, target: int, fault: Fault = Fault()) -> None:
+        self._target = target
+        self._fault = fault
+        self.forwarded = [0, 0]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._stop_read, self._stop_write = socket.socketpair()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def uri(self) -> str:
+        return f"tcp:127.0.0.1:{self.port}"
+
+    def _accept(self) -> None:
+        fault = self._fault
+        while True:
+            ready, _, _ = select.select([self._listener, self._stop_read], [], [])
+            if self._stop_read in ready:
+                return
+            near, _ = self._listener.accept()
+            if fault.dead:
+                self._listener.close()
+            thread = threading.Thread(target=self._forward, args=(near, fault), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+            if fault.dead:
+                return
+            fault = Fault()
+
+    def _forward(self, near: socket.socket, fault: Fault) -> None:
+        limits = (fault.forward, fault.backward)
+        faulty = fault != Fault()
+        count = [0, 0]
+        with near, socket.create_connection(("127.0.0.1", self._target)) as far:
+            for sock in (near, far):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            ends = {near: (0, far), far: (1, near)}
+            open_ends = [near, far]
+            cut = 0 in limits
+            while open_ends and not cut:
+                ready, _, _ = select.select([*open_ends, self._stop_read], [], [])
+                if self._stop_read in ready:
+                    break
+                for source in ready:
+                    direction, sink = ends[source]
+                    limit = limits[direction]
+                    try:
+                        data = source.recv(
+                            1 << 16 if limit is None else min(1 << 16, limit - count[direction])
+                        )
+                        if (
+                            direction == 0
+                            and fault.flip is not None
+                            and 0 <= fault.flip - count[0] < len(data)
+                        ):
+                            at = fault.flip - count[0]
+                            data = data[:at] + bytes((data[at] ^ 0x41,)) + data[at + 1 :]
+                        sink.sendall(data)
+                        if not data:
+                            open_ends.remove(source)
+                            sink.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        cut = True
+                        break
+                    count[direction] += len(data)
+                    if faulty or self._fault == Fault():
+                        self.forwarded = list(count)
+                    cut = cut or count[direction] == limit
+            if fault.reset:
+                for sock in (near, far):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    def close(self) -> None:
+        self._stop_write.close()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+        self._stop_read.close()
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,220 @@
+"""URIs and the channels behind them."""
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.channels.channel import Channel
+from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, UriError
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tcp:localhost:4321", "tcp:localhost:4321"),
+        ("tcp::4321", "tcp::4321"),
+        ("tcp:[::1]:4321", "tcp:[::1]:4321"),
+        ("unix:/tmp/a b", "unix:/tmp/a b"),
+        ("exec:cat > x", "exec:cat > x"),
+        ("fd:7", "fd:7"),
+        ("file:/x:y", "file:/x:y"),
+    ],
+)
+def test_uris_are_understood(text: str, shown: str) -> None:
+    assert str(uris.parse(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tcp",
+        "tcp:",
+        "tcp:host",
+        "tcp:host:",
+        "tcp:host:x",
+        "tcp:host:-1",
+        "tcp:host:65536",
+        "tcp:host:99999999999999999999",
+        "tcp:::1:80",
+        "tcp:[::1:80",
+        "tcp:[::1]80",
+        "unix:",
+        "unix:" + "x" * 108,
+        "unix:a\0b",
+        "exec:",
+        "exec:  ",
+        "fd:",
+        "fd:stdin",
+        "fd:-1",
+        "fd:٣",
+        "file:",
+        "rdma:host:1",
+        "x" * 1000,
+    ],
+)
+def test_malformed_uris_give_one_line_with_the_form(text: str) -> None:
+    with pytest.raises(UriError) as caught:
+        uris.parse(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "expected" in message
+    assert len(message) < 300
+
+
+def listening_pair(cancellation: Cancellation, uri: str) -> tuple[Channel, Channel]:
+    with uris.parse(uri).listen() as listener:
+        near = uris.parse(listener.uri).connect(cancellation)
+        return near, listener.accept(cancellation, cancellation)
+
+
+@pytest.mark.parametrize("kind", ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp::0", "unix:{}/sock"])
+def test_sockets_carry_gathered_bytes_whole(kind: str, tmp_path: Path) -> None:
+    if "::1" in kind and not _has_ipv6():
+        pytest.skip("this host has no IPv6")
+    rng = np.random.default_rng(5)
+    pieces = [rng.integers(0, 256, size, dtype=np.uint8) for size in rng.integers(0, 9000, 3000)]
+    vectors = np.array([[piece.ctypes.data, piece.size] for piece in pieces], dtype=np.uint64)
+    expected = np.concatenate(pieces).tobytes()
+    with Cancellation() as cancellation:
+        near, far = listening_pair(cancellation, kind.format(tmp_path))
+        with near, far:
+            received = bytearray()
+
+            def receive() -> None:
+                # Small reads keep the sender's buffer full, so that writes stop in the middle of vectors.
+                buffer = bytearray(4097)
+                while got := far.readinto(memoryview(buffer)):
+                    received.extend(buffer[:got])
+
+            thread = threading.Thread(target=receive)
+            thread.start()
+            near.send_vectors(vectors)
+            near.end_writing()
+            thread.join()
+        assert received == expected
+        assert near.transferred == len(expected)
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_cancelling_ends_a_write_that_nobody_reads_and_a_read_that_nobody_feeds() -> None:
+    with Cancellation() as cancellation:
+        near, far = listening_pair(cancellation, "tcp:127.0.0.1:0")
+        with near, far:
+            outcomes: list[str] = []
+
+            def write() -> None:
+                with pytest.raises(Cancelled):
+                    near.send(bytes(64 << 20))
+                outcomes.append("write")
+
+            def read() -> None:
+                with pytest.raises(Cancelled):
+                    near.readinto(memoryview(bytearray(10)))
+                outcomes.append("read")
+
+            threads = [threading.Thread(target=write), threading.Thread(target=read)]
+            for thread in threads:
+                thread.start()
+            # The writer has filled the buffers when the far end can read more than one of them holds.
+            assert far.wait_readable(10)
+            cancellation.set()
+            for thread in threads:
+                thread.join(10)
+            assert sorted(outcomes) == ["read", "write"]
+
+
+def test_errors_name_the_peer_and_the_cause(tmp_path: Path) -> None:
+    with Cancellation() as cancellation:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(
+                ChannelError, match=f"cannot listen on tcp:127.0.0.1:{port}: address already in use"
+            ):
+                uris.parse(f"tcp:127.0.0.1:{port}").listen()
+        with pytest.raises(ConnectionRefused, match=f"connection refused by tcp:127.0.0.1:{port}"):
+            uris.parse(f"tcp:127.0.0.1:{port}").connect(cancellation)
+        with pytest.raises(ConnectionRefused, match="connection refused by unix:"):
+            uris.parse(f"unix:{tmp_path}/nobody").connect(cancellation)
+        with pytest.raises(ChannelError, match=r"cannot write file:.*/no/file: no such file"):
+            uris.parse(f"file:{tmp_path}/no/file").connect(cancellation)
+        with pytest.raises(ChannelError, match="fd:987 cannot be used: bad file descriptor"):
+            uris.parse("fd:987").connect(cancellation)
+
+
+def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+        stale.listen()
+    with uris.parse(f"unix:{path}").listen(), pytest.raises(ChannelError, match="address already in use"):
+        uris.parse(f"unix:{path}").listen()
+    assert not path.exists()
+
+
+def test_an_exec_channel_is_delivered_when_the_command_exits_with_0(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Cancellation() as cancellation:
+        with uris.parse(f"exec:cat > '{out}'").connect(cancellation) as channel:
+            assert not channel.two_way
+            channel.send(b"x" * 300_000)
+            channel.finish()
+        assert out.read_bytes() == b"x" * 300_000
+        with uris.parse("exec:cat > /dev/null; exit 3").connect(cancellation) as channel:
+            channel.send(b"x")
+            with pytest.raises(ChannelError, match="exited with 3"):
+                channel.finish()
+        closed = uris.parse("exec:exec 0<&-").connect(cancellation)
+        with closed, pytest.raises(ChannelError, match="broken pipe"):
+            closed.send(bytes(4 << 20))
+
+
+def test_closing_kills_a_command_that_hangs() -> None:
+    with Cancellation() as cancellation:
+        channel = uris.parse("exec:exec sleep 1000").connect(cancellation)
+        process = channel._process
+        channel.close()
+        assert process.returncode == -9
+
+
+def test_a_file_that_was_not_finished_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with Cancellation() as cancellation:
+        with uris.parse(f"file:{path}").connect(cancellation) as channel:
+            channel.send(b"half")
+        assert not path.exists()
+        with uris.parse(f"file:{path}").connect(cancellation) as channel:
+            channel.send(b"whole")
+            channel.finish()
+        assert path.read_bytes() == b"whole"
+
+
+def test_descriptors_are_duplicated_and_sockets_work_both_ways() -> None:
+    with Cancellation() as cancellation:
+        a, b = socket.socketpair()
+        with a, b, uris.parse(f"fd:{a.fileno()}").connect(cancellation) as channel:
+            assert channel.two_way
+            channel.send(b"ping")
+            assert b.recv(10) == b"ping"
+        read, write = os.pipe()
+        try:
+            with uris.parse(f"fd:{write}").connect(cancellation) as channel:
+                assert not channel.two_way
+                channel.send(b"ping")
+            assert os.read(read, 10) == b"ping"
+        finally:
+            os.close(read)
+            os.close(write)

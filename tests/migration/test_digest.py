@@ -1,0 +1,89 @@
+"""Digests of RAM, and how a difference is found and named."""
+
+import numpy as np
+import pytest
+import xxhash
+
+from sterna.memory.address import PAGE_SIZE
+from sterna.memory.digest import CHUNK_SIZE, RamDigest, digest_ram, page_digests, populated_chunks
+from sterna.memory.ram import RamBlock
+from sterna.migration import verify
+from sterna.migration.pages import Batch, LastSent
+from sterna.stream.vmstate import StreamError
+
+
+def naive(block: RamBlock) -> list[int]:
+    data = block.data.tobytes()
+    return [xxhash.xxh3_64_intdigest(data[i : i + CHUNK_SIZE]) for i in range(0, len(data), CHUNK_SIZE)]
+
+
+def test_digests_equal_those_of_all_bytes_and_untouched_memory_stays_untouched() -> None:
+    with RamBlock("a", 8 * CHUNK_SIZE + 3 * PAGE_SIZE) as block:
+        block.data[5 * CHUNK_SIZE + 17] = 1
+        assert populated_chunks(block).tolist() == [False] * 5 + [True] + [False] * 3
+        digest = digest_ram([block])
+        assert populated_chunks(block).sum() == 1
+        assert digest.blocks[0].chunks.tolist() == naive(block)
+
+
+def test_the_root_tells_content_order_and_names() -> None:
+    with RamBlock("a", 4 * CHUNK_SIZE) as a, RamBlock("b", 4 * CHUNK_SIZE) as b:
+        empty = digest_ram([a]).root
+        a.data[0] = 1
+        first = digest_ram([a]).root
+        a.data[0] = 0
+        a.data[CHUNK_SIZE] = 1
+        second = digest_ram([a]).root
+        b.data[CHUNK_SIZE] = 1
+        other = digest_ram([b]).root
+        assert len({empty, first, second, other, digest_ram([a, b]).root, digest_ram([b, a]).root}) == 6
+
+
+def test_a_check_that_raises_ends_the_work() -> None:
+    def check() -> None:
+        raise TimeoutError
+
+    with RamBlock("a", 2 * CHUNK_SIZE) as block:
+        block.data[:] = 1
+        with pytest.raises(TimeoutError):
+            digest_ram([block], check=check)
+
+
+def test_the_section_survives_the_wire_and_damage_is_noticed() -> None:
+    with RamBlock("a", 3 * CHUNK_SIZE) as a, RamBlock("b", PAGE_SIZE) as b:
+        a.data[7] = 9
+        digest = digest_ram([a, b])
+        body = verify.SECTION.encode(verify.to_state(digest, 77))
+        again, devices = verify.from_state(verify.SECTION.decode(body))
+        assert again.hex == digest.hex
+        assert devices == 77
+        assert verify.compare(again, digest) is None
+        damaged = bytearray(body)
+        damaged[-1] ^= 1
+        with pytest.raises(StreamError, match="do not add up"):
+            verify.from_state(verify.SECTION.decode(bytes(damaged)))
+
+
+def test_a_difference_is_located_to_block_page_and_pass() -> None:
+    with RamBlock("ram", 4 * CHUNK_SIZE) as ours, RamBlock("ram", 4 * CHUNK_SIZE) as theirs:
+        for block in (ours, theirs):
+            block.data[2 * CHUNK_SIZE :] = 3
+        page = 2 * 512 + 100
+        theirs.data[page * PAGE_SIZE + 5] = 4
+        different = verify.compare(digest_ram([theirs]), digest_ram([ours]))
+        assert different == verify.Mismatch("ram", 2)
+        last = LastSent([ours])
+        last.record(Batch(ours, np.arange(0, 2048)), 1)
+        last.record(Batch(ours, np.array([page])), 6)
+        text = verify.locate([ours], "ram", 2, page_digests(theirs, 2).astype(">u8").tobytes(), last)
+        assert f"RAM block 'ram', page {page} (last sent in pass 6)" in text
+        assert "does not exist" in verify.locate([ours], "ram", 99, b"", last)
+        assert "does not exist" in verify.locate([ours], "rom", 0, b"", last)
+
+
+def test_blocks_that_are_not_the_same_differ() -> None:
+    with RamBlock("a", PAGE_SIZE) as a, RamBlock("b", PAGE_SIZE) as b:
+        one, other = digest_ram([a]), digest_ram([b])
+        assert verify.compare(one, other) == verify.Mismatch("b", -1)
+        both = RamDigest((*one.blocks, *other.blocks))
+        assert verify.compare(both, one) == verify.Mismatch("b", -1)

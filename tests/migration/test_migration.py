@@ -1,0 +1,388 @@
+"""Whole migrations between two guests, and what becomes of them when something goes wrong."""
+
+import socket
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.migration.double import DoubleGuest
+from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
+
+from sterna.migration.errors import ChannelError, MigrationError, StateError, UriError
+from sterna.migration.statistics import MigrationStatus
+
+COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
+
+
+@pytest.mark.parametrize("uri", [TCP, "unix:{}/sock"])
+def test_a_running_guest_moves(uri: str, tmp_path: Path) -> None:
+    with hosts(source_guest(2000, steps_per_ms=5), waiting_guest(2000)) as (here, there):
+        there.controller.set_parameters({})
+        address = there.controller.incoming(uri.format(tmp_path))
+        info = here.migrate(address)
+        assert info.status is COMPLETED, info.error
+        assert there.outcome().status is COMPLETED
+        assert here.guest.away
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+        assert here.statuses == ["setup", "active", "device", "completed"]
+        assert there.statuses == ["setup", "active", "completed"]
+        passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
+        assert passes == list(range(1, len(info.passes) + 1))
+        assert info.verified is True
+        assert info.ram_digest_source == info.ram_digest_destination != ""
+        assert info.passes[0].pages == 2000
+        assert sum(record.pages for record in info.passes) == info.normal_pages + info.zero_pages
+        assert info.remaining == 0
+        assert info.transferred > sum(record.bytes for record in info.passes)
+
+
+def test_the_downtime_is_what_the_guests_counter_sees() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED
+        assert info.downtime_ms == pytest.approx(info.downtime_parts.total)
+        assert there.guest.advanced_ns is not None
+        gap_ms = there.guest.advanced_ns / 1e6
+        # The counter moves just before the first instruction, so it sees all of the downtime but that moment.
+        assert gap_ms <= info.downtime_ms < gap_ms + 50
+        assert info.clock_note == ""
+        answer = info.to_qmp()
+        assert answer["status"] == "completed"
+        assert answer["downtime"] == round(info.downtime_ms)
+        assert answer["ram"]["dirty-sync-count"] == len(info.passes)
+        assert answer["x-sterna"]["verified"] is True
+
+
+def test_a_paused_guest_arrives_paused() -> None:
+    guest = DoubleGuest(16, running=False)
+    guest.advance_steps(50)
+    with hosts(guest, waiting_guest(16)) as (here, there):
+        assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
+        assert there.outcome().status is COMPLETED
+        assert not there.guest.running
+        assert not guest.running
+        there.guest.check_ram()
+
+
+def test_a_guest_wanders_from_a_to_b_to_c_to_a() -> None:
+    with hosts(source_guest(), waiting_guest(), waiting_guest()) as chain:
+        for here, there in pairwise(chain):
+            assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
+            assert there.controller.incoming_info().verified is True
+            assert_one_runs(here.guest, there.guest)
+        with hosts(waiting_guest()) as (home,):
+            assert chain[-1].migrate(home.controller.incoming(TCP)).status is COMPLETED
+            assert_one_runs(chain[-1].guest, home.guest)
+
+
+def test_a_file_is_written_and_read(tmp_path: Path) -> None:
+    uri = f"file:{tmp_path}/stream"
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        here.controller.set_parameters({"x-sterna-verify": "on"})
+        info = here.migrate(uri)
+        assert info.status is COMPLETED, info.error
+        assert info.verified is None
+        assert here.guest.away
+        there.controller.incoming(uri)
+        assert there.outcome().status is COMPLETED, there.outcome().error
+        assert there.outcome().verified is True
+        assert there.outcome().ram_digest_destination == info.ram_digest_source
+        there.guest.check_ram()
+
+
+def test_one_way_streams_carry_nothing_of_ours_unless_asked(tmp_path: Path) -> None:
+    with hosts(source_guest()) as (here,):
+        assert here.migrate(f"file:{tmp_path}/stream").status is COMPLETED
+    assert b"sterna" not in (tmp_path / "stream").read_bytes()
+
+
+def test_a_command_carries_the_stream(tmp_path: Path) -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        assert here.migrate(f"exec:gzip -1 > {tmp_path}/stream.gz").status is COMPLETED
+        there.controller.incoming(f"exec:gzip -dc < {tmp_path}/stream.gz")
+        assert there.outcome().status is COMPLETED, there.outcome().error
+        there.guest.check_ram()
+        assert there.guest.running
+
+
+def test_a_command_that_fails_leaves_the_guest_here() -> None:
+    with hosts(source_guest()) as (here,):
+        info = here.migrate("exec:cat > /dev/null; exit 7")
+        assert (info.status, info.error) == (
+            FAILED,
+            "exec:cat > /dev/null; exit 7: the command exited with 7",
+        )
+        assert here.guest.running
+        assert not here.guest.logging
+
+
+def test_inherited_sockets_negotiate_as_others_do() -> None:
+    a, b = socket.socketpair()
+    with a, b, hosts(source_guest(), waiting_guest()) as (here, there):
+        there.controller.incoming(f"fd:{b.fileno()}")
+        b.close()
+        info = here.migrate(f"fd:{a.fileno()}")
+        assert (info.status, info.verified) == (COMPLETED, True)
+        assert_one_runs(here.guest, there.guest)
+
+
+def test_defer_waits_for_a_uri() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        assert there.controller.incoming("defer") == "defer"
+        with pytest.raises(StateError, match="waiting for an incoming migration"):
+            there.controller.migrate(TCP)
+        address = there.controller.incoming(TCP)
+        with pytest.raises(StateError, match="started already"):
+            there.controller.incoming(TCP)
+        assert there.controller.info().to_qmp()["socket-address"][0]["port"] == address.rpartition(":")[2]
+        assert here.migrate(address).status is COMPLETED
+
+
+def test_calls_that_do_not_fit_are_refused() -> None:
+    with hosts(source_guest(2000)) as (here,), socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(UriError):
+            here.controller.migrate("tcp:nowhere")
+        with pytest.raises(StateError, match="postcopy"):
+            here.controller.migrate(TCP, resume=True)
+        assert here.controller.info().to_qmp() == {}
+        here.controller.migrate(f"tcp:127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StateError, match="in progress"):
+            here.controller.migrate(TCP)
+        with pytest.raises(StateError, match="in progress"):
+            here.controller.set_capabilities({"events": False})
+        here.controller.cancel()
+        assert here.outcome().status is CANCELLED
+    with pytest.raises(MigrationError, match="has been closed"):
+        here.controller.migrate(TCP)
+
+
+# -- failures ------------------------------------------------------------------------------------------------
+
+
+def test_nobody_there() -> None:
+    with hosts(source_guest()) as (here,):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            uri = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        info = here.migrate(uri)
+        assert (info.status, info.error) == (FAILED, f"connection refused by {uri}: nobody listens there")
+        assert here.guest.running
+        assert here.guest.logging_started == 0
+        assert here.statuses == ["setup", "failed"]
+
+
+def test_a_taken_port_is_reported_at_once() -> None:
+    with (
+        hosts(waiting_guest()) as (there,),
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(ChannelError, match="address already in use"),
+    ):
+        there.controller.incoming(f"tcp:127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("call", ["start_dirty_logging", "harvest", "stop_for_migration", "save_devices"])
+def test_whatever_fails_at_the_source_it_keeps_the_guest(call: str) -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        here.guest.fail[call] = RuntimeError("no such luck")
+        info = here.migrate(address)
+        assert (info.status, info.error) == (FAILED, "RuntimeError: no such luck")
+        there.wait_status(FAILED)
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        here.guest.fail.clear()
+        assert here.migrate(address).status is COMPLETED
+        assert_one_runs(here.guest, there.guest)
+
+
+@pytest.mark.parametrize("call", ["load_devices", "resume"])
+def test_a_destination_that_refuses_says_why(call: str) -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        there.guest.fail[call] = RuntimeError("the cupboard is full")
+        info = here.migrate(address)
+        assert info.status is FAILED
+        assert info.error == "destination refused: RuntimeError: the cupboard is full"
+        there.wait_status(FAILED)
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        assert not there.guest.block.data.any(), "a failed attempt leaves no memory behind"
+        there.guest.fail.clear()
+        assert here.migrate(address).status is COMPLETED
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+
+
+def test_machines_that_differ_are_refused() -> None:
+    with hosts(source_guest(64), waiting_guest(32)) as (here, there):
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is FAILED
+        assert info.error.startswith("destination refused: section 'ram'")
+        assert "0x40000 bytes at the source, 0x20000 here" in info.error
+        assert here.guest.running
+    other = waiting_guest()
+    other.machine_type = "double-2.0"
+    with hosts(source_guest(), other) as (here, there):
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is FAILED
+        there.wait_status(FAILED)
+        assert "'double-1.0' at the source, 'double-2.0' here" in there.controller.info().error
+        assert here.guest.running
+
+
+def test_verification_can_be_off_and_must_be_possible_when_on() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        there.controller.set_parameters({"x-sterna-verify": "off"})
+        here.controller.set_parameters({"x-sterna-verify": "on"})
+        info = here.migrate(address)
+        assert (info.status, info.error) == (FAILED, "x-sterna-verify is on here, but off at the destination")
+        there.wait_status(FAILED)
+        here.controller.set_parameters({"x-sterna-verify": "auto"})
+        info = here.migrate(address)
+        assert (info.status, info.verified) == (COMPLETED, None)
+        assert_one_runs(here.guest, there.guest)
+
+
+def test_a_lost_dirty_bit_is_found_and_located() -> None:
+    guest = source_guest(2000, steps_per_ms=100)
+    guest.lose_write_at = 1234
+    with hosts(guest, waiting_guest(2000)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 40_000_000})
+        address = there.controller.incoming(TCP)
+        here.controller.migrate(address)
+        here.wait_pass(2)
+        # The page is written in pass 1 or later, and the log does not say so.
+        info = here.outcome()
+        assert info.status is FAILED
+        assert "RAM block 'double.ram', page 1234 (last sent in pass 1)" in info.error
+        assert info.verified is False
+        there.wait_status(FAILED)
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        guest.lose_write_at = None
+        here.controller.set_parameters({"max-bandwidth": 0})
+        assert here.migrate(address).status is COMPLETED
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------
+
+
+def cancel_and_migrate_again(here, there, address) -> None:  # type: ignore[no-untyped-def]
+    here.controller.cancel()
+    assert here.outcome().status is CANCELLED, here.outcome()
+    assert here.statuses[-2:] == ["cancelling", "cancelled"]
+    assert here.guest.running
+    assert not here.guest.logging
+    if there is not None:
+        there.wait_status(FAILED)
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 300})
+        assert here.migrate(address).status is COMPLETED, here.outcome().error
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+
+
+def test_cancel_in_setup() -> None:
+    with hosts(source_guest()) as (here,), socket.create_server(("127.0.0.1", 0)) as silent:
+        here.controller.migrate(f"tcp:127.0.0.1:{silent.getsockname()[1]}")
+        here.wait_status(MigrationStatus.SETUP)
+        cancel_and_migrate_again(here, None, "")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_cancel_in_any_pass(number: int) -> None:
+    with hosts(source_guest(2000, steps_per_ms=200), waiting_guest(2000)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 60_000_000, "downtime-limit": 0})
+        address = there.controller.incoming(TCP)
+        here.controller.migrate(address)
+        here.wait_pass(number)
+        cancel_and_migrate_again(here, there, address)
+
+
+@pytest.mark.parametrize("call", ["stop_for_migration", "save_devices", "harvest"])
+def test_cancel_during_switchover(call: str) -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        original = getattr(here.guest, call)
+
+        def cancelled_inside() -> object:
+            setattr(here.guest, call, original)
+            here.controller.cancel()
+            return original()
+
+        setattr(here.guest, call, cancelled_inside)
+        here.controller.migrate(address)
+        here.wait_status(MigrationStatus.CANCELLING)
+        cancel_and_migrate_again(here, there, address)
+
+
+def test_cancel_while_the_destination_loads() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        loading, go_on = threading.Event(), threading.Event()
+        original = there.guest.load_devices
+
+        def load_slowly(states: object) -> None:
+            loading.set()
+            assert go_on.wait(30)
+            original(states)  # type: ignore[arg-type]
+
+        there.guest.load_devices = load_slowly  # type: ignore[assignment,method-assign]
+        here.controller.migrate(address)
+        assert loading.wait(30)
+        here.controller.cancel()
+        assert here.outcome().status is CANCELLED
+        go_on.set()
+        there.wait_status(FAILED)
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        assert here.migrate(address).status is COMPLETED
+
+
+def test_cancel_after_commit_asks_the_destination() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        original = there.guest.resume
+
+        def cancelled_inside() -> int:
+            here.controller.cancel()
+            return original()
+
+        there.guest.resume = cancelled_inside  # type: ignore[method-assign]
+        info = here.migrate(address)
+        assert info.status is COMPLETED
+        assert here.statuses[-2:] == ["cancelling", "completed"]
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+
+
+def test_cancel_when_the_destination_stops_reading() -> None:
+    with hosts(source_guest(20_000)) as (here,), socket.create_server(("127.0.0.1", 0)) as server:
+        # A QEMU in name: it answers the greeting, then falls silent with full buffers.
+        here.controller.set_parameters({"max-bandwidth": 0})
+        here.controller.migrate(f"tcp:127.0.0.1:{server.getsockname()[1]}")
+        peer, _ = server.accept()
+        with peer:
+            peer.sendall(bytes.fromhex("0002 0004 53544e41"))
+            here.wait_pass(1)
+            cancel_and_migrate_again(here, None, "")
+
+
+def test_closing_the_controller_cancels() -> None:
+    with hosts(source_guest(2000), waiting_guest(2000)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 1_000_000})
+        here.controller.migrate(there.controller.incoming(TCP))
+        here.wait_pass(1)
+        here.controller.close()
+        assert here.controller.info().status is CANCELLED
+        assert here.guest.running
+        there.wait_status(FAILED)
+        there.controller.close()
+
+
+def test_the_bandwidth_limit_holds_and_can_be_lifted() -> None:
+    with hosts(source_guest(2000, steps_per_ms=1), waiting_guest(2000)) as (here, there):
+        for page in range(2000):
+            here.guest.block.data[page * 4096 + 4000] = 1
+        here.controller.set_parameters({"max-bandwidth": 8_000_000, "downtime-limit": 0})
+        here.guest.check_ram = there.guest.check_ram = lambda: None  # type: ignore[method-assign]
+        here.controller.migrate(there.controller.incoming(TCP))
+        here.wait_pass(2)
+        first = here.controller.info().passes[0]
+        assert first.bytes / (first.ms / 1000) == pytest.approx(8_000_000, rel=0.1)
+        here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
+        assert here.outcome().status is COMPLETED

@@ -1,0 +1,92 @@
+"""Parameters and capabilities, compared with QEMU's own answers where it is installed."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from sterna.migration.errors import ParameterError
+from sterna.migration.parameters import CAPABILITIES, PARAMETERS, Parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"max-bandwith": 1}, "unknown migration parameter 'max-bandwith'"),
+        ({"max-bandwidth": -1}, "outside"),
+        ({"max-bandwidth": 1 << 64}, "outside"),
+        ({"max-bandwidth": "1G"}, "takes an integer"),
+        ({"max-bandwidth": True}, "takes an integer"),
+        ({"downtime-limit": 2_000_001}, "takes 0 to 2000000"),
+        ({"xbzrle-cache-size": 5000}, "power of two"),
+        ({"cpu-throttle-tailslow": 1}, "takes a boolean"),
+        ({"tls-creds": 1}, "takes a string"),
+        ({"x-sterna-verify": "maybe"}, "takes auto, off, on"),
+        ({"cpu-throttle-initial": 50, "max-cpu-throttle": 40}, "must not be below"),
+    ],
+)
+def test_wrong_values_change_nothing(changes: Mapping[str, object], text: str) -> None:
+    parameters = Parameters()
+    before = parameters.values()
+    with pytest.raises(ParameterError, match=text):
+        parameters.set({"downtime-limit": 7, **changes})
+    assert parameters.values() == before
+
+
+def test_values_are_kept_and_announced() -> None:
+    calls: list[int] = []
+    parameters = Parameters(lambda: calls.append(parameters.max_bandwidth))
+    parameters.set({"max-bandwidth": 0, "downtime-limit": 50, "multifd-channels": 4})
+    assert calls == [0]
+    assert parameters.downtime_limit_seconds == 0.05
+    assert parameters.values()["multifd-channels"] == 4
+
+
+def test_only_capabilities_that_exist_can_be_enabled() -> None:
+    parameters = Parameters()
+    parameters.set_capabilities({"events": True, "xbzrle": False})
+    assert parameters.events
+    with pytest.raises(ParameterError, match="'postcopy-ram' is not implemented"):
+        parameters.set_capabilities({"events": False, "postcopy-ram": True})
+    with pytest.raises(ParameterError, match="unknown migration capability 'x'"):
+        parameters.set_capabilities({"x": False})
+    assert parameters.events
+
+
+def qemu_answers(*commands: str) -> list[Any]:
+    """Ask a QEMU over QMP on its standard input and output."""
+    binary = shutil.which("qemu-system-arm")
+    if binary is None:
+        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
+            pytest.fail("qemu-system-arm is missing")
+        pytest.skip("qemu-system-arm is not installed")
+    lines = [json.dumps({"execute": name}) for name in ("qmp_capabilities", *commands, "quit")]
+    done = subprocess.run(
+        [binary, "-M", "none", "-nodefaults", "-nographic", "-qmp", "stdio"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    return [reply["return"] for reply in replies if "return" in reply][1 : 1 + len(commands)]
+
+
+@pytest.mark.qemu
+def test_names_types_and_defaults_are_qemus() -> None:
+    theirs, capabilities = qemu_answers("query-migrate-parameters", "query-migrate-capabilities")
+    ours = Parameters().values()
+    assert {name: ours.get(name) for name in theirs} == theirs
+    assert {entry["capability"] for entry in capabilities} == set(CAPABILITIES)
+    unknown = (
+        set(ours) - set(theirs) - {"announce-initial", "announce-max", "announce-rounds", "announce-step"}
+    )
+    assert {name for name in unknown if not name.startswith("x-sterna-")} <= {
+        "tls-authz",
+        "block-bitmap-mapping",
+    }
+    assert all(spec.low <= spec.high for spec in PARAMETERS.values())

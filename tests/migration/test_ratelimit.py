@@ -1,0 +1,99 @@
+"""Pacing, on a clock that only moves when somebody sleeps or sends."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sterna.migration.ratelimit import RateLimiter
+
+MBIT = 1_000_000 // 8
+
+
+class Clock:
+    """Time that passes by sleeping, and a little by working."""
+
+    def __init__(self, oversleep: float = 0.0) -> None:
+        self.now = 100.0
+        self.oversleep = oversleep
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds + self.oversleep
+
+
+def send_for(
+    limiter: RateLimiter, clock: Clock, seconds: float, work: float = 0.0
+) -> list[tuple[float, int]]:
+    """Send as fast as the limiter lets; return when how much was sent."""
+    sent = []
+    end = clock.now + seconds
+    while clock.now < end:
+        size = limiter.piece_bytes(4096, 4 << 20)
+        limiter.pace(size)
+        sent.append((clock.now, size))
+        clock.now += work
+    return sent
+
+
+def worst_deviation(sent: list[tuple[float, int]], rate: int) -> float:
+    """The largest relative error of the bytes sent in any window of one second."""
+    worst, first, total = 0.0, 0, 0
+    for last, (at, size) in enumerate(sent):
+        total += size
+        while sent[first][0] <= at - 1.0:
+            total -= sent[first][1]
+            first += 1
+        if first > 0 and last:
+            worst = max(worst, abs(total - rate) / rate)
+    return worst
+
+
+@given(
+    megabits=st.integers(10, 10_000),
+    oversleep=st.floats(0, 0.002),
+    work_share=st.floats(0, 0.5),
+)
+def test_any_second_is_within_five_percent(megabits: int, oversleep: float, work_share: float) -> None:
+    rate = megabits * MBIT
+    clock = Clock(oversleep)
+    limiter = RateLimiter(rate, clock=clock, sleep=clock.sleep)
+    piece = limiter.piece_bytes(4096, 4 << 20)
+    sent = send_for(limiter, clock, 2.5, work=piece / rate * work_share)
+    assert worst_deviation(sent, rate) < 0.05
+
+
+def test_a_sender_that_was_held_up_does_not_burst() -> None:
+    clock = Clock()
+    limiter = RateLimiter(1000 * MBIT, clock=clock, sleep=clock.sleep)
+    send_for(limiter, clock, 0.5)
+    clock.now += 5.0
+    sent = send_for(limiter, clock, 1.0)
+    assert sum(size for _, size in sent) <= 1000 * MBIT * 1.05
+
+
+def test_zero_is_unlimited_and_a_new_rate_takes_effect() -> None:
+    clock = Clock()
+    limiter = RateLimiter(0, clock=clock, sleep=clock.sleep)
+    for _ in range(1000):
+        limiter.pace(1 << 30)
+    assert clock.now == 100.0
+    limiter.rate = 100 * MBIT
+    sent = send_for(limiter, clock, 2.0)
+    assert sum(size for _, size in sent) == pytest.approx(200 * MBIT, rel=0.05)
+
+
+def test_what_the_sleep_raises_ends_the_wait() -> None:
+    class Stop(Exception):
+        pass
+
+    def sleep(seconds: float) -> None:
+        raise Stop
+
+    clock = Clock()
+    limiter = RateLimiter(MBIT, clock=clock, sleep=sleep)
+    limiter.pace(MBIT)
+    with pytest.raises(Stop):
+        limiter.pace(1)
