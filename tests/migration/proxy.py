@@ -14,14 +14,14 @@ class Fault:
     :ivar backward: cut after so many bytes to it
     :ivar flip: damage the byte at this offset from the connecting side
     :ivar reset: cut with RST instead of FIN
-    :ivar dead: refuse every later connection: the listener is gone with the first one
+    :ivar mute: take every later connection and never forward a byte of it
     """
 
     forward: int | None = None
     backward: int | None = None
     flip: int | None = None
     reset: bool = False
-    dead: bool = False
+    mute: bool = False
 
 
 class Proxy:
@@ -37,6 +37,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._stop_read, self._stop_write = socket.socketpair()
+        self._held: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -45,20 +46,19 @@ class Proxy:
         return f"tcp:127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
-        fault = self._fault
+        fault: Fault | None = self._fault
         while True:
             ready, _, _ = select.select([self._listener, self._stop_read], [], [])
             if self._stop_read in ready:
                 return
             near, _ = self._listener.accept()
-            if fault.dead:
-                self._listener.close()
-            thread = threading.Thread(target=self._forward, args=(near, fault), daemon=True)
+            if fault is None and self._fault.mute:
+                self._held.append(near)
+                continue
+            thread = threading.Thread(target=self._forward, args=(near, fault or Fault()), daemon=True)
             self._threads.append(thread)
             thread.start()
-            if fault.dead:
-                return
-            fault = Fault()
+            fault = None
 
     def _forward(self, near: socket.socket, fault: Fault) -> None:
         limits = (fault.forward, fault.backward)
@@ -107,8 +107,8 @@ class Proxy:
         self._stop_write.close()
         for thread in self._threads:
             thread.join()
-        self._listener.close()
-        self._stop_read.close()
+        for sock in (*self._held, self._listener, self._stop_read):
+            sock.close()
 
     def __enter__(self) -> "Proxy":
         return self

@@ -17,7 +17,7 @@ from sterna.migration import handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.doubt import Outcome, OutcomeRecord
-from sterna.migration.errors import Cancelled, ChannelError, MigrationError, Refused, VerificationError
+from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError, describe
 from sterna.migration.guest import Guest
 from sterna.migration.handshake import (
     Commit,
@@ -48,9 +48,6 @@ from sterna.stream.wire import (
 
 _DESCRIPTION_SECONDS = 0.5
 """How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
-
-
-_EXPECTED = (MigrationError, StreamError)
 
 
 class _Source:
@@ -129,7 +126,7 @@ class Destination:
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def _give_up(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+        text = describe(error)
         if self._id:
             outcome = self.record.abandon(self._id)
             assert outcome is Outcome.ABANDONED
@@ -145,7 +142,7 @@ class Destination:
         """Tell the source why, if it can be told."""
         try:
             if self._greeted:
-                nack = error.nack if isinstance(error, _Mismatch) else Nack(text[:1000])
+                nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
                 self._answer(PrivateMessage.NACK, nack)
             elif self._return_path:
                 self.channel.send(shut(1).encode())
@@ -216,6 +213,8 @@ class Destination:
     def _read_section(self, piece: SectionPiece) -> None:
         reader, header = self._reader, piece.header
         assert self._decoder is not None
+        if header.name in (RAM_SECTION, verify.SECTION.name) and header.instance_id:
+            raise reader.error("there is only instance 0 of this section")
         if header.name == RAM_SECTION:
             if header.version != RAM_VERSION:
                 raise reader.error(

@@ -16,6 +16,10 @@
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
 """
 
+from sterna.stream.wire import StreamError
+
+_TEXT_LIMIT = 400
+
 
 class MigrationError(Exception):
     """A migration failed or cannot start; one line that says what and why."""
@@ -55,3 +59,12 @@ class VerificationError(MigrationError):
 
 class InDoubt(MigrationError):
     """The destination was told to run the guest and could not be asked whether it does."""
+
+
+def describe(error: Exception) -> str:
+    """An error as one line of at most 400 characters; names of a hostile peer can make it long."""
+    expected = isinstance(error, (MigrationError, StreamError))
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    half = _TEXT_LIMIT // 2
+    return text if len(text) <= _TEXT_LIMIT else f"{text[: half - 3]} ... {text[2 - half :]}"

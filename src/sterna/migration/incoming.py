@@ -76,7 +76,9 @@ class Incoming:
 
     @property
     def finished(self) -> bool:
-        """Nothing more will come of it."""
+        """Nothing more will come of it: a one-way channel has had its attempt, a listener has closed."""
+        if self._listener is None:
+            return not self._progress.snapshot().status.running
         return not self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> MigrationInfo:

@@ -90,9 +90,11 @@ PARAMETERS: Mapping[str, Spec] = {
     "max-cpu-throttle": Spec(99, low=1, high=99),
     "x-sterna-verify": Spec("auto", choices=tuple(verify.value for verify in Verify)),
     "x-sterna-doubt-timeout": Spec(10_000, high=3_600_000),
+    "x-sterna-switchover-timeout": Spec(30_000, low=1, high=3_600_000),
 }
-"""Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited), `downtime-limit`
-and `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest) milliseconds.
+"""Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). In milliseconds
+are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest)
+and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up).
 """
 
 CAPABILITIES: Mapping[str, bool] = {
@@ -187,6 +189,10 @@ class Parameters:
     @property
     def doubt_timeout_seconds(self) -> float:
         return int(self._values["x-sterna-doubt-timeout"]) / 1000
+
+    @property
+    def switchover_timeout_seconds(self) -> float:
+        return int(self._values["x-sterna-switchover-timeout"]) / 1000
 
     @property
     def verify(self) -> Verify:

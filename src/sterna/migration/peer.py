@@ -74,12 +74,19 @@ class Peer:
         """
         if not self._channel.two_way:
             return
-        while (got := self._channel.readinto_now(memoryview(self._buffer))) is not None:
-            self._take(got)
+        end: ChannelError | None = None
+        try:
+            while (got := self._channel.readinto_now(memoryview(self._buffer))) is not None:
+                self._take(got)
+        except ChannelError as error:
+            end = error
+        # What the destination said before it went away tells more than its going.
         while self._messages:
             message = self._messages.popleft()
             self._refusal(message)
             raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
+        if end is not None:
+            raise end
 
     def explain(self, error: ChannelError) -> Exception:
         """The reason that the destination gave before the channel broke, or else the breaking itself."""
@@ -100,7 +107,7 @@ class Peer:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._messages:
             if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
-                raise ChannelError(f"{self._channel.peer} does not answer; record with file: or exec:")
+                raise ChannelError(f"{self._channel.peer} did not answer within {seconds:.1f} s")
             self._take(self._channel.readinto(memoryview(self._buffer)))
         message = self._messages.popleft()
         self._refusal(message)

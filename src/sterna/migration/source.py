@@ -9,10 +9,12 @@ Whatever goes wrong, and whenever: logging is off, the channel closed, and the g
 unless the destination runs it or cannot be asked.
 """
 
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -32,6 +34,7 @@ from sterna.migration.errors import (
     MigrationError,
     Refused,
     VerificationError,
+    describe,
 )
 from sterna.migration.guest import Guest
 from sterna.migration.pages import Batch, LastSent, PassWork, untouched_records
@@ -114,6 +117,7 @@ class Source:
         self._logging = False
         self._stopped = False
         self._owner = _Owner.HERE
+        self._overdue = False
         self._digest: RamDigest | None = None
         self.progress.note(
             migration_id=str(self.migration_id), total=sum(block.size for block in self.guest.ram_blocks)
@@ -141,8 +145,10 @@ class Source:
         """The migration failed: logging off; unless the guest went away or may have, it runs if it ran
         before.
         """
-        expected = isinstance(error, (MigrationError, StreamError))
-        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        text = describe(error)
+        if self._overdue:
+            seconds = self.parameters.switchover_timeout_seconds
+            text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         try:
             self._stop_logging()
         except Exception as worse:
@@ -152,12 +158,29 @@ class Source:
                 self.guest.resume()
             except Exception as worse:
                 text += f"; and the guest cannot be resumed: {worse}"
-        if self._cancellation.is_set and self._owner is _Owner.HERE:
+        if self._cancellation.is_set and not self._overdue and self._owner is _Owner.HERE:
             self.progress.cancelling()
             self.progress.enter(MigrationStatus.CANCELLED)
         else:
             in_doubt = self._owner is _Owner.IN_DOUBT
             self.progress.enter(MigrationStatus.FAILED, error=text, in_doubt=in_doubt)
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """A peer that falls silent must not keep the guest stopped."""
+        timer = threading.Timer(self.parameters.switchover_timeout_seconds, self._expire)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _expire(self) -> None:
+        """The guest has been stopped for too long: give the switchover up, as a cancel would."""
+        if not self._cancellation.is_set:
+            self._overdue = True
+            self._cancellation.set()
 
     def _stop_logging(self) -> None:
         if self._logging:
@@ -172,7 +195,8 @@ class Source:
             try:
                 greeted = self._set_up(channel, peer)
                 rest = self._precopy(channel, peer, self._verifies(greeted))
-                self._switch_over(channel, peer, greeted, rest)
+                with self._time_limit():
+                    self._switch_over(channel, peer, greeted, rest)
             except NackError as error:
                 raise self._explain(error.nack) from error
             except ChannelError as error:
