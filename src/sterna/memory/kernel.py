@@ -4,8 +4,12 @@
 everything that is not emulation works without a compiler. Tests compare each kernel with its twin.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
+
+from sterna.memory.kernelcache import cache_directory
 
 try:
     import numba
@@ -15,6 +19,10 @@ except ImportError:  # pragma: no cover - hosts without numba run the twins
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED = numba is not None
+
+if numba is not None and "NUMBA_CACHE_DIR" not in os.environ:
+    # Before the first function is decorated: stage2/ imports this module for it.
+    numba.config.CACHE_DIR = str(cache_directory(Path(__file__).resolve().parent.parent))
 
 
 def kernel(*, twin: F) -> Callable[[F], F]:

@@ -1,0 +1,43 @@
+"""The place of compiled kernels."""
+
+import os
+
+import pytest
+
+from sterna.memory.kernelcache import cache_directory, source_digest
+
+
+@pytest.fixture
+def package(tmp_path):
+    package = tmp_path / "package"
+    (package / "deep").mkdir(parents=True)
+    (package / "deep" / "kernels.py").write_text("from numba import njit\n")
+    (package / "plain.py").write_text("x = 1\n")
+    return package
+
+
+def test_digest_follows_compiled_sources_only(package):
+    before = source_digest(package)
+    (package / "plain.py").write_text("x = 2\n")
+    assert source_digest(package) == before
+    (package / "deep" / "kernels.py").write_text("from numba import njit  # changed\n")
+    assert source_digest(package) != before
+
+
+def test_directory_is_the_users_and_few_are_kept(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = set()
+    for version in range(8):
+        (package / "deep" / "kernels.py").write_text(f"import numba  # {version}\n")
+        directory = cache_directory(package)
+        os.utime(directory, (version, version))
+        made.add(directory)
+    assert len(made) == 8
+    assert directory.is_dir()
+    assert len(list((tmp_path / "cache" / "sterna").iterdir())) <= 5
+
+
+def test_unwritable_cache_is_no_error(package, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache_directory(package).is_dir()
