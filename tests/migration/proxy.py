@@ -13,6 +13,7 @@ class Fault:
     :ivar forward: cut after so many bytes from the connecting side
     :ivar backward: cut after so many bytes to it
     :ivar flip: damage the byte at this offset from the connecting side
+    :ivar flip_back: damage the byte at this offset to it
     :ivar reset: cut with RST instead of FIN
     :ivar mute: take every later connection and never forward a byte of it
     """
@@ -20,6 +21,7 @@ class Fault:
     forward: int | None = None
     backward: int | None = None
     flip: int | None = None
+    flip_back: int | None = None
     reset: bool = False
     mute: bool = False
 
@@ -62,6 +64,7 @@ class Proxy:
 
     def _forward(self, near: socket.socket, fault: Fault) -> None:
         limits = (fault.forward, fault.backward)
+        flips = (fault.flip, fault.flip_back)
         faulty = fault != Fault()
         count = [0, 0]
         with near, socket.create_connection(("127.0.0.1", self._target)) as far:
@@ -81,12 +84,9 @@ class Proxy:
                         data = source.recv(
                             1 << 16 if limit is None else min(1 << 16, limit - count[direction])
                         )
-                        if (
-                            direction == 0
-                            and fault.flip is not None
-                            and 0 <= fault.flip - count[0] < len(data)
-                        ):
-                            at = fault.flip - count[0]
+                        flip = flips[direction]
+                        if flip is not None and 0 <= flip - count[direction] < len(data):
+                            at = flip - count[direction]
                             data = data[:at] + bytes((data[at] ^ 0x41,)) + data[at + 1 :]
                         sink.sendall(data)
                         if not data:

@@ -11,6 +11,7 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
+from sterna.migration import peer
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import ram, sections
 
@@ -58,16 +59,10 @@ def test_the_stream_itself_is_good(stream: bytes, tmp_path: Path) -> None:
         there.guest.check_ram()
 
 
-def interesting(stream: bytes) -> list[int]:
-    """Every position, but within the page only some."""
-    page = range(200, 4200)
-    return [at for at in range(len(stream)) if at not in page or at % 61 == 0]
-
-
 def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
-        for at in interesting(stream):
+        for at in range(len(stream)):
             if at == end:
                 continue  # complete, only without its description
             info = feed(there, stream[:at], tmp_path / "s")
@@ -78,12 +73,11 @@ def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
 def test_flipped_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
-        for at in interesting(stream[:end]):
-            for bit in (0, 6):
-                damaged = bytearray(stream)
-                damaged[at] ^= 1 << bit
-                info = feed(there, bytes(damaged), tmp_path / "s")
-                assert_refused(there, info, (at, bit))
+        for at in range(end):
+            damaged = bytearray(stream)
+            damaged[at] ^= 1 << at % 8
+            info = feed(there, bytes(damaged), tmp_path / "s")
+            assert_refused(there, info, at)
 
 
 def test_flips_on_a_live_connection_leave_the_guest_with_one_owner() -> None:
@@ -108,6 +102,33 @@ def test_flips_on_a_live_connection_leave_the_guest_with_one_owner() -> None:
                 assert not there.guest.running, at
 
 
+def test_flips_on_the_way_back_leave_the_guest_with_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A damaged length makes the source wait for bytes that never come.
+    monkeypatch.setattr(peer, "GREETING_SECONDS", 0.2)
+    moved = at = 0
+    total = 1
+    while at < total:
+        guest = DoubleGuest(PAGES, steps_per_ms=0)
+        guest.advance_steps(1)
+        with hosts(guest, DoubleGuest(PAGES, running=False)) as (here, there):
+            here.controller.set_parameters({"x-sterna-switchover-timeout": 200})
+            port = int(there.controller.incoming(TCP).rpartition(":")[2])
+            # The first round is without a fault, to learn how much comes back.
+            fault = Fault() if total == 1 else Fault(flip_back=at)
+            with Proxy(port, fault) as proxy:
+                info = here.migrate(proxy.uri)
+            there.controller.wait(30)
+            assert guest.running == (info.status is FAILED), (at, info)
+            assert there.guest.running == (info.status is COMPLETED), (at, info)
+        if fault.flip_back is None:
+            total = proxy.forwarded[1]
+            continue
+        moved += info.status is COMPLETED
+        at += 1
+    assert moved > 20, "a damaged RUNNING makes the source ask"
+    assert at - moved > 100
+
+
 def test_random_bytes(tmp_path: Path) -> None:
     rng = random.Random(7)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
@@ -125,8 +146,8 @@ def test_random_bytes_on_a_listener_that_goes_on_listening() -> None:
         port = int(address.rpartition(":")[2])
         rng = random.Random(8)
         for count in range(1, 20):
-            with socket.create_connection(("127.0.0.1", port)) as peer:
-                peer.sendall(rng.randbytes(2000))
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(rng.randbytes(2000))
             there.wait_status(FAILED, count)
             assert "this is no migration stream" in there.controller.info().error
         assert here.migrate(address).status is COMPLETED

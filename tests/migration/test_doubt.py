@@ -1,0 +1,128 @@
+"""Who runs the guest: the destination's record, and the question on the wire."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sterna.migration import doubt, handshake
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.doubt import Outcome, OutcomeRecord
+from sterna.migration.errors import Cancelled, InDoubt
+from sterna.migration.handshake import Commit, Nack, ProtocolError
+
+ID = bytes(range(16))
+
+
+def test_each_id_is_decided_once() -> None:
+    record = OutcomeRecord()
+    assert record.ask(ID) == (Outcome.UNKNOWN, 0)
+    assert record.begin(ID)
+    assert not record.begin(ID), "an id is good for one attempt"
+    assert record.commit(ID)
+    assert not record.commit(ID)
+    record.running(ID, 99)
+    assert record.ask(ID) == (Outcome.RUNNING, 99)
+    assert record.abandon(ID) is Outcome.RUNNING
+
+
+def test_a_question_before_commit_abandons_for_ever() -> None:
+    record = OutcomeRecord()
+    record.begin(ID)
+    assert record.ask(ID) == (Outcome.ABANDONED, 0)
+    assert not record.commit(ID), "a COMMIT that comes later starts nothing"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_question_during_the_start_waits_for_it(runs: bool) -> None:
+    record = OutcomeRecord()
+    record.begin(ID)
+    record.commit(ID)
+    answers: list[tuple[Outcome, int]] = []
+    thread = threading.Thread(target=lambda: answers.append(record.ask(ID)))
+    thread.start()
+    if runs:
+        record.running(ID, 5)
+    else:
+        record.abandon(ID)
+    thread.join(10)
+    assert answers == [(Outcome.RUNNING, 5) if runs else (Outcome.ABANDONED, 0)]
+
+
+@pytest.mark.parametrize("ordered", range(20))
+def test_commit_and_question_race_to_one_decision(ordered: int) -> None:
+    record = OutcomeRecord()
+    record.begin(ID)
+    barrier = threading.Barrier(2)
+    committed: list[bool] = []
+
+    def commit() -> None:
+        barrier.wait()
+        committed.append(record.commit(ID))
+        if committed[0]:
+            record.running(ID, 7)
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    barrier.wait()
+    outcome, _ = record.ask(ID)
+    thread.join()
+    assert committed == [outcome is Outcome.RUNNING]
+
+
+def test_nobody_at_the_address_means_that_the_process_is_gone() -> None:
+    with Cancellation() as cancellation:
+        with uris.parse("tcp::0").listen() as listener:
+            uri = uris.parse(listener.uri)
+        assert doubt.ask(uri, ID, 1.0, cancellation) == (Outcome.UNKNOWN, 0)
+
+
+def test_silence_and_nonsense_leave_the_doubt() -> None:
+    with Cancellation() as cancellation, uris.parse("tcp::0").listen() as listener:
+        uri = uris.parse(listener.uri)
+        with pytest.raises(InDoubt, match=r"no answer from .* in 0\.\d s"):
+            doubt.ask(uri, ID, 0.2, cancellation)
+
+        def babble() -> None:
+            listener.accept(cancellation, cancellation).close()
+            with listener.accept(cancellation, cancellation) as channel:
+                channel.readinto(memoryview(bytearray(100)))
+                channel.send(b"HTTP/1.1 400 Bad Request\r\n")
+                channel.drain()
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        with pytest.raises(InDoubt, match=r"does not answer as a sterna does|connection"):
+            doubt.ask(uri, ID, 0.2, cancellation)
+        thread.join(10)
+        cancellation.set()
+        with pytest.raises(Cancelled):
+            doubt.ask(uri, ID, 5, cancellation)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_message(data: bytes) -> None:
+    with pytest.raises(ProtocolError, match="from the peer"):
+        handshake.decode(data, Commit)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7))
+def test_any_flip_of_a_message_is_noticed(at: int, bit: int) -> None:
+    data = bytearray(handshake.encode(Nack("no room", "ram", 3, bytes(range(64)))))
+    data[at % len(data)] ^= 1 << bit
+    with pytest.raises(ProtocolError):
+        handshake.decode(bytes(data), Nack)
+
+
+def test_clocks_that_disagree_are_corrected_or_clamped() -> None:
+    assert handshake.clock_offset(1000, 1200, 1190) == 0, "within the round trip there is nothing to correct"
+    assert handshake.clock_offset(1000, 1200, 51_100) == 50_000
+    assert handshake.clamp_elapsed(5, 10) == (5, "")
+    elapsed, note = handshake.clamp_elapsed(-3_000_000, 10)
+    assert elapsed == 0
+    assert "-3.000 ms; took 0" in note
+    elapsed, note = handshake.clamp_elapsed(90_000_000, 50_000_000)
+    assert elapsed == 50_000_000
+    assert "took that" in note
