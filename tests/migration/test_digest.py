@@ -5,7 +5,14 @@ import pytest
 import xxhash
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.digest import CHUNK_SIZE, RamDigest, digest_ram, page_digests, populated_chunks
+from sterna.memory.digest import (
+    CHUNK_SIZE,
+    RamDigest,
+    digest_cost_seconds,
+    digest_ram,
+    page_digests,
+    populated_chunks,
+)
 from sterna.memory.ram import RamBlock
 from sterna.migration import verify
 from sterna.migration.pages import Batch, LastSent
@@ -24,6 +31,14 @@ def test_digests_equal_those_of_all_bytes_and_untouched_memory_stays_untouched()
         digest = digest_ram([block])
         assert populated_chunks(block).sum() == 1
         assert digest.blocks[0].chunks.tolist() == naive(block)
+
+
+def test_the_estimated_cost_counts_populated_memory_only() -> None:
+    with RamBlock("a", 64 * CHUNK_SIZE) as block:
+        assert digest_cost_seconds([block]) == 0.0
+        block.data[: 16 * CHUNK_SIZE] = 1
+        assert digest_cost_seconds([block]) > 0.0
+        assert populated_chunks(block).sum() == 16
 
 
 def test_the_root_tells_content_order_and_names() -> None:

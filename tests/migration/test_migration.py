@@ -386,3 +386,46 @@ def test_the_bandwidth_limit_holds_and_can_be_lifted() -> None:
         assert first.bytes / (first.ms / 1000) == pytest.approx(8_000_000, rel=0.1)
         here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
         assert here.outcome().status is COMPLETED
+
+
+def test_a_silent_destination_does_not_keep_the_guest_stopped() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        go_on = threading.Event()
+        original = there.guest.load_devices
+
+        def hang(states: object) -> None:
+            assert go_on.wait(30)
+            original(states)  # type: ignore[arg-type]
+
+        there.guest.load_devices = hang  # type: ignore[assignment,method-assign]
+        here.controller.set_parameters({"x-sterna-switchover-timeout": 100})
+        info = here.migrate(address)
+        assert info.status is FAILED
+        assert info.error == "the destination did not take the stopped guest over within 0.1 s"
+        assert here.guest.running
+        go_on.set()
+        there.wait_status(FAILED)
+        assert_one_runs(here.guest, there.guest)
+
+
+def test_an_attempt_that_comes_while_the_last_one_is_cleared_away_waits_for_it() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        address = there.controller.incoming(TCP)
+        there.guest.fail["load_devices"] = RuntimeError("not yet")
+        for _ in range(20):
+            assert here.migrate(address).error == "destination refused: RuntimeError: not yet"
+        there.guest.fail.clear()
+        assert here.migrate(address).status is COMPLETED
+
+
+def test_throughput_is_that_of_memory_and_not_of_python() -> None:
+    pages = 32_768
+    with hosts(DoubleGuest(pages, steps_per_ms=0), waiting_guest(pages)) as (here, there):
+        here.guest.block.data[:] = 1
+        here.controller.set_parameters({"max-bandwidth": 0})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED
+        assert info.normal_pages == pages
+        # A few hundred MB/s even where memory is cold; page by page in Python it would be a tenth of that.
+        assert info.passes[0].bytes / (info.passes[0].ms / 1000) > 100e6

@@ -24,6 +24,8 @@ from sterna.memory.ram import RamBlock
 CHUNK_SIZE = PMD_SIZE
 """Bytes per chunk: what a transparent huge page holds, so a chunk is populated in whole or not at all."""
 
+_SAMPLES = 8
+
 Digests = NDArray[np.uint64]
 
 _PRESENT_OR_SWAPPED = np.uint64(0b11 << 62)
@@ -140,17 +142,21 @@ def _untouched(size: int) -> Digests:
     return digests
 
 
-def digest_cost_seconds(blocks: Sequence[RamBlock], *, threads: int = 2) -> float:
-    """How long `digest_ram` would take now: one populated chunk is measured, the others counted."""
+def digest_cost_seconds(blocks: Sequence[RamBlock]) -> float:
+    """How long `digest_ram` would take now, rather too much than too little.
+
+    A few populated chunks are measured on one thread and the others counted; a second thread gains less than
+    half.
+    """
     total = 0
-    sample: tuple[RamBlock, int] | None = None
+    samples: list[tuple[RamBlock, int]] = []
     for block in blocks:
         populated = np.flatnonzero(populated_chunks(block))
         total += int(populated.size)
-        if populated.size:
-            sample = (block, int(populated[0]))
-    if sample is None:
+        samples += [(block, int(chunk)) for chunk in populated[:: max(1, populated.size // _SAMPLES)]]
+    if not samples:
         return 0.0
     started = time.perf_counter()
-    chunk_digest(*sample)
-    return (time.perf_counter() - started) * total / threads
+    for block, chunk in samples:
+        chunk_digest(block, chunk)
+    return (time.perf_counter() - started) * total / len(samples)

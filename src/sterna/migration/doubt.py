@@ -25,6 +25,7 @@ _ANSWER_MAGIC = b"STRNANS1"
 ID_BYTES = 16
 _ANSWER_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
+_RECORD_LIMIT = 4096
 
 
 class Outcome(IntEnum):
@@ -57,6 +58,10 @@ class OutcomeRecord:
             if migration_id in self._outcomes:
                 return False
             self._outcomes[migration_id] = (Outcome.PENDING, 0)
+            if len(self._outcomes) > _RECORD_LIMIT:
+                # The oldest is abandoned, for nothing follows a guest that runs. Forgotten means the same to
+                # a source.
+                del self._outcomes[next(iter(self._outcomes))]
             return True
 
     def commit(self, migration_id: bytes) -> bool:

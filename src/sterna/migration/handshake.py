@@ -38,7 +38,9 @@ resumes, and the destination never starts, because it starts on COMMIT only.
 connection to the same URI (`sterna.migration.doubt`). The destination decides each id once, under one lock:
 an id that is still pending when the question comes is abandoned, and a COMMIT that arrives later is refused.
 - The destination keeps its listener until CONFIRM arrived, so a refused connection means that the process is
-gone, and the guest with it.
+  gone, and the guest with it. (Whoever forwards the port must not refuse in the destination's place.)
+- A destination that falls silent does not keep the guest stopped: after `x-sterna-switchover-timeout` the
+  source gives up, before COMMIT by resuming, after it by asking.
 
 With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when the stream is complete and
 then says SHUT(0); a connection that ends without that means that it did not load the stream, and the guest

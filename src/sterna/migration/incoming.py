@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 
 from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
@@ -27,6 +28,17 @@ from sterna.migration.statistics import MigrationInfo, MigrationStatus
 _HEAD_BYTES = len(doubt.QUESTION)
 _HEAD_SECONDS = 10.0
 _CONNECTION_LIMIT = 8
+_SLOT_SECONDS = 5.0
+
+
+class _Slot(Enum):
+    """Whether a stream can be taken in."""
+
+    FREE = "free"
+    BUSY = "busy"
+    TAKEN = "taken"
+    """The guest runs here; there is no room for another."""
+    CLOSED = "closed"
 
 
 class Incoming:
@@ -44,7 +56,7 @@ class Incoming:
         self._record = OutcomeRecord()
         self._cancellation = Cancellation()
         self._enough = Cancellation()
-        self._slot = threading.Lock()
+        self._slot = _Slot.FREE
         self._connections: set[threading.Thread] = set()
         self._changed = threading.Condition()
         self._listener: Listener | None = None
@@ -89,6 +101,7 @@ class Incoming:
 
     def close(self) -> None:
         """Stop waiting; an attempt under way is given up. Returns when all threads have ended."""
+        self._set_slot(_Slot.CLOSED)
         self._cancellation.set()
         self._enough.set()
         self._thread.join()
@@ -160,9 +173,9 @@ class Incoming:
 
     def _take_in(self, channel: Channel, head: bytes) -> None:
         with channel:
-            if not self._slot.acquire(blocking=False):
-                return  # another attempt is under way, or the guest runs already
-            keep = False
+            if not self._enter_slot():
+                return
+            runs = False
             try:
                 if not self._progress.snapshot().status.running:
                     self._progress = self._new_progress()
@@ -177,9 +190,23 @@ class Incoming:
                     self._id,
                     self._cancellation,
                 )
-                keep = destination.run()
+                runs = destination.run()
             finally:
-                if not keep:
-                    self._slot.release()
-        if keep and destination.confirmed:
+                self._set_slot(_Slot.TAKEN if runs else _Slot.FREE)
+        if runs and destination.confirmed:
             self._enough.set()
+
+    def _enter_slot(self) -> bool:
+        """Wait a little for the end of an attempt under way: after a failure, the next one comes at once."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._slot is not _Slot.BUSY, _SLOT_SECONDS)
+            if self._slot is not _Slot.FREE:
+                return False
+            self._slot = _Slot.BUSY
+            return True
+
+    def _set_slot(self, slot: _Slot) -> None:
+        with self._changed:
+            if self._slot is not _Slot.CLOSED:
+                self._slot = slot
+            self._changed.notify_all()
