@@ -10,8 +10,8 @@ from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.doubt import Outcome, OutcomeRecord
-from sterna.migration.errors import Cancelled, InDoubt
-from sterna.migration.handshake import Commit, Nack, ProtocolError
+from sterna.migration.errors import Cancelled, InDoubt, ProtocolError
+from sterna.migration.handshake import Commit, Nack
 
 ID = bytes(range(16))
 
@@ -33,6 +33,16 @@ def test_a_question_before_commit_abandons_for_ever() -> None:
     record.begin(ID)
     assert record.ask(ID) == (Outcome.ABANDONED, 0)
     assert not record.commit(ID), "a COMMIT that comes later starts nothing"
+
+
+def test_the_record_does_not_grow_without_bound() -> None:
+    record = OutcomeRecord()
+    for number in range(10_000):
+        migration_id = number.to_bytes(16, "big")
+        assert record.begin(migration_id)
+        record.abandon(migration_id)
+    assert record.ask((0).to_bytes(16, "big"))[0] is Outcome.UNKNOWN
+    assert record.ask((9_999).to_bytes(16, "big"))[0] is Outcome.ABANDONED
 
 
 @pytest.mark.parametrize("runs", [True, False])

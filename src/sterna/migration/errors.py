@@ -9,6 +9,7 @@
     ├── ChannelError        the host or the network: connecting, reading or writing failed
     │   └── ConnectionRefused   nobody listens there
     ├── Cancelled           the user cancelled
+    ├── ProtocolError       the peer breaks the rules of the handover (`sterna.migration.handshake`)
     ├── Refused             the destination refused the guest; the text carries its reason
     ├── VerificationError   both ends disagree about guest RAM
     └── InDoubt             nobody can say which of the two runs the guest
@@ -55,6 +56,10 @@ class Refused(MigrationError):
 
 class VerificationError(MigrationError):
     """Guest RAM differs between source and destination."""
+
+
+class ProtocolError(MigrationError):
+    """The peer sent something that the rules of the handover do not allow."""
 
 
 class InDoubt(MigrationError):

@@ -54,7 +54,7 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
-from sterna.migration.errors import MigrationError
+from sterna.migration.errors import ProtocolError
 
 GREETING = 0x53544E41
 """Value of the PING that a sterna answers with `Hello` before the PONG ("STNA")."""
@@ -155,10 +155,6 @@ class Running(msgspec.Struct, frozen=True):
 
 
 Payload = TypeVar("Payload", Hello, Offer, Ready, Nack, Commit, Running)
-
-
-class ProtocolError(MigrationError):
-    """The peer sent something that the protocol above does not allow."""
 
 
 _CHECK_BYTES = 4

@@ -10,6 +10,7 @@ from sterna.memory.address import PAGE_SHIFT, PAGES_PER_PMD
 from sterna.memory.bitmap import DirtyBatch, Words, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
+from sterna.stream.wire import RamFlag
 
 BATCH_PAGES = 512
 """Pages encoded and handed over at once: they stay in the cache between the look for zeros and the system
@@ -104,8 +105,6 @@ def untouched_records(
     block: RamBlock, pages: PageNumbers, prefix: bytes, suffix: bytes, page_bits: int
 ) -> bytes:
     """Records that say all of `pages` are zero, made without looking at them."""
-    from sterna.stream.wire import RamFlag
-
     if page_bits < PAGE_SHIFT:
         split = 1 << (PAGE_SHIFT - page_bits)
         pages = (pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)

@@ -8,13 +8,12 @@ from enum import Enum
 
 from sterna.migration import handshake
 from sterna.migration.channels.channel import Channel
-from sterna.migration.errors import Cancelled, ChannelError, Refused
+from sterna.migration.errors import Cancelled, ChannelError, ProtocolError, Refused
 from sterna.migration.handshake import (
     Hello,
     Nack,
     PrivateCommand,
     PrivateMessage,
-    ProtocolError,
     Ready,
     Running,
 )

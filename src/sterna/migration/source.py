@@ -146,7 +146,7 @@ class Source:
         before.
         """
         text = describe(error)
-        if self._overdue:
+        if self._overdue and self._owner is _Owner.HERE:
             seconds = self.parameters.switchover_timeout_seconds
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         try:
@@ -279,7 +279,7 @@ class Source:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
             digest: Future[RamDigest] | None = None
             if verifying:
-                digest = pool.submit(digest_ram, self.guest.ram_blocks, check=self._cancellation.check)
+                digest = pool.submit(self._digest_ram)
             self._send_rest(channel, peer, rest)
             timeline.last_pass = time.time_ns()
             devices = self._send_devices(channel)
@@ -296,6 +296,12 @@ class Source:
         self._owner = _Owner.AWAY
         parts = timeline.parts()
         self.progress.note(downtime_parts=parts, downtime_ms=parts.total)
+
+    def _digest_ram(self) -> RamDigest:
+        started = time.monotonic()
+        digest = digest_ram(self.guest.ram_blocks, check=self._cancellation.check)
+        self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
+        return digest
 
     def _send_rest(self, channel: Channel, peer: Peer, rest: PassWork) -> None:
         batches = self.guest.harvest()
@@ -327,7 +333,6 @@ class Source:
             state = verify.to_state(self._digest, verify.devices_digest(devices))
             out += sections.device_section(_FIRST_DEVICE_ID + len(devices), verify.SECTION, state)
             devices = [*devices, (verify.SECTION, state)]
-            self.progress.note(ram_digest_source=self._digest.hex)
         out += sections.end_of_stream()
         out += sections.vm_description(stream_description(devices, 1 << self._page_bits))
         self._send(channel, out, final=True)

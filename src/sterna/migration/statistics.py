@@ -128,6 +128,8 @@ class MigrationInfo:
     :ivar peer: what the other end is: ``sterna``, ``qemu`` or empty while unknown or on one-way channels
     :ivar verified: both ends' digests agreed; None when they were not compared
     :ivar ram_digest_source: root digest at the source, 16 hexadecimal digits
+    :ivar digest_ms: how long the source took to digest its RAM, most of it behind the sending of the last
+        pages
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus the source's, 0 when within the measuring
         error
     :ivar clock_note: set when the two clocks gave an impossible downtime, which was clamped

@@ -117,11 +117,6 @@ class Listener:
         self._on_close = on_close
         self._closed = False
 
-    @property
-    def address(self) -> object:
-        """The socket's own address."""
-        return self._socket.getsockname()
-
     def accept(self, cancellation: Cancellation, channel_cancellation: Cancellation) -> SocketChannel:
         """Wait for a peer.
 
