@@ -155,6 +155,14 @@ def test_readonly_slot(stage2):
     assert access(stage2, RAM, write=True) is Outcome.READONLY
 
 
+def test_readonly_slot_keeps_its_blocks_while_logging(stage2):
+    """Linux, memslot_is_logging: a slot that nobody can write needs no tracking by page."""
+    stage2.insert_slot(0, RAM, PMD_SIZE, RAM_PA, readonly=True)
+    logged(stage2, 512)
+    read(stage2, RAM)
+    assert stage2.entry(RAM)[1] == 2
+
+
 def test_no_slot_no_mapping(stage2):
     assert stage2.fault(RAM) is Outcome.NO_SLOT
     assert stage2.statistics()["faults_unhandled"] == 1
