@@ -228,6 +228,11 @@ class Status:
         """The arguments in effect, defaults included; 8 values."""
         return tuple(int(value) for value in self.record["args"])
 
+    @property
+    def bootargs(self) -> str:
+        """The arguments as the guest found them in the device tree, cut to 255 bytes."""
+        return self.record["bootargs"].tobytes().rstrip(b"\0").decode("ascii", "replace")
+
     def cpu(self, index: int) -> NDArray[Any]:
         """The record of CPU `index`, dtype `CPU_RECORD`.
 

@@ -6,10 +6,10 @@
  * SplitMix64 (Steele, Lea, Flood 2014) and G its increment:
  *
  *   seed of a CPU           s = mix(SEED + (cpu + 1) * G)
- *   data page p at first    word 0 (the tag) = 0, word i = mix(s ^ (p + 1)) + i * G
+ *   data page p at first    word 0 (the tag) = 0, word i = mix(s ^ (p + 1)) + i * G; its table entry 0
  *   step k (from 0)         r = mix(s + (k + 1) * G); page = high 32 bits of r scaled to the data pages;
  *                           word = 1 + low 16 bits of r scaled to 511; value = mix(r)
- *                           writes that word, then the page's tag = k + 1, then tag and table entry = (u32)(k + 1)
+ *                           writes that word, then the page's tag = k + 1, then its table entry = (u32)(k + 1)
  *   checksum                sum over data pages of (2 * p + 1) * (sum of the page's 512 words), modulo 2^64
  *
  * The checksum is kept up with every write from the value written and the value found, so a page that was replaced by an
@@ -70,6 +70,7 @@ static void report(struct generator *g, enum random_error kind, u64 page)
 	put64(&words[RANDOM_ERRORS], get64(&words[RANDOM_ERRORS]) + 1);
 }
 
+/* Once READY tells all pages, the checksum is that of all pages. */
 static void fill(struct generator *g)
 {
 	for (u32 page = 0; page < g->pages; page++) {
@@ -84,10 +85,10 @@ static void fill(struct generator *g)
 		}
 		g->table[page] = 0;
 		g->checksum += sum * (2ull * page + 1);
+		put64(&g->record->words[RANDOM_CHECKSUM], g->checksum);
 		put64(&g->record->words[RANDOM_READY], page + 1);
 		read_counter(g->cpu);
 	}
-	put64(&g->record->words[RANDOM_CHECKSUM], g->checksum);
 }
 
 static void step(struct generator *g)
