@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.statistics import Bandwidth, MigrationInfo, MigrationStatus, PassCounter
+from sterna.migration.statistics import PASS_LIMIT, Bandwidth, MigrationInfo, MigrationStatus, PassCounter
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and data, as QMP sends them."""
@@ -172,7 +172,7 @@ class Progress:
             rate = dirty_pages_after / (now - self._looked_at) if now > self._looked_at else 0.0
             self._looked_at = now
             self.note(
-                passes=(*self._info.passes, record),
+                passes=(*self._info.passes[1 - PASS_LIMIT :], record),
                 dirty_pages_rate=rate,
                 remaining=dirty_pages_after * PAGE_SIZE,
             )

@@ -61,6 +61,10 @@ _RUNNING = {
 }
 
 
+PASS_LIMIT = 1000
+"""How many passes are remembered; of a migration that does not converge, the last ones."""
+
+
 @dataclass(frozen=True)
 class PassRecord:
     """One finished pass over dirty memory.
