@@ -23,11 +23,18 @@ class MigrationController:
 
     :param emit: gets the events MIGRATION and MIGRATION_PASS, on a migration's thread, when the capability
         `events` is on
+    :param observe: gets them whether or not it is on
     """
 
-    def __init__(self, guest: Guest, emit: Emit = lambda name, data: None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        emit: Emit = lambda name, data: None,
+        observe: Emit = lambda name, data: None,
+    ) -> None:
         self._guest = guest
         self._emit_to = emit
+        self._observe = observe
         self._lock = threading.Lock()
         self._closing = Cancellation()
         self._closed = False
@@ -177,6 +184,7 @@ class MigrationController:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
+        self._observe(name, data)
         if self._parameters.events:
             self._emit_to(name, data)
 
