@@ -1,0 +1,72 @@
+"""The command line. Each command is a module, imported only when it is called for."""
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from sterna import __version__
+from sterna.cli.errors import CliError, ExitCode
+
+COMMANDS = {
+    "demo": "Migrate a guest that dirties memory between two processes, and check everything.",
+    "doctor": "Say what this host can do, and why not.",
+    "migrate": "Migrate a running VM, and show how it goes.",
+    "run": "Run a virtual machine.",
+}
+"""The commands and their one-line help, so that listing them imports none."""
+
+
+class LazyGroup(click.Group):
+    """Commands that live in ``sterna.cli.NAME`` as the function `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"sterna.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="sterna")
+def _sterna() -> None:
+    """Dirty page logging and live migration for virtual machines."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 2 for a wrong call, 1 for a failure, or the command's own code."""
+    try:
+        code = _sterna.main(arguments, prog_name="sterna", standalone_mode=False)
+    except CliError as error:
+        _fail(str(error), error.code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(ExitCode.USAGE)
+    except click.ClickException as error:
+        _fail(error.format_message(), ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more while closing it.
+        sys.stderr.close()
+        sys.exit(ExitCode.FAILURE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    one_line = " ".join(message.split())
+    print(f"sterna: error: {one_line}", file=sys.stderr)
+    sys.exit(code)

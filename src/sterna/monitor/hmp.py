@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sterna.migration.parameters import PARAMETERS
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
+from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
-from sterna.monitor.units import parse_size
 
 MAX_LINE = 4096
 
@@ -284,31 +283,6 @@ class HumanMonitor:
         _no_more(rest, "version")
         version = protocol.QEMU_VERSION
         return f"{version['major']}.{version['minor']}.{version['micro']} {protocol.PACKAGE}\n"
-
-
-def parse_parameter(name: str, text: str) -> Any:
-    """A migration parameter's value from text, of the type the parameter has. A bare number for `max-bandwidth`
-    is MiB/s, as in QEMU's human monitor.
-
-    :raise QmpError: When the text does not fit, or the parameter is unknown.
-    """
-    spec = PARAMETERS.get(name)
-    if spec is None:
-        raise QmpError(f"invalid parameter value: {name[:80]}")
-    if isinstance(spec.default, bool):
-        if text not in ("on", "off", "true", "false", "yes", "no", "y", "n"):
-            raise QmpError(f"Parameter '{name}' expects 'on' or 'off'")
-        return text in ("on", "true", "yes", "y")
-    if isinstance(spec.default, str):
-        return text
-    if name in ("max-bandwidth", "max-postcopy-bandwidth", "xbzrle-cache-size"):
-        try:
-            return parse_size(text, default_unit="m" if name == "max-bandwidth" else "")
-        except ValueError as error:
-            raise QmpError(f"Invalid size {text[:40]}") from error
-    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
-        raise QmpError(f"Parameter '{name}' expects an integer")
-    return int(text)
 
 
 def _find(entries: Mapping[str, _Entry], name: str) -> tuple[str, _Entry] | None:

@@ -1,0 +1,189 @@
+"""What people see of a migration: a live display on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sterna.cli.progress import Picture
+from sterna.cli.result import verdict
+from sterna.monitor.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_LINE_SECONDS = 1.0
+_BAR_WIDTH = 46
+
+
+def format_seconds(seconds: float) -> str:
+    """``4.2 s``, ``3 min 5 s``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def outlook(picture: Picture) -> str:
+    """When it will end, or why not."""
+    if picture.converges is False:
+        return (
+            f"will not converge: dirtying {format_rate(picture.dirty_rate)}, "
+            f"sending {format_rate(picture.transfer_rate)}"
+        )
+    if picture.status == "cancelling":
+        return "cancelling"
+    if picture.status == "device":
+        return "switchover: the guest is stopped"
+    if picture.eta_seconds is None:
+        return "measuring"
+    if picture.pass_number <= 1:
+        return f"pass 1 done in {format_seconds(picture.eta_seconds)}"
+    return f"switchover in {format_seconds(picture.eta_seconds)}"
+
+
+class Display(AbstractContextManager["Display"]):
+    """Shows nothing; the other displays are made from it."""
+
+    def show(self, picture: Picture) -> None:
+        """The migration as it is now."""
+
+    def note(self, text: str) -> None:
+        """Something happened."""
+
+    def outcome(self, summary: Mapping[str, Any]) -> None:
+        """It is over."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class PlainDisplay(Display):
+    """A line each second and each pass, for logs."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last: tuple[str, int] | None = None
+        self._next = 0.0
+
+    def show(self, picture: Picture) -> None:
+        state = (picture.status, picture.pass_number)
+        now = time.monotonic()
+        if state == self._last and now < self._next:
+            return
+        self._last, self._next = state, now + _LINE_SECONDS
+        if picture.pass_number:
+            self.note(
+                f"{picture.fraction:4.0%}  {picture.status}, pass {picture.pass_number}, "
+                f"{format_size(picture.remaining)} remaining, dirtying {format_rate(picture.dirty_rate)}, "
+                f"sending {format_rate(picture.transfer_rate)}, {outlook(picture)}"
+            )
+        else:
+            self.note(f"{picture.fraction:4.0%}  {picture.status}")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def outcome(self, summary: Mapping[str, Any]) -> None:
+        for line in outcome_lines(summary):
+            self.note(line)
+
+
+class LiveDisplay(Display):
+    """A bar and a few figures, redrawn in place."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+
+    def show(self, picture: Picture) -> None:
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=10, transient=True)
+            self._live.start()
+        self._live.update(self._render(picture))
+
+    def note(self, text: str) -> None:
+        self._console.print(text)
+
+    def outcome(self, summary: Mapping[str, Any]) -> None:
+        self._end()
+        colour = {"completed": "green", "cancelled": "yellow"}.get(summary["status"], "red")
+        first, *rest = outcome_lines(summary)
+        self._console.print(first, style=f"bold {colour}")
+        for line in rest:
+            self._console.print(line)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self, picture: Picture) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            Text("migrating", style="bold"),
+            ProgressBar(total=1.0, completed=picture.fraction, width=_BAR_WIDTH),
+            f"{picture.fraction:4.0%}",
+        )
+        figures = Table.grid(padding=(0, 3))
+        figures.add_row(
+            f"pass {picture.pass_number}",
+            f"{format_size(picture.remaining)} of {format_size(picture.total)} remaining",
+            f"{format_size(picture.transferred)} sent",
+        )
+        scale = max(picture.dirty_rate, picture.transfer_rate, 1.0)
+        rates = Table.grid(padding=(0, 1))
+        losing = picture.converges is False
+        for name, rate, colour in (
+            ("dirtying", picture.dirty_rate, "red" if losing else "yellow"),
+            ("sending", picture.transfer_rate, "green"),
+        ):
+            rates.add_row(
+                name,
+                ProgressBar(
+                    total=scale, completed=rate, width=24, complete_style=colour, finished_style=colour
+                ),
+                format_rate(rate),
+            )
+        style = "bold red" if losing else "dim"
+        return Group(bar, figures, rates, Text(outlook(picture), style=style))
+
+
+def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The verdict and, of a completed migration, its figures."""
+    lines = [verdict(summary)]
+    if summary["status"] == "completed":
+        passes = f"{len(summary['passes'])} passes, " if summary["passes"] else ""
+        lines.append(
+            f"total {format_seconds((summary['total_ms'] or 0) / 1000)}, {passes}"
+            f"{format_size(summary['transferred_bytes'] or 0)} sent, downtime {summary['downtime_ms']} ms"
+        )
+    if summary["clock_note"]:
+        lines.append(summary["clock_note"])
+    return lines
+
+
+def choose_display(*, json: bool) -> Display:
+    """Nothing for machines, the live display on a terminal, lines otherwise."""
+    if json:
+        return Display()
+    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay(sys.stderr)

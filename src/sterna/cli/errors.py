@@ -1,0 +1,38 @@
+"""How commands fail, and their exit codes."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of all commands."""
+
+    OK = 0
+    FAILURE = 1
+    """The command could not do its work: a file is missing, nobody listens, the guest broke."""
+    USAGE = 2
+    """The command was called wrongly."""
+    MIGRATION_FAILED = 3
+    """The migration failed; the guest runs on at the source."""
+    CANCELLED = 4
+    """The migration was cancelled; the guest runs on at the source."""
+    NOT_VERIFIED = 5
+    """The migration completed and the check that was asked for did not take place or did not hold."""
+    LOST = 6
+    """The connection to the VM was lost during the migration: its outcome is unknown here."""
+    INTERRUPTED = 130
+    """Ended by SIGINT."""
+
+
+class CliError(Exception):
+    """A command that fails, with one line for the user."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILURE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UsageError(CliError):
+    """A wrong call."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ExitCode.USAGE)

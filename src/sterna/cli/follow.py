@@ -1,0 +1,72 @@
+"""Following one migration to its end through QMP, with a display and a way to cancel."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from sterna.cli.display import Display
+from sterna.cli.errors import CliError, ExitCode
+from sterna.cli.progress import Picture, ProgressTracker
+from sterna.cli.result import FINAL
+from sterna.monitor.client import ConnectionLost, QmpClient
+
+_POLL_SECONDS = 0.1
+
+
+class Interrupts:
+    """Counts SIGINTs instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def caught(self) -> Iterator["Interrupts"]:
+        """SIGINT is counted in the body of the `with` statement."""
+        before = signal.signal(signal.SIGINT, self._interrupted)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def follow(
+    client: QmpClient,
+    display: Display,
+    interrupts: Interrupts,
+    watch: Callable[[Picture], None] = lambda picture: None,
+    poll_seconds: float = _POLL_SECONDS,
+) -> Mapping[str, Any]:
+    """Show a migration until it has an outcome. The first SIGINT cancels it, the second leaves it alone.
+
+    :param watch: called with each picture
+    :return: the last answer of query-migrate
+    :raise CliError: When the connection is lost, or the user left.
+    """
+    tracker = ProgressTracker(int(client.command("query-migrate-parameters")["downtime-limit"]))
+    cancelled = False
+    try:
+        while True:
+            info: Mapping[str, Any] = client.command("query-migrate")
+            picture = tracker.update(info)
+            if picture.status in FINAL:
+                return info
+            display.show(picture)
+            watch(picture)
+            if interrupts.count > 1:
+                raise CliError(
+                    "interrupted again: the migration was left being cancelled", ExitCode.INTERRUPTED
+                )
+            if interrupts.count and not cancelled:
+                cancelled = True
+                client.command("migrate_cancel")
+            time.sleep(poll_seconds)
+    except ConnectionLost as error:
+        raise CliError(
+            f"the VM was lost during the migration, its outcome is unknown here: {error}", ExitCode.LOST
+        ) from error

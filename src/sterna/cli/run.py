@@ -1,0 +1,300 @@
+"""`sterna run`: one virtual machine, its monitors, and its end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from sterna.machine.config import MachineConfig
+    from sterna.machine.machine import Machine
+    from sterna.migration.controller import MigrationController
+    from sterna.monitor.server import Listening
+
+
+@click.command("run")
+@click.option("--machine", default="virt", show_default=True, help="The board: virt or vexpress-a15.")
+@click.option("--cpu", default="cortex-a15", show_default=True, help="The CPU model.")
+@click.option("--smp", type=int, default=1, show_default=True, help="Number of CPUs.")
+@click.option(
+    "--memory", default="128M", show_default=True, help="Size of RAM, such as 1792M; a number is MiB."
+)
+@click.option("--accel", default="emulated", show_default=True, help="The hypervisor: emulated or kvm.")
+@click.option("--kernel", help="The guest: dirtyram, clock, random, or the path of an ELF file.")
+@click.option("--append", default="", help="The kernel's arguments.")
+@click.option("--incoming", metavar="URI|defer", help="Wait for a migration instead of starting a guest.")
+@click.option(
+    "--qmp",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Serve QMP at unix:PATH,server or tcp:HOST:PORT,server; fd:N is a listening socket passed on.",
+)
+@click.option("--monitor", type=click.Choice(["stdio", "none"]), default="none", help="A monitor for people.")
+@click.option(
+    "--serial",
+    help="The first serial line: stdio (the default without --monitor), file:PATH, unix:PATH, null.",
+)
+@click.option("--paused", is_flag=True, help="Do not start the guest until `cont`.")
+@click.option("--name", default="", help="A name for people.")
+@click.option("--dump-dtb", metavar="FILE", help="Write the device tree to FILE and exit.")
+def command(
+    machine: str,
+    cpu: str,
+    smp: int,
+    memory: str,
+    accel: str,
+    kernel: str | None,
+    append: str,
+    incoming: str | None,
+    qmp: tuple[str, ...],
+    monitor: str,
+    serial: str | None,
+    paused: bool,
+    name: str,
+    dump_dtb: str | None,
+) -> int:
+    """Run a virtual machine.
+
+    Ends with `quit`, when the guest shuts down, or by SIGINT or SIGTERM. Exit code 1 when the guest broke.
+    """
+    from sterna.machine.config import ConfigError, MachineConfig, parse_memory
+
+    if monitor == "stdio" and serial == "stdio":
+        raise UsageError("--monitor and --serial cannot both be stdio")
+    if kernel is None and incoming is None:
+        raise UsageError("there is nothing to run: give --kernel, or --incoming for a migration")
+    if kernel is not None and incoming is not None:
+        raise UsageError("--kernel and --incoming exclude each other: a migration brings its guest along")
+    try:
+        config = MachineConfig(
+            machine=machine,
+            cpu=cpu,
+            smp=smp,
+            memory_bytes=parse_memory(memory),
+            accel=accel,
+            kernel=kernel,
+            append=append,
+            serial=serial or ("null" if monitor == "stdio" else "stdio"),
+            paused=paused,
+            incoming=incoming is not None,
+            name=name,
+        )
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    if dump_dtb is not None:
+        return _dump_device_tree(config, dump_dtb)
+    return _run(config, incoming, qmp, monitor == "stdio")
+
+
+def _dump_device_tree(config: "MachineConfig", path: str) -> int:
+    from sterna.machine import devicetree
+
+    try:
+        with open(path, "wb") as file:
+            file.write(devicetree.build(config))
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror}") from error
+    return ExitCode.OK
+
+
+def _run(config: "MachineConfig", incoming: str | None, qmp: tuple[str, ...], console: bool) -> int:
+    from sterna.migration.controller import MigrationController
+    from sterna.migration.errors import MigrationError, UriError
+    from sterna.monitor.addresses import AddressError
+
+    with contextlib.ExitStack() as stack:
+        # Addresses are checked and bound before the guest costs any time.
+        listening = list(_listen(qmp, stack))
+        machine = _make_machine(config)
+        stack.callback(machine.close)
+        session = _RunningMachine(machine, listening, console)
+        migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
+        if incoming is not None:
+            try:
+                migration.incoming(incoming)
+            except UriError as error:
+                raise UsageError(f"--incoming: {error}") from error
+            except (MigrationError, AddressError) as error:
+                raise CliError(f"--incoming: {error}") from error
+        return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
+
+
+def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterator[Listening]":
+    from sterna.monitor.addresses import AddressError, parse_address
+    from sterna.monitor.server import Listening
+
+    try:
+        parsed = [parse_address(address) for address in addresses]
+    except AddressError as error:
+        raise UsageError(f"--qmp: {error}") from error
+    for address in parsed:
+        try:
+            listening = Listening.on(address)
+        except AddressError as error:
+            raise CliError(f"--qmp: {error}") from error
+        stack.callback(listening.close)
+        yield listening
+
+
+def _make_machine(config: "MachineConfig") -> "Machine":
+    from sterna.guests.catalog import GuestError
+    from sterna.hypervisor.interface import HypervisorError
+    from sterna.machine.config import ConfigError
+    from sterna.machine.loader import LoadError
+    from sterna.machine.machine import Machine
+    from sterna.machine.serial import SerialError
+
+    try:
+        return Machine(config)
+    except (GuestError, ConfigError) as error:
+        raise UsageError(str(error)) from error
+    except (LoadError, SerialError, HypervisorError) as error:
+        raise CliError(str(error)) from error
+    except MemoryError as error:
+        raise CliError(f"this host cannot give {config.memory_bytes >> 20} MiB: {error}") from error
+
+
+class _RunningMachine:
+    """The process around a machine: events, the human monitor's lines, and what ends it."""
+
+    def __init__(self, machine: "Machine", listening: "list[Listening]", console: bool) -> None:
+        self._machine = machine
+        self._listening = listening
+        self._console = console
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._emit_to: Any = None
+        self._ended = threading.Event()
+        self._reported = False
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        """An event for QMP clients; from any thread."""
+        if self._emit_to is not None:
+            self._emit_to(name, data)
+
+    def observe(self, name: str, data: dict[str, Any]) -> None:
+        """What a migration does, whether or not clients asked for events."""
+        if name == "MIGRATION" and data.get("status") == "failed" and self._migration is not None:
+            info = self._migration.info()
+            direction = "incoming migration" if info.incoming else "migration"
+            print(f"sterna: {direction} failed: {info.error}", file=sys.stderr, flush=True)
+
+    _migration: "MigrationController | None" = None
+
+    async def main(self, migration: "MigrationController", *, start: bool) -> int:
+        """Serve until something ends the machine.
+
+        :return: the exit code
+        """
+        from sterna.monitor.commands import Commands
+        from sterna.monitor.control import Control
+        from sterna.monitor.hmp import HumanMonitor
+        from sterna.monitor.server import QmpServer
+
+        self._loop = asyncio.get_running_loop()
+        self._migration = migration
+        self._end = asyncio.Event()
+        control = Control(self._machine, migration, self._quit)
+        server = QmpServer(Commands(control))
+        self._emit_to = server.emit
+        unsubscribe = self._machine.subscribe(self._machine_event)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._signalled)
+        try:
+            for listening in self._listening:
+                await server.serve(listening.socket)
+            if self._console:
+                self._start_console(HumanMonitor(control))
+            if start:
+                self._machine.cont()
+            await self._end.wait()
+        finally:
+            unsubscribe()
+            await server.close()
+        return ExitCode.FAILURE if self._machine.error else ExitCode.OK
+
+    # -- what ends it ----------------------------------------------------------------------------------------
+
+    def _quit(self, reason: str) -> None:
+        self._stop(reason, guest=False)
+
+    def _stop(self, reason: str, *, guest: bool) -> None:
+        """Announce the end once, and bring it about."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self.emit("SHUTDOWN", {"guest": guest, "reason": reason})
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._end.set)
+
+    def _signalled(self) -> None:
+        if self._ended.is_set():
+            os._exit(ExitCode.INTERRUPTED)  # asked twice: something hangs
+        self._stop("host-signal", guest=False)
+
+    def _machine_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "SHUTDOWN":
+            self._stop(str(data.get("reason", "guest-shutdown")), guest=bool(data.get("guest", True)))
+            return
+        self.emit(name, data)
+        if self._machine.run_state.value == "internal-error" and not self._reported:
+            self._reported = True
+            print(f"sterna: error: the guest stopped: {self._machine.error}", file=sys.stderr, flush=True)
+            if not self._listening and not self._console:
+                self._quit("guest-panic")  # nobody could look at it
+
+    # -- the human monitor -----------------------------------------------------------------------------------
+
+    def _start_console(self, monitor: Any) -> None:
+        def loop() -> None:
+            _write(f"sterna {_version()} monitor - type 'help' for more information\n{_PROMPT}")
+            for line in _lines(0):
+                _write(monitor.execute(line, foreground=True))
+                if self._ended.is_set():
+                    return
+                _write(_PROMPT)
+
+        # Reads with os.read: a daemon thread inside sys.stdin would trip over the interpreter's end.
+        threading.Thread(target=loop, name="monitor", daemon=True).start()
+
+
+_PROMPT = "(sterna) "
+_MAX_LINE = 1 << 16
+
+
+def _version() -> str:
+    from sterna import __version__
+
+    return __version__
+
+
+def _write(text: str) -> None:
+    data = text.encode(errors="replace")
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(1, data) :]
+
+
+def _lines(fd: int) -> Iterator[str]:
+    """Lines of a descriptor until it ends."""
+    kept = b""
+    while True:
+        try:
+            data = os.read(fd, 4096)
+        except OSError:
+            return
+        if not data:
+            return
+        *lines, kept = (kept + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace").strip()
+        if len(kept) > _MAX_LINE:
+            kept = b""

@@ -1,0 +1,32 @@
+"""Migration parameters as people write them."""
+
+from typing import Any
+
+from sterna.migration.parameters import PARAMETERS
+from sterna.monitor.protocol import QmpError
+from sterna.monitor.units import parse_size
+
+
+def parse_parameter(name: str, text: str, default_unit: str = "m") -> Any:
+    """A migration parameter's value from text, of the type the parameter has.
+
+    :param default_unit: what a bare number for `max-bandwidth` counts: MiB/s in QEMU's human monitor
+    :raise QmpError: When the text does not fit, or the parameter is unknown.
+    """
+    spec = PARAMETERS.get(name)
+    if spec is None:
+        raise QmpError(f"invalid parameter value: {name[:80]}")
+    if isinstance(spec.default, bool):
+        if text not in ("on", "off", "true", "false", "yes", "no", "y", "n"):
+            raise QmpError(f"Parameter '{name}' expects 'on' or 'off'")
+        return text in ("on", "true", "yes", "y")
+    if isinstance(spec.default, str):
+        return text
+    if name in ("max-bandwidth", "max-postcopy-bandwidth", "xbzrle-cache-size"):
+        try:
+            return parse_size(text, default_unit if name == "max-bandwidth" else "")
+        except ValueError as error:
+            raise QmpError(f"Invalid size {text[:40]}") from error
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
+        raise QmpError(f"Parameter '{name}' expects an integer")
+    return int(text)
