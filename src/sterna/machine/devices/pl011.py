@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 
 from sterna.machine.devices.irq import IrqLine
@@ -108,6 +108,11 @@ class Pl011:
         self._irq = irq
         self._backlog: deque[int] = deque()
         self.registers = Pl011Registers()
+
+    def save(self) -> Pl011Registers:
+        """A copy of the state."""
+        with self._lock:
+            return replace(self.registers, fifo=list(self.registers.fifo))
 
     def load(self, registers: Pl011Registers) -> None:
         """Go on from a saved state."""

@@ -88,8 +88,8 @@ _HIGH = range(8, 13)
 _FPSID = 0x4104_30F0
 _MVFR0, _MVFR1 = 0x1011_0222, 0x1111_1111
 """Identification of the Cortex-A15's VFP (ARM DDI 0438, 9.3)."""
-# env.vfp.xregs has the VFP's system registers by number, from 1 on.
-_FPEXC_AT, _MVFR0_AT, _MVFR1_AT = 7, 6, 5
+# env.vfp.xregs has the VFP's system registers by number, from 2 on.
+_FPEXC_AT, _MVFR0_AT, _MVFR1_AT = 6, 5, 4
 _NO_RESERVATION = (1 << 64) - 1
 _POWER_ON, _POWER_OFF, _POWER_ON_PENDING = 0, 1, 2
 _IRQ_LINE = 2
@@ -168,7 +168,7 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCp
 
     :param counter: the guest's counter, which has a section of its own
     :param known: system registers that the hypervisor keeps
-    :raise StreamError: When the mode or power state is not one that our CPUs have, or the VFP's registers are missing.
+    :raise StreamError: When the mode or power state is not one that our CPUs have, or registers are missing.
     """
     fields = cpu.fields
     cpsr = fields["cpsr"]
@@ -198,6 +198,10 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCp
         banked[f"r{i}_fiq"] = regs[i] if bank == "fiq" else fields["env.fiq_regs"][position]
     values = dict(zip(fields["cpreg_vmstate_indexes"], fields["cpreg_vmstate_values"], strict=True))
     cp15, left_out = from_wire(values, known)
+    if missing := set(known) - set(cp15):
+        raise StreamError(f"system register {min(missing):#x} is missing", _name(cpu)).inside(
+            "cpreg_vmstate_indexes"
+        )
     state = ArmVcpuState(
         regs=regs,
         cpsr=cpsr,

@@ -1,0 +1,82 @@
+"""Guest RAM in a VM: the memory slot, its dirty log, and the host's own accesses."""
+
+from sterna.hypervisor.interface import MemorySlot, SlotFlags, Vm
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
+from sterna.memory.bitmap import DirtyBatch
+from sterna.memory.ram import RamBlock
+
+_SLOT = 0
+
+
+class AddressError(ValueError):
+    """An access that is not to guest RAM; the text names the range."""
+
+
+class GuestRam:
+    """One RAM block, put into a VM as a memory slot.
+
+    :ivar block: the memory
+    :ivar logging: whether writes are logged
+    """
+
+    def __init__(self, vm: Vm, block: RamBlock, base: Ipa) -> None:
+        self.block = block
+        self.logging = False
+        self._vm = vm
+        self._base = base
+        self._set_slot(SlotFlags.NONE)
+
+    def _set_slot(self, flags: SlotFlags) -> None:
+        self._vm.set_memory_slot(MemorySlot(_SLOT, self._base, self.block.size, self.block, flags=flags))
+
+    def start_logging(self) -> None:
+        """Log writes from now on. Does nothing when they are logged already."""
+        if not self.logging:
+            self._set_slot(SlotFlags.LOG_DIRTY_PAGES)
+            self.logging = True
+
+    def stop_logging(self) -> None:
+        """Stop logging. Does nothing when it is off."""
+        if not self.logging:
+            return
+        # Pages that are writable now would stay in 4 KiB entries for good: no fault would come to rebuild their block. Taken
+        # from the log once more, all are write-protected, and the next write to each block makes it whole again.
+        self._vm.get_dirty_log(_SLOT)
+        self._set_slot(SlotFlags.NONE)
+        self.logging = False
+
+    def harvest(self) -> DirtyBatch:
+        """Take the dirty log, and protect its pages again.
+
+        :raise HypervisorError: When writes are not logged.
+        """
+        return DirtyBatch(self.block.name, self._vm.get_dirty_log(_SLOT))
+
+    def read(self, ipa: int, size: int) -> bytes:
+        """Bytes of guest RAM.
+
+        :raise AddressError: When the range is not within RAM.
+        """
+        at = self._offset(ipa, size)
+        return bytes(self.block.view[at : at + size])
+
+    def write(self, ipa: int, data: bytes) -> None:
+        """Write to guest RAM for the host, through the dirty log.
+
+        :raise AddressError: When the range is not within RAM.
+        """
+        if not data:
+            return
+        at = self._offset(ipa, len(data))
+        self.block.view[at : at + len(data)] = data
+        first, last = at >> PAGE_SHIFT, at + len(data) - 1 >> PAGE_SHIFT
+        self._vm.mark_dirty(_SLOT, first, last - first + 1)
+
+    def _offset(self, ipa: int, size: int) -> int:
+        at = ipa - self._base
+        if size < 0 or at < 0 or at + size > self.block.size:
+            raise AddressError(
+                f"{size} bytes at {ipa:#x} are not in RAM, which is {self._base:#x} to "
+                f"{self._base + self.block.size:#x} ({self.block.size // PAGE_SIZE} pages)"
+            )
+        return at

@@ -1,0 +1,400 @@
+"""A machine: a board, its RAM, CPUs and devices on a hypervisor, and the states it goes through."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from sterna.hypervisor.interface import ArmVcpuState, Exit, ExitReason, SystemEvent, Vcpu
+from sterna.machine import devicetree, kernel
+from sterna.machine.accel import create_vm
+from sterna.machine.config import ConfigError, MachineConfig
+from sterna.machine.cpus import CpuThreads
+from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.pl011 import Pl011
+from sterna.machine.guestram import GuestRam
+from sterna.machine.loader import Image, place
+from sterna.machine.registerdump import dump_registers
+from sterna.machine.runstate import RunState, RunStateError, require, transition
+from sterna.machine.serial import NullSerial, SerialBackend, open_serial
+from sterna.machine.state import sections
+from sterna.machine.state.clock import ns_to_counter
+from sterna.machine.state.cpu import timer_line
+from sterna.memory.address import PAGE_SIZE
+from sterna.memory.bitmap import DirtyBatch
+from sterna.memory.ram import RamBlock, RamError
+from sterna.stream.vmstate import DeviceState, VmStateDescription
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Takes an event: its name and data, as QMP has them. Called with the machine's lock held; must not wait for the machine."""
+
+_SVC_MODE_MASKED = 0x1D3
+_THUMB = 1 << 5
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """A vCPU.
+
+    :ivar thread_id: the host's id of its thread
+    """
+
+    index: int
+    thread_id: int
+
+
+class Machine:
+    """A virtual machine. It comes up in state prelaunch, or inmigrate when it waits for a guest; `cont` starts it.
+
+    The guest's counter stands still while the machine is paused. It does not while a migration is under way: if that
+    fails, the guest goes on as if it had only been slow.
+
+    :ivar config: its settings
+    :ivar serial: the far end of the first UART
+    :ivar error: what stopped the guest, when it was not told to stop: fault, address, pc in the first line, then registers
+
+    :raise ConfigError: When the host cannot give the RAM.
+    :raise LoadError: When the kernel cannot be loaded.
+    :raise GuestError: When there is no such guest program or it cannot run so.
+    :raise SerialError: When the serial line cannot be opened.
+    :raise HypervisorError: When the hypervisor is not there.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.machine_type = config.board.machine_type
+        self.page_bits = config.board.page_bits
+        self.descriptions: Mapping[str, VmStateDescription] = sections.DESCRIPTIONS
+        self.error: str | None = None
+        self._lock = threading.RLock()
+        self._listeners: list[Listener] = []
+        self._run_state = RunState.INMIGRATE if config.incoming else RunState.PRELAUNCH
+        self._before_migration = self._run_state
+        self._incoming: sections.MachineState | None = None
+        self._start_after_incoming = not config.paused
+        # The counter while it stands still; None while it runs.
+        self._stopped_counter: int | None = 0
+        with ExitStack() as stack:
+            self._build(stack)
+            self._resources = stack.pop_all()
+
+    def _build(self, stack: ExitStack) -> None:
+        config, board = self.config, self.config.board
+        device_tree = devicetree.build(config)
+        image = None
+        if config.kernel is not None and not config.incoming:
+            image = kernel.find(config, len(device_tree))
+        try:
+            block = stack.enter_context(RamBlock(board.ram_name, config.memory_bytes))
+        except RamError as error:
+            raise ConfigError(f"memory: {error}") from error
+        self._vm = create_vm(config.accel, board, config.smp)
+        stack.callback(self._vm.close)
+        self.ram_blocks: Sequence[RamBlock] = (block,)
+        self._ram = GuestRam(self._vm, block, board.ram_base)
+        self._vcpus: list[Vcpu] = [self._vm.create_vcpu(index) for index in range(config.smp)]
+        self._known_registers = frozenset(self._vcpus[0].get_state().cp15)
+        self._build_devices(stack)
+        if image is not None:
+            self._load(image, device_tree)
+        self._threads = CpuThreads(self._vcpus, self._vcpu_left)
+        stack.callback(self._threads.close)
+
+    def _build_devices(self, stack: ExitStack) -> None:
+        board = self.config.board
+        self._gic = Gic(board.gic.irqs, self._vcpus)
+        self._vm.add_mmio(board.gic.distributor, board.gic.distributor_bytes, GicDistributor(self._gic))
+        self._vm.add_mmio(board.gic.cpu_interface, board.gic.cpu_interface_bytes, GicCpuInterface(self._gic))
+        self.serial: SerialBackend = open_serial(self.config.serial)
+        stack.callback(self.serial.close)
+        lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
+        self._uarts = [
+            Pl011(line, self._gic.line(uart.irq)) for uart, line in zip(board.uarts, lines, strict=True)
+        ]
+        for uart, device in zip(board.uarts, self._uarts, strict=True):
+            self._vm.add_mmio(uart.base, PAGE_SIZE, device)
+        self.serial.start(self._uarts[0].receive)
+
+    def _load(self, image: Image, device_tree: bytes) -> None:
+        place(image, device_tree, self.config.board, self._ram.write)
+        for vcpu in self._vcpus:
+            state = vcpu.get_state()
+            state.regs[15] = image.entry & ~1
+            state.cpsr = _SVC_MODE_MASKED | (_THUMB if image.entry & 1 else 0)
+            vcpu.set_state(state)
+
+    # -- run state and events ----------------------------------------------------------------------------------------------
+
+    @property
+    def run_state(self) -> RunState:
+        """The state the machine is in."""
+        return self._run_state
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Hand events to `listener`: STOP, RESUME, SHUTDOWN.
+
+        :return: ends the subscription
+        """
+        with self._lock:
+            self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def stop(self) -> None:
+        """Pause the guest and its counter. Does nothing when it does not run."""
+        with self._lock:
+            match self._run_state:
+                case RunState.RUNNING:
+                    self._pause(RunState.PAUSED)
+                case RunState.INMIGRATE:
+                    self._start_after_incoming = False
+                case RunState.FINISH_MIGRATE if self._before_migration is RunState.RUNNING:
+                    self._before_migration = RunState.PAUSED
+                case _:
+                    pass
+
+    def cont(self) -> None:
+        """Run the guest; its counter goes on from where it stood. Does nothing when it runs.
+
+        In state inmigrate the guest will run as soon as it is there, whatever the settings say.
+
+        :raise RunStateError: When the guest has ended, is broken or runs elsewhere.
+        """
+        with self._lock:
+            if self._run_state is RunState.INMIGRATE:
+                self._start_after_incoming = True
+            elif self._run_state is not RunState.RUNNING:
+                require("run the guest", self._run_state, RunState.PAUSED, RunState.PRELAUNCH)
+                self._run()
+
+    def shutdown(self) -> None:
+        """End the guest: it never runs again. Does nothing when it has ended."""
+        with self._lock:
+            if self._run_state is RunState.RUNNING:
+                self._pause(RunState.PAUSED)
+            if self._run_state is not RunState.SHUTDOWN:
+                self._run_state = transition(self._run_state, RunState.SHUTDOWN)
+                self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+
+    def close(self) -> None:
+        """Stop the guest and free everything. Not to be called by a listener."""
+        self._resources.close()
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _emit(self, event: str, data: dict[str, Any] | None = None) -> None:
+        for listener in tuple(self._listeners):
+            listener(event, data or {})
+
+    def _run(self) -> int:
+        """Go to state running.
+
+        :return: CLOCK_REALTIME in ns just before the first guest instruction
+        """
+        self._run_state = transition(self._run_state, RunState.RUNNING)
+        if self._stopped_counter is not None:
+            self._vm.set_counter(self._stopped_counter)
+            self._stopped_counter = None
+        self._emit("RESUME")
+        return self._threads.resume()
+
+    def _pause(self, target: RunState) -> int:
+        """Leave state running for `target`, or, if a vCPU had just stopped by itself, for what that means.
+
+        :return: CLOCK_REALTIME in ns when the last vCPU had stopped
+        """
+        stopped_at = self._threads.pause()
+        self._stopped_counter = self._vm.counter()
+        own = self._threads.take_exits()
+        if own:
+            target = self._account_for(*own[0])
+        self._run_state = transition(self._run_state, target)
+        self._emit("STOP")
+        return stopped_at
+
+    def _account_for(self, index: int, leaving: Exit) -> RunState:
+        """The state that a vCPU's own stop leads to."""
+        if leaving.reason is ExitReason.SYSTEM_EVENT:
+            # There is no reset: a guest that asks for one has ended, as with QEMU's -no-reboot.
+            reset = leaving.event is SystemEvent.RESET
+            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-reset" if reset else "guest-shutdown"})
+            return RunState.SHUTDOWN
+        self.error = f"{leaving.detail or leaving.reason.name}\n{self._dump(index)}"
+        return RunState.INTERNAL_ERROR
+
+    def _vcpu_left(self) -> None:
+        """A vCPU stopped by itself. On its thread."""
+        with self._lock:
+            if self._run_state is RunState.RUNNING and self._threads.exited:
+                self._pause(RunState.PAUSED)
+
+    # -- inspection --------------------------------------------------------------------------------------------------------
+
+    def cpus(self) -> list[CpuInfo]:
+        """The vCPUs."""
+        return [CpuInfo(index, thread_id) for index, thread_id in enumerate(self._threads.thread_ids)]
+
+    def registers(self, cpu: int) -> str:
+        """A vCPU's registers as text. A running guest stops for a moment.
+
+        :raise ValueError: When there is no such vCPU.
+        """
+        if not 0 <= cpu < self.config.smp:
+            raise ValueError(f"CPU {cpu}: the machine has CPUs 0 to {self.config.smp - 1}")
+        with self._held():
+            return self._dump(cpu)
+
+    def read_physical(self, ipa: int, size: int) -> bytes:
+        """Guest RAM at a physical address.
+
+        :raise AddressError: When the range is not in RAM.
+        """
+        return self._ram.read(ipa, size)
+
+    def statistics(self) -> dict[str, int]:
+        """The hypervisor's counters by name."""
+        return dict(self._vm.statistics())
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """No vCPU runs, and the run state stays as it is."""
+        with self._lock:
+            running = self._run_state is RunState.RUNNING
+            if running:
+                self._threads.pause()
+            try:
+                yield
+            finally:
+                if running:
+                    self._threads.resume()
+
+    def _dump(self, cpu: int) -> str:
+        return dump_registers(self._vcpus[cpu].get_state())
+
+    # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
+
+    def start_dirty_logging(self) -> None:
+        """Log writes to RAM from now on."""
+        self._ram.start_logging()
+
+    def stop_dirty_logging(self) -> None:
+        """Stop logging writes."""
+        self._ram.stop_logging()
+
+    def harvest(self) -> list[DirtyBatch]:
+        """Take the dirty log."""
+        return [self._ram.harvest()]
+
+    def stop_for_migration(self) -> int:
+        """Stop the guest for the switchover.
+
+        :return: CLOCK_REALTIME in ns when the last vCPU had left guest mode
+        :raise RunStateError: When the machine has no guest of its own.
+        """
+        with self._lock:
+            before = self._run_state
+            stopped_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
+            if before is RunState.RUNNING:
+                stopped_at = self._pause(RunState.FINISH_MIGRATE)
+            if self._run_state is not RunState.FINISH_MIGRATE:
+                before = self._run_state  # a guest that has ended or is broken migrates as that
+                self._run_state = transition(before, RunState.FINISH_MIGRATE)
+            self._before_migration = before
+            return stopped_at
+
+    def resume(self) -> int:
+        """Go on after an incoming migration, or one that failed: as the source was, as this machine was.
+
+        :return: CLOCK_REALTIME in ns just before the first guest instruction
+        :raise RunStateError: When the machine is not in a migration, or its guest has not arrived.
+        """
+        with self._lock:
+            require("resume", self._run_state, RunState.FINISH_MIGRATE, RunState.INMIGRATE)
+            if self._run_state is RunState.INMIGRATE:
+                target = self._state_after_incoming()
+            else:
+                target = self._before_migration
+                if target is RunState.RUNNING:
+                    self._stopped_counter = None  # it never stood still
+            if target is RunState.RUNNING:
+                return self._run()
+            self._run_state = transition(self._run_state, target)
+            return time.clock_gettime_ns(time.CLOCK_REALTIME)
+
+    def _state_after_incoming(self) -> RunState:
+        if self._incoming is None:
+            raise RunStateError("resume a guest that has not arrived", self._run_state, frozenset())
+        target = self._incoming.run_state or RunState.RUNNING
+        if target is RunState.INTERNAL_ERROR:
+            self.error = "the guest was broken before it migrated here"
+        return RunState.PAUSED if target is RunState.RUNNING and not self._start_after_incoming else target
+
+    def migrated_away(self) -> None:
+        """The guest runs elsewhere: it must never run here again."""
+        with self._lock:
+            self._run_state = transition(self._run_state, RunState.POSTMIGRATE)
+
+    def save_devices(self) -> list[DeviceState]:
+        """The sections of CPUs and devices.
+
+        :raise RunStateError: When the guest is not stopped for a migration.
+        """
+        with self._lock:
+            require("save the devices", self._run_state, RunState.FINISH_MIGRATE)
+            assert self._stopped_counter is not None
+            cpus = [self._cpu_state(vcpu, self._stopped_counter) for vcpu in self._vcpus]
+            gic, pending = self._gic.save([timer_line(cpu) for cpu in cpus])
+            state = sections.MachineState(
+                counter=self._stopped_counter,
+                cpus=tuple(cpus),
+                gic=gic,
+                uarts=tuple(uart.save() for uart in self._uarts),
+                run_state=self._before_migration,
+            )
+            return sections.save(state, pending)
+
+    @staticmethod
+    def _cpu_state(vcpu: Vcpu, counter: int) -> ArmVcpuState:
+        state = vcpu.get_state()
+        state.counter = counter
+        return state
+
+    def load_devices(self, states: Sequence[DeviceState]) -> None:
+        """Take over CPUs and devices: all, or on an error none.
+
+        :raise StreamError: When a section is missing, unknown, or does not fit this machine.
+        :raise RunStateError: When the machine does not wait for a guest.
+        """
+        with self._lock:
+            require("load the devices", self._run_state, RunState.INMIGRATE)
+            state = sections.load(states, self.config.board, self.config.smp, self._known_registers)
+            for vcpu, cpu in zip(self._vcpus, state.cpus, strict=True):
+                vcpu.set_state(cpu)
+            self._gic.load(state.gic)
+            for uart, registers in zip(self._uarts, state.uarts, strict=True):
+                uart.load(registers)
+            self._stopped_counter = state.counter
+            self._incoming = state
+
+    def advance_counter(self, elapsed_ns: int) -> None:
+        """The guest ran until `elapsed_ns` ago: let its counter jump by that. A guest that was paused lost no time."""
+        with self._lock:
+            require("advance the counter", self._run_state, RunState.INMIGRATE)
+            if self._incoming is None or self._incoming.run_state not in (None, RunState.RUNNING):
+                return
+            assert self._stopped_counter is not None
+            self._stopped_counter += ns_to_counter(max(elapsed_ns, 0))
