@@ -39,7 +39,11 @@ def build(config: MachineConfig) -> bytes:
     _words(root, "#size-cells", 2)
     console = f"/pl011@{board.uarts[0].base:x}"
     chosen = _node(root, "chosen")
-    _strings(chosen, "bootargs", config.append)
+    if config.append:
+        if config.append:
+            _strings(chosen, "bootargs", config.append)
+    else:
+        chosen.append(fdt.PropBytes("bootargs", data=b"\0"))  # the library refuses an empty string
     _strings(chosen, "stdout-path", console)
     memory = _node(root, f"memory@{board.ram_base:x}")
     _strings(memory, "device_type", "memory")
