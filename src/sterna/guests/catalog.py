@@ -84,7 +84,7 @@ PROGRAMS: dict[str, Program] = {
                 Argument("STEPS_PER_MS", 16, "page writes per CPU and millisecond", minimum=1, maximum=4096),
                 Argument("LOSE", 0, "for tests: number of the page write that is left out"),
             ),
-            least=1,
+            least=0,
             hidden=1,
         ),
     )

@@ -3,7 +3,9 @@
  * A reader for flattened device trees (Devicetree Specification 0.4, chapter 5): RAM size, number of CPUs, bootargs.
  * Reads bytes, as the blob may be unaligned in a property and the MMU is off; checks every offset against the blob.
  */
-#include "guest.h"
+#include "fdt.h"
+
+#include <stddef.h>
 
 #define FDT_MAGIC 0xd00dfeedu
 #define FDT_BEGIN_NODE 1u
@@ -69,7 +71,6 @@ static int base_name(const unsigned char *text, u32 length, const char *word)
 	return equal(text, base, word);
 }
 
-/* Prefix compare of a compatible-like string is not needed: names decide, as QEMU and our loader give them. */
 static int is_property(const struct blob *blob, u32 name, const char *word)
 {
 	int length;
@@ -177,7 +178,7 @@ int fdt_read(const void *bytes, u32 limit, u32 ram_base, struct machine *machine
 				machine->bootargs = (const char *)blob.bytes + at;
 				machine->bootargs_length = (u32)text;
 			}
-			if (length > 0xfffffffc || ((length + 3) & ~3u) > blob.struct_end - at)
+			if (((length + 3) & ~3u) > blob.struct_end - at)
 				return -1;
 			at += (length + 3) & ~3u;
 		} else if (token == FDT_END) {

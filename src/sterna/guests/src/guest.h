@@ -3,6 +3,7 @@
 #ifndef GUEST_H
 #define GUEST_H
 
+#include "fdt.h"
 #include "status.h"
 
 #if defined(BOARD_VIRT)
@@ -26,9 +27,6 @@
 #define PAGE_SIZE 4096u
 #define WORK_BASE (RAM_BASE + WORK_OFFSET)
 #define DEFAULT_RAM_BYTES (128u << 20)
-
-typedef uint32_t u32;
-typedef uint64_t u64;
 
 extern volatile struct status status;
 
@@ -95,16 +93,5 @@ void print_number(u64 value);
 void print_hex(u32 value);
 void print_padded(u64 value, u32 digits);
 void print_ms(u64 ticks); /* as milliseconds with three decimals */
-
-/* fdt.c */
-struct machine {
-	u64 ram_bytes;   /* 0: not found */
-	u32 cpus;        /* 0: not found */
-	const char *bootargs; /* NULL: none; bootargs_length bytes without the terminator */
-	u32 bootargs_length;
-};
-
-/* 1: read; 0: no device tree at `blob`; -1: one that is damaged. */
-int fdt_read(const void *blob, u32 limit, u32 ram_base, struct machine *machine);
 
 #endif
