@@ -109,11 +109,13 @@ def _run(config: "MachineConfig", incoming: str | None, qmp: tuple[str, ...], co
     from sterna.migration.controller import MigrationController
     from sterna.migration.errors import MigrationError, UriError
     from sterna.monitor.addresses import AddressError
+    from sterna.stream.ram import warm_up
 
     with contextlib.ExitStack() as stack:
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
         machine = _make_machine(config)
+        warm_up()
         stack.callback(machine.close)
         session = _RunningMachine(machine, listening, console)
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))

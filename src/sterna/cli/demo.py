@@ -1,0 +1,83 @@
+"""`sterna demo`: the main job in one command."""
+
+import json as json_module
+import sys
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+
+
+@click.command("demo")
+@click.option("--machine", default="virt", show_default=True, help="The board: virt or vexpress-a15.")
+@click.option("--accel", default="emulated", show_default=True, help="The hypervisor.")
+@click.option("--kernel", default="dirtyram", show_default=True, help="The guest: dirtyram, clock or random.")
+@click.option("--append", help="The guest's arguments.  [default: 102580 812 30 for dirtyram]")
+@click.option("--memory", default="1792M", show_default=True, help="Size of RAM.")
+@click.option("--smp", type=int, default=1, show_default=True, help="Number of CPUs.")
+@click.option(
+    "--bandwidth", default="unlimited", show_default=True, help="Limit, such as 1Gbit or 128MiB (per second)."
+)
+@click.option(
+    "--downtime-limit", default="300ms", show_default=True, help="How long the guest may stand still."
+)
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def command(
+    machine: str,
+    accel: str,
+    kernel: str,
+    append: str | None,
+    memory: str,
+    smp: int,
+    bandwidth: str,
+    downtime_limit: str,
+    json: bool,
+) -> int:
+    """Migrate a guest that dirties memory between two processes over TCP, and check everything.
+
+    Both ends' RAM is compared, and the guest's own counters and its clock are read on both sides. Exit code 0
+    only when the migration completed and every check held. Ctrl-C cancels.
+    """
+    from sterna.cli.display import choose_display
+    from sterna.cli.follow import Interrupts
+    from sterna.cli.rehearsal import rehearse
+    from sterna.cli.settings import bandwidth_value, duration_value
+    from sterna.cli.trial import TrialSettings, report_lines, run_trial
+    from sterna.guests.catalog import PROGRAMS, GuestError, validate
+    from sterna.machine.config import ConfigError, MachineConfig, parse_memory
+
+    if append is None:
+        append = {"dirtyram": "102580 812 30", "random": "1"}.get(kernel, "")
+    if kernel not in PROGRAMS:
+        raise UsageError(f"--kernel: the demo knows {', '.join(PROGRAMS)}; {kernel[:80]!r} is none of them")
+    try:
+        config = MachineConfig(
+            machine=machine,
+            smp=smp,
+            memory_bytes=parse_memory(memory),
+            accel=accel,
+            kernel=kernel,
+            append=append,
+        )
+        validate(kernel, append, cpus=smp, memory_bytes=config.memory_bytes, board=machine)
+    except (ConfigError, GuestError) as error:
+        raise UsageError(str(error)) from error
+    settings = TrialSettings(config, bandwidth_value(bandwidth), duration_value(downtime_limit))
+    with choose_display(json=json) as display, Interrupts().caught() as interrupts:
+        try:
+            rehearse(display, interrupts)
+            result = run_trial(settings, display, interrupts)
+        except CliError as error:
+            if json:
+                failed = {"status": "failed", "verified": False, "error": str(error)}
+                click.echo(json_module.dumps(failed))
+            raise
+    if json:
+        click.echo(json_module.dumps(result))
+    else:
+        print("\n".join(report_lines(result, settings)), file=sys.stdout)
+    if result["status"] == "cancelled":
+        return ExitCode.CANCELLED
+    if result["status"] != "completed":
+        return ExitCode.MIGRATION_FAILED
+    return ExitCode.OK if result["verified"] else ExitCode.NOT_VERIFIED

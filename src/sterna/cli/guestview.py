@@ -1,0 +1,120 @@
+"""What a demo learns from a guest program's status page on either side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sterna.cli.vmprocess import VmProcess
+from sterna.guests.check import check_ram
+from sterna.guests.layout import (
+    PAGE_BYTES,
+    STATUS_BYTES,
+    STATUS_OFFSET,
+    WORK_OFFSET,
+    ClockWord,
+    DirtyramWord,
+    GuestState,
+    ProgramId,
+    RandomWord,
+    Status,
+    StatusError,
+    read_status,
+)
+
+
+@dataclass(frozen=True)
+class GuestGap:
+    """The time that the guest's own counter says it did not run across the migration.
+
+    :ivar ms: its length; when not `exact`, the 5 ms below which the guest records nothing
+    """
+
+    ms: float
+    exact: bool
+
+
+def guest_status(vm: VmProcess, ram_base: int) -> Status | None:
+    """The status page, as of now; None until the program has filled it.
+
+    :raise CliError: When the process is gone.
+    """
+    try:
+        return read_status(vm.memory(ram_base + STATUS_OFFSET, STATUS_BYTES))
+    except StatusError:
+        return None
+
+
+def has_warmed_up(status: Status) -> bool:
+    """Whether the program has written all its pages once and works at its steady pace."""
+    if status.state is not GuestState.RUNNING or status.cpus == 0:
+        return False
+    done: Callable[[int], bool]
+    if status.program is ProgramId.DIRTYRAM:
+        done = lambda cpu: status.word(cpu, DirtyramWord.PASSES) > 0  # noqa: E731
+    elif status.program is ProgramId.RANDOM:
+        done = lambda cpu: (  # noqa: E731
+            status.word(cpu, RandomWord.STEPS) > 0
+            and status.word(cpu, RandomWord.READY) >= status.word(cpu, RandomWord.PAGES)
+        )
+    else:
+        done = lambda cpu: cpu > 0 or status.word(cpu, ClockWord.SEQUENCE) > 0  # noqa: E731
+    return all(done(cpu) for cpu in range(status.cpus))
+
+
+def runs_beyond(before: Status, now: Status) -> bool:
+    """Whether every CPU that ran in `before` has read its counter since."""
+    return all(
+        int(now.cpu(cpu)["last_counter"]) > int(before.cpu(cpu)["last_counter"])
+        for cpu in range(before.cpus)
+        if int(before.cpu(cpu)["last_counter"])
+    )
+
+
+def migration_gap(last: Status, now: Status) -> GuestGap:
+    """The longest gap over all CPUs that began with the last reading at the source.
+
+    :param last: the source's final status; the guest does not run there any more
+    :param now: the destination's, once it `runs_beyond` it
+    """
+    found = [
+        gap.ms
+        for cpu in range(last.cpus)
+        for gap in (
+            GuestGap(entry.milliseconds, True)
+            for entry in now.gaps_since(cpu, int(last.cpu(cpu)["last_counter"]))
+            if entry.start == int(last.cpu(cpu)["last_counter"])
+        )
+    ]
+    if found:
+        return GuestGap(max(found), True)
+    return GuestGap(now.milliseconds(int(now.record["long_gap_ticks"])), False)
+
+
+def pages_in_use(status: Status) -> int:
+    """Work pages up to the last that the program writes."""
+    ends = [0]
+    for cpu in range(status.cpus):
+        if status.program is ProgramId.DIRTYRAM:
+            ends.append(status.word(cpu, DirtyramWord.FIRST) + status.word(cpu, DirtyramWord.PAGES))
+        elif status.program is ProgramId.RANDOM:
+            ends.append(
+                status.word(cpu, RandomWord.FIRST)
+                + status.word(cpu, RandomWord.TABLE_PAGES)
+                + status.word(cpu, RandomWord.PAGES)
+            )
+    return max(ends)
+
+
+def check_content(vm: VmProcess, ram_base: int, ram_bytes: int, status: Status) -> list[str]:
+    """Compare the program's pages with what it must have written. The guest is stopped meanwhile.
+
+    :return: problems, one line each
+    """
+    used = min(ram_bytes, WORK_OFFSET + pages_in_use(status) * PAGE_BYTES)
+    vm.command("stop")
+    try:
+        memory = vm.memory(ram_base, used)
+    finally:
+        vm.command("cont")
+    return check_ram(np.frombuffer(memory, dtype=np.uint8))

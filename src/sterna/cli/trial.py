@@ -1,0 +1,259 @@
+"""One migration between two processes, from start to verdict."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from sterna.cli.display import Display, format_seconds
+from sterna.cli.errors import CliError, ExitCode
+from sterna.cli.follow import Interrupts, follow
+from sterna.cli.guestview import (
+    check_content,
+    guest_status,
+    has_warmed_up,
+    migration_gap,
+    pages_in_use,
+    runs_beyond,
+)
+from sterna.cli.progress import Picture
+from sterna.cli.result import summarise, verdict
+from sterna.cli.vmprocess import VmProcess
+from sterna.guests.layout import GuestState, Status
+from sterna.machine.config import MachineConfig
+from sterna.monitor.units import format_rate, format_size
+
+_WARM_UP_SECONDS = 600.0
+_RUNS_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+_CLOCK_SLACK_MS = 5.0
+"""How much less than the downtime the guest may have seen: what it reads is not when it stops."""
+_GAP_SLACK_MS = 500.0
+"""How much more: the host's scheduler, at both ends."""
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """:ivar config: of the source's machine
+    :ivar bandwidth: bytes per second, 0 for no limit
+    """
+
+    config: MachineConfig
+    bandwidth: int
+    downtime_limit_ms: int
+
+
+def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts) -> dict[str, Any]:
+    """Start source and destination, migrate, check.
+
+    :return: what `sterna demo --json` prints
+    :raise CliError: When something other than the migration fails.
+    """
+    trial = _Trial(settings, display, interrupts)
+    with ExitStack() as stack:
+        return trial.run(stack)
+
+
+class _Trial:
+    def __init__(self, settings: TrialSettings, display: Display, interrupts: Interrupts) -> None:
+        self._settings = settings
+        self._display = display
+        self._interrupts = interrupts
+        self._ram_base = int(settings.config.board.ram_base)
+        self._during: dict[str, int] = {}
+
+    def run(self, stack: ExitStack) -> dict[str, Any]:
+        config = self._settings.config
+        common = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
+        common += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel]
+        assert config.kernel is not None
+        guest = ["--kernel", config.kernel, "--append", config.append]
+        self._source = stack.enter_context(VmProcess("source", [*common, *guest]))
+        incoming = ["--incoming", "tcp:127.0.0.1:0"]
+        self._destination = stack.enter_context(VmProcess("destination", [*common, *incoming]))
+        for vm in (self._source, self._destination):
+            vm.ready(self._check_interrupt)
+        self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")
+        before = self._stage2()
+        summary = self._migrate()
+        if summary["status"] != "completed":
+            return summary | {"verified": False, "problems": [verdict(summary)]}
+        result = self._check(summary)
+        result["stage2"] = {"before": before, "during": self._during, "after": self._after}
+        return result
+
+    # -- phases ----------------------------------------------------------------------------------------------
+
+    def _warmed_up(self) -> bool:
+        status = guest_status(self._source, self._ram_base)
+        if status is not None and status.state is GuestState.ERROR:
+            raise CliError(f"the guest gave up: {status.error.name}")
+        state = self._source.command("query-status")
+        if state["status"] != "running":
+            raise CliError(f"the guest stopped: {state.get('x-sterna-error', state['status'])}")
+        return status is not None and has_warmed_up(status)
+
+    def _migrate(self) -> dict[str, Any]:
+        [address] = self._destination.command("query-migrate")["socket-address"]
+        self._source.qmp.execute(
+            "migrate-set-parameters",
+            {
+                "max-bandwidth": self._settings.bandwidth,
+                "downtime-limit": self._settings.downtime_limit_ms,
+                "x-sterna-verify": "on",
+            },
+        )
+        self._source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")
+        info = follow(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
+        return summarise(info)
+
+    def _watch(self, picture: Picture) -> None:
+        if picture.status == "active":
+            self._during = self._stage2()
+
+    def _check(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Everything that must hold after a migration that completed."""
+        self._after = self._stage2()
+        last = self._status(self._source)
+        self._source.close()
+        arrived: list[Status] = []
+
+        def running() -> bool:
+            arrived[:] = [self._status(self._destination)]
+            return runs_beyond(last, arrived[0])
+
+        problems: list[str] = []
+        try:
+            self._wait(running, _RUNS_SECONDS, "the guest does not run at the destination")
+            problems += check_content(
+                self._destination, self._ram_base, self._settings.config.memory_bytes, arrived[0]
+            )
+            checked = arrived[0]
+            self._wait(
+                lambda: self._status(self._destination).steps() > checked.steps(),
+                _RUNS_SECONDS,
+                "the guest does not go on at the destination",
+            )
+        except CliError as error:
+            if error.code is ExitCode.INTERRUPTED:
+                raise
+            problems.append(str(error))
+        gap = migration_gap(last, arrived[0])
+        downtime = float(summary["downtime_ms"])
+        if gap.exact and gap.ms < downtime - _CLOCK_SLACK_MS:
+            problems.append(f"the guest's counter saw {gap.ms:.1f} ms of {downtime:.1f} ms of downtime")
+        if gap.ms > downtime + _GAP_SLACK_MS:
+            problems.append(f"the guest's counter saw {gap.ms:.1f} ms, the downtime was {downtime:.1f} ms")
+        if not summary["verified"]:
+            problems.append("RAM was not compared")
+        if summary["ram_digest_source"] != summary["ram_digest_destination"]:
+            problems.append("the digests of RAM differ")
+        return summary | {
+            "verified": not problems,
+            "problems": problems,
+            "guest_gap_ms": round(gap.ms, 3),
+            "guest_gap_exact": gap.exact,
+            "guest": {
+                "steps_before": last.steps(),
+                "steps_after": self._status(self._destination).steps(),
+                "pages_checked": pages_in_use(last),
+                "backward_steps": arrived[0].backward_steps(),
+            },
+        }
+
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    def _status(self, vm: VmProcess) -> Status:
+        status = guest_status(vm, self._ram_base)
+        if status is None:
+            raise CliError(f"the {vm.name}'s RAM holds no status page of a guest program")
+        return status
+
+    def _stage2(self) -> dict[str, int]:
+        answer: Mapping[str, int] = self._source.command("x-sterna-query-stage2")
+        return {name.replace("-", "_"): value for name, value in answer.items()}
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        """
+        :raise CliError: When the condition does not come true in time, or on SIGINT.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._check_interrupt()
+            if time.monotonic() > deadline:
+                raise CliError(f"{otherwise} in {seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _check_interrupt(self) -> None:
+        if self._interrupts.count:
+            raise CliError("interrupted", ExitCode.INTERRUPTED)
+
+
+def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str]:
+    """The demo's report for people."""
+    config = settings.config
+    limit = f"{format_rate(settings.bandwidth)}" if settings.bandwidth else "no bandwidth limit"
+    lines = [
+        f"{config.kernel} {config.append}".strip()
+        + f" on {config.machine}, {config.smp} CPU{'s' if config.smp > 1 else ''}, "
+        + f"{format_size(config.memory_bytes)}, {config.accel}, {limit}",
+    ]
+    if result["status"] != "completed":
+        return [*lines, verdict(result)]
+    seconds = result["total_ms"] / 1000
+    lines += _table(
+        ("migrated", f"in {format_seconds(seconds)}, {format_size(result['transferred_bytes'])} sent, "
+         f"{format_rate(result['transferred_bytes'] / seconds)}"),
+        *_pass_rows(result["passes"]),
+        ("downtime", f"{result['downtime_ms']:.1f} ms; by the guest's own counter {_gap(result)}"),
+        ("stage 2", _stage2_row(result["stage2"])),
+        ("RAM digest", f"{result['ram_digest_source']} at the source"),
+        ("", f"{result['ram_digest_destination']} at the destination"),
+        ("guest", f"{result['guest']['pages_checked']} pages checked against its counters; "
+         f"step {result['guest']['steps_before']} at the source, "
+         f"{result['guest']['steps_after']} at the destination and going on"),
+    )  # fmt: skip
+    if result["clock_note"]:
+        lines += _table(("clocks", result["clock_note"]))
+    lines += _table(*(("problem", problem) for problem in result["problems"]))
+    return [*lines, "VERIFIED" if result["verified"] else "NOT VERIFIED"]
+
+
+_PASSES_SHOWN = 8
+
+
+def _pass_rows(passes: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """One row per pass; of many, the first and the last few."""
+    rows = [
+        (
+            f"pass {number}",
+            f"{record['pages']:>7} pages, {format_size(record['bytes']):>10}, {record['ms']:>8.1f} ms, "
+            f"{record['dirty_pages_after']:>6} dirtied meanwhile",
+        )
+        for number, record in enumerate(passes, 1)
+    ]
+    if len(rows) <= _PASSES_SHOWN:
+        return rows
+    half = _PASSES_SHOWN // 2
+    return [*rows[:half], ("...", f"{len(rows) - 2 * half} more passes"), *rows[-half:]]
+
+
+def _gap(result: Mapping[str, Any]) -> str:
+    return f"{result['guest_gap_ms']:.1f} ms" if result["guest_gap_exact"] else "less than 5 ms"
+
+
+def _stage2_row(stage2: Mapping[str, Mapping[str, int]]) -> str:
+    before, after = stage2["before"], stage2["after"]
+
+    def grown(name: str) -> int:
+        return after.get(name, 0) - before.get(name, 0)
+
+    return (
+        f"{grown('faults_permission')} write faults, {grown('blocks_dissolved')} blocks dissolved, "
+        f"{grown('pages_protected') + grown('blocks_protected')} leaves protected"
+    )
+
+
+def _table(*rows: tuple[str, str]) -> list[str]:
+    return [f"  {label:<11} {text}" for label, text in rows]
