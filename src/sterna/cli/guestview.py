@@ -77,18 +77,20 @@ def migration_gap(last: Status, now: Status) -> GuestGap:
     :param last: the source's final status; the guest does not run there any more
     :param now: the destination's, once it `runs_beyond` it
     """
-    found = [
-        gap.ms
-        for cpu in range(last.cpus)
-        for gap in (
-            GuestGap(entry.milliseconds, True)
-            for entry in now.gaps_since(cpu, int(last.cpu(cpu)["last_counter"]))
-            if entry.start == int(last.cpu(cpu)["last_counter"])
-        )
-    ]
+    found = [gap for cpu in range(last.cpus) if (gap := _gap_after(now, cpu, last)) is not None]
     if found:
         return GuestGap(max(found), True)
     return GuestGap(now.milliseconds(int(now.record["long_gap_ticks"])), False)
+
+
+def _gap_after(now: Status, cpu: int, last: Status) -> float | None:
+    """Milliseconds without a reading on one CPU, from its last one at the source."""
+    start = int(last.cpu(cpu)["last_counter"])
+    record = now.cpu(cpu)
+    if start and int(record["largest_gap_start"]) == start:
+        return now.milliseconds(int(record["largest_gap"]))
+    # Not its largest: among the latest, if it is not older than those.
+    return next((gap.milliseconds for gap in now.gaps_since(cpu, start) if gap.start == start), None)
 
 
 def pages_in_use(status: Status) -> int:
