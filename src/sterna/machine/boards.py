@@ -56,6 +56,7 @@ class Board:
     :ivar page_bits: log2 of the page size that the configuration section names, or None if it names none
     :ivar ram_name: the RAM block's name in a migration stream
     :ivar uarts: the first is the console
+    :ivar peripheral_base: what CBAR says
     :ivar psci: whether CPUs are started by PSCI (and all but the first are off until then); otherwise all start at once
     :ivar model: the device tree's `model` and `compatible`
     """
@@ -67,6 +68,7 @@ class Board:
     ram_name: str
     gic: Gic
     uarts: tuple[Uart, ...]
+    peripheral_base: int
     psci: bool
     model: str
     compatible: tuple[str, ...]
@@ -85,6 +87,7 @@ VIRT = Board(
     ram_name="mach-virt.ram",
     gic=Gic(Ipa(0x0800_0000), 0x1_0000, Ipa(0x0801_0000), 0x1_0000, irqs=288),
     uarts=(Uart(Ipa(0x0900_0000), 1),),
+    peripheral_base=0x0800_0000,
     psci=True,
     model="linux,dummy-virt",
     compatible=("linux,dummy-virt",),
@@ -98,6 +101,7 @@ VEXPRESS_A15 = Board(
     ram_name="vexpress.highmem",
     gic=Gic(Ipa(0x2C00_1000), 0x1000, Ipa(0x2C00_2000), 0x2000, irqs=160),
     uarts=tuple(Uart(Ipa(0x1C09_0000 + 0x1_0000 * i), 5 + i) for i in range(4)),
+    peripheral_base=0x2C00_0000,
     psci=False,
     model="V2P-CA15",
     compatible=("arm,vexpress,v2p-ca15", "arm,vexpress"),

@@ -40,8 +40,7 @@ def build(config: MachineConfig) -> bytes:
     console = f"/pl011@{board.uarts[0].base:x}"
     chosen = _node(root, "chosen")
     if config.append:
-        if config.append:
-            _strings(chosen, "bootargs", config.append)
+        _strings(chosen, "bootargs", config.append)
     else:
         chosen.append(fdt.PropBytes("bootargs", data=b"\0"))  # the library refuses an empty string
     _strings(chosen, "stdout-path", console)

@@ -11,6 +11,7 @@ from typing import Any
 from sterna.hypervisor.interface import ArmVcpuState, Exit, ExitReason, SystemEvent, Vcpu
 from sterna.machine import devicetree, kernel
 from sterna.machine.accel import create_vm
+from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
 from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
@@ -71,6 +72,7 @@ class Machine:
         self.error: str | None = None
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
+        self._collector = CollectorHold()
         self._run_state = RunState.INMIGRATE if config.incoming else RunState.PRELAUNCH
         self._before_migration = self._run_state
         self._incoming: sections.MachineState | None = None
@@ -83,10 +85,10 @@ class Machine:
 
     def _build(self, stack: ExitStack) -> None:
         config, board = self.config, self.config.board
-        device_tree = devicetree.build(config)
-        image = None
+        boot = None
         if config.kernel is not None and not config.incoming:
-            image = kernel.find(config, len(device_tree))
+            device_tree = devicetree.build(config)
+            boot = kernel.find(config, len(device_tree)), device_tree
         try:
             block = stack.enter_context(RamBlock(board.ram_name, config.memory_bytes))
         except RamError as error:
@@ -98,8 +100,8 @@ class Machine:
         self._vcpus: list[Vcpu] = [self._vm.create_vcpu(index) for index in range(config.smp)]
         self._known_registers = frozenset(self._vcpus[0].get_state().cp15)
         self._build_devices(stack)
-        if image is not None:
-            self._load(image, device_tree)
+        if boot is not None:
+            self._load(*boot)
         self._threads = CpuThreads(self._vcpus, self._vcpu_left)
         stack.callback(self._threads.close)
 
@@ -186,6 +188,7 @@ class Machine:
 
     def close(self) -> None:
         """Stop the guest and free everything. Not to be called by a listener."""
+        self._collector.release()
         self._resources.close()
 
     def __enter__(self) -> "Machine":
@@ -306,6 +309,7 @@ class Machine:
         :raise RunStateError: When the machine has no guest of its own.
         """
         with self._lock:
+            self._collector.take()
             before = self._run_state
             stopped_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
             if before is RunState.RUNNING:
@@ -324,6 +328,7 @@ class Machine:
         """
         with self._lock:
             require("resume", self._run_state, RunState.FINISH_MIGRATE, RunState.INMIGRATE)
+            self._collector.release()
             if self._run_state is RunState.INMIGRATE:
                 target = self._state_after_incoming()
             else:
@@ -347,6 +352,7 @@ class Machine:
         """The guest runs elsewhere: it must never run here again."""
         with self._lock:
             self._run_state = transition(self._run_state, RunState.POSTMIGRATE)
+            self._collector.release()
 
     def save_devices(self) -> list[DeviceState]:
         """The sections of CPUs and devices.
@@ -365,7 +371,7 @@ class Machine:
                 uarts=tuple(uart.save() for uart in self._uarts),
                 run_state=self._before_migration,
             )
-            return sections.save(state, pending)
+            return sections.save(state, pending, self.config.board)
 
     @staticmethod
     def _cpu_state(vcpu: Vcpu, counter: int) -> ArmVcpuState:
@@ -381,6 +387,7 @@ class Machine:
         """
         with self._lock:
             require("load the devices", self._run_state, RunState.INMIGRATE)
+            self._collector.take()
             state = sections.load(states, self.config.board, self.config.smp, self._known_registers)
             for vcpu, cpu in zip(self._vcpus, state.cpus, strict=True):
                 vcpu.set_state(cpu)

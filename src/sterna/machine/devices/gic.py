@@ -6,12 +6,11 @@ IAR; no exception is taken. The level of the virtual timer's line is known to th
 whether an expiry would reach it.
 """
 
-import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from sterna.machine.boards import GIC_SPI_BASE, VIRTUAL_TIMER_IRQ
 
@@ -136,6 +135,15 @@ class GicRegisters:
     apr: list[list[int]] = field(default_factory=lambda: [[0] * CPU_SLOTS for _ in range(APR_WORDS)])
     nsapr: list[list[int]] = field(default_factory=lambda: [[0] * CPU_SLOTS for _ in range(APR_WORDS)])
 
+    def copy(self) -> "GicRegisters":
+        """A copy that shares nothing. (The guest is down meanwhile: `copy.deepcopy` would take it 10 ms.)"""
+        rows = ("private_priority", "sgi_sources", "apr", "nsapr")
+        copied: dict[str, Any] = {name: [row.copy() for row in getattr(self, name)] for name in rows}
+        for name, value in vars(self).items():
+            if name not in rows and name != "irqs":
+                copied[name] = value.copy() if isinstance(value, list) else value
+        return GicRegisters(irqs=[Irq(**vars(irq)) for irq in self.irqs], **copied)
+
     @staticmethod
     def reset(cpus: int) -> "GicRegisters":
         """The state after a reset of a GIC with so many CPUs."""
@@ -178,7 +186,7 @@ class Gic:
         with self._lock:
             timer = self.registers.irqs[VIRTUAL_TIMER_IRQ]
             timer.level = sum(1 << cpu for cpu, level in enumerate(timer_lines) if level)
-            saved = copy.deepcopy(self.registers)
+            saved = self.registers.copy()
             pending = [self._highest_pending(cpu) for cpu in range(self._cpus)]
             timer.level = 0
             return saved, pending

@@ -2,7 +2,7 @@
 
 A QEMU stream lists them by KVM's one-reg ids (Linux, Documentation/virt/kvm/api.rst, 4.68), under two kinds: AArch32
 registers, where bit 29 marks the non-secure bank, and for state that AArch64 also has, the AArch64 register, which may hold
-two AArch32 registers (ARM DDI 0487, D1.20.1). A sender may leave registers out; a receiver refuses those it does not know.
+two AArch32 registers (ARM DDI 0487, D1.20.1). A receiver refuses registers that it does not know.
 """
 
 from collections.abc import Collection, Mapping
@@ -105,9 +105,13 @@ _CP14 = 0x000E_0000
 _COPROCESSOR_MASK = 0x000F_0000
 
 
-def to_wire(registers: Mapping[int, int]) -> dict[int, int]:
-    """Values by wire id, ids ascending. Registers without a place among QEMU's go under their own id."""
-    values = {
+def to_wire(registers: Mapping[int, int], others: Mapping[int, int]) -> dict[int, int]:
+    """Values by wire id, ids ascending. Registers without a place among QEMU's go under their own id.
+
+    :param others: registers that the CPU does not keep but a receiver wants to see, by wire id
+    """
+    values = dict(others)
+    values |= {
         wire_id: sum((registers[part.register] & part.mask) << part.shift for part in parts)
         for wire_id, parts in WIRE.items()
         if all(part.register in registers for part in parts)

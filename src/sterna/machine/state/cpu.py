@@ -1,6 +1,6 @@
 """Sections `cpu` and `cpu_common`: an ARMv7 CPU."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +115,13 @@ def timer_line(state: ArmVcpuState) -> bool:
     return on and state.counter >= state.cp15.get(CNTV_CVAL, 0)
 
 
-def save_cpu(state: ArmVcpuState, index: int, interrupted: bool) -> tuple[DeviceState, DeviceState]:
+def save_cpu(
+    state: ArmVcpuState, index: int, interrupted: bool, others: Mapping[int, int]
+) -> tuple[DeviceState, DeviceState]:
     """The sections `cpu_common` and `cpu` of CPU `index`.
 
     :param interrupted: whether the interrupt controller signals an interrupt to it
+    :param others: system registers by wire id that a receiver wants to see besides those of the state
     """
     lines = _IRQ_LINE if interrupted else 0
     common = DeviceState(
@@ -128,7 +131,7 @@ def save_cpu(state: ArmVcpuState, index: int, interrupted: bool) -> tuple[Device
         {"halted": int(state.powered_off), "interrupt_request": lines},
     )
     bank = _BANK_OF_MODE[state.cpsr & _MODE_MASK]
-    values = to_wire(state.cp15)
+    values = to_wire(state.cp15, others)
     fields: dict[str, Any] = {
         "env.regs": list(state.regs),
         "env.xregs": [0] * 32,

@@ -10,6 +10,7 @@ from sterna.machine.devices.gic import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.runstate import RunState
 from sterna.machine.state.clock import TIMER, load_counter, save_counter
+from sterna.machine.state.cortexa15 import reset_values
 from sterna.machine.state.cpu import CPU, CPU_COMMON, load_cpu, save_cpu
 from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
 from sterna.machine.state.globalstate import GLOBAL_STATE, load_run_state, save_run_state
@@ -39,14 +40,15 @@ class MachineState:
     run_state: RunState | None
 
 
-def save(state: MachineState, current_pending: Sequence[int]) -> list[DeviceState]:
+def save(state: MachineState, current_pending: Sequence[int], board: Board) -> list[DeviceState]:
     """A machine's sections, in the order they are sent.
 
     :param current_pending: the GIC's highest pending interrupt of each CPU
     """
+    others = reset_values(len(state.cpus), board.peripheral_base)
     sections = [save_counter(state.counter)]
     for index, cpu in enumerate(state.cpus):
-        sections += save_cpu(cpu, index, current_pending[index] != SPURIOUS)
+        sections += save_cpu(cpu, index, current_pending[index] != SPURIOUS, others)
     sections.append(save_gic(state.gic, current_pending))
     sections += [save_pl011(uart, index) for index, uart in enumerate(state.uarts)]
     if state.run_state is not None:
