@@ -66,9 +66,10 @@ void sleep_until(u32 cpu, u64 counter)
 	u64 now = read_counter(cpu);
 
 	while (now < counter) {
-		u64 wake = counter - now > ticks_per_ms ? now + ticks_per_ms : counter;
+		u32 ticks = (u32)(counter - now > ticks_per_ms ? ticks_per_ms : counter - now);
 
-		__asm__ volatile("mcrr p15, 3, %Q0, %R0, c14" ::"r"(wake));    /* CNTV_CVAL */
+		/* CNTV_TVAL: Unicorn 2.1 takes a deadline from it, but drops what is written to CNTV_CVAL. */
+		__asm__ volatile("mcr p15, 0, %0, c14, c3, 0" ::"r"(ticks));
 		__asm__ volatile("mcr p15, 0, %0, c14, c3, 1\n\tisb" ::"r"(1)); /* CNTV_CTL: enabled */
 		wfi();
 		__asm__ volatile("mcr p15, 0, %0, c14, c3, 1\n\tisb" ::"r"(0)); /* off: the interrupt line goes low */
