@@ -23,7 +23,7 @@ class Picture:
     :ivar remaining: bytes
     :ivar dirty_rate: bytes/s, as of the last look at the dirty log
     :ivar transfer_rate: bytes/s
-    :ivar eta_seconds: until switchover; None while unknown or never
+    :ivar eta_seconds: until switchover, in pass 1 until its end; None while unknown or never
     :ivar converges: None until the dirty rate was measured
     """
 
@@ -71,9 +71,10 @@ class ProgressTracker:
         known = number >= 2 and transfer > _LEAST_RATE
         converges = (dirty < transfer or self._pass_start <= threshold) if known else None
         eta = None
-        if transfer > _LEAST_RATE and converges is not False and status == "active":
-            shrink = 1 - dirty / transfer if known and dirty < transfer else 1.0
-            eta = max(0.0, remaining - threshold) / (transfer * shrink)
+        if status == "active" and number == 1 and total > remaining:
+            eta = float(info.get("total-time", 0)) / 1000 * remaining / (total - remaining)
+        elif status == "active" and transfer > _LEAST_RATE and converges:
+            eta = remaining / transfer + self._later_passes(dirty / transfer, threshold) / transfer
         fraction = self._stage(
             status, number, remaining, total, threshold, dirty / transfer if known else 0.0
         )
@@ -92,6 +93,15 @@ class ProgressTracker:
             converges=converges,
             expected_downtime_ms=int(downtime) if downtime is not None else None,
         )
+
+    def _later_passes(self, ratio: float, threshold: float) -> float:
+        """Bytes of the passes after this one, each `ratio` times the one before, until what remains fits."""
+        first = self._pass_start * ratio
+        if first <= threshold:
+            return 0.0
+        ratio = min(ratio, 0.999)
+        count = math.ceil(math.log(threshold / first) / math.log(ratio))
+        return first * (1 - ratio**count) / (1 - ratio)
 
     def _stage(
         self, status: str, number: int, remaining: int, total: int, threshold: float, ratio: float

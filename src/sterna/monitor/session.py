@@ -12,6 +12,8 @@ _READ_BYTES = 1 << 16
 UNREAD_LIMIT_BYTES = 1 << 20
 """A client that leaves so much unread is disconnected at the next event."""
 
+_CLOSE_SECONDS = 2.0
+
 
 class CommandTable(Protocol):
     """What a session can run."""
@@ -40,6 +42,7 @@ class Session:
         self._executor = executor
         self._framer = JsonFramer()
         self._negotiated = False
+        self._answering = asyncio.Lock()
 
     async def run(self) -> None:
         """Serve the client until it leaves. Errors of its connection end the session, no more."""
@@ -47,7 +50,8 @@ class Session:
             await self._send(protocol.GREETING)
             while data := await self._reader.read(_READ_BYTES):
                 for text in self._framer.feed(data):
-                    await self._answer(text)
+                    async with self._answering:
+                        await self._answer(text)
                     if isinstance(text, FramingError) and text.fatal:
                         return
         except (ConnectionError, OSError):
@@ -63,9 +67,10 @@ class Session:
         self._writer.write(message)
 
     async def close(self) -> None:
-        """Let the client read what is queued, for a moment, and close."""
+        """Let a command that runs be answered and the client read what is queued, for a moment, and close."""
         try:
-            await asyncio.wait_for(self._writer.drain(), timeout=1.0)
+            async with asyncio.timeout(_CLOSE_SECONDS), self._answering:
+                await self._writer.drain()
         except (TimeoutError, ConnectionError, OSError):
             self._writer.transport.abort()
         self._writer.close()

@@ -41,7 +41,7 @@ def parse_bandwidth(text: str) -> int:
     """
     if text.strip().lower() == "unlimited":
         return 0
-    bare = re.sub(r"/s$|ps$", "", text.strip(), flags=re.IGNORECASE)
+    bare = re.sub(r"/s$", "", text.strip(), flags=re.IGNORECASE)
     number, unit = _split(bare, "a bandwidth, such as 1Gbit or 128MiB")
     if unit in _BIT_UNITS:
         size = _whole(text, number * _BIT_UNITS[unit] / 8)

@@ -1,0 +1,216 @@
+"""The checks of `sterna doctor`, each against the host itself."""
+
+import ctypes
+import errno
+import fcntl
+import importlib.metadata
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sterna.monitor.units import format_size
+
+_KVM_GET_API_VERSION = 0xAE00
+_KVM_API_VERSION = 12
+_SMALL_MEMORY = 2 << 30
+_PFN_PRESENT = 1 << 63
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    :ivar needed: nothing works without it
+    :ivar advice: what to do, when not `ok`
+    """
+
+    name: str
+    ok: bool
+    found: str
+    needed: bool = False
+    advice: str = ""
+
+
+def run_checks() -> list[Check]:
+    """All checks; none takes more than a few seconds once kernels are compiled."""
+    return [check() for check in _CHECKS]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check(
+        "python",
+        sys.version_info >= (3, 11),
+        version,
+        True,
+        "" if sys.version_info >= (3, 11) else "3.11 or later is needed",
+    )
+
+
+def _package(name: str, why: str) -> Callable[[], Check]:
+    def check() -> Check:
+        try:
+            return Check(name, True, importlib.metadata.version(name), True)
+        except importlib.metadata.PackageNotFoundError:
+            return Check(name, False, "not installed", True, f"{why}: pip install {name}")
+
+    return check
+
+
+def _emulation() -> Check:
+    """A guest program runs behind stage 2 until it has shown signs of life."""
+    import time
+
+    from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, StatusError, read_status
+    from sterna.machine.config import MEBIBYTE, MachineConfig
+    from sterna.machine.machine import Machine
+
+    name = "stage 2"
+    try:
+        config = MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="dirtyram", append="64 16 1")
+        with Machine(config) as machine:
+            machine.cont()
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                page = machine.read_physical(config.board.ram_base + STATUS_OFFSET, STATUS_BYTES)
+                try:
+                    if read_status(page).steps() > 1:
+                        faults = machine.statistics()["faults_translation"]
+                        return Check(
+                            name, True, f"a guest runs; {faults} pages or blocks mapped on demand", True
+                        )
+                except StatusError:
+                    pass  # it has not come that far
+                time.sleep(0.01)
+            state = machine.error or f"state {machine.run_state.value}"
+        return Check(
+            name, False, f"a small guest does not run: {state}".splitlines()[0], True, "please report this"
+        )
+    except Exception as error:  # whatever keeps guests from running is the finding
+        return Check(name, False, f"{type(error).__name__}: {error}", True, "see the message")
+
+
+def _huge_pages() -> Check:
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    try:
+        setting = path.read_text().split("[")[1].split("]")[0]
+    except (OSError, IndexError):
+        return Check(
+            "huge pages",
+            False,
+            "the kernel has no transparent huge pages",
+            advice="guest RAM uses 4 KiB pages; migration is slower",
+        )
+    advice = (
+        ""
+        if setting != "never"
+        else f"guest RAM uses 4 KiB pages; echo madvise > {path} makes migration faster"
+    )
+    return Check("huge pages", setting != "never", f"transparent huge pages: {setting}", advice=advice)
+
+
+def _memory() -> Check:
+    available = None
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+    if available is None:
+        return Check("memory", False, "unknown", advice="/proc/meminfo does not tell")
+    enough = available >= 2 * _SMALL_MEMORY
+    advice = (
+        ""
+        if enough
+        else "the demo's default wants two guests of 1.75 GiB: give a smaller --memory and --append"
+    )
+    return Check(
+        "memory", enough, f"{format_size(available)} available, {os.cpu_count()} CPUs", advice=advice
+    )
+
+
+def _kvm() -> Check:
+    name, path = "kvm", "/dev/kvm"
+    absent = "guests run on the emulated CPU, which needs no KVM"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return Check(name, False, f"no {path}", advice=absent)
+        return Check(
+            name,
+            False,
+            f"{path}: {error.strerror}",
+            advice="add the user to the group kvm; meanwhile " + absent,
+        )
+    try:
+        version = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
+    except OSError as error:
+        return Check(name, False, f"{path}: {error.strerror}", advice=absent)
+    finally:
+        os.close(fd)
+    ok = version == _KVM_API_VERSION
+    return Check(
+        name, ok, f"{path}, API version {version}", advice="" if ok else f"version 12 is known; {absent}"
+    )
+
+
+def _qemu() -> Check:
+    name = "qemu-system-arm"
+    path = shutil.which(name)
+    if path is None:
+        return Check(
+            name,
+            False,
+            "not installed",
+            advice="only to migrate to and from QEMU: apt install qemu-system-arm",
+        )
+    try:
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check(name, False, f"{path}: {error}", advice="it is installed and does not run")
+    return Check(name, True, said.splitlines()[0] if said else path)
+
+
+def _pagemap() -> Check:
+    """Whether the kernel tells which pages of a process are populated: zero pages then cost nothing to find."""
+    name = "pagemap"
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as memory, open("/proc/self/pagemap", "rb", buffering=0) as file:
+            memory[0] = 1
+            address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            file.seek(address // mmap.PAGESIZE * 8)
+            present = bool(struct.unpack("<Q", file.read(8))[0] & _PFN_PRESENT)
+    except (OSError, struct.error) as error:
+        return Check(
+            name,
+            False,
+            f"/proc/self/pagemap: {error}",
+            advice="RAM that was never touched is read when it is sent",
+        )
+    return Check(
+        name,
+        present,
+        "readable" if present else "does not tell",
+        advice="" if present else "RAM that was never touched is read when it is sent",
+    )
+
+
+_CHECKS: tuple[Callable[[], Check], ...] = (
+    _python,
+    _package("numba", "it compiles the stage-2 fault path"),
+    _package("unicorn", "it emulates the CPU"),
+    _emulation,
+    _memory,
+    _huge_pages,
+    _pagemap,
+    _kvm,
+    _qemu,
+)

@@ -1,0 +1,47 @@
+"""`sterna doctor`: what this host can do, and why not."""
+
+import json as json_module
+from typing import Any
+
+import click
+
+from sterna.cli.errors import ExitCode
+
+
+@click.command("doctor")
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def command(json: bool) -> int:
+    """Say what this host can do, and why not.
+
+    Exit code 0 when guests can run and migrate here, 1 when something they need is missing.
+    """
+    from sterna.cli.checks import run_checks
+
+    checks = run_checks()
+    usable = all(check.ok for check in checks if check.needed)
+    if json:
+        report: dict[str, Any] = {
+            "usable": usable,
+            "checks": {
+                check.name: {
+                    "ok": check.ok,
+                    "needed": check.needed,
+                    "found": check.found,
+                    "advice": check.advice,
+                }
+                for check in checks
+            },
+        }
+        click.echo(json_module.dumps(report))
+    else:
+        for check in checks:
+            mark = click.style("ok     ", fg="green")
+            if not check.ok:
+                mark = (
+                    click.style("MISSING", fg="red") if check.needed else click.style("absent ", fg="yellow")
+                )
+            click.echo(f"{mark} {check.name:<18} {check.found}")
+            if check.advice:
+                click.echo(f"{'':<26} {check.advice}")
+        click.echo("guests can run and migrate here" if usable else "guests cannot run here")
+    return ExitCode.OK if usable else ExitCode.FAILURE

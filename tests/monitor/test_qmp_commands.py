@@ -1,0 +1,220 @@
+"""QMP commands on a real machine, through the server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.machines import Monitored, monitored
+from monitor.qmpserver import TIMEOUT
+from sterna.monitor.client import QmpClient
+from sterna.monitor.protocol import QmpError
+
+RAM = 0x4000_0000
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> Iterator[Monitored]:
+    with monitored(tmp_path / "qmp") as running:
+        yield running
+
+
+@pytest.fixture
+def client(vm: Monitored) -> Iterator[QmpClient]:
+    with vm.server.client() as connected:
+        yield connected
+
+
+def wait_status(client: QmpClient, *statuses: str) -> None:
+    """Until a MIGRATION event tells one of these statuses."""
+    client.wait_event(lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in statuses, TIMEOUT)
+
+
+def test_run_states_and_their_events(client) -> None:
+    assert client.command("query-status") == {"status": "prelaunch", "singlestep": False, "running": False}
+    assert client.command("cont") == {}
+    assert client.events.popleft()["event"] == "RESUME"
+    assert client.command("query-status")["running"] is True
+    assert client.command("stop") == {}
+    assert client.events.popleft()["event"] == "STOP"
+    assert client.command("query-status")["status"] == "paused"
+    client.command("stop")
+    assert not client.events
+
+
+def test_the_queries_are_shaped_like_qemus(client) -> None:
+    assert client.command("query-name") == {"name": "tested"}
+    assert client.command("query-uuid") == {"UUID": "00000000-0000-0000-0000-000000000000"}
+    assert client.command("query-kvm") == {"enabled": False, "present": False}
+    [cpu] = client.command("query-cpus-fast")
+    assert cpu["cpu-index"] == 0
+    assert cpu["target"] == "arm"
+    assert cpu["thread-id"] > 0
+    assert cpu["props"] == {"core-id": 0, "thread-id": 0, "socket-id": 0, "cluster-id": 0}
+    assert client.command("query-migrate") == {}
+    names = {command["name"] for command in client.command("query-commands")}
+    assert {"qmp_capabilities", "query-migrate", "migrate_cancel", "human-monitor-command"} <= names
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("nope", {}, "The command nope has not been found"),
+        ("stop", {"a": 1}, "Parameter 'a' is unexpected"),
+        ("migrate", {}, "Parameter 'uri' is missing"),
+        ("migrate", {"uri": 5}, "Invalid parameter type for 'uri', expected: string"),
+        ("migrate", {"uri": "tcp:127.0.0.1:1", "zzz": 1}, "Parameter 'zzz' is unexpected"),
+        ("migrate", {"uri": "tcp:127.0.0.1:1", "resume": "yes"}, "Invalid parameter type for 'resume', expected: boolean"),
+        ("migrate", {"uri": "foo:bar"}, "not a migration URI"),
+        ("migrate", {"uri": ""}, "not a migration URI"),
+        ("migrate", {"uri": "tcp:127.0.0.1"}, "tcp"),
+        ("migrate", {"uri": "tcp:127.0.0.1:99999"}, "99999"),
+        ("migrate", {"uri": "unix:"}, "unix"),
+        ("migrate", {"uri": "tcp:127.0.0.1:1", "resume": True}, "resumed"),
+        ("migrate", {"uri": "tcp:127.0.0.1:1", "blk": True}, "blk"),
+        ("migrate-incoming", {"uri": "tcp:127.0.0.1:0"}, "'-incoming' was not specified on the command line"),
+        ("migrate-set-capabilities", {}, "Parameter 'capabilities' is missing"),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "foo", "state": True}]},
+            "Parameter 'capability' does not accept value 'foo'",
+        ),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "xbzrle", "state": 1}]},
+            "Invalid parameter type for 'capabilities[0].state', expected: boolean",
+        ),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "xbzrle"}]},
+            "Parameter 'capabilities[0].state' is missing",
+        ),
+        (
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": "xbzrle", "state": False, "x": 1}]},
+            "Parameter 'capabilities[0].x' is unexpected",
+        ),
+        ("migrate-set-capabilities", {"capabilities": "all"}, "Invalid parameter type for 'capabilities', expected: array"),
+        ("migrate-set-parameters", {"foo": 1}, "Parameter 'foo' is unexpected"),
+        ("migrate-set-parameters", {"downtime-limit": "300"}, "downtime-limit"),
+        ("migrate-set-parameters", {"downtime-limit": -1}, "downtime-limit"),
+        ("migrate-set-parameters", {"downtime-limit": 2_000_001}, "downtime-limit"),
+        ("migrate-set-parameters", {"max-bandwidth": 1 << 65}, "max-bandwidth"),
+        ("migrate-set-parameters", {"max-bandwidth": True}, "max-bandwidth"),
+        ("human-monitor-command", {}, "Parameter 'command-line' is missing"),
+        ("human-monitor-command", {"command-line": "stop", "cpu-index": 9}, "cpu-index"),
+        ("pmemsave", {"val": RAM, "size": 16, "filename": "/nonexistent/x"}, "Could not open '/nonexistent/x'"),
+        ("pmemsave", {"val": 0, "size": 16, "filename": "x"}, "not in RAM"),
+        ("pmemsave", {"val": RAM, "size": 1 << 62, "filename": "x"}, "not in RAM"),
+        ("pmemsave", {"val": RAM, "size": -1, "filename": "x"}, "negative"),
+        ("pmemsave", {"val": RAM, "size": 1.5, "filename": "x"}, "Invalid parameter type for 'size', expected: integer"),
+    ],
+)  # fmt: skip
+def test_bad_commands_are_named(client, command: str, arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(QmpError) as caught:
+        client.execute(command, arguments)
+    assert expected in caught.value.desc
+    assert "\n" not in caught.value.desc
+    wanted = "CommandNotFound" if command == "nope" else "GenericError"
+    assert caught.value.error_class == wanted
+    assert client.command("query-status")["status"] == "prelaunch"
+
+
+def test_parameters_and_capabilities_are_set_together_or_not_at_all(client) -> None:
+    client.execute("migrate-set-parameters", {"max-bandwidth": 1_000_000, "downtime-limit": 50})
+    with pytest.raises(QmpError):
+        client.execute("migrate-set-parameters", {"max-bandwidth": 5, "downtime-limit": -1})
+    parameters = client.command("query-migrate-parameters")
+    assert parameters["max-bandwidth"] == 1_000_000
+    assert parameters["downtime-limit"] == 50
+    client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    states = {c["capability"]: c["state"] for c in client.command("query-migrate-capabilities")}
+    assert states["events"] is True
+    assert states["xbzrle"] is False
+
+
+def test_guest_memory_is_saved_to_a_file(vm: Monitored, client, tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    size = (1 << 20) + 3
+    client.command("pmemsave", val=RAM + 1, size=size, filename=str(file))
+    assert file.read_bytes() == bytes(vm.machine.ram_blocks[0].data[1 : size + 1])
+    client.command("pmemsave", val=RAM, size=0, filename=str(file))
+    assert file.read_bytes() == b""
+
+
+def test_a_refused_save_leaves_the_file_alone(client, tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    file.write_text("kept")
+    with pytest.raises(QmpError):
+        client.command("pmemsave", val=RAM, size=1 << 30, filename=str(file))
+    assert file.read_text() == "kept"
+
+
+def test_stage2_statistics(client) -> None:
+    before = client.command("x-sterna-query-stage2")
+    assert before["faults-translation"] == 0
+    client.command("cont")
+    client.command("stop")
+    assert client.command("x-sterna-query-stage2")["tables"] >= before["tables"]
+
+
+def test_quit_asks_for_the_end(vm: Monitored, client) -> None:
+    assert client.command("quit") == {}
+    assert vm.quits == ["host-qmp-quit"]
+
+
+def test_migration_between_two_monitors(vm: Monitored, client, tmp_path: Path) -> None:
+    events = [{"capability": "events", "state": True}]
+    with monitored(tmp_path / "qmp2", incoming=True) as other, other.server.client() as destination:
+        assert destination.command("query-status")["status"] == "inmigrate"
+        destination.command("migrate-set-capabilities", capabilities=events)
+        destination.command("migrate-incoming", uri="tcp:127.0.0.1:0")
+        with pytest.raises(QmpError, match="started already"):
+            destination.command("migrate-incoming", uri="tcp:127.0.0.1:0")
+        [address] = destination.command("query-migrate")["socket-address"]
+        assert address["type"] == "inet"
+        client.command("migrate-set-capabilities", capabilities=events)
+        client.command("cont")
+        client.command("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
+        statuses, passes = [], []
+        while "completed" not in statuses:
+            event = client.wait_event(lambda e: e["event"].startswith("MIGRATION"), TIMEOUT)
+            if event["event"] == "MIGRATION":
+                statuses.append(event["data"]["status"])
+            else:
+                passes.append(event["data"]["pass"])
+        assert statuses == ["setup", "active", "device", "completed"]
+        assert passes == list(range(1, len(passes) + 1))
+        info = client.command("query-migrate")
+        assert info["status"] == "completed"
+        assert info["ram"]["remaining"] == 0
+        assert isinstance(info["downtime"], int)
+        assert info["x-sterna"]["verified"] is True
+        assert client.command("query-status")["status"] == "postmigrate"
+        with pytest.raises(QmpError, match="postmigrate"):
+            client.command("cont")
+        wait_status(destination, "completed")
+        assert destination.command("query-status")["running"] is True
+        assert destination.command("query-migrate")["status"] == "completed"
+
+
+def test_failed_and_cancelled_migrations_leave_the_guest_running(client, tmp_path: Path) -> None:
+    client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    client.command("cont")
+    client.command("migrate", uri="tcp:127.0.0.1:1")
+    wait_status(client, "failed")
+    assert "refused" in client.command("query-migrate")["error-desc"]
+    assert client.command("query-status")["running"] is True
+    with monitored(tmp_path / "qmp2", incoming=True) as other, other.server.client() as destination:
+        destination.command("migrate-incoming", uri=f"unix:{tmp_path}/in")
+        client.command("migrate-set-parameters", max_bandwidth=100_000)
+        client.command("migrate", uri=f"unix:{tmp_path}/in")
+        with pytest.raises(QmpError, match="in progress"):
+            client.command("migrate", uri=f"unix:{tmp_path}/in")
+        wait_status(client, "active")
+        client.command("migrate_cancel")
+        wait_status(client, "cancelled")
+        assert client.command("query-migrate")["status"] == "cancelled"
+        assert client.command("query-status")["running"] is True
+        client.command("migrate_cancel")
