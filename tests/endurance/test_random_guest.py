@@ -9,8 +9,8 @@ import random
 import time
 
 import pytest
+from tests.migration.proxy import Fault, Proxy
 
-from migration.proxy import Fault, Proxy
 from sterna.guests.check import check_random, check_state
 from sterna.guests.layout import StatusError, read_status_of_ram
 from sterna.machine.config import MachineConfig

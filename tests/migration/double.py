@@ -41,7 +41,8 @@ class DoubleGuest:
         self.fail: dict[str, Exception] = {}
         self.cache = bytes(range(24))
         self._was_running = running
-        self._steps_per_ms = steps_per_ms
+        self._steps_per_ms = self._full_speed = steps_per_ms
+        self.throttled: list[int] = []
         self._log = new_bitmap(pages)
         self._lock = threading.Condition()
         self._ended = False
@@ -133,6 +134,11 @@ class DoubleGuest:
             words, self._log = self._log, new_bitmap(self.block.pages)
         assert not (words & ~full_bitmap(self.block.pages)).any()
         return [DirtyBatch(self.block.name, words)]
+
+    def throttle(self, percent: int) -> None:
+        with self._lock:
+            self._steps_per_ms = max(1, self._full_speed * (100 - percent) // 100)
+            self.throttled.append(percent)
 
     def stop_for_migration(self) -> int:
         with self._lock:

@@ -18,6 +18,7 @@ class CpuThreads:
         self._on_exit = on_exit
         self._changed = threading.Condition()
         self._go = False
+        self._held = False
         self._quit = False
         self._inside = 0
         self._exits: list[tuple[int, Exit]] = []
@@ -56,6 +57,19 @@ class CpuThreads:
             self._changed.wait_for(lambda: self._inside == 0)
             return time.clock_gettime_ns(time.CLOCK_REALTIME)
 
+    def hold(self) -> None:
+        """Keep the vCPUs from running until `release`, whatever `pause` and `resume` say; does not wait until they stand."""
+        with self._changed:
+            self._held = True
+            for vcpu in self._vcpus:
+                vcpu.kick()
+
+    def release(self) -> None:
+        """End a `hold`."""
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
+
     @property
     def exited(self) -> bool:
         """Whether `take_exits` has something."""
@@ -79,7 +93,7 @@ class CpuThreads:
     def _loop(self, vcpu: Vcpu) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._go or self._quit)
+                self._changed.wait_for(lambda: (self._go and not self._held) or self._quit)
                 if self._quit:
                     return
                 self._inside += 1
@@ -103,5 +117,5 @@ class CpuThreads:
                 return Exit(
                     ExitReason.INTERNAL_ERROR, detail=f"vCPU {vcpu.index}: {type(error).__name__}: {error}"
                 )
-            if leaving.reason is not ExitReason.INTR or not self._go:
+            if leaving.reason is not ExitReason.INTR or not self._go or self._held:
                 return leaving

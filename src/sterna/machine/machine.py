@@ -24,6 +24,7 @@ from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.state import sections
 from sterna.machine.state.clock import ns_to_counter
 from sterna.machine.state.cpu import timer_line
+from sterna.machine.throttle import Throttle
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock, RamError
@@ -104,6 +105,8 @@ class Machine:
             self._load(*boot)
         self._threads = CpuThreads(self._vcpus, self._vcpu_left)
         stack.callback(self._threads.close)
+        self._throttle = Throttle(self._threads)
+        stack.callback(self._throttle.set, 0)
 
     def _build_devices(self, stack: ExitStack) -> None:
         board = self.config.board
@@ -301,6 +304,10 @@ class Machine:
     def harvest(self) -> list[DirtyBatch]:
         """Take the dirty log."""
         return [self._ram.harvest()]
+
+    def throttle(self, percent: int) -> None:
+        """Slow the vCPUs down."""
+        self._throttle.set(percent)
 
     def stop_for_migration(self) -> int:
         """Stop the guest for the switchover.

@@ -35,6 +35,10 @@ class Guest(Protocol):
         """Take the dirty log of every block and protect the pages again. The batches belong to the caller."""
         ...
 
+    def throttle(self, percent: int) -> None:
+        """Let the vCPUs stand still for 0 to 99 percent of their time; 0 lets them run freely."""
+        ...
+
     def stop_for_migration(self) -> int:
         """Stop the vCPUs and devices (run state finish-migrate).
 

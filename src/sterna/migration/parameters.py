@@ -100,7 +100,7 @@ and `x-sterna-switchover-timeout` (how long the guest may be stopped before the 
 CAPABILITIES: Mapping[str, bool] = {
     "xbzrle": False,
     "rdma-pin-all": False,
-    "auto-converge": False,
+    "auto-converge": True,
     "zero-blocks": False,
     "compress": False,
     "events": True,
@@ -181,6 +181,35 @@ class Parameters:
     def max_bandwidth(self) -> int:
         """Bytes per second; 0 is unlimited."""
         return int(self._values["max-bandwidth"])
+
+    @property
+    def auto_converge(self) -> bool:
+        """Whether a guest that dirties memory too fast is slowed down."""
+        return self._capabilities["auto-converge"]
+
+    @property
+    def throttle_trigger_threshold(self) -> int:
+        """Percent."""
+        return int(self._values["throttle-trigger-threshold"])
+
+    @property
+    def cpu_throttle_initial(self) -> int:
+        """Percent."""
+        return int(self._values["cpu-throttle-initial"])
+
+    @property
+    def cpu_throttle_increment(self) -> int:
+        """Percent."""
+        return int(self._values["cpu-throttle-increment"])
+
+    @property
+    def cpu_throttle_tailslow(self) -> bool:
+        return bool(self._values["cpu-throttle-tailslow"])
+
+    @property
+    def max_cpu_throttle(self) -> int:
+        """Percent."""
+        return int(self._values["max-cpu-throttle"])
 
     @property
     def downtime_limit_seconds(self) -> float:

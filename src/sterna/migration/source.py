@@ -27,6 +27,7 @@ from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel, Vectors
+from sterna.migration.convergence import AutoConverge
 from sterna.migration.errors import (
     Cancelled,
     ChannelError,
@@ -114,6 +115,8 @@ class Source:
         self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
         self._last_sent = LastSent(self.guest.ram_blocks)
         self._timeline = _Timeline()
+        self._auto_converge = AutoConverge(self.parameters)
+        self._throttled = 0
         self._logging = False
         self._stopped = False
         self._owner = _Owner.HERE
@@ -183,6 +186,9 @@ class Source:
             self._cancellation.set()
 
     def _stop_logging(self) -> None:
+        if self._throttled:
+            self._throttled = 0
+            self.guest.throttle(0)
         if self._logging:
             self._logging = False
             self.guest.stop_dirty_logging()
@@ -258,6 +264,16 @@ class Source:
             self._cancellation.check()
             if self._fits(channel, work.pages, verifying):
                 return work
+            self._converge(work.pages)
+
+    def _converge(self, dirty_pages: int) -> None:
+        """Slow the guest down when it dirties more than goes through."""
+        sent = self.progress.snapshot().passes[-1].bytes
+        percent = self._auto_converge.after_pass(sent, dirty_pages * PAGE_SIZE)
+        if percent != self._throttled:
+            self._throttled = percent
+            self.guest.throttle(percent)
+            self.progress.note(throttle_percent=percent)
 
     def _fits(self, channel: Channel, pages: int, verifying: bool) -> bool:
         """Whether what is left is estimated to fit the downtime limit."""

@@ -137,6 +137,7 @@ class MigrationInfo:
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus the source's, 0 when within the measuring
         error
     :ivar clock_note: set when the two clocks gave an impossible downtime, which was clamped
+    :ivar throttle_percent: how much of their time the guest's vCPUs are kept from running
     :ivar in_doubt: the guest may run at the destination; it stays paused here
     :ivar socket_address: where an incoming migration listens
     """
@@ -169,6 +170,7 @@ class MigrationInfo:
     digest_ms: float | None = None
     clock_offset_ns: int = 0
     clock_note: str = ""
+    throttle_percent: int = 0
     in_doubt: bool = False
     socket_address: str = ""
 
@@ -191,6 +193,8 @@ class MigrationInfo:
                 answer["downtime"] = round(self.downtime_ms or 0.0)
             elif self.status.running:
                 answer["expected-downtime"] = round(self.expected_downtime_ms)
+            if self.throttle_percent:
+                answer["cpu-throttle-percentage"] = self.throttle_percent
         answer["x-sterna"] = self._extras()
         return answer
 

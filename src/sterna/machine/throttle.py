@@ -1,0 +1,44 @@
+"""Slowing a guest down: its vCPUs stand still for a share of their time.
+
+As QEMU's cpu-throttle does it: they run for a time slice of 10 ms and stand still for as long as the percentage makes of it.
+"""
+
+import threading
+
+from sterna.machine.cpus import CpuThreads
+
+_SLICE_S = 0.01
+
+
+class Throttle:
+    """The throttle of one machine's vCPUs."""
+
+    def __init__(self, threads: CpuThreads) -> None:
+        self._threads = threads
+        self._changed = threading.Condition()
+        self._percent = 0
+        self._thread: threading.Thread | None = None
+
+    def set(self, percent: int) -> None:
+        """Let the vCPUs stand still for 0 to 99 percent of their time; when this returns with 0 they run freely."""
+        assert 0 <= percent < 100
+        with self._changed:
+            self._percent = percent
+            self._changed.notify_all()
+            thread = self._thread
+            if percent and thread is None:
+                self._thread = threading.Thread(target=self._run, name="throttle", daemon=True)
+                self._thread.start()
+        if not percent and thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._percent:
+                self._changed.wait(_SLICE_S)
+                if not self._percent:
+                    break
+                self._threads.hold()
+                self._changed.wait(_SLICE_S * self._percent / (100 - self._percent))
+                self._threads.release()
+            self._thread = None

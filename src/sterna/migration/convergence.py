@@ -1,0 +1,49 @@
+"""Auto-converge: the guest is slowed down until it dirties memory more slowly than the channel carries it.
+
+QEMU 7.2's rules and parameters: a pass in which the guest dirtied more than `throttle-trigger-threshold` percent of what was sent
+counts; every second one raises the throttle, from `cpu-throttle-initial` by `cpu-throttle-increment` up to `max-cpu-throttle`.
+"""
+
+from dataclasses import dataclass
+
+from sterna.migration.parameters import Parameters
+
+_PASSES_PER_STEP = 2
+
+
+@dataclass
+class AutoConverge:
+    """Decides how much of their time the vCPUs are kept from running.
+
+    :ivar percent: the throttle now; 0 is off
+    """
+
+    parameters: Parameters
+    percent: int = 0
+    _high_passes: int = 0
+
+    def after_pass(self, sent_bytes: int, dirtied_bytes: int) -> int:
+        """The throttle for the next pass, after one that sent and in which the guest dirtied so much.
+
+        :return: percent of its time that each vCPU is to stand still
+        """
+        if not self.parameters.auto_converge:
+            self.percent = 0
+            return 0
+        threshold = sent_bytes * self.parameters.throttle_trigger_threshold / 100
+        if dirtied_bytes > threshold:
+            self._high_passes += 1
+            if self._high_passes >= _PASSES_PER_STEP:
+                self._high_passes = 0
+                self.percent = self._raised(threshold, dirtied_bytes)
+        return self.percent
+
+    def _raised(self, threshold: float, dirtied_bytes: int) -> int:
+        if not self.percent:
+            return self.parameters.cpu_throttle_initial
+        step = self.parameters.cpu_throttle_increment
+        if self.parameters.cpu_throttle_tailslow:
+            # No further than to where the guest would dirty just as much as the threshold.
+            running = 100 - self.percent
+            step = min(step, round(running - running * threshold / dirtied_bytes))
+        return min(self.percent + step, self.parameters.max_cpu_throttle)

@@ -1,0 +1,100 @@
+"""Auto-converge: when it slows the guest, by how much, and that it stops doing so."""
+
+import pytest
+from tests.migration.double import DoubleGuest
+
+from sterna.migration.controller import MigrationController
+from sterna.migration.convergence import AutoConverge
+from sterna.migration.parameters import Parameters
+from sterna.migration.statistics import MigrationStatus
+
+
+def converge(**changes):
+    parameters = Parameters()
+    parameters.set_capabilities({"auto-converge": True})
+    parameters.set({name.replace("_", "-"): value for name, value in changes.items()})
+    return AutoConverge(parameters)
+
+
+def test_off_means_off():
+    rule = AutoConverge(Parameters())
+    assert [rule.after_pass(100, 1000) for _ in range(6)] == [0] * 6
+
+
+def test_every_second_bad_pass_raises_it():
+    rule = converge()
+    assert [rule.after_pass(100, 90) for _ in range(8)] == [0, 20, 20, 30, 30, 40, 40, 50]
+
+
+def test_good_passes_do_not_count():
+    rule = converge()
+    assert [rule.after_pass(100, dirtied) for dirtied in (90, 50, 50, 51, 10, 90, 90)] == [
+        0,
+        0,
+        0,
+        20,
+        20,
+        20,
+        30,
+    ]
+
+
+def test_limits():
+    rule = converge(cpu_throttle_initial=80, cpu_throttle_increment=30, max_cpu_throttle=95)
+    assert [rule.after_pass(100, 200) for _ in range(6)] == [0, 80, 80, 95, 95, 95]
+
+
+def test_threshold():
+    rule = converge(throttle_trigger_threshold=10)
+    rule.after_pass(100, 11)
+    assert rule.after_pass(100, 11) == 20
+
+
+def test_tailslow_stops_where_the_threshold_would_be_met():
+    rule = converge(cpu_throttle_tailslow=True, cpu_throttle_initial=50, cpu_throttle_increment=40)
+    rule.after_pass(100, 100)
+    assert rule.after_pass(100, 100) == 50
+    rule.after_pass(100, 60)
+    # At 50 % it dirties 60; 50 * 50 / 60 is 42 % of running time: 8 % more throttle.
+    assert rule.after_pass(100, 60) == 58
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_guest_is_slowed_until_it_fits_and_freed_afterwards(enabled):
+    with (
+        DoubleGuest(2000, steps_per_ms=400) as guest,
+        DoubleGuest(2000, running=False) as target,
+        MigrationController(guest, lambda *_: None) as source,
+        MigrationController(target, lambda *_: None) as destination,
+    ):
+        source.set_capabilities({"auto-converge": enabled})
+        source.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 10})
+        source.migrate(destination.incoming("tcp:127.0.0.1:0"))
+        if enabled:
+            info = source.wait(60)
+            assert info.status is MigrationStatus.COMPLETED
+            assert info.throttle_percent >= 20
+            assert guest.throttled == [*sorted(guest.throttled[:-1]), 0]
+        else:
+            assert source.wait(1.0).status is MigrationStatus.ACTIVE
+            source.cancel()
+            source.wait(10)
+            assert guest.throttled == []
+
+
+def test_a_cancelled_migration_frees_the_guest():
+    with (
+        DoubleGuest(2000, steps_per_ms=400) as guest,
+        DoubleGuest(2000, running=False) as target,
+        MigrationController(guest, lambda *_: None) as source,
+        MigrationController(target, lambda *_: None) as destination,
+    ):
+        source.set_capabilities({"auto-converge": True})
+        source.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 0})
+        source.migrate(destination.incoming("tcp:127.0.0.1:0"))
+        while not guest.throttled:
+            assert source.wait(0.01).status.running
+        source.cancel()
+        assert source.wait(10).status is MigrationStatus.CANCELLED
+        assert guest.throttled[-1] == 0
+        assert guest.running
