@@ -1,0 +1,169 @@
+"""Wrong calls and missing things: one line that names what is wrong, exit code 2 for the call, 1 for the rest."""
+
+import os
+import socket
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+RUN = ("run", "--kernel", "dirtyram")
+
+
+def one_line(error: str) -> str:
+    assert error.startswith("sterna: error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("nope",), "nope"),
+        (("run", "--nope"), "--nope"),
+        (("run",), "--kernel"),
+        ((*RUN, "--incoming", "defer"), "exclude"),
+        ((*RUN, "--memory", "0"), "memory"),
+        ((*RUN, "--memory", "-1"), "memory"),
+        ((*RUN, "--memory", "64Q"), "64Q"),
+        ((*RUN, "--memory", "67108865B"), "4096"),
+        ((*RUN, "--memory", "100T"), "memory"),
+        ((*RUN, "--memory", "9" * 400), "memory"),
+        ((*RUN, "--memory", "1B"), "memory"),
+        ((*RUN, "--smp", "0"), "smp"),
+        ((*RUN, "--smp", "99"), "smp"),
+        ((*RUN, "--smp", "two"), "two"),
+        ((*RUN, "--machine", "pc"), "pc"),
+        ((*RUN, "--cpu", "z80"), "z80"),
+        ((*RUN, "--accel", "tcg"), "tcg"),
+        ((*RUN, "--append", "garbage"), "garbage"),
+        ((*RUN, "--append", "1 2"), "usage"),
+        ((*RUN, "--append", "1 2 3 4"), "usage"),
+        ((*RUN, "--append", "99999999 1 1"), "99999999"),
+        ((*RUN, "--append", "\x1b[2J"), "append"),
+        ((*RUN, "--append", "x" * 10_000), "append"),
+        ((*RUN, "--qmp", "nonsense"), "nonsense"),
+        ((*RUN, "--qmp", "tcp:localhost:port,server"), "port"),
+        ((*RUN, "--qmp", "unix:/tmp/x,frobnicate"), "frobnicate"),
+        ((*RUN, "--monitor", "telnet"), "telnet"),
+        ((*RUN, "--monitor", "stdio", "--serial", "stdio"), "both"),
+        (("run", "--incoming", "garbage"), "garbage"),
+        (("run", "--incoming", "tcp:1.2.3.4:99999"), "99999"),
+        (("run", "--incoming", "carrier-pigeon:home"), "carrier-pigeon"),
+        (("migrate", "unix:/x"), "URI"),
+        (("migrate", "x", "tcp:1.2.3.4:5"), "monitor address"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--bandwidth", "fast"), "fast"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--downtime-limit", "soon"), "soon"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "x"), "NAME=VALUE"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "frob=1"), "frob"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime-limit=long"), "downtime-limit"),
+        (("demo", "--kernel", "/bin/true"), "/bin/true"),
+        (("demo", "--memory", "64M"), "PAGES"),
+        (("demo", "--append", "1 2 x"), "x"),
+        (("demo", "--smp", "0"), "smp"),
+    ],
+)
+def test_wrong_calls(cli, arguments: tuple[str, ...], expected: str) -> None:
+    code, out, error = cli(*arguments)
+    assert expected in one_line(error)
+    assert code == 2
+    assert out == ""
+
+
+def elf(machine: int = 40, bits: int = 1, kind: int = 2, address: int = 0x4030_0000, size: int = 4) -> bytes:
+    """A little ELF executable with one segment."""
+    header = b"\x7fELF" + bytes([bits, 1, 1]) + bytes(9)
+    header += struct.pack("<HHIIIIIHHHHHH", kind, machine, 1, address, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    return header + struct.pack("<IIIIIIII", 1, 84, address, address, 4, size, 5, 4) + b"\xfe\xff\xff\xea"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "ELF"),
+        (b"#!/bin/sh\n", "ELF"),
+        (b"\x7fELF", "ELF"),
+        (elf()[:60], "ELF"),
+        (elf(machine=62), "EM_X86_64"),
+        (elf(bits=2), "ELF"),
+        (elf(kind=3), "ET_DYN"),
+        (elf(address=0x1000), "outside RAM"),
+        (elf(address=0xFFFF_FFF0), "outside RAM"),
+        (elf(size=0x7FFF_FFFF), "outside RAM"),
+        (elf(address=0x4000_0000), "device tree"),
+        (os.urandom(4096), "ELF"),
+    ],
+)
+def test_wrong_kernels(cli, tmp_path: Path, content: bytes, expected: str) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(content)
+    code, _, error = cli("run", "--kernel", str(kernel))
+    assert expected in one_line(error)
+    assert str(kernel) in error
+    assert code == 1
+
+
+@pytest.mark.parametrize("kernel", ["/nonexistent/kernel.elf", "/", "/dev/zero", "dirtyrom", ""])
+def test_missing_kernels(cli, kernel: str) -> None:
+    code, _, error = cli("run", "--kernel", kernel)
+    assert kernel in one_line(error)
+    assert code in (1, 2)
+
+
+def test_taken_ports(cli, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as other:
+        port = taken.getsockname()[1]
+        other.bind(str(tmp_path / "taken"))
+        other.listen()
+        for arguments in (
+            (*RUN, "--qmp", f"tcp:127.0.0.1:{port},server"),
+            (*RUN, "--qmp", f"unix:{tmp_path}/taken,server"),
+            ("run", "--incoming", f"tcp:127.0.0.1:{port}"),
+        ):
+            code, _, error = cli(*arguments)
+            assert "in use" in one_line(error)
+            assert code == 1
+
+
+def test_unknown_hosts_and_unreachable_places(cli, tmp_path: Path) -> None:
+    for arguments in (
+        (*RUN, "--qmp", "tcp:host.invalid:1,server"),
+        ("run", "--incoming", "tcp:host.invalid:1"),
+        ("migrate", "tcp:host.invalid:1", "tcp:127.0.0.1:1"),
+        (*RUN, "--qmp", f"unix:{tmp_path}/missing/qmp,server"),
+        ("migrate", f"unix:{tmp_path}/missing", "tcp:127.0.0.1:1"),
+        (*RUN, "--serial", f"file:{tmp_path}/missing/log"),
+        (*RUN, "--dump-dtb", f"{tmp_path}/missing/dtb"),
+    ):
+        code, _, error = cli(*arguments)
+        assert "invalid" in one_line(error) or "missing" in error
+        assert code == 1
+
+
+def test_migrate_to_what_is_not_a_monitor(cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        peer = socket.socket()
+        with peer:
+            # Answers as soon as it is connected: the backlog holds the connection, the data waits in ours.
+            def talk() -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"220 mail.example ESMTP\r\n")
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            code, _, error = cli("migrate", address, "tcp:127.0.0.1:1")
+            thread.join()
+    assert "does not speak QMP" in one_line(error)
+    assert code == 1
+
+
+def test_a_process_of_its_own_gives_no_traceback_either(command_line) -> None:
+    code, out, error = command_line("run", "--kernel", "/nonexistent")
+    assert code == 1
+    assert out == ""
+    assert "/nonexistent" in one_line(error)
