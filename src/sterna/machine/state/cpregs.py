@@ -45,6 +45,7 @@ class Part:
 
 
 SCTLR = aarch32_id(1, 0, 0, 0)
+_VBAR = aarch32_id(12, 0, 0, 0)
 CNTV_CTL = aarch32_id(14, 0, 3, 1)
 CNTV_CVAL = aarch32_wide_id(3, 14)
 
@@ -64,7 +65,7 @@ _AS_AARCH64: dict[int, tuple[Part, ...]] = {
         Part(aarch32_id(10, 0, 2, 0), 0, 32),  # MAIR0, PRRR
         Part(aarch32_id(10, 0, 2, 1), 32, 32),  # MAIR1, NMRR
     ),
-    aarch64_id(3, 0, 12, 0, 0): (Part(aarch32_id(12, 0, 0, 0)),),  # VBAR
+    aarch64_id(3, 0, 12, 0, 0): (Part(_VBAR),),
     aarch64_id(3, 0, 13, 0, 1): (Part(aarch32_id(13, 0, 0, 1)),),  # CONTEXTIDR
     aarch64_id(3, 3, 13, 0, 2): (Part(aarch32_id(13, 0, 0, 2)),),  # TPIDRURW
     aarch64_id(3, 3, 13, 0, 3): (Part(aarch32_id(13, 0, 0, 3)),),  # TPIDRURO
@@ -76,6 +77,7 @@ _AS_AARCH64: dict[int, tuple[Part, ...]] = {
 }
 # Those that QEMU lists as AArch32 registers, alone or besides their AArch64 twin.
 _AS_AARCH32 = (
+    aarch32_id(1, 0, 0, 2),  # CPACR
     aarch32_id(3, 0, 0, 0),  # DACR
     aarch32_id(5, 0, 0, 1),  # IFSR
     aarch32_id(6, 0, 0, 0),  # DFAR
@@ -92,6 +94,8 @@ _AS_AARCH32 = (
 WIRE: dict[int, tuple[Part, ...]] = _AS_AARCH64 | {
     register | NON_SECURE_BANK: (Part(register),) for register in _AS_AARCH32
 }
+# A guest of QEMU's without EL3 that sets VBAR has it in the secure bank's entry as well.
+WIRE[_VBAR] = (Part(_VBAR),)
 """What each id on the wire holds of our registers."""
 _ON_WIRE = {part.register for parts in WIRE.values() for part in parts}
 

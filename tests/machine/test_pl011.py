@@ -1,0 +1,125 @@
+"""The PL011's registers."""
+
+import pytest
+
+from sterna.machine.devices.pl011 import Flag, Interrupt, Pl011, Register
+from sterna.machine.serial import MemorySerial
+
+FIFO_ON = 0x10
+
+
+class Uart:
+    """A UART, its line, and the level of its interrupt."""
+
+    def __init__(self):
+        self.line = MemorySerial()
+        self.irq = False
+        self.device = Pl011(self.line, self._set)
+        self.line.start(self.device.receive)
+
+    def _set(self, level):
+        self.irq = level
+
+    def read(self, register):
+        return self.device.mmio_read(register, 4, 0)
+
+    def write(self, register, value):
+        self.device.mmio_write(register, 4, value, 0)
+
+
+@pytest.fixture
+def uart():
+    return Uart()
+
+
+def test_output_goes_to_the_line(uart):
+    for byte in b"hi\xff":
+        uart.write(Register.DR, 0x100 | byte)
+    assert uart.line.output == b"hi\xff"
+    assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFE
+
+
+def test_input_in_order_through_a_full_fifo(uart):
+    uart.write(Register.LCR_H, FIFO_ON)
+    text = bytes(range(40))
+    uart.line.send(text)
+    assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFF
+    assert bytes(uart.read(Register.DR) for _ in text) == text
+    assert uart.read(Register.FR) & Flag.RXFE
+
+
+def test_without_fifo_one_character_waits(uart):
+    uart.line.send(b"ab")
+    assert uart.read(Register.FR) & Flag.RXFF
+    assert uart.read(Register.DR) == ord("a")
+    assert uart.read(Register.FR) & Flag.RXFF
+    assert uart.read(Register.DR) == ord("b")
+    assert uart.read(Register.FR) & Flag.RXFE
+
+
+def test_interrupts_follow_mask_and_level(uart):
+    uart.line.send(b"x")
+    assert uart.read(Register.RIS) == Interrupt.RX
+    assert uart.read(Register.MIS) == 0
+    assert not uart.irq
+    uart.write(Register.IMSC, Interrupt.RX)
+    assert uart.irq
+    assert uart.read(Register.MIS) == Interrupt.RX
+    uart.read(Register.DR)
+    assert not uart.irq
+    uart.write(Register.IMSC, Interrupt.TX)
+    uart.write(Register.DR, 65)
+    assert uart.irq
+    uart.write(Register.ICR, Interrupt.TX)
+    assert not uart.irq
+
+
+@pytest.mark.parametrize(
+    ("register", "kept"),
+    [
+        (Register.ILPR, 0xFF),
+        (Register.IBRD, 0xFFFF),
+        (Register.FBRD, 0x3F),
+        (Register.LCR_H, 0xFF),
+        (Register.CR, 0xFFFF),
+        (Register.IFLS, 0x3F),
+        (Register.IMSC, 0x7FF),
+        (Register.DMACR, 0x7),
+    ],
+)
+def test_registers_keep_the_bits_they_have(uart, register, kept):
+    uart.write(register, 0xFFFF_FFFF)
+    assert uart.read(register) == kept
+    uart.write(register, 0)
+    assert uart.read(register) == 0
+
+
+def test_reset_values_and_identification(uart):
+    assert uart.read(Register.CR) == 0x300
+    assert uart.read(Register.IFLS) == 0x12
+    ids = [uart.read(0xFE0 + 4 * i) for i in range(8)]
+    assert ids == [0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1]
+
+
+def test_narrow_reads_and_holes(uart):
+    assert uart.device.mmio_read(Register.CR + 1, 1, 0) == 0x03
+    assert uart.device.mmio_read(Register.CR, 2, 0) == 0x300
+    assert uart.read(0x800) == 0
+    uart.write(0x800, 1)
+    uart.write(Register.FR, 0)
+    assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFE
+
+
+def test_switching_the_fifos_empties_them(uart):
+    uart.line.send(b"x")
+    uart.write(Register.LCR_H, FIFO_ON)
+    assert uart.read(Register.FR) & Flag.RXFE
+
+
+def test_input_beyond_64_kib_is_dropped(uart):
+    uart.line.send(b"a" * 100_000)
+    count = 0
+    while not uart.read(Register.FR) & Flag.RXFE:
+        assert uart.read(Register.DR) == ord("a")
+        count += 1
+    assert count == 1 << 16

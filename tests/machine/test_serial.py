@@ -1,0 +1,124 @@
+"""Serial lines: files, sockets, memory."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from sterna.machine.serial import DescriptorSerial, NullSerial, SerialError, open_serial
+
+TIMEOUT_S = 20
+
+
+class Input:
+    """What a line handed to its UART."""
+
+    def __init__(self):
+        self.data = bytearray()
+        self._changed = threading.Condition()
+
+    def __call__(self, data):
+        with self._changed:
+            self.data += data
+            self._changed.notify_all()
+
+    def wait_for(self, text):
+        with self._changed:
+            return self._changed.wait_for(lambda: text in self.data, TIMEOUT_S)
+
+
+def test_null_drops_everything():
+    line = open_serial("null")
+    assert isinstance(line, NullSerial)
+    line.write(b"x")
+    line.close()
+
+
+def test_file(tmp_path):
+    line = open_serial(f"file:{tmp_path / 'log'}")
+    line.start(Input())
+    line.write(b"hello")
+    line.close()
+    assert (tmp_path / "log").read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tty", "'tty' is not known"),
+        ("file:", "path is missing"),
+        ("unix:", "path is missing"),
+        ("file:/nonexistent/x", "No such file"),
+        ("unix:/nonexistent/x", "No such file"),
+        ("unix:" + "x" * 200, "too long"),
+        ("file:a\0b", "null"),
+    ],
+)
+def test_lines_that_cannot_be_opened(text, message):
+    with pytest.raises(SerialError, match=message):
+        open_serial(text)
+
+
+def test_descriptors_carry_both_ways():
+    to_guest_read, to_guest_write = os.pipe()
+    from_guest_read, from_guest_write = os.pipe()
+    line = DescriptorSerial(from_guest_write, to_guest_read, owned=False)
+    received = Input()
+    line.start(received)
+    os.write(to_guest_write, b"in")
+    assert received.wait_for(b"in")
+    line.write(b"out")
+    assert os.read(from_guest_read, 10) == b"out"
+    line.close()
+    os.close(from_guest_read)
+    for descriptor in (to_guest_read, to_guest_write, from_guest_write):
+        os.close(descriptor)
+
+
+def test_a_broken_pipe_does_not_stop_the_guest():
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = DescriptorSerial(writer, None, owned=True)
+    line.write(b"x")
+    line.close()
+
+
+def test_unix_socket_serves_one_peer_after_another(tmp_path):
+    path = tmp_path / "serial"
+    line = open_serial(f"unix:{path}")
+    received = Input()
+    line.start(received)
+    line.write(b"nobody listens")
+    for text in (b"first", b"second"):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(TIMEOUT_S)
+            peer.connect(str(path))
+            peer.sendall(text)
+            assert received.wait_for(text)
+            line.write(b"answer")
+            assert peer.recv(10) == b"answer"
+    line.close()
+    assert not path.exists()
+
+
+def test_unix_socket_of_somebody_else_is_left_alone(tmp_path):
+    path = tmp_path / "serial"
+    path.write_text("precious")
+    with pytest.raises(SerialError, match="in use"):
+        open_serial(f"unix:{path}")
+    assert path.read_text() == "precious"
+
+
+def test_a_peer_that_does_not_read_never_blocks(tmp_path):
+    path = tmp_path / "serial"
+    line = open_serial(f"unix:{path}")
+    received = Input()
+    line.start(received)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        peer.sendall(b"here")
+        assert received.wait_for(b"here")
+        for _ in range(1000):
+            line.write(b"x" * 4096)
+    line.close()

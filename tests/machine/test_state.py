@@ -1,0 +1,254 @@
+"""Device state in QEMU's layout: round trips, what is refused, and sections that a real QEMU wrote."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sterna.hypervisor.interface import ArmVcpuState
+from sterna.machine.boards import VEXPRESS_A15, VIRT
+from sterna.machine.devices.gic import SPURIOUS, GicRegisters, Irq
+from sterna.machine.devices.pl011 import Pl011Registers
+from sterna.machine.runstate import RunState
+from sterna.machine.state import sections
+from sterna.machine.state.cortexa15 import reset_values
+from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, WIRE, from_wire, to_wire
+from sterna.machine.state.cpu import timer_line
+from sterna.stream.vmstate import DeviceState, StreamError
+
+KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
+U8, U32, U64 = st.integers(0, 0xFF), st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1)
+BANK_OF_MODE = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "usr"}
+
+
+def is_wide(register):
+    return register >> 52 & 0xF == 3
+
+
+@st.composite
+def cpu_states(draw, counter=0):
+    mode = draw(st.sampled_from(sorted(BANK_OF_MODE)))
+    bank = BANK_OF_MODE[mode]
+    regs = draw(st.lists(U32, min_size=16, max_size=16))
+    names = [f"{kind}_{name}" for name in sorted(set(BANK_OF_MODE.values())) for kind in ("sp", "lr", "spsr")]
+    names.remove("spsr_usr")
+    names += [f"r{i}_{name}" for i in range(8, 13) for name in ("usr", "fiq")]
+    banked = {name: draw(U32) for name in names}
+    # The bank of the current mode repeats the registers.
+    banked[f"sp_{bank}"], banked[f"lr_{bank}"] = regs[13], regs[14]
+    for i in range(8, 13):
+        banked[f"r{i}_{'fiq' if bank == 'fiq' else 'usr'}"] = regs[i]
+    return ArmVcpuState(
+        regs=regs,
+        cpsr=draw(U32) & ~0x1F | mode,
+        banked=banked,
+        cp15={register: draw(U64 if is_wide(register) else U32) for register in sorted(KNOWN)},
+        vfp=draw(st.lists(U64, min_size=32, max_size=32)),
+        fpscr=draw(U32),
+        fpexc=draw(U32),
+        counter=counter,
+        powered_off=draw(st.booleans()),
+    )
+
+
+@st.composite
+def gics(draw):
+    registers = GicRegisters.reset(4)
+    for irq in draw(st.sets(st.integers(0, 1019), max_size=8)):
+        registers.irqs[irq] = Irq(
+            *(draw(U8) for _ in range(4)), draw(st.booleans()), draw(st.booleans()), draw(U8)
+        )
+        registers.target[irq] = draw(U8)
+    for name, top in (
+        ("priority_mask", 0xFF),
+        ("running_priority", 0x100),
+        ("bpr", 7),
+        ("abpr", 7),
+        ("cpu_ctlr", 0x1F),
+    ):
+        setattr(registers, name, [draw(st.integers(0, top)) for _ in range(8)])
+    for name in ("private_priority", "sgi_sources"):
+        getattr(registers, name)[3][5] = draw(U8)
+    registers.apr[2][1], registers.nsapr[3][7] = draw(U32), draw(U32)
+    registers.priority[987] = draw(U8)
+    registers.ctlr = draw(st.integers(0, 3))
+    return registers
+
+
+@st.composite
+def uarts(draw):
+    registers = Pl011Registers(lcr=draw(U8), fifo=draw(st.lists(U32, min_size=16, max_size=16)))
+    for name in ("rsr", "cr", "dmacr", "imsc", "ris", "ilpr", "ibrd", "fbrd", "ifls", "clock_period"):
+        setattr(registers, name, draw(U32))
+    registers.read_pos = draw(st.integers(0, 15))
+    registers.read_count = draw(st.integers(0, registers.depth))
+    return registers
+
+
+@st.composite
+def machine_states(draw):
+    counter = draw(st.integers(0, (1 << 59) - 1))
+    return sections.MachineState(
+        counter=counter,
+        cpus=tuple(draw(cpu_states(counter)) for _ in range(draw(st.integers(1, 2)))),
+        gic=draw(gics()),
+        uarts=(draw(uarts()),),
+        run_state=draw(st.sampled_from([None, RunState.RUNNING, RunState.PAUSED, RunState.SHUTDOWN])),
+    )
+
+
+def save(state, board=VIRT):
+    return sections.save(state, [SPURIOUS] * len(state.cpus), board)
+
+
+def through_bytes(section):
+    description = sections.DESCRIPTIONS[section.name]
+    return description.decode(description.encode(section), instance_id=section.instance_id)
+
+
+def example(smp=1, uarts=1):
+    cpu = ArmVcpuState(
+        regs=list(range(16)),
+        cpsr=0x1D3,
+        banked=dict.fromkeys(
+            [
+                f"{kind}_{name}"
+                for kind in ("sp", "lr", "spsr")
+                for name in ("usr", "fiq", "irq", "svc", "abt", "und")
+            ]
+            + [f"r{i}_{name}" for i in range(8, 13) for name in ("usr", "fiq")],
+            0,
+        ),
+        cp15=dict.fromkeys(sorted(KNOWN), 0),
+        vfp=[0] * 32,
+        fpscr=0,
+        fpexc=0,
+        counter=1000,
+    )
+    return sections.MachineState(
+        counter=1000,
+        cpus=tuple(dataclasses.replace(cpu) for _ in range(smp)),
+        gic=GicRegisters.reset(smp),
+        uarts=tuple(Pl011Registers() for _ in range(uarts)),
+        run_state=RunState.RUNNING,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(machine_states())
+def test_a_machine_survives_the_wire(state):
+    loaded = sections.load([through_bytes(section) for section in save(state)], VIRT, len(state.cpus), KNOWN)
+    assert loaded == state
+
+
+def test_sections_come_in_qemus_order():
+    names = [(section.name, section.instance_id) for section in save(example(2))]
+    assert names == [
+        *(("timer", 0), ("cpu_common", 0), ("cpu", 0), ("cpu_common", 1), ("cpu", 1)),
+        *(("arm_gic", 0), ("pl011", 0), ("globalstate", 0)),
+    ]
+
+
+def test_the_counter_is_the_clock_in_ns():
+    assert save(example())[0].fields["cpu_clock_offset"] == 1000 * 16
+
+
+@pytest.mark.parametrize(
+    ("control", "compare", "expiry", "line"),
+    [
+        (0, 500, -1, False),
+        (1, 500, (1 << 63) - 1, True),
+        (1, 2000, 32000, False),
+        (3, 500, (1 << 63) - 1, False),
+    ],
+)
+def test_the_virtual_timer(control, compare, expiry, line):
+    state = example()
+    state.cpus[0].cp15 |= {CNTV_CTL: control, CNTV_CVAL: compare}
+    assert save(state)[2].fields["gt_timer[1]"] == expiry
+    assert timer_line(state.cpus[0]) is line
+
+
+def changed(section, **fields):
+    return dataclasses.replace(section, fields=section.fields | fields)
+
+
+def without_subsections(section):
+    return dataclasses.replace(section, subsections=())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("timer", lambda s: changed(s, cpu_clock_offset=-1), r"'timer'.*cpu_clock_offset"),
+        ("cpu", lambda s: changed(s, cpsr=0x1DA), r"'cpu 0'.*'cpsr'.*0x1a"),
+        ("cpu", lambda s: changed(s, power_state=3), "'cpu 0'.*'power_state'"),
+        ("cpu", without_subsections, "'cpu 0'.*cpu/vfp"),
+        (
+            "cpu",
+            lambda s: changed(
+                s, cpreg_vmstate_array_len=0, cpreg_vmstate_indexes=[], cpreg_vmstate_values=[]
+            ),
+            "'cpu 0'.*system register .* is missing",
+        ),
+        ("arm_gic", lambda s: changed(s, bpr=[0, 9, 0, 0, 0, 0, 0, 0]), r"'arm_gic'.*'bpr\[1\]'"),
+        ("pl011", lambda s: changed(s, read_pos=16), "'pl011'.*'read_pos'"),
+        ("pl011", lambda s: changed(s, read_pos=-1), "'pl011'.*'read_pos'"),
+        ("pl011", lambda s: changed(s, read_count=2), "'pl011'.*'read_count'"),
+        (
+            "globalstate",
+            lambda s: changed(s, runstate=b"dancing".ljust(100, b"\0")),
+            "'globalstate'.*dancing",
+        ),
+        ("globalstate", lambda s: changed(s, runstate=b"\xff" * 100), "'globalstate'"),
+        (
+            "globalstate",
+            lambda s: changed(s, runstate=b"inmigrate".ljust(100, b"\0")),
+            "'globalstate'.*inmigrate",
+        ),
+    ],
+)
+def test_values_that_a_device_cannot_have(name, change, message):
+    states = [change(section) if section.name == name else section for section in save(example())]
+    with pytest.raises(StreamError, match=message):
+        sections.load(states, VIRT, 1, KNOWN)
+
+
+@pytest.mark.parametrize("left_out", ["timer", "cpu_common", "cpu", "arm_gic", "pl011"])
+def test_a_missing_section_is_named(left_out):
+    states = [section for section in save(example()) if section.name != left_out]
+    with pytest.raises(StreamError, match=f"'{left_out} 0'.*missing"):
+        sections.load(states, VIRT, 1, KNOWN)
+
+
+def test_globalstate_may_be_missing():
+    states = [section for section in save(example()) if section.name != "globalstate"]
+    assert sections.load(states, VIRT, 1, KNOWN).run_state is None
+
+
+def test_other_machines_are_refused():
+    with pytest.raises(StreamError, match=r"'cpu_common 1'.*this machine has 1"):
+        sections.load(save(example(2)), VIRT, 1, KNOWN)
+    with pytest.raises(StreamError, match=r"'cpu 1'.*missing"):
+        sections.load(save(example(1)), VIRT, 2, KNOWN)
+    with pytest.raises(StreamError, match=r"'pl011 1'.*missing"):
+        sections.load(save(example()), VEXPRESS_A15, 1, KNOWN)
+    with pytest.raises(StreamError, match=r"'pl031 0'.*no such device"):
+        sections.load([*save(example()), DeviceState("pl031", 0, 1, {})], VIRT, 1, KNOWN)
+    with pytest.raises(StreamError, match=r"'timer 0'.*twice"):
+        sections.load([*save(example()), save(example())[0]], VIRT, 1, KNOWN)
+
+
+def test_registers_that_nobody_keeps():
+    register = SCTLR & ~0xFFFF | 15 << 11 | 1
+    wire = register | NON_SECURE_BANK
+    kept, left_out = from_wire({wire: 5}, {register})
+    assert (kept, left_out) == ({register: 5}, {})
+    kept, left_out = from_wire({wire: 5}, set())
+    assert (kept, left_out) == ({}, {wire: 5})
+    assert from_wire({wire: 0}, set()) == ({}, {})
+
+
+def test_a_reset_cpu_leaves_nothing_out():
+    assert from_wire(to_wire(dict.fromkeys(KNOWN, 0), reset_values(4, 0x0800_0000)), KNOWN)[1] == {}
