@@ -3,13 +3,13 @@
 import pytest
 
 from sterna.machine.devices.gic import (
-    SPURIOUS,
     CpuInterface,
     Distributor,
     Gic,
     GicCpuInterface,
     GicDistributor,
 )
+from sterna.machine.devices.gicregisters import SPURIOUS
 
 TIMER, UART = 27, 33
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sterna.hypervisor.interface import ArmVcpuState
 from sterna.machine.boards import VEXPRESS_A15, VIRT
-from sterna.machine.devices.gic import SPURIOUS, GicRegisters, Irq
+from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
 from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.runstate import RunState
 from sterna.machine.state import sections

@@ -4,7 +4,3 @@ from collections.abc import Callable
 
 IrqLine = Callable[[bool], None]
 """Sets the level of one interrupt line. May be called on any thread."""
-
-
-def unconnected(level: bool) -> None:
-    """An interrupt line that leads nowhere."""

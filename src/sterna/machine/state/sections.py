@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sterna.hypervisor.interface import ArmVcpuState
 from sterna.machine.boards import Board
-from sterna.machine.devices.gic import SPURIOUS, GicRegisters
+from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.runstate import RunState
 from sterna.machine.state.clock import TIMER, load_counter, save_counter
