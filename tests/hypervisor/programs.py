@@ -53,6 +53,19 @@ SLEEP = [
     *_POWER_OFF,
 ]
 """Sleep for r0 ticks of the virtual timer; r8 is how many passed."""
+LOAD_DOUBLE = [
+    0xE2855001,  # add r5, r5, #1
+    0xE1A02000,  # mov r2, r0
+    0xE1C220D0,  # ldrd r2, r3, [r2]
+    0xEAFFFFFB,  # b LOAD_DOUBLE
+]
+"""For ever load two words from r0 into r2 and r3, with r2 as the base: not to be executed a second time."""
+OUTPUT = [
+    0xE2811001,  # add r1, r1, #1
+    0xE5801000,  # str r1, [r0]
+    0xEAFFFFFC,  # b OUTPUT
+]
+"""For ever write growing numbers to r0."""
 SET_REGISTERS = [
     0xEE0D0F50,  # mcr p15, 0, r0, c13, c0, 2: TPIDRURW
     0xEE020F10,  # mcr p15, 0, r0, c2, c0, 0: TTBR0

@@ -10,6 +10,8 @@ from hypervisor.programs import (
     CPU_ON,
     JUMP,
     LOAD,
+    LOAD_DOUBLE,
+    OUTPUT,
     RAM,
     SET_REGISTERS,
     SLEEP,
@@ -24,7 +26,7 @@ from hypervisor.programs import (
     word,
 )
 from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
-from sterna.hypervisor.interface import COUNTER_HZ, ExitReason, HypervisorError, SystemEvent
+from sterna.hypervisor.interface import COUNTER_HZ, Exit, ExitReason, HypervisorError, SystemEvent
 from sterna.memory.address import Ipa
 
 UART = Ipa(0x0900_0000)
@@ -97,6 +99,34 @@ def test_kick_ends_a_busy_loop_soon(guest):
         guest.cpus[0].kick()
         times.append(time.perf_counter() - start)
         assert guest.finish().reason is ExitReason.INTR
+
+
+def stop_often(guest, times):
+    for _ in range(times):
+        guest.start()
+        wait_until(lambda: guest.cpus[0].record[0]["mode"] == 1, "guest mode")
+        guest.cpus[0].kick()
+        report = guest.finish()
+        assert isinstance(report, Exit), report
+        assert report.reason is ExitReason.INTR, report
+
+
+def test_stops_fall_between_instructions(guest):
+    """A load whose base it overwrites would fault if it were executed again after a stop."""
+    guest.block.view[0x4000:0x4008] = (0x1234_5678).to_bytes(8, "little")
+    guest.program(LOAD_DOUBLE, r0=RAM + 0x4000)
+    stop_often(guest, 200)
+    guest.cpus[0].set_state(guest.cpus[0].get_state())  # code is translated anew
+    stop_often(guest, 200)
+
+
+def test_device_accesses_are_made_once(guest):
+    device = Register()
+    guest.vm.add_mmio(UART, 4096, device)
+    guest.program(OUTPUT, r0=UART, r1=0)
+    stop_often(guest, 100)
+    values = [access[3] for access in device.accesses]
+    assert values == list(range(1, len(values) + 1))
 
 
 def test_kick_before_run_counts(guest):

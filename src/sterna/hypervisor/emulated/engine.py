@@ -26,6 +26,9 @@ _MPIDR_MULTIPROCESSOR = 0x8000_0000
 _NS_PER_TICK = 16
 _COUNTER_MASK = (1 << 64) - 1
 VMID = 1
+_SCRATCH_PA = 0x1000
+_HALF_IT_BLOCK = bytes.fromhex("04bf 00bf 00bf 00bf")
+"""itt eq; nop; nop; nop: emulation is told to end behind the first nop."""
 
 
 def physical_counter() -> int:
@@ -60,6 +63,7 @@ class Engine:
             self.uc.mem_map_ptr(stage2.root_pa, stage2.pool_size, UC_PROT_ALL, stage2.pool_hva)
         except UcError as error:
             raise HypervisorError(f"vCPU {index}: the emulator refuses a Cortex-A15: {error}") from error
+        self._make_stops_precise()
         self._stage2 = stage2
         self.record: NDArray[Any] = np.zeros(1, dtype=VCPU)
         self._fill_record(index, event_fd)
@@ -87,6 +91,22 @@ class Engine:
             (registers.HCR, armv7.HCR_VM),
         ):
             registers.write_cp(self.uc, register, value)
+
+    def _make_stops_precise(self) -> None:
+        """Let emulation stop between instructions only.
+
+        Code that Unicorn 2.1 translates looks for a stop behind each memory access too. An instruction stopped there is executed
+        again when the CPU goes on: a device register is written twice, an ldrd loses its base. It leaves these looks out inside
+        a Thumb IT block, and for whatever it translates after one whose end it has not seen; ARM code does not change that. So
+        the first code that each engine translates ends inside an IT block.
+        """
+        uc = self.uc
+        cpsr = uc.reg_read(arm.UC_ARM_REG_CPSR)
+        uc.mem_map(_SCRATCH_PA, PAGE_SIZE)
+        uc.mem_write(_SCRATCH_PA, _HALF_IT_BLOCK)
+        uc.emu_start(_SCRATCH_PA | 1, _SCRATCH_PA + 4)
+        uc.mem_unmap(_SCRATCH_PA, PAGE_SIZE)
+        uc.reg_write(arm.UC_ARM_REG_CPSR, cpsr)
 
     def _fill_record(self, index: int, event_fd: int) -> None:
         record = self.record[0]
