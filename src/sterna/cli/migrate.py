@@ -16,6 +16,11 @@ from sterna.cli.errors import CliError, ExitCode, UsageError
     "--bandwidth", metavar="RATE", help="Limit, such as 1Gbit or 128MiB (per second), or unlimited."
 )
 @click.option("--downtime-limit", metavar="TIME", help="How long the guest may stand still, such as 300ms.")
+@click.option(
+    "--auto-converge/--no-auto-converge",
+    default=None,
+    help="Slow the guest down if it dirties memory faster than it can be sent.",
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any migration parameter.")
 @click.option(
     "--verify/--no-verify",
@@ -29,6 +34,7 @@ def command(
     detach: bool,
     bandwidth: str | None,
     downtime_limit: str | None,
+    auto_converge: bool | None,
     settings: tuple[str, ...],
     verify: bool | None,
     json: bool,
@@ -62,6 +68,9 @@ def command(
         try:
             if parameters:
                 client.execute("migrate-set-parameters", parameters)
+            if auto_converge is not None:
+                state = {"capability": "auto-converge", "state": auto_converge}
+                client.execute("migrate-set-capabilities", {"capabilities": [state]})
             client.command("migrate", uri=uri)
         except (QmpError, ConnectionLost) as error:
             raise CliError(str(error)) from error

@@ -25,6 +25,7 @@ def summarise(info: Mapping[str, Any]) -> dict[str, Any]:
         "total_ms": own.get("total-ms", info.get("total-time")),
         "setup_ms": info.get("setup-time"),
         "downtime_ms": own.get("downtime-ms", info.get("downtime")),
+        "throttle_percent": info.get("cpu-throttle-percentage", 0),
         "downtime_parts": own.get("downtime-parts"),
         "passes": own.get("passes", []),
         "transferred_bytes": ram.get("transferred"),

@@ -27,6 +27,8 @@ from sterna.monitor.units import format_rate, format_size
 _WARM_UP_SECONDS = 600.0
 _RUNS_SECONDS = 20.0
 _POLL_SECONDS = 0.05
+_THROTTLE = {"cpu-throttle-initial": 60, "cpu-throttle-increment": 20, "max-cpu-throttle": 95}
+"""For a guest that dirties memory faster than this host copies it: bolder than the defaults, a demonstration is short."""
 _CLOCK_SLACK_MS = 5.0
 """How much less than the downtime the guest may have seen: what it reads is not when it stops."""
 _GAP_SLACK_MS = 500.0
@@ -102,8 +104,11 @@ class _Trial:
                 "max-bandwidth": self._settings.bandwidth,
                 "downtime-limit": self._settings.downtime_limit_ms,
                 "x-sterna-verify": "on",
+                **_THROTTLE,
             },
         )
+        converge = {"capability": "auto-converge", "state": True}
+        self._source.qmp.execute("migrate-set-capabilities", {"capabilities": [converge]})
         self._source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")
         info = follow(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
         return summarise(info)
