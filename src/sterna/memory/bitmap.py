@@ -27,7 +27,9 @@ def full_bitmap(pages: int) -> Words:
 
 def count(words: Words) -> int:
     """Number of set bits."""
-    return int(np.bitwise_count(words).sum()) if hasattr(np, "bitwise_count") else int(page_numbers(words).size)
+    return (
+        int(np.bitwise_count(words).sum()) if hasattr(np, "bitwise_count") else int(page_numbers(words).size)
+    )
 
 
 def _page_numbers_twin(words: Words, out: NDArray[np.int64]) -> int:
