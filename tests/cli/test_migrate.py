@@ -1,0 +1,143 @@
+"""`sterna migrate` between two processes."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from cli.vms import TIMEOUT, interrupt, pair, wait_for
+
+COMMAND = [sys.executable, "-m", "sterna", "migrate"]
+
+
+def migrate(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+
+
+def test_completed_and_verified(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(
+            source.address, destination.incoming_uri(), "--json", "--verify", "--bandwidth", "1Gbit"
+        )
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert done.stdout.count("\n") == 1
+        result = json.loads(done.stdout)
+        assert result["status"] == "completed"
+        assert result["verified"] is True
+        assert result["ram_digest_source"] == result["ram_digest_destination"]
+        assert result["ram_bytes"] == 16 << 20
+        assert result["passes"][0]["pages"] == 4096
+        assert result["downtime_ms"] > 0
+        assert source.qmp.command("query-migrate-parameters")["max-bandwidth"] == 125_000_000
+        assert source.qmp.command("query-status")["status"] == "postmigrate"
+        assert destination.running()
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(source.address, destination.incoming_uri(), "--no-verify", "--downtime-limit", "500ms")
+        assert done.returncode == 0
+        assert done.stdout == ""
+        assert "\x1b" not in done.stderr
+        assert "completed, RAM not compared" in done.stderr
+        assert re.search(r"total [\d.]+ s, \d+ passes, .* sent, downtime [\d.]+ ms", done.stderr)
+        assert source.qmp.command("query-migrate-parameters")["downtime-limit"] == 500
+
+
+def test_failure_keeps_the_guest_and_a_second_try_succeeds(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(source.address, "tcp:127.0.0.1:1")
+        assert done.returncode == 3
+        assert "refused" in done.stderr
+        assert "the guest stays at the source" in done.stderr
+        assert source.running()
+        done = migrate(source.address, destination.incoming_uri())
+        assert done.returncode == 0
+        assert "RAM verified" in done.stderr
+
+
+def test_ctrl_c_cancels(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        process = subprocess.Popen(
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: source.qmp.command("query-migrate").get("status") == "active")
+        interrupt(process)
+        out, errors = process.communicate(timeout=TIMEOUT)
+        assert errors == ""
+        assert process.returncode == 4
+        assert json.loads(out)["status"] == "cancelled"
+        assert source.qmp.command("query-migrate")["status"] == "cancelled"
+        assert source.running()
+        assert not destination.running()
+
+
+def test_the_source_dies_on_the_way(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        process = subprocess.Popen(
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: source.qmp.command("query-migrate").get("status") == "active")
+        source.process.kill()
+        _, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 6
+        assert "sterna: error: the VM was lost" in errors
+        assert "Traceback" not in errors
+
+
+def test_detached_returns_at_once(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(source.address, destination.incoming_uri(), "-d", "--set", "x-sterna-verify=on")
+        assert done.returncode == 0
+        assert done.stderr == ""
+        wait_for(lambda: source.qmp.command("query-migrate")["status"] == "completed")
+
+
+def test_what_the_vm_refuses(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, _):
+        for arguments, expected in (
+            (("carrier-pigeon:home",), "carrier-pigeon"),
+            (("tcp:127.0.0.1:1", "--downtime-limit", "1h"), "downtime-limit"),
+        ):
+            done = migrate(source.address, *arguments)
+            assert done.returncode == 1
+            assert done.stderr.startswith("sterna: error: ")
+            assert done.stderr.count("\n") == 1
+            assert expected in done.stderr
+
+
+def test_live_display_on_a_terminal(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "8MB"],
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        )
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 4096):
+                shown += data
+        except OSError:
+            pass  # the other end is closed: it has ended
+        os.close(ours)
+        assert process.wait(TIMEOUT) == 0
+        text = shown.decode()
+        assert "\x1b[" in text
+        percentages = [int(number) for number in re.findall(r"(\d+)%", text)]
+        assert percentages
+        assert percentages == sorted(percentages)
+        for expected in ("dirtying", "sending", "remaining", "RAM verified", "downtime"):
+            assert expected in text

@@ -1,0 +1,156 @@
+"""`sterna run`: its life and its end."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.test_bad_input import elf
+from cli.vms import TIMEOUT, vm, wait_for
+from sterna.monitor.client import ConnectionLost
+
+GUEST = ("--kernel", "clock", "--append", "20", "--serial", "null")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with vm(tmp_path, "vm", *GUEST) as machine:
+        assert machine.running()
+        machine.process.send_signal(number)
+        event = machine.qmp.wait_event(lambda e: e["event"] == "SHUTDOWN", TIMEOUT)
+        assert event["data"] == {"guest": False, "reason": "host-signal"}
+        assert machine.process.wait(TIMEOUT) == 0
+        assert machine.errors() == ""
+    assert not (tmp_path / "vm.qmp").exists()
+
+
+def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", *GUEST) as machine:
+        assert machine.qmp.command("quit") == {}
+        with pytest.raises(ConnectionLost):
+            machine.qmp.command("query-status")
+        assert machine.process.wait(TIMEOUT) == 0
+        assert machine.errors() == ""
+
+
+def test_the_serial_line_is_standard_output(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", "--kernel", "clock", "--append", "20") as machine:
+        assert machine.process.stdout is not None
+        assert b"clock" in machine.process.stdout.readline()
+        assert machine.errors() == ""
+
+
+def test_paused_waits_for_cont(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", *GUEST, "--paused", "--name", "sleeper") as machine:
+        assert machine.qmp.command("query-status")["status"] == "prelaunch"
+        assert machine.qmp.command("query-name") == {"name": "sleeper"}
+        machine.qmp.command("cont")
+        assert machine.running()
+
+
+def broken_guest(tmp_path: Path) -> str:
+    """A kernel whose first instruction is undefined, with no vectors to go to."""
+    kernel = tmp_path / "broken.elf"
+    # ldr r0, [pc, #0]; ldr r0, [r0]; the address is outside of everything.
+    code = struct.pack("<III", 0xE59F0000, 0xE5900000, 0x3000_0000)
+    image = elf(size=len(code))
+    kernel.write_bytes(image[:84] + code)
+    header = bytearray(kernel.read_bytes())
+    struct.pack_into("<I", header, 52 + 16, len(code))
+    kernel.write_bytes(bytes(header))
+    return str(kernel)
+
+
+def test_a_broken_guest_ends_it_with_a_report(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--kernel", broken_guest(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("sterna: error: the guest stopped: ")
+    assert "0x30000000" in done.stderr
+    assert "R00=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_guest_stays_for_a_look_where_somebody_can(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", "--kernel", broken_guest(tmp_path), "--serial", "null") as machine:
+        wait_for(lambda: machine.qmp.command("query-status")["status"] == "internal-error")
+        assert "0x30000000" in machine.qmp.command("query-status")["x-sterna-error"]
+        machine.qmp.command("quit")
+        assert machine.process.wait(TIMEOUT) == 1
+        assert "the guest stopped" in machine.errors()
+
+
+def test_the_human_monitor_on_standard_input() -> None:
+    lines = ["info status", "stop", "info status", "bogus", "info registers", "quit", ""]
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--kernel", "clock", "--monitor", "stdio"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for expected in ("VM status: running", "VM status: paused", "unknown command: 'bogus'", "R00="):
+        assert expected in done.stdout
+
+
+def test_the_device_tree_is_written(tmp_path: Path, cli) -> None:
+    file = tmp_path / "dtb"
+    assert cli("run", "--kernel", "clock", "--append", "1000", "--dump-dtb", str(file)) == (0, "", "")
+    data = file.read_bytes()
+    assert data.startswith(b"\xd0\x0d\xfe\xed")
+    assert b"1000\0" in data
+
+
+def test_a_failed_incoming_migration_is_told_and_waited_out(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", "--incoming", f"unix:{tmp_path}/in", "--serial", "null") as machine:
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(tmp_path / "in"))
+            peer.sendall(os.urandom(64))
+        wait_for(lambda: machine.errors().endswith("\n"))
+        assert machine.errors().startswith("sterna: incoming migration failed: ")
+        assert machine.errors().count("\n") == 1
+        assert machine.qmp.command("query-status")["status"] == "inmigrate"
+
+
+def test_a_listening_socket_can_be_passed_on(tmp_path: Path) -> None:
+    import socket
+
+    from sterna.monitor.addresses import parse_address
+    from sterna.monitor.client import QmpClient
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "sterna",
+                "run",
+                "--memory",
+                "16M",
+                *GUEST,
+                "--qmp",
+                f"fd:{listener.fileno()}",
+            ],
+            pass_fds=[listener.fileno()],
+        )
+        address = parse_address(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+    # The connection waits in the backlog until the machine is there.
+    with QmpClient.connect(address, TIMEOUT) as client:
+        assert client.command("query-status")["running"] is True
+        client.command("quit")
+    assert process.wait(TIMEOUT) == 0

@@ -1,0 +1,140 @@
+"""Machines in processes of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sterna.monitor.addresses import parse_address
+from sterna.monitor.client import QmpClient
+
+TIMEOUT = 60.0
+
+
+class Vm:
+    """A `sterna run` with QMP at `address`."""
+
+    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
+        self.address = f"unix:{directory}/{name}.qmp"
+        self._errors = (directory / f"{name}.stderr").open("w+b")
+        command = [
+            sys.executable,
+            "-m",
+            "sterna",
+            "run",
+            "--memory",
+            "16M",
+            "--qmp",
+            f"{self.address},server",
+        ]
+        self.process = subprocess.Popen(
+            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+        )
+        self.qmp: QmpClient
+
+    def connect(self) -> None:
+        """Wait until its monitor answers."""
+        path = Path(self.address.removeprefix("unix:"))
+        wait_for(lambda: path.is_socket() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.errors()
+        wait_for(self._try_connect)
+
+    def _try_connect(self) -> bool:
+        try:
+            self.qmp = QmpClient.connect(parse_address(self.address), TIMEOUT)
+        except Exception:
+            assert self.process.poll() is None, self.errors()
+            return False
+        return True
+
+    def incoming_uri(self) -> str:
+        """Where it waits for a guest."""
+        [address] = self.qmp.command("query-migrate")["socket-address"]
+        return f"tcp:{address['host']}:{address['port']}"
+
+    def errors(self) -> str:
+        """Its standard error so far."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def running(self) -> bool:
+        """Whether the guest runs."""
+        return bool(self.qmp.command("query-status")["running"])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+        for stream in (self.process.stdin, self.process.stdout, self._errors):
+            assert stream is not None
+            stream.close()
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+
+
+@contextmanager
+def vm(directory: Path, name: str, *arguments: str) -> Iterator[Vm]:
+    """A machine that answers."""
+    machine = Vm(directory, name, *arguments)
+    try:
+        machine.connect()
+        yield machine
+    finally:
+        machine.close()
+
+
+@contextmanager
+def pair(directory: Path) -> Iterator[tuple[Vm, Vm]]:
+    """A guest that writes to memory, and a machine that waits for it."""
+    source = Vm(directory, "source", "--kernel", "dirtyram", "--append", "500 10 5", "--serial", "null")
+    destination = Vm(directory, "destination", "--incoming", "tcp:127.0.0.1:0", "--serial", "null")
+    try:
+        source.connect()
+        destination.connect()
+        yield source, destination
+    finally:
+        source.close()
+        destination.close()
+
+
+def wait_for(condition, seconds: float = TIMEOUT) -> None:
+    """Poll until the condition holds.
+
+    :raise AssertionError: When it does not in time.
+    """
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        pause.wait(0.02)
+
+
+def children(pid: int) -> set[int]:
+    """Processes whose parent is `pid`."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = re.sub(r"^\d+ \(.*\) ", "", stat.read_text()).split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.add(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def interrupt(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+    """As Ctrl-C does."""
+    os.kill(process.pid, signal.SIGINT)
