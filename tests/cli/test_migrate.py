@@ -4,9 +4,12 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from cli.vms import TIMEOUT, interrupt, pair, wait_for
 
@@ -141,3 +144,42 @@ def test_live_display_on_a_terminal(tmp_path: Path) -> None:
         assert percentages == sorted(percentages)
         for expected in ("dirtying", "sending", "remaining", "RAM verified", "downtime"):
             assert expected in text
+
+
+@pytest.mark.qemu
+def test_it_drives_a_qemu_too(tmp_path: Path) -> None:
+    if shutil.which("qemu-system-arm") is None:
+        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
+            pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
+        pytest.skip("qemu-system-arm is not installed")
+    path = tmp_path / "qemu.qmp"
+    command = [
+        "qemu-system-arm",
+        "-M",
+        "virt",
+        "-cpu",
+        "cortex-a15",
+        "-m",
+        "32M",
+        "-display",
+        "none",
+        "-S",
+        "-nodefaults",
+    ]
+    process = subprocess.Popen([*command, "-qmp", f"unix:{path},server,wait=off"])
+    try:
+        wait_for(path.is_socket)
+        done = migrate(f"unix:{path}", f"exec:cat > {tmp_path}/stream", "--json", "--bandwidth", "unlimited")
+        assert done.stderr == ""
+        assert done.returncode == 0
+        result = json.loads(done.stdout)
+        assert result["status"] == "completed"
+        assert result["verified"] is None
+        assert result["total_ms"] >= 0
+        assert result["transferred_bytes"] > 0
+        done = migrate(f"unix:{path}", "tcp:127.0.0.1:1", "--verify")
+        assert done.returncode == 1
+        assert "x-sterna-verify" in done.stderr
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)

@@ -29,10 +29,11 @@ def format_seconds(seconds: float) -> str:
 
 def outlook(picture: Picture) -> str:
     """When it will end, or why not."""
+    slowed = f"; guest slowed by {picture.throttle_percent} %" if picture.throttle_percent else ""
     if picture.converges is False:
         return (
             f"will not converge: dirtying {format_rate(picture.dirty_rate)}, "
-            f"sending {format_rate(picture.transfer_rate)}"
+            f"sending {format_rate(picture.transfer_rate)}{slowed}"
         )
     if picture.status == "cancelling":
         return "cancelling"
@@ -42,7 +43,7 @@ def outlook(picture: Picture) -> str:
         return "measuring"
     if picture.pass_number <= 1:
         return f"pass 1 done in {format_seconds(picture.eta_seconds)}"
-    return f"switchover in {format_seconds(picture.eta_seconds)}"
+    return f"switchover in {format_seconds(picture.eta_seconds)}{slowed}"
 
 
 class Display(AbstractContextManager["Display"]):

@@ -12,6 +12,7 @@ from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.progress import Picture, ProgressTracker
 from sterna.cli.result import FINAL
 from sterna.monitor.client import ConnectionLost, QmpClient
+from sterna.monitor.protocol import QmpError
 
 _POLL_SECONDS = 0.1
 
@@ -70,3 +71,5 @@ def follow(
         raise CliError(
             f"the VM was lost during the migration, its outcome is unknown here: {error}", ExitCode.LOST
         ) from error
+    except QmpError as error:
+        raise CliError(f"the VM refused a command: {error.desc}") from error

@@ -24,6 +24,7 @@ class Picture:
     :ivar dirty_rate: bytes/s, as of the last look at the dirty log
     :ivar transfer_rate: bytes/s
     :ivar eta_seconds: until switchover, in pass 1 until its end; None while unknown or never
+    :ivar throttle_percent: how much of its time auto-converge takes from the guest
     :ivar converges: None until the dirty rate was measured
     """
 
@@ -38,6 +39,7 @@ class Picture:
     eta_seconds: float | None
     converges: bool | None
     expected_downtime_ms: int | None
+    throttle_percent: int
 
 
 class ProgressTracker:
@@ -92,6 +94,7 @@ class ProgressTracker:
             eta_seconds=eta,
             converges=converges,
             expected_downtime_ms=int(downtime) if downtime is not None else None,
+            throttle_percent=int(info.get("cpu-throttle-percentage", 0)),
         )
 
     def _later_passes(self, ratio: float, threshold: float) -> float:

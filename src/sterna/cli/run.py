@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -172,7 +172,8 @@ class _RunningMachine:
         self._listening = listening
         self._console = console
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._emit_to: Any = None
+        self._emit_to: Callable[[str, dict[str, Any]], None] | None = None
+        self._migration: MigrationController | None = None
         self._ended = threading.Event()
         self._reported = False
 
@@ -187,8 +188,6 @@ class _RunningMachine:
             info = self._migration.info()
             direction = "incoming migration" if info.incoming else "migration"
             print(f"sterna: {direction} failed: {info.error}", file=sys.stderr, flush=True)
-
-    _migration: "MigrationController | None" = None
 
     async def main(self, migration: "MigrationController", *, start: bool) -> int:
         """Serve until something ends the machine.

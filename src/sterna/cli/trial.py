@@ -98,17 +98,15 @@ class _Trial:
 
     def _migrate(self) -> dict[str, Any]:
         [address] = self._destination.command("query-migrate")["socket-address"]
-        self._source.qmp.execute(
+        self._source.command(
             "migrate-set-parameters",
-            {
-                "max-bandwidth": self._settings.bandwidth,
-                "downtime-limit": self._settings.downtime_limit_ms,
-                "x-sterna-verify": "on",
-                **_THROTTLE,
-            },
+            max_bandwidth=self._settings.bandwidth,
+            downtime_limit=self._settings.downtime_limit_ms,
+            x_sterna_verify="on",
+            **_THROTTLE,
         )
         converge = {"capability": "auto-converge", "state": True}
-        self._source.qmp.execute("migrate-set-capabilities", {"capabilities": [converge]})
+        self._source.command("migrate-set-capabilities", capabilities=[converge])
         self._source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")
         info = follow(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
         return summarise(info)

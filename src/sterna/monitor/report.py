@@ -42,6 +42,8 @@ def migration_report(info: Mapping[str, Any]) -> str:
             lines.append(f"{label}: {info[name]} ms")
     if "ram" in info:
         lines += _ram_lines(info["ram"])
+    if info.get("cpu-throttle-percentage"):
+        lines.append(f"cpu throttle percentage: {info['cpu-throttle-percentage']}")
     for address in info.get("socket-address", ()):
         shown = address["path"] if address["type"] == "unix" else f"{address['host']}:{address['port']}"
         lines.append(f"socket address: {address['type']}:{shown}")
