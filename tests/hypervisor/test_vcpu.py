@@ -25,6 +25,8 @@ from hypervisor.programs import (
     WFI,
     word,
 )
+from sterna.hypervisor.emulated import psci
+from sterna.hypervisor.emulated.psci import Function, Result
 from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
 from sterna.hypervisor.interface import COUNTER_HZ, Exit, ExitReason, HypervisorError, SystemEvent
 from sterna.memory.address import Ipa
@@ -282,3 +284,22 @@ def test_vcpus_come_in_order(make_guest):
     guest = make_guest(smp=1)
     with pytest.raises(HypervisorError, match="vCPU 1"):
         guest.vm.create_vcpu(1)
+
+
+def test_devices_keep_clear_of_memory_and_each_other(guest):
+    guest.vm.add_mmio(UART, 4096, Register())
+    for ipa, size in ((RAM, 4096), (RAM - 4096, 8192), (UART, 4096), (1 << 32, 4096), (UART + 1, 4096)):
+        with pytest.raises(HypervisorError, match="a device at"):
+            guest.vm.add_mmio(Ipa(ipa), size, Register())
+
+
+def test_psci_says_when_a_start_is_pending(make_guest):
+    guest = make_guest(smp=2)
+    first, second = guest.vm.cpus
+    call = [Function.CPU_ON, (1, CODE, 7), guest.vm.cpus, first, None]
+    assert psci.call(*call) == Result.SUCCESS
+    assert second.starting
+    assert psci.call(*call) == Result.ON_PENDING & 0xFFFF_FFFF
+    assert psci.call(Function.AFFINITY_INFO, (1, 0, 0), guest.vm.cpus, first, None) == 2
+    assert second.get_state().regs[15] == CODE
+    assert psci.call(*call) == Result.ALREADY_ON & 0xFFFF_FFFF

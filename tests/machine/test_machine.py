@@ -1,5 +1,6 @@
 """Machines that run guests."""
 
+import gc
 import os
 import resource
 import threading
@@ -469,3 +470,33 @@ def test_statistics_are_the_hypervisors(make_machine):
     machine.cont()
     wait_for_seq(machine, 1)
     assert machine.statistics()["faults_translation"] > 0
+
+
+def test_a_guest_in_doubt_stays_stopped_until_its_user_says_cont(make_machine):
+    source = make_machine(kernel="clock", append="50")
+    source.cont()
+    wait_for_seq(source, 1)
+    source.stop_for_migration()
+    source.leave_in_doubt()
+    assert source.run_state is RunState.PAUSED
+    assert gc.isenabled()
+    source.cont()
+    wait_for_seq(source, seq(source) + 1)
+
+
+def test_a_guest_that_went_away_cannot_migrate_again(make_machine):
+    source = make_machine(kernel="clock")
+    source.stop_for_migration()
+    source.migrated_away()
+    with pytest.raises(RunStateError, match="postmigrate"):
+        source.start_dirty_logging()
+    with pytest.raises(RunStateError):
+        source.stop_for_migration()
+    assert gc.isenabled()
+
+
+def test_what_fails_to_load_leaves_no_trace(make_machine):
+    destination = make_machine(incoming=True)
+    with pytest.raises(StreamError):
+        destination.load_devices([])
+    assert gc.isenabled()

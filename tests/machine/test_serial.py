@@ -122,3 +122,22 @@ def test_a_peer_that_does_not_read_never_blocks(tmp_path):
         for _ in range(1000):
             line.write(b"x" * 4096)
     line.close()
+
+
+def test_a_reader_that_stops_reading_does_not_stop_the_guest():
+    reader, writer = os.pipe()
+    line = DescriptorSerial(writer, None, owned=True)
+    for _ in range(40):
+        line.write(b"x" * 50_000)  # more than the pipe and the queue take
+    line.close()
+    os.close(reader)
+
+
+def test_output_is_all_written_before_the_line_closes():
+    reader, writer = os.pipe()
+    line = DescriptorSerial(writer, None, owned=True)
+    for number in range(1000):
+        line.write(b"%d\n" % number)
+    line.close()
+    with os.fdopen(reader, "rb") as file:
+        assert file.read().splitlines() == [b"%d" % number for number in range(1000)]

@@ -12,14 +12,19 @@ def package(tmp_path):
     package = tmp_path / "package"
     (package / "deep").mkdir(parents=True)
     (package / "deep" / "kernels.py").write_text("from numba import njit\n")
-    (package / "plain.py").write_text("x = 1\n")
+    (package / "deep" / "layout.py").write_text("WORDS = 512\n")
+    (package / "other").mkdir()
+    (package / "other" / "plain.py").write_text("x = 1\n")
     return package
 
 
-def test_digest_follows_compiled_sources_only(package):
+def test_digest_follows_compiled_sources_and_what_they_are_compiled_with(package):
     before = source_digest(package)
-    (package / "plain.py").write_text("x = 2\n")
+    (package / "other" / "plain.py").write_text("x = 2\n")
     assert source_digest(package) == before
+    (package / "deep" / "layout.py").write_text("WORDS = 1024\n")
+    assert source_digest(package) != before
+    before = source_digest(package)
     (package / "deep" / "kernels.py").write_text("from numba import njit  # changed\n")
     assert source_digest(package) != before
 

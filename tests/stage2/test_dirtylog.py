@@ -240,3 +240,15 @@ def test_two_slots_have_their_own_logs(stage2, log):
     write(stage2, other + 2 * PAGE_SIZE)
     assert list(page_numbers(log.get())) == [1]
     assert list(page_numbers(second.get())) == [2]
+
+
+def test_read_that_meets_a_broken_block_is_no_write():
+    """Between break and make another CPU finds the block gone, and comes to fault handling after the new table is there."""
+    stage2 = make(cpus=2)
+    stage2.insert_slot(0, RAM, PMD_SIZE, RAM_PA, readonly=False)
+    stage2.fault(page(0), cpu=0)
+    stage2.fault(page(0), cpu=1)
+    log = DirtyLog(stage2, RecordingFlush(), 0, RAM, 512)
+    stage2.fault(page(3), cpu=0)  # dissolves
+    stage2.fault(page(5), cpu=1)
+    assert list(page_numbers(log.get())) == [3]

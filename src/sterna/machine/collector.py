@@ -6,6 +6,8 @@ of are enough to start one.
 
 import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CollectorHold:
@@ -27,6 +29,16 @@ class CollectorHold:
                     CollectorHold._was_enabled = gc.isenabled()
                     gc.disable()
                 CollectorHold._holders += 1
+
+    @contextmanager
+    def until_error(self) -> Iterator[None]:
+        """Take it, and keep it unless the body fails."""
+        self.take()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Collections may start again, for all that this machine cares. Does nothing when it is not taken."""

@@ -19,7 +19,7 @@ from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
 from sterna.machine.registerdump import dump_registers
-from sterna.machine.runstate import RunState, RunStateError, require, transition
+from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.state import sections
 from sterna.machine.state.clock import ns_to_counter
@@ -294,7 +294,13 @@ class Machine:
     # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
 
     def start_dirty_logging(self) -> None:
-        """Log writes to RAM from now on."""
+        """Log writes to RAM from now on.
+
+        :raise RunStateError: When the machine has no guest to migrate.
+        """
+        with self._lock:
+            if self._run_state not in MIGRATABLE:
+                raise RunStateError("migrate", self._run_state, MIGRATABLE)
         self._ram.start_logging()
 
     def stop_dirty_logging(self) -> None:
@@ -315,8 +321,7 @@ class Machine:
         :return: CLOCK_REALTIME in ns when the last vCPU had left guest mode
         :raise RunStateError: When the machine has no guest of its own.
         """
-        with self._lock:
-            self._collector.take()
+        with self._lock, self._collector.until_error():
             before = self._run_state
             stopped_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
             if before is RunState.RUNNING:
@@ -355,6 +360,16 @@ class Machine:
             self.error = "the guest was broken before it migrated here"
         return RunState.PAUSED if target is RunState.RUNNING and not self._start_after_incoming else target
 
+    def leave_in_doubt(self) -> None:
+        """Nobody can say whether the guest runs elsewhere: it stays stopped here, until its user knows and says `cont`."""
+        with self._lock:
+            require("leave the migration", self._run_state, RunState.FINISH_MIGRATE)
+            before = self._before_migration
+            self._run_state = transition(
+                self._run_state, RunState.PAUSED if before is RunState.RUNNING else before
+            )
+            self._collector.release()
+
     def migrated_away(self) -> None:
         """The guest runs elsewhere: it must never run here again."""
         with self._lock:
@@ -392,9 +407,8 @@ class Machine:
         :raise StreamError: When a section is missing, unknown, or does not fit this machine.
         :raise RunStateError: When the machine does not wait for a guest.
         """
-        with self._lock:
+        with self._lock, self._collector.until_error():
             require("load the devices", self._run_state, RunState.INMIGRATE)
-            self._collector.take()
             state = sections.load(states, self.config.board, self.config.smp, self._known_registers)
             for vcpu, cpu in zip(self._vcpus, state.cpus, strict=True):
                 vcpu.set_state(cpu)

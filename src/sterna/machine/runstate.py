@@ -55,6 +55,10 @@ AFTER_INCOMING = frozenset({_S.RUNNING, _S.PAUSED, _S.PRELAUNCH, _S.SHUTDOWN, _S
 """States of the source that a destination can take over."""
 
 
+MIGRATABLE = frozenset(state for state, targets in TRANSITIONS.items() if _S.FINISH_MIGRATE in targets)
+"""States of a machine that has a guest to migrate."""
+
+
 class RunStateError(Exception):
     """The machine is in a state that does not allow what was asked.
 

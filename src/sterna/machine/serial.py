@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 _CHUNK = 4096
+_OUTPUT_LIMIT = 1 << 20
+_WRITE_PATIENCE_MS = 100
+_LAST_WRITE_S = 1.0
 _BACKLOG = 1
 
 
@@ -94,18 +97,45 @@ class DescriptorSerial:
 
     def __init__(self, output: int, input: int | None, owned: bool) -> None:
         self._output = output
+        self._changed = threading.Condition()
+        self._unwritten = bytearray()
+        self._closed = False
         self._input = input
         self._owned = owned
         self._stop_read, self._stop_write = os.pipe()
         self._thread: threading.Thread | None = None
+        self._writer = threading.Thread(target=self._write, name="serial-out", daemon=True)
+        self._writer.start()
 
     def write(self, data: bytes) -> None:
-        """Write it; what the other side does not take any more is lost, as on a wire."""
-        try:
-            while data:
-                data = data[os.write(self._output, data) :]
-        except OSError:  # a closed pipe, a full disk
-            pass
+        """Write it soon. The guest does not wait for whoever reads: past 1 MiB of waiting output more is lost, as on a wire."""
+        with self._changed:
+            self._unwritten += data[: _OUTPUT_LIMIT - len(self._unwritten)]
+            self._changed.notify()
+
+    def _write(self) -> None:
+        writable = select.poll()
+        writable.register(self._output, select.POLLOUT)
+        stop = select.poll()
+        stop.register(self._stop_read, select.POLLIN)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._unwritten or self._closed)
+                data = bytes(self._unwritten[:_CHUNK])
+                if not data:
+                    return
+            # A write of at most PIPE_BUF bytes to a pipe that polls as writable does not block (POSIX, write).
+            if not writable.poll(_WRITE_PATIENCE_MS):
+                if stop.poll(0):
+                    return
+                continue
+            try:
+                written = os.write(self._output, data)
+            except OSError:  # a closed pipe, a full disk
+                written = len(data)
+            with self._changed:
+                del self._unwritten[:written]
+                self._changed.notify_all()
 
     def start(self, receive: Receive) -> None:
         """Read the input on a thread of its own."""
@@ -130,6 +160,11 @@ class DescriptorSerial:
         os.write(self._stop_write, b"x")
         if self._thread is not None:
             self._thread.join()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        # A terminal that is stopped may hold the last write for ever.
+        self._writer.join(_LAST_WRITE_S)
         os.close(self._stop_read)
         os.close(self._stop_write)
         if self._owned:

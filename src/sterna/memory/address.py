@@ -1,14 +1,13 @@
 """Address types and the page sizes of guest memory.
 
-An IPA (intermediate physical address) is what the guest takes for a physical address, a gfn its page number,
-an hva an address in this process. All are plain integers at run time; the names keep them apart for readers and
+An IPA (intermediate physical address) is what the guest takes for a physical address, an hva an
+address in this process. All are plain integers at run time; the names keep them apart for readers and
 for the type checker.
 """
 
 from typing import NewType
 
 Ipa = NewType("Ipa", int)
-Gfn = NewType("Gfn", int)
 Hva = NewType("Hva", int)
 
 PAGE_SHIFT = 12

@@ -1,27 +1,39 @@
 """Where compiled kernels are kept between runs.
 
 numba keeps a kernel's machine code with the time stamp of its own source file, not of the files of the kernels it calls, which
-are compiled into it. A directory named after the contents of all of them keeps an edit, or an upgrade, from running old code.
+are compiled into it, nor of the layouts and constants it was compiled with. A directory named after the contents of all of
+them keeps an edit, or an upgrade, from running old code.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _KEPT = 4
 """Directories that survive when a new one is made: other checkouts and versions may be using theirs."""
 _MARKS = (b"numba", b"@kernel")
+_COMPILED_WITH = ("numba", "llvmlite", "numpy", "unicorn")
+"""Distributions whose constants and calling conventions end up in compiled code."""
 
 
 def source_digest(package: Path) -> str:
-    """Digest of every source file of a package that holds compiled code."""
+    """Digest of all that compiled code depends on: every source file of each subpackage that holds some, and the versions of the
+    libraries it was compiled with.
+    """
+    sources = {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
+    compiled = {path.parts[0] for path, text in sources.items() if any(mark in text for mark in _MARKS)}
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        text = path.read_bytes()
-        if any(mark in text for mark in _MARKS):
-            digest.update(str(path.relative_to(package)).encode() + b"\0" + text)
+    for path, text in sorted(sources.items()):
+        if path.parts[0] in compiled:
+            digest.update(f"{path}\0{len(text)}\0".encode() + text)
+    for name in _COMPILED_WITH:
+        try:
+            digest.update(f"{name} {version(name)}\0".encode())
+        except PackageNotFoundError:
+            pass
     return digest.hexdigest()[:16]
 
 

@@ -94,6 +94,8 @@ def dissolve(s2, tables, at, level):  # type: ignore[no-untyped-def]
     tables[at] = 0
     post_tlbi(s2)
     tables[at] = pa | s2[0].table
+    # Another CPU may have come by while the entry was invalid; its fault is not to be taken for a write.
+    s2[0].populations += 1
     count_leaf(s2, level, -1)
     count_leaf(s2, level + 1, 512)
     s2[0].blocks_dissolved += 1

@@ -3,6 +3,9 @@
 from numba import njit
 
 _PAGE_WORDS = 512
+# A free page's first word links to the next: its page number and one, shifted so that a table walker that is still on its way
+# through the page sees an invalid entry.
+LINK_SHIFT = 1
 
 
 @njit(nogil=True, cache=True)
@@ -12,7 +15,7 @@ def allocate(s2, tables):  # type: ignore[no-untyped-def]
     if free == 0:
         return 0
     first = (free - 1) * _PAGE_WORDS
-    s2[0].pool_free = tables[first]
+    s2[0].pool_free = tables[first] >> LINK_SHIFT
     tables[first : first + _PAGE_WORDS] = 0
     s2[0].tables += 1
     return s2[0].pool_pa + (free - 1) * 4096
@@ -22,6 +25,6 @@ def allocate(s2, tables):  # type: ignore[no-untyped-def]
 def release(s2, tables, pa):  # type: ignore[no-untyped-def]
     """Give the table page at physical address `pa` back. The caller holds mmu_lock, and no entry points there."""
     page = (pa - s2[0].pool_pa) >> 12
-    tables[page * _PAGE_WORDS] = s2[0].pool_free
+    tables[page * _PAGE_WORDS] = s2[0].pool_free << LINK_SHIFT
     s2[0].pool_free = page + 1
     s2[0].tables -= 1

@@ -2,7 +2,8 @@
 
 import ctypes
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sterna.stage2.atomics import lock, unlock
 from sterna.stage2.change import map_device, unmap_range
 from sterna.stage2.fault import Outcome, handle_fault
 from sterna.stage2.format import DescriptorFormat
+from sterna.stage2.pool import LINK_SHIFT
 from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
 from sterna.stage2.state import COUNTERS, MAX_CPUS, MAX_SLOTS, SLOT, STAGE2
 from sterna.stage2.walk import find_leaf, is_present
@@ -75,7 +77,7 @@ class Stage2:
         state["pool_pa"], state["pool_pages"], state["root_pa"] = pool_pa, pages, pool_pa
         # The root comes first, aligned to its own size; the rest is a list of free pages.
         free = np.arange(root_pages, pages)
-        self.tables[free * 512] = np.append(free[1:] + 1, 0)
+        self.tables[free * 512] = np.append(free[1:] + 1, 0) << LINK_SHIFT
         state["pool_free"] = root_pages + 1
 
     @property
@@ -87,37 +89,27 @@ class Stage2:
 
     def insert_slot(self, number: int, ipa: Ipa, size: int, pa: int, *, readonly: bool) -> None:
         """Let faults populate [ipa, ipa + size) from physical address `pa`."""
-        self._lock()
-        at = int(self.state[0]["slot_count"])
-        if at == MAX_SLOTS:
-            self._unlock()
-            raise OutOfTablesError(f"memory slot {number}: at most {MAX_SLOTS} slots")
-        self.slots[at] = (number, ipa, size, pa, readonly, 0)
-        self.state[0]["slot_count"] = at + 1
-        self._unlock()
+        with self._locked():
+            at = int(self.state[0]["slot_count"])
+            if at == MAX_SLOTS:
+                raise OutOfTablesError(f"memory slot {number}: at most {MAX_SLOTS} slots")
+            self.slots[at] = (number, ipa, size, pa, readonly, 0)
+            self.state[0]["slot_count"] = at + 1
 
     def remove_slot(self, number: int) -> None:
         """Forget a slot and unmap its range. The caller flushes the TLBs."""
-        self._lock()
-        at = self._index(number)
-        slot = self.slots[at].copy()
-        last = int(self.state[0]["slot_count"]) - 1
-        self.slots[at] = self.slots[last]
-        self.state[0]["slot_count"] = last
-        unmap_range(self.state, self.tables, int(slot["ipa"]), int(slot["ipa"] + slot["size"]))
-        self._unlock()
-
-    def set_readonly(self, number: int, readonly: bool) -> None:
-        """Change whether writes to a slot are refused. The caller protects and flushes."""
-        self._lock()
-        self.slots[self._index(number)]["readonly"] = readonly
-        self._unlock()
+        with self._locked():
+            at = self._index(number)
+            slot = self.slots[at].copy()
+            last = int(self.state[0]["slot_count"]) - 1
+            self.slots[at] = self.slots[last]
+            self.state[0]["slot_count"] = last
+            unmap_range(self.state, self.tables, int(slot["ipa"]), int(slot["ipa"] + slot["size"]))
 
     def set_bitmap(self, number: int, bitmap: NDArray[np.uint64] | None) -> None:
         """Start logging into `bitmap`, which must outlive the logging, or stop it. Stopping walks nothing."""
-        self._lock()
-        self.slots[self._index(number)]["bitmap"] = 0 if bitmap is None else bitmap.ctypes.data
-        self._unlock()
+        with self._locked():
+            self.slots[self._index(number)]["bitmap"] = 0 if bitmap is None else bitmap.ctypes.data
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -126,19 +118,15 @@ class Stage2:
 
         :raise OutOfTablesError: When the pool has no page left.
         """
-        self._lock()
-        try:
+        with self._locked():
             for offset in range(0, size, 4096):
                 if not map_device(self.state, self.tables, ipa + offset, self.format.device | (pa + offset)):
                     raise OutOfTablesError(f"no page-table page left to map a device at {ipa:#x}")
-        finally:
-            self._unlock()
 
     def unmap(self, ipa: Ipa, size: int) -> None:
         """Make a range absent (the host takes pages away: kvm_unmap_hva_range). The caller flushes the TLBs."""
-        self._lock()
-        unmap_range(self.state, self.tables, ipa, ipa + size)
-        self._unlock()
+        with self._locked():
+            unmap_range(self.state, self.tables, ipa, ipa + size)
 
     def protect(self, ipa: Ipa, size: int) -> None:
         """Write-protect a range, blocks whole. The caller flushes the TLBs."""
@@ -166,11 +154,10 @@ class Stage2:
 
     def entry(self, ipa: Ipa) -> tuple[int, int]:
         """The leaf descriptor and its level for `ipa`; descriptor 0 when nothing is mapped."""
-        self._lock()
-        at, level = find_leaf(self.state, self.tables, ipa)
-        value = int(self.tables[at]) if at >= 0 else 0
-        present = at >= 0 and is_present(self.state, value)
-        self._unlock()
+        with self._locked():
+            at, level = find_leaf(self.state, self.tables, ipa)
+            value = int(self.tables[at]) if at >= 0 else 0
+            present = at >= 0 and is_present(self.state, value)
         return (value if present else 0), int(level)
 
     # -- accounts ------------------------------------------------------------------------------------------------------
@@ -208,7 +195,7 @@ class Stage2:
         free, at = 0, int(self.state[0]["pool_free"])
         while at:
             free += 1
-            at = int(self.tables[(at - 1) * 512])
+            at = int(self.tables[(at - 1) * 512]) >> LINK_SHIFT
         statistics = self.statistics()
         mapped = {1: "blocks_1g", 2: "blocks_2m", 3: "pages_4k"}
         for level, name in mapped.items():
@@ -224,8 +211,12 @@ class Stage2:
                 return at
         raise KeyError(number)
 
-    def _lock(self) -> None:
-        lock(int(self.state[0]["lock_address"]), int(self.state[0]["sched_yield"]))
-
-    def _unlock(self) -> None:
-        unlock(int(self.state[0]["lock_address"]))
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """mmu_lock, which compiled code spins on."""
+        address = int(self.state[0]["lock_address"])
+        lock(address, int(self.state[0]["sched_yield"]))
+        try:
+            yield
+        finally:
+            unlock(address)

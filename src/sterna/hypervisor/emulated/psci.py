@@ -31,6 +31,7 @@ class Result(IntEnum):
     NOT_SUPPORTED = -1
     INVALID_PARAMETERS = -2
     ALREADY_ON = -4
+    ON_PENDING = -5
 
 
 class PsciCpu(Protocol):
@@ -38,12 +39,18 @@ class PsciCpu(Protocol):
 
     powered_off: bool
 
+    @property
+    def starting(self) -> bool:
+        """Told to start, not running yet."""
+        ...
+
     def power_on(self, entry: int, context: int) -> None:
         """Start at `entry` (bit 0: Thumb) with `context` in r0."""
         ...
 
 
 _NO_MIGRATION_NEEDED = 2
+_AFFINITY_ON, _AFFINITY_OFF, _AFFINITY_ON_PENDING = 0, 1, 2
 
 
 def call(
@@ -88,7 +95,11 @@ def _serve(
         if index >= len(cpus):
             return Result.INVALID_PARAMETERS
         if function == Function.AFFINITY_INFO:
-            return 1 if cpus[index].powered_off else 0
+            if cpus[index].starting:
+                return _AFFINITY_ON_PENDING
+            return _AFFINITY_OFF if cpus[index].powered_off else _AFFINITY_ON
+        if cpus[index].starting:
+            return Result.ON_PENDING
         if not cpus[index].powered_off:
             return Result.ALREADY_ON
         cpus[index].power_on(arguments[1], arguments[2])

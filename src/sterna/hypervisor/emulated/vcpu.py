@@ -105,7 +105,9 @@ class EmulatedVcpu:
 
     def _sleep(self) -> None:
         """Wait for PSCI or a request."""
-        select.select([self._event_fd], [], [])
+        waiting = select.poll()
+        waiting.register(self._event_fd, select.POLLIN)
+        waiting.poll()
         try:
             os.eventfd_read(self._event_fd)
         except BlockingIOError:
@@ -201,6 +203,11 @@ class EmulatedVcpu:
         self.record[0]["timer_wakes"] = enabled
         # One already waiting has to look at the timer again.
         self.wake()
+
+    @property
+    def starting(self) -> bool:
+        """PSCI has told it to start, and it has not run yet."""
+        return self._boot is not None
 
     def power_on(self, entry: int, context: int) -> None:
         """PSCI CPU_ON."""

@@ -34,6 +34,7 @@ _POOL_PA = 0x10_0000_0000
 _RAM_PA = 0x20_0000_0000
 _PA_END = 1 << 40
 _IPA_END = 1 << 40
+_DEVICE_IPA_END = 1 << 32
 _COUNTER_MASK = (1 << 64) - 1
 
 
@@ -320,7 +321,14 @@ class EmulatedVm:
         """Put a device at a page-aligned range."""
         if (ipa | size) % PAGE_SIZE or size <= 0:
             raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not page aligned")
+        if ipa < 0 or ipa + size > _DEVICE_IPA_END:
+            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not below 4 GiB")
         with self._lock, self._vcpus_held():
+            taken = [(slot.ipa, slot.size, f"memory slot {slot.slot}") for slot in self._slots.values()]
+            taken += [(start, length, "a device") for start, length, _device in self._devices]
+            for start, length, what in taken:
+                if ipa < start + length and start < ipa + size:
+                    raise HypervisorError(f"a device at {ipa:#x} overlaps {what} at {start:#x}")
             try:
                 self.stage2.map_device(ipa, size, _DEVICE_PA + ipa)
             except OutOfTablesError as error:
