@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "Say what this host can do, and why not.",
     "migrate": "Migrate a running VM, and show how it goes.",
     "run": "Run a virtual machine.",
+    "stream": "Read a migration stream, ours or QEMU's.",
 }
 """The commands and their one-line help, so that listing them imports none."""
 

@@ -182,6 +182,9 @@ def _text(tree: dict[str, Any], key: str) -> str:
     value = tree.get(key)
     if not isinstance(value, str):
         raise StreamError(f"{key!r} is not a text", _SECTION)
+    # JSON can spell halves of surrogate pairs, which no name on the wire can have.
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise StreamError(f"{key!r} is not a text that UTF-8 can carry", _SECTION)
     return value
 
 

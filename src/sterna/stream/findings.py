@@ -1,0 +1,150 @@
+"""What a survey of a stream finds, as plain data."""
+
+from dataclasses import dataclass, field
+
+from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
+from sterna.stream.reader import SectionHeader
+from sterna.stream.sections import Configuration
+from sterna.stream.vmstate import DeviceState
+from sterna.stream.wire import RAM_SECTION, Command, StreamError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Where a stream is broken.
+
+    :ivar text: the whole error, in one line
+    :ivar message: what is wrong there
+    :ivar section: the section, where one was being read
+    :ivar field: path of the field within it
+    :ivar offset: offset of the first bad byte, where there is one
+    """
+
+    text: str
+    message: str
+    section: str | None
+    field: str | None
+    offset: int | None
+
+    @staticmethod
+    def of(error: StreamError) -> "Fault":
+        return Fault(str(error), error.message, error.section, error.field, error.offset)
+
+
+@dataclass(frozen=True)
+class SectionSurvey:
+    """One section.
+
+    :ivar offset: offset in the stream of its first part
+    :ivar parts: number of parts
+    :ivar bytes: bytes of the parts' bodies
+    :ivar state: what it says, if it is a device that the stream describes
+    :ivar digest: XXH3-64 of the bodies; 0 for RAM
+    """
+
+    header: SectionHeader
+    offset: int
+    parts: int
+    bytes: int
+    digest: int
+    state: DeviceState | None
+
+    @property
+    def is_ram(self) -> bool:
+        return self.header.name == RAM_SECTION
+
+
+@dataclass(frozen=True)
+class CommandSurvey:
+    """Commands of one kind.
+
+    :ivar kind: a `Command`, or a number that is none
+    :ivar offset: offset in the stream of the first
+    """
+
+    kind: int
+    count: int
+    offset: int
+
+    @property
+    def name(self) -> str:
+        return Command(self.kind).name if self.kind in Command.__members__.values() else f"{self.kind:#x}"
+
+
+@dataclass(frozen=True)
+class ByteKinds:
+    """What a stream's bytes are spent on; together, all of them.
+
+    :ivar page_data: pages of guest RAM
+    :ivar zero_records: records of pages that are all zero
+    :ivar record_headers: offsets, flags and block names before pages, and the ends of parts
+    :ivar ram_blocks: the list of RAM blocks
+    :ivar devices: bodies of all other sections
+    :ivar commands: commands to the destination
+    :ivar header: magic number and configuration
+    :ivar framing: openings and footers of sections, the end byte
+    :ivar description: the stream's description of itself
+    :ivar trailing: bytes after the end
+    """
+
+    page_data: int = 0
+    zero_records: int = 0
+    record_headers: int = 0
+    ram_blocks: int = 0
+    devices: int = 0
+    commands: int = 0
+    header: int = 0
+    framing: int = 0
+    description: int = 0
+    trailing: int = 0
+
+
+@dataclass(frozen=True)
+class StreamSurvey:
+    """What is in a stream, up to its end or its fault.
+
+    :ivar bytes: how many bytes there are, up to the fault if there is one
+    :ivar configuration: None when the stream broke before it
+    :ivar page_bits: log2 of the page size of RAM records
+    :ivar described: whether the stream describes its devices
+    :ivar absent: devices that it describes but does not have
+    :ivar ledgers: what is remembered of each page, by block
+    """
+
+    bytes: int
+    configuration: Configuration | None
+    page_bits: int
+    sections: tuple[SectionSurvey, ...]
+    blocks: tuple[RamBlockSurvey, ...]
+    passes: tuple[PassSurvey, ...]
+    commands: tuple[CommandSurvey, ...]
+    kinds: ByteKinds
+    described: bool
+    absent: tuple[tuple[str, int], ...]
+    fault: Fault | None
+    ledgers: tuple[PageLedger, ...] = field(repr=False, compare=False)
+
+    def flaw(self) -> Fault | None:
+        """The first thing that is wrong with the stream: its fault, or that something is not in it that a
+        destination needs.
+        """
+        if self.fault is not None:
+            return self.fault
+        end = self.bytes
+        if not self.blocks:
+            return Fault.of(StreamError("there is no guest RAM in the stream", RAM_SECTION, end))
+        block = missing(self.blocks)
+        if block is not None:
+            assert block.first_missing is not None
+            where = block.first_missing << self.page_bits
+            text = f"RAM block {block.name!r}: page at {where:#x} never came"
+            return Fault.of(StreamError(text, RAM_SECTION, end))
+        for section in self.sections:
+            if self.described and section.state is None and not section.is_ram and section.parts == 1:
+                text = "the stream's description does not describe it"
+                return Fault.of(StreamError(text, str(section.header), section.offset))
+        if self.absent:
+            name, instance = self.absent[0]
+            text = f"described is {name!r}, instance {instance}, but the stream has no such section"
+            return Fault.of(StreamError(text, "vmdesc", end))
+        return None

@@ -1,0 +1,297 @@
+"""What a ``ram`` section sends, without guest RAM to put it into: how often each page came, in which passes.
+
+Passes are not marked in the stream. They are derived from the order of its records, see
+`sterna.stream.survey_kernels`: a page that is repeated proves a new pass, which began where the order last
+went back. A pass that repeats no page of the one before it is not told apart from it, so there may have been
+more passes than are found, never fewer (a source that starts a pass in the middle of RAM and wraps round has
+the part before the wrap counted to the pass before).
+
+Memory: 8 bytes for each page of guest RAM that is sent, and 8 more where digests are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sterna.stream import survey_kernels
+from sterna.stream.ram import read_setup
+from sterna.stream.ram_kernels import Status
+from sterna.stream.reader import StreamReader
+from sterna.stream.survey_kernels import NEW_PASS, Tally
+from sterna.stream.wire import RamFlag, StreamError
+
+PAGE_LIMIT = 1 << 26
+"""Most pages of guest RAM that are surveyed: 256 GiB in pages of 4 KiB. What a stream says of its RAM costs
+nothing to say, so it does not decide how much memory is used here.
+"""
+PASS_LIMIT = 10_000
+"""Most passes that are told apart; the last has the rest."""
+_SHORTEST_RECORD = 9
+
+_SUPPORTED = RamFlag.ZERO | RamFlag.PAGE | RamFlag.EOS | RamFlag.CONTINUE
+_ENCODINGS = {
+    RamFlag.XBZRLE: "an XBZRLE page; streams with XBZRLE cannot be read yet",
+    RamFlag.COMPRESS_PAGE: "a compressed page; streams with the capability compress cannot be read",
+    RamFlag.MULTIFD_FLUSH: "a flush of multifd channels; streams with multifd cannot be read yet",
+    RamFlag.HOOK: "a hook of RDMA; streams over RDMA cannot be read",
+}
+
+
+@dataclass(frozen=True)
+class RamBlockSurvey:
+    """One block of guest RAM in a stream.
+
+    :ivar bytes: its size
+    :ivar pages: its size in the stream's pages
+    :ivar normal: records with a page of it
+    :ivar zero: records of pages of it that are all zero
+    :ivar sent: pages that came at least once
+    :ivar repeated: pages that came more than once
+    :ivar most: how often the page came that came most often
+    :ivar first_missing: the first page that never came
+    """
+
+    name: str
+    bytes: int
+    pages: int
+    normal: int
+    zero: int
+    sent: int
+    repeated: int
+    most: int
+    first_missing: int | None
+
+
+@dataclass(frozen=True)
+class PassSurvey:
+    """One pass over guest RAM.
+
+    :ivar number: from 1
+    :ivar offset: offset in the stream of its first record
+    :ivar normal: records with a page
+    :ivar zero: records of pages that are all zero
+    :ivar bytes: bytes of all of them
+    """
+
+    number: int
+    offset: int
+    normal: int
+    zero: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class PageLedger:
+    """What is remembered of the pages of a block.
+
+    :ivar times: how often each was sent: `shape (pages,)`, dtype uint32
+    :ivar digests: XXH3-64 of each page as it was sent last, dtype uint64; empty if they are not kept
+    """
+
+    name: str
+    pages: int
+    times: NDArray[np.uint32]
+    digests: NDArray[np.uint64]
+    turns: NDArray[np.uint32] = field(repr=False)
+    counts: NDArray[np.int64] = field(repr=False)
+    first: int = field(repr=False)
+
+
+class RamSurveyor:
+    """Reads the parts of a ``ram`` section.
+
+    :param page_bits: log2 of the stream's page size
+    :param digests: whether to keep a digest of each page
+
+    :ivar page_data_bytes: bytes of pages so far
+    :ivar zero_record_bytes: bytes of the records of pages that are all zero
+    """
+
+    def __init__(self, page_bits: int, digests: bool) -> None:
+        self._page_bits = page_bits
+        self._keep_digests = digests
+        self._zero_digest = xxhash.xxh3_64_intdigest(bytes(1 << page_bits))
+        self._ledgers: dict[str, PageLedger] = {}
+        self._block: PageLedger | None = None
+        self._name: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
+        self._tallies = survey_kernels.new_tallies()
+        self._passes: list[PassSurvey] = []
+        self._found: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    @property
+    def page_data_bytes(self) -> int:
+        return sum(int(ledger.counts[0]) for ledger in self._ledgers.values()) << self._page_bits
+
+    @property
+    def zero_record_bytes(self) -> int:
+        return int(self._tallies[Tally.ZERO_BYTES])
+
+    @property
+    def ledgers(self) -> tuple[PageLedger, ...]:
+        """The blocks' ledgers, in the stream's order."""
+        return tuple(self._ledgers.values())
+
+    def read_setup(self, reader: StreamReader) -> None:
+        """Read the body of the section's first part.
+
+        :raise StreamError: When it is no list of RAM blocks, or they are too large to be surveyed.
+        """
+        at = reader.offset
+        first = 0
+        blocks = read_setup(reader, self._page_bits)
+        pages = sum(size for _, size in blocks) >> self._page_bits
+        if pages > PAGE_LIMIT:
+            raise reader.error(f"guest RAM has {pages} pages; at most {PAGE_LIMIT} can be surveyed", at)
+        for name, size in blocks:
+            pages = size >> self._page_bits
+            # Memory that is all zero costs nothing before it is written to.
+            self._ledgers[name] = PageLedger(
+                name,
+                pages,
+                np.zeros(pages, dtype=np.uint32),
+                np.zeros(pages if self._keep_digests else 0, dtype=np.uint64),
+                np.zeros(pages, dtype=np.uint32),
+                np.zeros(2, dtype=np.int64),
+                first,
+            )
+            first += pages
+
+    def read_records(self, reader: StreamReader) -> None:
+        """Read the body of a further or last part.
+
+        :raise StreamError: When a record is none, lies outside its block, or is encoded in a way that cannot
+            be read. Records before it have been counted.
+        """
+        while not self._consume(reader):
+            pass
+
+    def _consume(self, reader: StreamReader) -> bool:
+        """Use the bytes at hand; whether the part has ended."""
+        at, end = reader.window
+        block = self._block
+        pages, places = self._room(reader)
+        after, status, found = survey_kernels.locate_records(
+            reader.staging,
+            at,
+            end,
+            reader.offset - at,
+            self._name,
+            block.first if block else 0,
+            self._page_bits,
+            block.turns if block else _NOTHING,
+            block.times if block else _NOTHING,
+            block.counts if block else _NO_COUNTS,
+            self._tallies,
+            pages,
+            places,
+        )
+        if found and block:
+            self._digest(reader.staging.data, block, pages[:found].tolist(), places[:found].tolist())
+        reader.advance(after)
+        if status == Status.MORE:
+            reader.fill()
+        elif status == NEW_PASS:
+            self._end_pass()
+        elif status == Status.BLOCK:
+            self._switch_block(reader)
+        elif status != Status.END:
+            raise self._explain(reader, Status(status))
+        return bool(status == Status.END)
+
+    def _room(self, reader: StreamReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._found is None:
+            room = reader.staging.size // _SHORTEST_RECORD + 1 if self._keep_digests else 0
+            self._found = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.int64)
+        return self._found
+
+    def _digest(self, staging: memoryview, block: PageLedger, pages: list[int], places: list[int]) -> None:
+        size = 1 << self._page_bits
+        for page, place in zip(pages, places, strict=True):
+            block.digests[page] = (
+                self._zero_digest if place < 0 else xxhash.xxh3_64_intdigest(staging[place : place + size])
+            )
+
+    def _end_pass(self) -> None:
+        """The current turn proves to be the first of a new pass."""
+        tallies = self._tallies
+        self._passes.append(self._pass(with_turn=False))
+        tallies[Tally.PASS_FIRST_TURN] = tallies[Tally.TURN]
+        tallies[Tally.PASS_OFFSET] = tallies[Tally.TURN_OFFSET]
+        tallies[[Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_BYTES]] = 0
+        if len(self._passes) == PASS_LIMIT - 1:
+            tallies[Tally.MAY_END_PASS] = 0
+
+    def _pass(self, *, with_turn: bool) -> PassSurvey:
+        tallies = self._tallies
+        counts = tallies[[Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_BYTES]]
+        if with_turn:
+            counts = counts + tallies[[Tally.TURN_NORMAL, Tally.TURN_ZERO, Tally.TURN_BYTES]]
+        return PassSurvey(len(self._passes) + 1, int(tallies[Tally.PASS_OFFSET]), *map(int, counts))
+
+    def passes(self) -> tuple[PassSurvey, ...]:
+        """The passes so far."""
+        return () if self._tallies[Tally.PREVIOUS] < 0 else (*self._passes, self._pass(with_turn=True))
+
+    def blocks(self) -> tuple[RamBlockSurvey, ...]:
+        """The blocks, and what has come of them so far."""
+        return tuple(self._survey(ledger) for ledger in self._ledgers.values())
+
+    def _survey(self, ledger: PageLedger) -> RamBlockSurvey:
+        sent = int(np.count_nonzero(ledger.times))
+        return RamBlockSurvey(
+            ledger.name,
+            ledger.pages << self._page_bits,
+            ledger.pages,
+            int(ledger.counts[0]),
+            int(ledger.counts[1]),
+            sent,
+            int(np.count_nonzero(ledger.times > 1)),
+            int(ledger.times.max(initial=0)),
+            int((ledger.times == 0).argmax()) if sent < ledger.pages else None,
+        )
+
+    def _switch_block(self, reader: StreamReader) -> None:
+        raw = reader.peek(9 + reader.peek(9)[8])[9:]
+        name = raw.decode("utf-8", "backslashreplace")
+        if name not in self._ledgers:
+            raise reader.error(f"a page of RAM block {name!r}, which is not in the list of RAM blocks")
+        self._block = self._ledgers[name]
+        self._name = np.frombuffer(raw, dtype=np.uint8).copy()
+
+    def _explain(self, reader: StreamReader, status: Status) -> StreamError:
+        word = int.from_bytes(reader.peek(8), "big")
+        flags = word & ((1 << self._page_bits) - 1)
+        if status == Status.OUTSIDE:
+            assert self._block is not None
+            size = self._block.pages << self._page_bits
+            return reader.error(
+                f"page offset {word - flags:#x} is outside RAM block {self._block.name!r} of {size:#x} bytes"
+            )
+        if status == Status.FILL:
+            return reader.error("a record of a zero page is filled with another byte than zero")
+        if status == Status.NO_BLOCK:
+            return reader.error("a record continues a RAM block, but none has been named yet")
+        return reader.error(explain_flags(flags))
+
+
+def explain_flags(flags: int) -> str:
+    """Why no record with these flags can be read."""
+    if flags & ~int(sum(RamFlag)):
+        return f"a record of guest RAM belongs here; no record has the flags {flags:#x}"
+    for flag, text in _ENCODINGS.items():
+        if flags & flag:
+            return text
+    names = RamFlag(flags & int(_SUPPORTED | RamFlag.MEM_SIZE)).name
+    return f"a record of guest RAM belongs here; none has the flags {flags:#x} ({names or 'none'}) together"
+
+
+def missing(blocks: Sequence[RamBlockSurvey]) -> RamBlockSurvey | None:
+    """The first block of which a page never came."""
+    return next((block for block in blocks if block.first_missing is not None), None)
+
+
+_NOTHING: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
+_NO_COUNTS: NDArray[np.int64] = np.zeros(2, dtype=np.int64)

@@ -1,0 +1,182 @@
+"""`sterna stream` on streams that a migration wrote, and on files that are none."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.migration.pairs import hosts, source_guest
+
+from sterna.migration.statistics import MigrationStatus
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A running guest, written to a file with its digests."""
+    path = tmp_path_factory.mktemp("streams") / "guest.stream"
+    with hosts(source_guest(16)) as (here,):
+        here.controller.set_parameters({"x-sterna-verify": "on"})
+        assert here.migrate(f"file:{path}").status is MigrationStatus.COMPLETED
+    return path
+
+
+def one_line(error: str) -> str:
+    assert error.startswith("sterna: error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+def test_info(cli, stream: Path) -> None:
+    code, out, error = cli("stream", "info", str(stream))
+    assert (code, error) == (0, "")
+    for text in ("double-1.0", "double.ram", "cpu", "disk", "sterna/ram-digest", "page data", "Passes"):
+        assert text in out
+    assert not [line for line in out.splitlines() if line != line.rstrip()]
+
+
+def test_info_json(cli, stream: Path) -> None:
+    code, out, error = cli("stream", "info", "--json", str(stream))
+    assert (code, error) == (0, "")
+    report = json.loads(out)
+    size = stream.stat().st_size
+    assert report["bytes"] == size == sum(report["bytes_by_kind"].values())
+    assert (report["machine"], report["page_bytes"], report["fault"]) == ("double-1.0", 4096, None)
+    [block] = report["ram_blocks"]
+    assert (block["name"], block["pages"], block["sent"]) == ("double.ram", 16, 16)
+    sections = {section["name"]: section for section in report["sections"]}
+    assert sections["disk"]["fields"] == {"cache": list(range(24))}
+    assert sections["cpu"]["fields"]["running"] == 1
+    assert report["passes"][0]["normal"] + report["passes"][0]["zero"] == 16
+
+
+def test_verify(cli, stream: Path) -> None:
+    code, out, error = cli("stream", "verify", str(stream))
+    assert (code, error) == (0, "")
+    assert f"ok: {stream.stat().st_size} bytes, 1 RAM block with 16 pages" in out
+    assert "3 device sections (3 decoded)" in out
+    assert json.loads(cli("stream", "verify", "--json", str(stream))[1])["ok"] is True
+
+
+def test_verify_names_the_first_bad_byte(cli, stream: Path, tmp_path: Path) -> None:
+    content = stream.read_bytes()
+    footer = content.index(b"\x04\0\0\0\3\4disk") + 5 + 5 + 8 + 24
+    assert content[footer] == 0x7E
+    bad = tmp_path / "bad"
+    bad.write_bytes(content[:footer] + b"\x7f" + content[footer + 1 :])
+    for arguments in (["verify"], ["info"], ["verify", "--json"], ["info", "--json"]):
+        code, out, error = cli("stream", *arguments, str(bad))
+        assert code == 1
+        expected = f"section 'disk', offset {footer:#x}: the section's footer is missing: 0x7f in its place"
+        assert expected in one_line(error)
+        if "--json" in arguments:
+            assert json.loads(out)["fault"]["offset"] == footer
+        elif arguments == ["info"]:
+            assert "double.ram" in out
+
+
+def test_diff(cli, stream: Path, tmp_path: Path) -> None:
+    assert cli("stream", "diff", str(stream), str(stream))[0] == 0
+    content = bytearray(stream.read_bytes())
+    content[content.rindex(bytes(range(24))) + 5] = 0xFF
+    content[content.rindex(b"double.ram", 0, len(content) // 2) + 100] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(content)
+    code, out, error = cli("stream", "diff", str(stream), str(other))
+    assert (code, error) == (1, "")
+    assert "cache[5]" in out
+    code, out, _ = cli("stream", "diff", "--json", str(stream), str(other))
+    assert code == 1
+    report = json.loads(out)
+    assert report["equal"] is False
+    assert [one["field"] for one in report["fields"]] == ["cache[5]"]
+    assert (report["fields"][0]["left"], report["fields"][0]["right"]) == ("5", "255")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"),
+        (b"", "the file is empty"),
+        (b"#!/bin/sh\necho hello\n", "no migration stream"),
+        (os.urandom(100_000), "no migration stream"),
+        (b"QEVM", "cut short"),
+        (b"\x11\x22\x33\x44" + bytes(60), "multifd"),
+        (b"QEVM\0\0\0\3\7\0\0\0\3\x1b[2\x42", "no part of a stream begins with the byte 0x42"),
+    ],
+)
+def test_files_that_are_no_streams(
+    cli, tmp_path: Path, content: bytes | None, expected: str, stream: Path
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    for arguments, code in (
+        (["info"], 1),
+        (["verify"], 1),
+        (["diff", str(stream)], 2),
+        (["info", "--json"], 1),
+    ):
+        found, out, error = cli("stream", *arguments, str(path))
+        assert found == code
+        assert str(path) in one_line(error)
+        assert "\x1b" not in out + error
+        assert expected in error
+
+
+def test_other_things_that_cannot_be_read(cli, stream: Path, tmp_path: Path) -> None:
+    for path, expected in (
+        (tmp_path, "directory"),
+        ("/dev/zero", "no migration stream"),
+        (f"{stream}/x", "directory"),
+    ):
+        code, _, error = cli("stream", "verify", str(path))
+        assert code == 1
+        assert expected in one_line(error)
+
+
+def test_cuts_and_trailing_bytes(cli, stream: Path, tmp_path: Path) -> None:
+    content = stream.read_bytes()
+    path = tmp_path / "changed"
+    for cut in (10, 70, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        code, _, error = cli("stream", "verify", str(path))
+        assert code == 1
+        assert f"offset {cut:#x}: " in one_line(error)
+    path.write_bytes(content + b"more")
+    for arguments in (["verify"], ["info"], ["info", "--json"]):
+        code, out, error = cli("stream", *arguments, str(path))
+        assert code == 1
+        assert f"offset {len(content):#x}: 4 bytes after the end of the stream" in one_line(error)
+    assert json.loads(out)["bytes_by_kind"]["trailing"] == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("stream",),
+        ("stream", "nope"),
+        ("stream", "info"),
+        ("stream", "diff", "x"),
+        ("stream", "info", "--x", "y"),
+    ],
+)
+def test_wrong_calls(cli, arguments: tuple[str, ...]) -> None:
+    code, _, error = cli(*arguments)
+    assert code == 2
+    assert "Traceback" not in error
+
+
+def test_what_a_terminal_would_obey_is_not_printed(cli, stream: Path, tmp_path: Path) -> None:
+    path = tmp_path / "hostile"
+    path.write_bytes(
+        stream.read_bytes()
+        .replace(b"double.ram", b"\x1b[2J[red]\n")
+        .replace(b"double-1.0", b"\x1b]0;pwn\x07..")
+    )
+    code, out, _ = cli("stream", "info", str(path))
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert r"\x1b[2J[red]\n" in out
+    assert cli("stream", "diff", str(stream), str(path))[0] == 1
