@@ -32,14 +32,27 @@ def test_digest_follows_compiled_sources_and_what_they_are_compiled_with(package
 def test_directory_is_the_users_and_few_are_kept(package, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = set()
-    for version in range(8):
+    for version in range(12):
         (package / "deep" / "kernels.py").write_text(f"import numba  # {version}\n")
         directory = cache_directory(package)
         os.utime(directory, (version, version))
         made.add(directory)
-    assert len(made) == 8
+    assert len(made) == 12
     assert directory.is_dir()
-    assert len(list((tmp_path / "cache" / "sterna").iterdir())) <= 5
+    assert len(list((tmp_path / "cache" / "sterna").iterdir())) <= 9
+
+
+def test_a_directory_in_use_is_kept(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels = package / "deep" / "kernels.py"
+    mine = kernels.read_text()
+    in_use = cache_directory(package)
+    for version in range(20):
+        kernels.write_text(f"import numba  # {version}\n")
+        os.utime(cache_directory(package), (version, version))
+        kernels.write_text(mine)
+        assert cache_directory(package) == in_use
+    assert in_use.is_dir()
 
 
 def test_unwritable_cache_is_no_error(package, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_KEPT = 4
+_KEPT = 8
 """Directories that survive when a new one is made: other checkouts and versions may be using theirs."""
 _MARKS = (b"numba", b"@kernel")
 _COMPILED_WITH = ("numba", "llvmlite", "numpy", "unicorn")
@@ -53,6 +53,7 @@ def cache_directory(package: Path) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             _prune(parent)
         if os.access(directory, os.W_OK):
+            os.utime(directory)  # the ones used last survive pruning
             return directory
     except (OSError, RuntimeError):
         pass
