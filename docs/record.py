@@ -15,6 +15,8 @@ def main() -> None:
     console = Console(record=True, width=112, file=open("/dev/null", "w"))  # noqa: SIM115 - for the process's life
     console.print(Text("$ " + " ".join(command), style="bold"))
     for line in result.stdout.splitlines():
+        # Spaces at the start of a line are lost in a picture.
+        line = "\N{NO-BREAK SPACE}" * (len(line) - len(line.lstrip())) + line.lstrip()
         console.print(Text(line, style="bold green" if line == "VERIFIED" else ""))
     picture = console.export_svg(title=" ".join(command))
     # Whoever looks at it has a monospaced font; fetching one from elsewhere is not for a picture to do.
