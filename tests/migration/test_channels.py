@@ -1,6 +1,8 @@
 """URIs and the channels behind them."""
 
+import contextlib
 import os
+import select
 import socket
 import threading
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import sockets
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, UriError
@@ -153,6 +156,51 @@ def test_errors_name_the_peer_and_the_cause(tmp_path: Path) -> None:
             uris.parse(f"file:{tmp_path}/no/file").connect(cancellation)
         with pytest.raises(ChannelError, match="fd:987 cannot be used: bad file descriptor"):
             uris.parse("fd:987").connect(cancellation)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_only_when_every_address_refuses_nobody_listens(backwards: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing: sockets.Attempt = (socket.AF_INET, server.getsockname())
+    unreachable: sockets.Attempt = (socket.AF_INET, ("224.0.0.1", 9))
+    attempts = [unreachable, refusing][:: -1 if backwards else 1]
+    with Cancellation() as cancellation:
+        with pytest.raises(ChannelError) as caught:
+            sockets.connect(attempts, "tcp:twofold:9", cancellation)
+        assert not isinstance(caught.value, ConnectionRefused)
+        assert str(caught.value).startswith("cannot connect to tcp:twofold:9: ")
+        assert "127.0.0.1: connection refused" in str(caught.value)
+        assert "224.0.0.1: network is unreachable" in str(caught.value)
+        with pytest.raises(ConnectionRefused):
+            sockets.connect([refusing, refusing], "tcp:twofold:9", cancellation)
+        with pytest.raises(ChannelError, match=r"cannot connect to tcp:twofold:9: network is unreachable"):
+            sockets.connect([unreachable], "tcp:twofold:9", cancellation)
+
+
+def test_an_address_that_does_not_answer_does_not_keep_from_trying_the_next() -> None:
+    with (
+        Cancellation() as cancellation,
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        # Nobody accepts: once the queue is full, the kernel does not answer any more.
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+            queue = select.poll()
+            queue.register(waiting, select.POLLOUT)
+            if not queue.poll(100):
+                break
+        attempts: list[sockets.Attempt] = [
+            (socket.AF_INET, full.getsockname()),
+            (socket.AF_INET, server.getsockname()),
+        ]
+        with sockets.connect(attempts, "tcp:twofold:9", cancellation, timeout_seconds=0.1):
+            server.accept()[0].close()
+        with pytest.raises(ChannelError, match=r"cannot connect to tcp:full:9: no answer in 0\.1 s"):
+            sockets.connect(attempts[:1], "tcp:full:9", cancellation, timeout_seconds=0.1)
 
 
 def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -9,13 +9,41 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
 from sterna.migration.errors import ChannelError, ConnectionRefused
 
+Attempt = tuple[socket.AddressFamily, object]
+"""An address family and an address of it, to connect to."""
+
 _LINGER_SECONDS = 2.0
+_PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 1.0
+_PASSING = frozenset(
+    {
+        # Too little of something, which comes back when others let go of it.
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        # Errors of the new connection, which accept hands on (accept(2), "Error handling").
+        errno.ECONNABORTED,
+        errno.ENETDOWN,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        errno.EPERM,
+    }
+)
+"""Errors of accept after which the listening socket is as good as before."""
 
 
 class SocketChannel(Channel):
@@ -64,45 +92,77 @@ class SocketChannel(Channel):
 
 
 def connect(
-    attempts: list[tuple[socket.AddressFamily, object]],
+    attempts: list[Attempt],
     peer: str,
     cancellation: Cancellation,
     timeout_seconds: float | None = None,
 ) -> SocketChannel:
     """Connect to the first address that answers.
 
+    :param attempts: addresses, at least one
     :param timeout_seconds: for each address; the operating system's if not given
-    :raise ConnectionRefused: When nobody listens there.
-    :raise ChannelError: When no address answers; the text gives the last one's reason.
+    :raise ConnectionRefused: When nobody listens there: every address refuses.
+    :raise ChannelError: When no address answers, for another reason; the text gives that of each.
     :raise Cancelled: When the migration is cancelled while it waits.
     """
-    code = errno.EADDRNOTAVAIL
+    assert attempts
+    reasons: list[str] = []
+    refused = True
     for family, address in attempts:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            try:
-                code = sock.connect_ex(address)  # type: ignore[arg-type]
-            except (OSError, ValueError, OverflowError) as error:
-                raise ChannelError(f"cannot connect to {peer}: {error}") from error
-            if code in (errno.EINPROGRESS, errno.EAGAIN):
-                poll = select.poll()
-                poll.register(sock, select.POLLOUT)
-                poll.register(cancellation.fileno(), select.POLLIN)
-                ready = poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)
-                cancellation.check()
-                if not ready:
-                    raise ChannelError(f"cannot connect to {peer}: no answer in {timeout_seconds:.1f} s")
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code == 0:
-                return SocketChannel(cancellation, peer, sock)
-        except BaseException:
-            sock.close()
-            raise
-        sock.close()
-    if code in (errno.ECONNREFUSED, errno.ENOENT):
+        result = _try_address(family, address, peer, cancellation, timeout_seconds)
+        if isinstance(result, SocketChannel):
+            return result
+        reasons.append(str(result))
+        # Whoever is asked at an address that did not answer may be there all the same.
+        refused = refused and isinstance(result, ConnectionRefused)
+    if refused:
         raise ConnectionRefused(f"connection refused by {peer}: nobody listens there")
-    raise ChannelError(f"cannot connect to {peer}: {os.strerror(code).lower()}")
+    if len(reasons) > 1:
+        reasons = [
+            f"{_host(address)}: {reason}" for (_, address), reason in zip(attempts, reasons, strict=True)
+        ]
+    raise ChannelError(f"cannot connect to {peer}: {'; '.join(reasons)}")
+
+
+def _try_address(
+    family: socket.AddressFamily,
+    address: object,
+    peer: str,
+    cancellation: Cancellation,
+    timeout_seconds: float | None,
+) -> SocketChannel | ChannelError:
+    """A channel to one address, or why there is none."""
+    with ExitStack() as stack:
+        try:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setblocking(False)
+            code = sock.connect_ex(address)  # type: ignore[arg-type]
+        except OSError as error:
+            return ChannelError(describe(error))
+        except (ValueError, OverflowError) as error:
+            return ChannelError(str(error))
+        if code == errno.EINPROGRESS:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            poll.register(cancellation.fileno(), select.POLLIN)
+            ready = poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)
+            cancellation.check()
+            if not ready:
+                return ChannelError(f"no answer in {timeout_seconds:.1f} s")
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code == 0:
+            try:
+                channel = SocketChannel(cancellation, peer, sock)
+            except OSError as error:  # the peer is gone already
+                return ChannelError(describe(error))
+            stack.pop_all()
+            return channel
+    reason = os.strerror(code).lower()
+    return ConnectionRefused(reason) if code in (errno.ECONNREFUSED, errno.ENOENT) else ChannelError(reason)
+
+
+def _host(address: object) -> str:
+    return str(address[0] if isinstance(address, tuple) else address)
 
 
 class Listener:
@@ -122,9 +182,13 @@ class Listener:
 
         :param cancellation: ends the wait
         :param channel_cancellation: what the new channel's own waits watch
+        What concerns one connection, or passes, as a lack of descriptors does, is waited out: whoever asks
+        here must not learn that nobody listens.
+
         :raise Cancelled: When `cancellation` is set.
-        :raise ChannelError: When the listening socket fails.
+        :raise ChannelError: When the listening socket fails for good.
         """
+        pause = _PAUSE_SECONDS
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(cancellation.fileno(), select.POLLIN)
@@ -135,11 +199,16 @@ class Listener:
                 sock, address = self._socket.accept()
             except BlockingIOError:  # the peer gave up between the poll and the accept
                 continue
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
-                raise ChannelError(f"accepting on {self.uri}: {describe(error)}") from error
-            return SocketChannel(channel_cancellation, _peer_name(sock, address, self.uri), sock)
+                if error.errno not in _PASSING:
+                    raise ChannelError(f"accepting on {self.uri}: {describe(error)}") from error
+                cancellation.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                continue
+            try:
+                return SocketChannel(channel_cancellation, _peer_name(sock, address, self.uri), sock)
+            except OSError:  # the peer is gone already
+                sock.close()
 
     def close(self) -> None:
         """Stop listening."""
