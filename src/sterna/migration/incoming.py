@@ -29,6 +29,8 @@ _HEAD_BYTES = len(doubt.QUESTION)
 _HEAD_SECONDS = 10.0
 _CONNECTION_LIMIT = 8
 _SLOT_SECONDS = 5.0
+_ACCEPT_SECONDS = 1.0
+"""How long to wait after the listening socket failed, when it must not be closed."""
 
 
 class _Slot(Enum):
@@ -129,9 +131,15 @@ class Incoming:
                 except Cancelled:
                     return
                 except ChannelError as error:
-                    if self._progress.snapshot().status.running:
-                        self._progress.enter(MigrationStatus.FAILED, error=str(error))
-                    return
+                    if self._close_free_slot():
+                        if self._progress.snapshot().status.running:
+                            self._progress.enter(MigrationStatus.FAILED, error=str(error))
+                        return
+                    try:
+                        self._enough.sleep(_ACCEPT_SECONDS)
+                    except Cancelled:
+                        return
+                    continue
                 with self._changed:
                     self._connections = {thread for thread in self._connections if thread.is_alive()}
                     if len(self._connections) >= _CONNECTION_LIMIT:
@@ -140,8 +148,12 @@ class Incoming:
                     thread = threading.Thread(
                         target=self._serve, args=(channel,), name="incoming-connection", daemon=True
                     )
+                    try:
+                        thread.start()
+                    except RuntimeError:  # the operating system has no thread to spare
+                        channel.close()
+                        continue
                     self._connections.add(thread)
-                thread.start()
 
     def _serve(self, channel: Channel) -> None:
         """Find out what a connection wants."""
@@ -203,6 +215,18 @@ class Incoming:
             if self._slot is not _Slot.FREE:
                 return False
             self._slot = _Slot.BUSY
+            return True
+
+    def _close_free_slot(self) -> bool:
+        """No guest may come in any more, unless one does or did.
+
+        :return: False when the source of that guest may still ask whether it runs here: if it found nobody
+            listening it would run the guest itself
+        """
+        with self._changed:
+            if self._slot in (_Slot.BUSY, _Slot.TAKEN):
+                return False
+            self._slot = _Slot.CLOSED
             return True
 
     def _set_slot(self, slot: _Slot) -> None:
