@@ -66,26 +66,24 @@ class Peer:
     # -- what comes back -------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Look, without waiting, whether the destination has given up.
+        """Look, without waiting, whether the destination has given up. While the stream is sent nothing else
+        may come from it; one read is as much as a destination that talks on can make of it.
 
         :raise Refused: When it has; the text carries its reason.
+        :raise ProtocolError: When it sent anything else.
         :raise ChannelError: When the connection is gone.
         """
         if not self._channel.two_way:
             return
-        end: ChannelError | None = None
-        try:
-            while (got := self._channel.readinto_now(memoryview(self._buffer))) is not None:
+        if not self._messages:
+            # What the destination said before it went away is read before its going.
+            got = self._channel.readinto_now(memoryview(self._buffer))
+            if got is not None:
                 self._take(got)
-        except ChannelError as error:
-            end = error
-        # What the destination said before it went away tells more than its going.
-        while self._messages:
+        if self._messages:
             message = self._messages.popleft()
             self._refusal(message)
             raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
-        if end is not None:
-            raise end
 
     def explain(self, error: ChannelError) -> Exception:
         """The reason that the destination gave before the channel broke, or else the breaking itself."""

@@ -1,0 +1,60 @@
+"""What a source makes of the messages that come back."""
+
+import socket
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+
+import pytest
+
+from sterna.migration import handshake
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.errors import ChannelError, ProtocolError
+from sterna.migration.handshake import Nack, PrivateMessage
+from sterna.migration.peer import NackError, Peer
+from sterna.stream.return_path import ReturnMessage, pong
+
+
+@contextmanager
+def pair() -> Iterator[tuple[Peer, socket.socket]]:
+    """A source's peer, and the socket of the destination."""
+    near, far = socket.socketpair()
+    with near, far, Cancellation() as cancellation:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with uris.parse(f"fd:{near.fileno()}").connect(cancellation) as channel:
+            yield Peer(channel), far
+
+
+def unread(far: socket.socket) -> int:
+    """Bytes that were written to the other end and have not been read there."""
+    answer = bytearray(4)
+    ioctl(far.fileno(), termios.TIOCOUTQ, answer)
+    return int.from_bytes(answer, "little")
+
+
+def test_a_peer_that_talks_without_end_is_refused_at_its_first_message() -> None:
+    with pair() as (peer, far):
+        far.setblocking(False)
+        for _ in range(4):
+            far.send(pong(1).encode() * 5000)
+        before = unread(far)
+        with pytest.raises(ProtocolError, match="a message of type 0x2 out of turn"):
+            peer.check()
+        assert before > unread(far) > 0, "the rest stays where it is"
+
+
+def test_what_the_destination_said_counts_before_its_going() -> None:
+    with pair() as (peer, far):
+        peer.check()
+        data = ReturnMessage(PrivateMessage.NACK, handshake.encode(Nack("no room"))).encode()
+        far.send(data[:5])
+        peer.check()
+        far.send(data[5:])
+        far.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(NackError, match="destination refused: no room"):
+            peer.check()
+        with pytest.raises(ChannelError, match="closed the connection"):
+            peer.check()
