@@ -79,6 +79,29 @@ def test_the_section_survives_the_wire_and_damage_is_noticed() -> None:
             verify.from_state(verify.SECTION.decode(bytes(damaged)))
 
 
+def be(size: int, value: int) -> bytes:
+    return value.to_bytes(size, "big")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (be(4, 1024), "digests of 1024 RAM blocks; there are 1 here"),
+        (be(4, 1) + be(4, 1) + b"b" + be(8, PAGE_SIZE) + be(4, 1 << 23), "block 'b', which does not exist"),
+        (be(4, 1) + be(4, 1) + b"a" + be(8, 1 << 50) + be(4, 1 << 23), "0x4000000000000 bytes at the source"),
+        (be(4, 1) + be(4, 1) + b"a" + be(8, 3 * CHUNK_SIZE) + be(4, 1 << 23), "8388608 digests of RAM block"),
+    ],
+)
+def test_digests_of_other_memory_than_ours_are_not_even_read(body: bytes, text: str) -> None:
+    with RamBlock("a", 3 * CHUNK_SIZE) as block:
+        section = verify.section_for([block])
+        own = verify.SECTION.encode(verify.to_state(digest_ram([block]), 7))
+        assert verify.from_state(section.decode(own))[0].hex == digest_ram([block]).hex
+        with pytest.raises(StreamError, match=text):
+            # Nothing follows the counts: whoever reads on finds the body cut short.
+            section.decode(bytes(16) + body)
+
+
 def test_a_difference_is_located_to_block_page_and_pass() -> None:
     with RamBlock("ram", 4 * CHUNK_SIZE) as ours, RamBlock("ram", 4 * CHUNK_SIZE) as theirs:
         for block in (ours, theirs):

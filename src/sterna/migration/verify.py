@@ -1,6 +1,6 @@
 """Verification: the digests of guest RAM on the wire, their comparison, and the page that differs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,11 @@ import numpy as np
 import xxhash
 
 from sterna.memory.address import PAGE_SIZE, PAGES_PER_PMD
-from sterna.memory.digest import BlockDigest, Digests, RamDigest, page_digests
+from sterna.memory.digest import BlockDigest, Digests, RamDigest, chunk_count, page_digests
 from sterna.memory.ram import RamBlock
 from sterna.migration.pages import LastSent
+from sterna.stream.body import ByteSource
+from sterna.stream.fields import Field, Record
 from sterna.stream.vmstate import (
     DeviceState,
     StreamError,
@@ -24,32 +26,89 @@ from sterna.stream.vmstate import (
 from sterna.stream.wire import NAME_LIMIT, RAM_BLOCK_LIMIT
 
 _CHUNK_LIMIT = 1 << 23
-"""Chunks of one block that are read: 16 TiB of RAM."""
+"""Chunks of one block that are sent: 16 TiB of RAM."""
 
-_BLOCK = VmStateDescription(
-    "sterna/ram-digest-block",
-    1,
-    (
-        u32("name_bytes"),
-        counted_buffer("name", counted_by="name_bytes", limit=NAME_LIMIT),
-        u64("size"),
-        u32("chunk_count"),
-        counted_array(u64("chunks"), counted_by="chunk_count", limit=_CHUNK_LIMIT, as_numpy=True),
-    ),
-)
-SECTION = VmStateDescription(
-    "sterna/ram-digest",
-    1,
-    (
-        u64("devices"),
-        u64("root"),
-        u32("block_count"),
-        counted_array(struct("blocks", _BLOCK), counted_by="block_count", limit=RAM_BLOCK_LIMIT),
-    ),
-)
+
+@dataclass(frozen=True)
+class _Bound(Field):
+    """No bytes: checks what was read so far, before room is made for what it counts.
+
+    :ivar check: returns what is wrong, or nothing
+    """
+
+    check: Callable[[Record], str]
+
+    @property
+    def valued(self) -> bool:
+        return False
+
+    def write(self, out: bytearray, value: Any, record: Record) -> None:
+        pass
+
+    def read(self, source: ByteSource, record: Record) -> None:
+        if wrong := self.check(record):
+            raise StreamError(wrong, source.section, source.offset)
+
+    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
+        return []
+
+
+def _section(
+    check_count: Callable[[Record], str], check_block: Callable[[Record], str]
+) -> VmStateDescription:
+    block = VmStateDescription(
+        "sterna/ram-digest-block",
+        1,
+        (
+            u32("name_bytes"),
+            counted_buffer("name", counted_by="name_bytes", limit=NAME_LIMIT),
+            u64("size"),
+            u32("chunk_count"),
+            _Bound("block", check_block),
+            counted_array(u64("chunks"), counted_by="chunk_count", limit=_CHUNK_LIMIT, as_numpy=True),
+        ),
+    )
+    return VmStateDescription(
+        "sterna/ram-digest",
+        1,
+        (
+            u64("devices"),
+            u64("root"),
+            u32("block_count"),
+            _Bound("count", check_count),
+            counted_array(struct("blocks", block), counted_by="block_count", limit=RAM_BLOCK_LIMIT),
+        ),
+    )
+
+
+SECTION = _section(lambda record: "", lambda record: "")
 """The section that carries digests. It only goes to a sterna that agreed, or into a one-way stream on
 request.
 """
+
+
+def section_for(blocks: Sequence[RamBlock]) -> VmStateDescription:
+    """The section as a machine with this RAM reads it: digests of any other RAM are refused before they are
+    read, so that no more is read than the machine's own digests take.
+    """
+    sizes = {block.name.encode(): block.size for block in blocks}
+
+    def check_count(record: Record) -> str:
+        count = record["block_count"]
+        return "" if count == len(sizes) else f"digests of {count} RAM blocks; there are {len(sizes)} here"
+
+    def check_block(record: Record) -> str:
+        name, size, count = bytes(record["name"]), record["size"], record["chunk_count"]
+        shown = repr(name.decode("utf-8", "backslashreplace"))
+        if name not in sizes:
+            return f"digests of RAM block {shown:.100}, which does not exist here"
+        if size != sizes[name]:
+            return f"RAM block {shown} has {size:#x} bytes at the source, {sizes[name]:#x} here"
+        if count != chunk_count(size):
+            return f"{count} digests of RAM block {shown}, which has {chunk_count(size)} chunks"
+        return ""
+
+    return _section(check_count, check_block)
 
 
 def devices_digest(devices: Iterable[tuple[VmStateDescription, DeviceState]]) -> int:
