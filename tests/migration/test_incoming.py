@@ -7,16 +7,24 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, waiting_guest
 
-from sterna.migration import doubt
+from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
+from sterna.migration.controller import MigrationController
+from sterna.migration.destination import Destination
+from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
+from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
+from sterna.stream import sections
+from sterna.stream.return_path import ReturnPathDecoder
+from sterna.stream.wire import Command
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 PAGES = 3
@@ -111,3 +119,97 @@ def test_a_listener_that_fails_before_any_guest_came_is_given_up() -> None:
         info = there.outcome()
         assert info.status is FAILED
         assert info.error.endswith("invalid argument")
+
+
+def opening(verified: bool) -> bytes:
+    """What a sterna sends up to its OFFER."""
+    greeting = handshake.GREETING.to_bytes(4, "big")
+    offer = handshake.encode(handshake.Offer(uuid.uuid4().hex, verified))
+    return (
+        sections.header(sections.Configuration("double-1.0", 12))
+        + sections.command(Command.OPEN_RETURN_PATH)
+        + sections.command(Command.PING, greeting)
+        + sections.command(handshake.PrivateCommand.OFFER, offer)
+    )
+
+
+def nack_of(connection: socket.socket) -> handshake.Nack:
+    """The first refusal that comes back."""
+    decoder = ReturnPathDecoder()
+    while data := connection.recv(4096):
+        for message in decoder.feed(data):
+            if message.type == handshake.PrivateMessage.NACK:
+                return handshake.decode(message.payload, handshake.Nack)
+    raise AssertionError("closed without a refusal")
+
+
+@pytest.mark.parametrize(
+    ("offered", "text"), [(False, "which the source did not offer"), (True, "digests of 1024 RAM blocks")]
+)
+def test_digests_that_do_not_fit_are_refused_at_once(offered: bool, text: str) -> None:
+    with hosts(waiting_guest(PAGES)) as (there,):
+        port = int(there.controller.incoming(TCP).rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            connection.sendall(opening(verified=offered))
+            connection.sendall(sections.section_full(2, verify.SECTION.name, 0, 1))
+            connection.sendall(bytes(16) + (1024).to_bytes(4, "big"))
+            assert text in nack_of(connection).reason
+        there.wait_status(FAILED)
+
+
+def fail_when_completed(name: str, data: dict[str, object]) -> None:
+    if data.get("status") == "completed":
+        raise RuntimeError("the listener is out")
+
+
+def assert_guest_lives(guest: DoubleGuest, steps: int) -> None:
+    assert guest.running
+    assert guest.steps == steps
+    guest.check_ram()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "file"])
+def test_a_listener_to_events_that_fails_harms_no_guest(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = DoubleGuest(PAGES, steps_per_ms=0)
+    guest.advance_steps(5)
+    with hosts(guest) as (here,), DoubleGuest(PAGES, running=False, steps_per_ms=0) as moved:
+        with MigrationController(moved, observe=fail_when_completed) as controller:
+            uri = f"file:{tmp_path}/stream"
+            if kind == "tcp":
+                uri = controller.incoming(TCP)
+            assert here.migrate(uri).status is COMPLETED
+            if kind == "file":
+                controller.incoming(uri)
+            assert controller.wait(30).status is COMPLETED
+        assert_guest_lives(moved, 5)
+    assert "the listener is out" in caplog.text
+
+
+class FailsAtTheEnd(Progress):
+    """An account that cannot be closed."""
+
+    def enter(self, status: MigrationStatus, **changes: object) -> None:
+        if status is COMPLETED:
+            raise RuntimeError("the ink has run out")
+        super().enter(status, **changes)
+
+
+def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = DoubleGuest(PAGES, steps_per_ms=0)
+    guest.advance_steps(5)
+    with hosts(guest) as (here,):
+        assert here.migrate(f"file:{tmp_path}/stream").status is COMPLETED
+    with DoubleGuest(PAGES, running=False, steps_per_ms=0) as moved, Cancellation() as cancellation:
+        progress = FailsAtTheEnd(lambda name, data: None, "", incoming=True)
+        progress.enter(MigrationStatus.SETUP)
+        with uris.parse(f"file:{tmp_path}/stream").open_incoming(cancellation) as channel:
+            destination = Destination(
+                moved, channel, b"", Parameters(), progress, doubt.OutcomeRecord(), uuid.uuid4(), cancellation
+            )
+            assert destination.run(), "the guest runs here, and whoever waits must know"
+        assert_guest_lives(moved, 5)
+    assert "the ink has run out" in caplog.text

@@ -5,6 +5,7 @@ there, RAM is complete, and the digests, where there are any, agree. A guest is 
 sternas, and otherwise at the end of the stream. After any failure the guest's RAM is as if nothing had come.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -45,6 +46,8 @@ from sterna.stream.wire import (
     SectionType,
     StreamError,
 )
+
+log = logging.getLogger(__name__)
 
 _DESCRIPTION_SECONDS = 0.5
 """How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
@@ -110,6 +113,8 @@ class Destination:
         self._their_digest: RamDigest | None = None
         self._their_devices_digest = 0
         self._our_digest: Future[RamDigest] | None = None
+        # Once set nothing that fails is a failure of the migration, and the RAM is the guest's.
+        self._runs = False
 
     def run(self) -> bool:
         """Take in the guest and start it; the outcome is in the progress.
@@ -119,13 +124,16 @@ class Destination:
         try:
             self._take_in()
         except Exception as error:
-            self._give_up(error)
-            return False
+            if not self._runs:
+                self._give_up(error)
+                return False
+            log.exception("after the guest was started")
         return True
 
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def _give_up(self, error: Exception) -> None:
+        assert not self._runs
         text = describe(error)
         if self._id:
             outcome = self.record.abandon(self._id)
@@ -234,7 +242,9 @@ class Destination:
         elif piece.type is not SectionType.FULL:
             raise reader.error("only the ram section may come in parts")
         elif header.name == verify.SECTION.name:
-            state = reader.read_state(verify.SECTION)
+            if self._greeted and not (self._offer and self._offer.verify):
+                raise reader.error("digests of guest RAM, which the source did not offer")
+            state = reader.read_state(verify.section_for(self.guest.ram_blocks))
             self._their_digest, self._their_devices_digest = verify.from_state(state)
         elif header.name not in self.guest.descriptions:
             raise reader.error("this machine has no such device")
@@ -342,6 +352,7 @@ class Destination:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
         self.guest.resume()
+        self._runs = True
         self.confirmed = True
         self.progress.enter(MigrationStatus.COMPLETED)
         if self._return_path:
@@ -358,8 +369,8 @@ class Destination:
         elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
         self.guest.advance_counter(elapsed_ns)
         clock_ns = self.guest.resume()
+        self._runs = True
         self.record.running(self._id, clock_ns)
-        # The guest runs: from here nothing may fail.
         self.progress.enter(MigrationStatus.COMPLETED, clock_note=note)
         self._quietly(lambda: self._answer(PrivateMessage.RUNNING, Running(clock_ns, note)))
         self._quietly(self._wait_confirm)

@@ -118,9 +118,11 @@ class Incoming:
         return Progress(self._announce, str(self._uri), incoming=True)
 
     def _announce(self, name: str, data: dict[str, object]) -> None:
-        self._emit(name, data)
-        with self._changed:
-            self._changed.notify_all()
+        try:
+            self._emit(name, data)
+        finally:
+            with self._changed:
+                self._changed.notify_all()
 
     def _listen(self) -> None:
         assert self._listener is not None

@@ -1,5 +1,6 @@
 """The running account of a migration. The engine writes it, anyone may take a snapshot."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.statistics import PASS_LIMIT, Bandwidth, MigrationInfo, MigrationStatus, PassCounter
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and data, as QMP sends them."""
@@ -48,7 +51,7 @@ _NEXT: dict[MigrationStatus, set[MigrationStatus]] = {
 
 @dataclass
 class Progress:
-    """:param emit: gets MIGRATION and MIGRATION_PASS events, on the engine's thread
+    """:param emit: gets MIGRATION and MIGRATION_PASS events, on the engine's thread; what it raises is logged
     :param clock: monotonic time in seconds
     """
 
@@ -81,7 +84,7 @@ class Progress:
         """Change the status, with other fields at once; an outcome makes the account final."""
         with self._lock:
             self._change(status, **changes)
-        self.emit("MIGRATION", {"status": status.value})
+        self._announce("MIGRATION", {"status": status.value})
 
     def cancelling(self) -> None:
         """The user cancelled; does nothing once there is an outcome."""
@@ -89,7 +92,7 @@ class Progress:
             if not self._info.status.running or self._info.status is MigrationStatus.CANCELLING:
                 return
             self._change(MigrationStatus.CANCELLING)
-        self.emit("MIGRATION", {"status": MigrationStatus.CANCELLING.value})
+        self._announce("MIGRATION", {"status": MigrationStatus.CANCELLING.value})
 
     def advance(self, status: MigrationStatus) -> None:
         """Enter a phase, unless the user has cancelled: then the phase passes under that name."""
@@ -97,7 +100,14 @@ class Progress:
             if self._info.status is MigrationStatus.CANCELLING:
                 return
             self._change(status)
-        self.emit("MIGRATION", {"status": status.value})
+        self._announce("MIGRATION", {"status": status.value})
+
+    def _announce(self, name: str, data: dict[str, Any]) -> None:
+        """Tell whoever listens. What goes wrong there is no failure of the migration."""
+        try:
+            self.emit(name, data)
+        except Exception:
+            log.exception("a listener failed at the event %s", name)
 
     def _change(self, status: MigrationStatus, **changes: Any) -> None:
         with self._lock:
@@ -126,11 +136,16 @@ class Progress:
             number = self._info.pass_number + 1
             self._pass = PassCounter(number, self.clock())
             self.note(pass_number=number, remaining=remaining_pages * PAGE_SIZE)
-        self.emit("MIGRATION_PASS", {"pass": number})
+        self._announce("MIGRATION_PASS", {"pass": number})
         yield self._pass
 
-    def sent(self, *, size: int, pages: int, zero_pages: int, seconds: float, final: bool) -> None:
-        """Pages were handed to the channel, in so many bytes and seconds."""
+    def sent(
+        self, *, size: int, pages: int, zero_pages: int, seconds: float, final: bool, saved_pages: int = 0
+    ) -> None:
+        """Pages were handed to the channel, in so many bytes and seconds.
+
+        :param saved_pages: how many were sent as what changed in them, or not at all because nothing did
+        """
         with self._lock:
             assert self._pass is not None
             self._pass.bytes += size
@@ -142,7 +157,7 @@ class Progress:
                 downtime_bytes=info.downtime_bytes + (size if final else 0),
                 remaining=max(0, info.remaining - pages * PAGE_SIZE),
                 zero_pages=info.zero_pages + zero_pages,
-                normal_pages=info.normal_pages + pages - zero_pages,
+                normal_pages=info.normal_pages + pages - zero_pages - saved_pages,
             )
             if pages > zero_pages or self.bandwidth.bytes_per_second == 0:
                 self.bandwidth.add(size, pages, seconds)
