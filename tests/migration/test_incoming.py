@@ -13,7 +13,7 @@ import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, waiting_guest
 
-from sterna.migration import doubt, handshake, verify
+from sterna.migration import doubt, handshake, incoming, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
@@ -88,10 +88,10 @@ def test_a_listener_that_fails_stays_until_the_source_has_confirmed(
     with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
         uri = uris.parse(there.controller.incoming(f"tcp:127.0.0.1:{port}"))
         assert isinstance(uri, uris.ListeningUri)
-        incoming = there.controller._incoming
-        assert incoming is not None
-        assert incoming._listener is not None
-        sock = incoming._listener._socket
+        wait = there.controller._incoming
+        assert wait is not None
+        assert wait._listener is not None
+        sock = wait._listener._socket
         original = there.guest.resume
 
         def resume() -> int:
@@ -112,10 +112,10 @@ def test_a_listener_that_fails_stays_until_the_source_has_confirmed(
 def test_a_listener_that_fails_before_any_guest_came_is_given_up() -> None:
     with hosts(waiting_guest(PAGES)) as (there,):
         there.controller.incoming(TCP)
-        incoming = there.controller._incoming
-        assert incoming is not None
-        assert incoming._listener is not None
-        incoming._listener._socket.shutdown(socket.SHUT_RDWR)
+        wait = there.controller._incoming
+        assert wait is not None
+        assert wait._listener is not None
+        wait._listener._socket.shutdown(socket.SHUT_RDWR)
         info = there.outcome()
         assert info.status is FAILED
         assert info.error.endswith("invalid argument")
@@ -213,3 +213,56 @@ def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
             assert destination.run(), "the guest runs here, and whoever waits must know"
         assert_guest_lives(moved, 5)
     assert "the ink has run out" in caplog.text
+
+
+def test_a_source_that_falls_silent_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 0.2)
+    with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
+        address = there.controller.incoming(TCP)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 30) as connection:
+            connection.sendall(opening(verified=False))
+            assert "sent nothing for 0.2 s" in nack_of(connection).reason
+            there.wait_status(FAILED)
+            assert here.migrate(address).status is COMPLETED
+
+
+def test_a_source_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 1.0)
+    guest = DoubleGuest(PAGES, steps_per_ms=0)
+    guest.advance_steps(3 * PAGES)
+    with hosts(guest, waiting_guest(PAGES)) as (here, there):
+        # A page takes half of the time, all of them more than all of it.
+        here.controller.set_parameters({"max-bandwidth": 8192})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED, info.error
+        assert info.total_time_ms > 1000
+
+
+def test_a_sterna_that_is_turned_away_learns_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_SLOT_SECONDS", 0.1)
+    monkeypatch.setattr(incoming, "_GREETING_SECONDS", 0.1)
+    with hosts(DoubleGuest(PAGES), waiting_guest(PAGES)) as (here, there):
+        address = there.controller.incoming(TCP)
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as first:
+            first.sendall(opening(verified=False))
+            there.wait_status(MigrationStatus.ACTIVE)
+            info = here.migrate(address)
+            assert info.error == "destination refused: busy: another guest is coming in here"
+            assert here.guest.running
+            with socket.create_connection(("127.0.0.1", port), 30) as other:
+                other.sendall(sections.header(sections.Configuration("double-1.0", 12)))
+                assert other.recv(100) == b"", "who does not greet is left without a word"
+        there.wait_status(FAILED)
+
+
+def test_a_second_guest_is_turned_away_while_the_first_is_not_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Peer, "confirm", lambda self: None)
+    with hosts(DoubleGuest(PAGES), DoubleGuest(PAGES), waiting_guest(PAGES)) as (one, other, there):
+        address = there.controller.incoming(TCP)
+        assert one.migrate(address).status is COMPLETED
+        info = other.migrate(address)
+        assert info.error == "destination refused: busy: a guest that came in runs here already"
+        assert other.guest.running

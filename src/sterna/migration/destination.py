@@ -54,11 +54,15 @@ _DESCRIPTION_SECONDS = 0.5
 
 
 class _Source:
-    """The stream's bytes: what was read to recognise it, then the channel."""
+    """The stream's bytes: what was read to recognise it, then the channel.
 
-    def __init__(self, channel: Channel, head: bytes) -> None:
+    :param silence_seconds: how long nothing may come, None for ever
+    """
+
+    def __init__(self, channel: Channel, head: bytes, silence_seconds: float | None) -> None:
         self._channel = channel
         self._head = head
+        self._silence_seconds = silence_seconds
 
     def readinto(self, buffer: memoryview, /) -> int:
         if self._head:
@@ -67,9 +71,18 @@ class _Source:
             self._head = self._head[size:]
             return size
         try:
-            return self._channel.readinto(buffer)
+            return self._read(buffer)
         except ChannelError as error:
             raise OSError(str(error)) from error
+
+    def _read(self, buffer: memoryview) -> int:
+        seconds = self._silence_seconds
+        if seconds is None:
+            return self._channel.readinto(buffer)
+        while (got := self._channel.readinto_now(buffer)) is None:
+            if not self._channel.wait_readable(seconds):
+                raise ChannelError(f"{self._channel.peer} sent nothing for {seconds:.1f} s")
+        return got
 
 
 class _Mismatch(VerificationError):
@@ -87,6 +100,8 @@ class Destination:
     :ivar head: bytes of the stream that were read already
     :ivar record: remembers who runs the guest, for a source that loses the connection
     :ivar incoming_id: names this wait for a guest in the greeting
+    :ivar silence_seconds: how long the source may send nothing at all before it is given up, None for ever;
+        however little it sends, and however slowly, keeps it
     :ivar confirmed: the source knows that the guest runs here, or never asks
     """
 
@@ -98,11 +113,12 @@ class Destination:
     record: OutcomeRecord
     incoming_id: uuid.UUID
     cancellation: Cancellation
+    silence_seconds: float | None = None
     confirmed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._accepted = time.monotonic_ns()
-        self._reader = StreamReader(_Source(self.channel, self.head))
+        self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds))
         self._decoder: RamDecoder | None = None
         self._ram_ended = False
         self._return_path = False

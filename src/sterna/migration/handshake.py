@@ -41,6 +41,9 @@ an id that is still pending when the question comes is abandoned, and a COMMIT t
   gone, and the guest with it. (Whoever forwards the port must not refuse in the destination's place.)
 - A destination that falls silent does not keep the guest stopped: after `x-sterna-switchover-timeout` the
   source gives up, before COMMIT by resuming, after it by asking.
+- A source that falls silent does not keep others out of a destination that listens: after a minute without a
+  byte its attempt fails, and its id is abandoned.
+- A destination that takes in, or runs, another guest answers the greeting with NACK instead of HELLO.
 
 With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when the stream is complete and
 then says SHUT(0); a connection that ends without that means that it did not load the stream, and the guest

@@ -2,7 +2,8 @@
 
 A connection brings a migration stream, or the question who runs a guest (`sterna.migration.doubt`). One
 stream is taken in at a time, questions are answered beside it. After a failure the listener goes on waiting
-for another attempt; after a success it stays until the source has confirmed.
+for another attempt; after a success it stays until the source has confirmed. A source that falls silent is given
+up, so that it does not keep others out for ever.
 """
 
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from sterna.migration import doubt
+from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
@@ -24,11 +25,21 @@ from sterna.migration.guest import Guest
 from sterna.migration.parameters import Parameters
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.stream import sections
+from sterna.stream.return_path import ReturnMessage
+from sterna.stream.wire import Command
 
 _HEAD_BYTES = len(doubt.QUESTION)
 _HEAD_SECONDS = 10.0
+_GREETING = sections.command(Command.PING, handshake.GREETING.to_bytes(4, "big"))
+_GREETING_LIMIT = 1 << 16
+_GREETING_SECONDS = 2.0
 _CONNECTION_LIMIT = 8
 _SLOT_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+"""How long a source that connected may send nothing, before it makes room for another. The slowest paced
+source sends a page in this time (max-bandwidth of 69 bytes/s); one that has been stopped does not.
+"""
 _ACCEPT_SECONDS = 1.0
 """How long to wait after the listening socket failed, when it must not be closed."""
 
@@ -187,7 +198,9 @@ class Incoming:
 
     def _take_in(self, channel: Channel, head: bytes) -> None:
         with channel:
-            if not self._enter_slot():
+            slot = self._enter_slot()
+            if slot is not _Slot.FREE:
+                self._turn_away(channel, head, slot)
                 return
             runs = False
             try:
@@ -203,6 +216,8 @@ class Incoming:
                     self._record,
                     self._id,
                     self._cancellation,
+                    # Whoever set up a one-way channel, or a connection of his own, keeps no one else out.
+                    SILENCE_SECONDS if self._listener else None,
                 )
                 runs = destination.run()
             finally:
@@ -210,14 +225,43 @@ class Incoming:
         if runs and destination.confirmed:
             self._enough.set()
 
-    def _enter_slot(self) -> bool:
-        """Wait a little for the end of an attempt under way: after a failure, the next one comes at once."""
+    def _enter_slot(self) -> _Slot:
+        """Wait a little for the end of an attempt under way: after a failure, the next one comes at once.
+
+        :return: how the slot was found; FREE when it is the caller's now
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._slot is not _Slot.BUSY, _SLOT_SECONDS)
-            if self._slot is not _Slot.FREE:
-                return False
-            self._slot = _Slot.BUSY
-            return True
+            found = self._slot
+            if found is _Slot.FREE:
+                self._slot = _Slot.BUSY
+            return found
+
+    def _turn_away(self, channel: Channel, head: bytes, slot: _Slot) -> None:
+        """Say why to a sterna, which greets; anyone else is only left."""
+        reasons = {
+            _Slot.BUSY: "busy: another guest is coming in here",
+            _Slot.TAKEN: "busy: a guest that came in runs here already",
+        }
+        if slot not in reasons:
+            return
+        data, buffer = bytearray(head), bytearray(1 << 12)
+        deadline = time.monotonic() + _GREETING_SECONDS
+        try:
+            while _GREETING not in data:
+                left = deadline - time.monotonic()
+                if left < 0 or len(data) > _GREETING_LIMIT or not channel.wait_readable(left):
+                    return
+                got = channel.readinto_now(buffer)
+                if got == 0:
+                    return
+                data += buffer[: got or 0]
+            nack = handshake.encode(handshake.Nack(reasons[slot]))
+            channel.send(ReturnMessage(handshake.PrivateMessage.NACK, nack).encode())
+            channel.end_writing()
+            channel.drain()
+        except (ChannelError, Cancelled):
+            pass  # it has gone, or this wait for a guest has ended
 
     def _close_free_slot(self) -> bool:
         """No guest may come in any more, unless one does or did.
