@@ -1,5 +1,6 @@
 """Wrong calls and missing things: one line that names what is wrong, exit code 2 for the call, 1 for the rest."""
 
+import json
 import os
 import socket
 import struct
@@ -53,7 +54,15 @@ def one_line(error: str) -> str:
         (("run", "--incoming", "garbage"), "garbage"),
         (("run", "--incoming", "tcp:1.2.3.4:99999"), "99999"),
         (("run", "--incoming", "carrier-pigeon:home"), "carrier-pigeon"),
+        (("run", "--incoming", "fd:0", "--serial", "stdio"), "standard input"),
         (("migrate", "unix:/x"), "URI"),
+        (("migrate", "unix:/x", "foo"), "'foo' is not a migration URI"),
+        (("migrate", "unix:/x", "carrier-pigeon:home"), "carrier-pigeon"),
+        (
+            ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--downtime-limit", "300h"),
+            "--downtime-limit: '300h' is too long; it is at most 2000 s",
+        ),
+        (("demo", "--downtime-limit", "300h"), "2000 s"),
         (("migrate", "x", "tcp:1.2.3.4:5"), "monitor address"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--bandwidth", "fast"), "fast"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--downtime-limit", "soon"), "soon"),
@@ -167,3 +176,44 @@ def test_a_process_of_its_own_gives_no_traceback_either(command_line) -> None:
     assert code == 1
     assert out == ""
     assert "/nonexistent" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*RUN, "--append", "x" * 3000),
+        (*RUN, "--append=" + "7 " * 1500),
+        (*RUN, "--append", "\"'" * 1500),
+        (*RUN, "--smp", "y" * 3000),
+        ("run", "--kernel", "z" * 3000),
+        ("migrate", "unix:/x", "w" * 3000),
+        ("--" + "v" * 3000,),
+    ],
+)
+def test_long_input_is_not_echoed_in_whole(cli, arguments: tuple[str, ...]) -> None:
+    code, _, error = cli(*arguments)
+    assert len(one_line(error)) < 400
+    assert code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "code"),
+    [
+        (("migrate", "--json", "unix:/nonexistent/qmp", "tcp:127.0.0.1:1"), "cannot connect", 1),
+        (("migrate", "--json", "nonsense", "tcp:127.0.0.1:1"), "monitor address", 2),
+        (("migrate", "--json", "unix:/x", "foo"), "URI", 2),
+        (("demo", "--json", "--machine", "pc"), "pc", 2),
+        (("demo", "--json", "--smp", "two"), "two", 2),
+        (("doctor", "--json", "--nope"), "--nope", 2),
+    ],
+)
+def test_an_early_error_is_json_where_that_was_asked_for(
+    cli, arguments: tuple[str, ...], expected: str, code: int
+) -> None:
+    got, out, error = cli(*arguments)
+    assert got == code
+    assert expected in one_line(error)
+    assert out.count("\n") == 1
+    report = json.loads(out)
+    assert report["status"] == "error"
+    assert error == f"sterna: error: {report['error']}\n"

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.vms import TIMEOUT, alive, children, interrupt, wait_for
+from sterna.cli.trial import TrialSettings
+from sterna.cli.trialreport import report_lines
+from sterna.machine.config import MEBIBYTE, MachineConfig
 
 COMMAND = [sys.executable, "-m", "sterna", "demo"]
 
@@ -95,7 +99,8 @@ def test_ctrl_c_cancels_and_leaves_no_process_behind() -> None:
     interrupt(process)
     out, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 4
-    assert "cancelled" in out
+    assert "cancelled: nothing was migrated, both machines have been ended" in out
+    assert "runs on at the source" not in out
     assert not any(alive(pid) for pid in guests)
 
 
@@ -121,3 +126,74 @@ def test_a_lost_destination_fails_the_demo() -> None:
     assert process.returncode == 3
     assert "failed" in out
     assert not any(alive(pid) for pid in guests)
+
+
+def test_a_throttled_guest_is_told() -> None:
+    # Dirties some 80 MB/s, of which 20 go through.
+    arguments = (
+        "--append",
+        "6000 20000 5",
+        "--memory",
+        "64M",
+        "--bandwidth",
+        "20MB",
+        "--downtime-limit",
+        "100ms",
+    )
+    done = subprocess.run(
+        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    result = json.loads(done.stdout)
+    assert result["status"] == "completed"
+    assert result["throttle_percent"] >= 60
+    assert result["guest_gap_exact"] is False
+    settings = TrialSettings(
+        MachineConfig(memory_bytes=64 * MEBIBYTE, kernel="dirtyram", append="6000 20000 5"),
+        bandwidth=20_000_000,
+        downtime_limit_ms=100,
+        auto_converge=True,
+    )
+    report = report_lines(result, settings)
+    text = " ".join(" ".join(report).split())
+    assert f"throttled to {100 - result['throttle_percent']} %" in text
+    assert f"up to {result['guest_gap_ms']:.1f} ms" in text
+    assert max(map(len, report)) <= 100
+
+
+def record(pages: int, left: int) -> dict[str, float]:
+    return {"pages": pages, "bytes": pages * 4096, "ms": 12.5, "dirty_pages_after": left}
+
+
+def finished(passes: int) -> dict[str, Any]:
+    """What `run_trial` gives of a small clock that migrated in no time."""
+    return {
+        "status": "completed", "error": None, "verified": True, "problems": [], "total_ms": 0.4,
+        "transferred_bytes": 4096, "downtime_ms": 0.2, "throttle_percent": 0, "clock_note": "x " * 80,
+        "passes": [record(1, 1) for _ in range(passes)],
+        "ram_digest_source": "0" * 32, "ram_digest_destination": "0" * 32,
+        "guest_gap_ms": 5.0, "guest_gap_exact": False,
+        "stage2": {"before": {"blocks_dissolved": 0}, "after": {"blocks_dissolved": 1, "faults_permission": 2}},
+        "guest": {"steps_before": 10**15, "steps_after": 10**16, "pages_checked": 0, "backward_steps": 0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("passes", "rows", "elided"), [(8, 8, None), (9, 9, None), (10, 8, "2 more passes")])
+def test_the_report_counts_right_and_is_not_wide(passes: int, rows: int, elided: str | None) -> None:
+    config = MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="clock", append="1 " * 60)
+    report = report_lines(finished(passes), TrialSettings(config, 0, 300, auto_converge=True))
+    text = "\n".join(report)
+    assert sum(line.startswith("  pass ") for line in report) == rows
+    assert ("more passes" in text) == (elided is not None)
+    assert elided is None or elided in text
+    for expected in ("1 CPU,", "1 page ", "1 block dissolved", "2 write faults", "0 leaves", "in 0.4 ms, "):
+        assert expected in text
+    assert "its clock never stepped back" in text
+    assert "pages checked" not in text
+    assert max(map(len, report)) <= 100
+
+
+def test_help_tells_of_the_throttle(cli) -> None:
+    code, out, _ = cli("demo", "--help")
+    assert code == 0
+    assert "throttled" in out
+    assert "--no-auto-converge" in out

@@ -5,13 +5,14 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cli.vms import TIMEOUT, interrupt, pair, wait_for
+from cli.vms import TIMEOUT, pair, wait_for
 
 COMMAND = [sys.executable, "-m", "sterna", "migrate"]
 
@@ -49,7 +50,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
         assert done.stdout == ""
         assert "\x1b" not in done.stderr
         assert "completed, RAM not compared" in done.stderr
-        assert re.search(r"total [\d.]+ s, \d+ passes, .* sent, downtime [\d.]+ ms", done.stderr)
+        assert re.search(r"total [\d.]+ m?s, \d+ passes, .* sent, downtime [\d.]+ ms", done.stderr)
         assert source.qmp.command("query-migrate-parameters")["downtime-limit"] == 500
 
 
@@ -65,7 +66,8 @@ def test_failure_keeps_the_guest_and_a_second_try_succeeds(tmp_path: Path) -> No
         assert "RAM verified" in done.stderr
 
 
-def test_ctrl_c_cancels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
     with pair(tmp_path) as (source, destination):
         process = subprocess.Popen(
             [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB", "--json"],
@@ -74,7 +76,7 @@ def test_ctrl_c_cancels(tmp_path: Path) -> None:
             text=True,
         )
         wait_for(lambda: source.qmp.command("query-migrate").get("status") == "active")
-        interrupt(process)
+        process.send_signal(number)
         out, errors = process.communicate(timeout=TIMEOUT)
         assert errors == ""
         assert process.returncode == 4
@@ -87,15 +89,17 @@ def test_ctrl_c_cancels(tmp_path: Path) -> None:
 def test_the_source_dies_on_the_way(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, destination):
         process = subprocess.Popen(
-            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB"],
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB", "--json"],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         wait_for(lambda: source.qmp.command("query-migrate").get("status") == "active")
         source.process.kill()
-        _, errors = process.communicate(timeout=TIMEOUT)
+        out, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 6
         assert "sterna: error: the VM was lost" in errors
+        assert json.loads(out)["status"] == "error"
         assert "Traceback" not in errors
 
 
@@ -110,8 +114,8 @@ def test_detached_returns_at_once(tmp_path: Path) -> None:
 def test_what_the_vm_refuses(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, _):
         for arguments, expected in (
-            (("carrier-pigeon:home",), "carrier-pigeon"),
-            (("tcp:127.0.0.1:1", "--downtime-limit", "1h"), "downtime-limit"),
+            (("tcp:127.0.0.1:1", "--set", "downtime-limit=9999999"), "downtime-limit"),
+            (("tcp:127.0.0.1:1", "--set", "xbzrle-cache-size=4097"), "xbzrle-cache-size"),
         ):
             done = migrate(source.address, *arguments)
             assert done.returncode == 1

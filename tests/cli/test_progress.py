@@ -1,11 +1,12 @@
 """The progress bar never runs backwards, and the outlook follows the rates."""
 
+import io
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.cli.display import outlook
+from sterna.cli.display import PlainDisplay, outlook
 from sterna.cli.progress import Picture, ProgressTracker
 
 MIB = 1 << 20
@@ -99,3 +100,38 @@ def test_a_fast_writer_with_little_memory_converges_nonetheless() -> None:
     tracker.update(answer("active", 1, 1024 * MIB))
     picture = tracker.update(answer("active", 2, 4 * MIB, dirty=10**6))
     assert picture.converges is True
+
+
+def test_the_first_pass_has_no_dirty_rate_and_ends_at_the_rate_shown() -> None:
+    tracker = ProgressTracker(300)
+    picture = tracker.update(answer("active", 1, 500 * MIB, mbps=800.0))
+    assert picture.dirty_rate is None
+    assert picture.eta_seconds == 500 * MIB / picture.transfer_rate == 500 * MIB / 100e6
+    out = io.StringIO()
+    PlainDisplay(out).show(picture)
+    assert "dirtying —, sending 100.0 MB/s, pass 1 done in 5.2 s" in out.getvalue()
+
+
+def after_pass(sent: int, left: int, throttle: int = 0) -> Picture:
+    """The second pass at 125 MB/s, of a guest that seemed to dirty 120 MB/s; pages."""
+    tracker = ProgressTracker(100)
+    tracker.update(answer("active", 1, 1024 * MIB))
+    info = answer("active", 2, left * 4096, dirty=29_297 if left > sent // 2 else 1000)
+    info["x-sterna"] = {"passes": [{"pages": sent, "dirty_pages_after": left}]}
+    info["cpu-throttle-percentage"] = throttle
+    return tracker.update(info)
+
+
+def test_a_pass_that_gains_nothing_has_no_estimate() -> None:
+    picture = after_pass(100_000, 90_000)
+    assert picture.converges is False
+    assert picture.eta_seconds is None
+    assert outlook(picture) == "will not converge: dirtying 120.0 MB/s, sending 125.0 MB/s"
+    throttled = outlook(after_pass(100_000, 90_000, throttle=60))
+    assert throttled.startswith("throttling the guest by 60 %: dirtying 120.0 MB/s")
+
+
+def test_a_pass_that_gains_has_one() -> None:
+    picture = after_pass(100_000, 40_000)
+    assert picture.converges is True
+    assert outlook(picture).startswith("switchover in ")

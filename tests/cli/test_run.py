@@ -154,3 +154,55 @@ def test_a_listening_socket_can_be_passed_on(tmp_path: Path) -> None:
         assert client.command("query-status")["running"] is True
         client.command("quit")
     assert process.wait(TIMEOUT) == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "stdin", "expected"),
+    [
+        ("exec:false", b"", "cut short"),
+        ("file:/etc/passwd", b"", "no migration stream"),
+        ("file:/dev/zero", b"", "no migration stream"),
+        ("fd:0", bytes(range(7, 200)) * 30, "no migration stream"),
+    ],
+)
+def test_a_source_that_cannot_come_back_ends_it(uri: str, stdin: bytes, expected: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--incoming", uri],
+        input=stdin,
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    error = done.stderr.decode()
+    assert done.returncode == 1
+    assert error.startswith("sterna: incoming migration failed: ")
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_a_failure_at_once_is_told_and_somebody_may_look(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", "--incoming", "exec:false", "--serial", "null") as machine:
+        wait_for(lambda: machine.errors().endswith("\n"))
+        assert machine.errors().startswith("sterna: incoming migration failed: ")
+        assert machine.errors().count("\n") == 1
+        assert machine.qmp.command("query-migrate")["status"] == "failed"
+
+
+def test_compiling_is_said_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--incoming", "exec:false"],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        return done.stderr
+
+    first, second = run(), run()
+    assert first.startswith("sterna: compiling kernels (once)\nsterna: incoming migration failed: ")
+    assert second.startswith("sterna: incoming migration failed: ")

@@ -192,8 +192,13 @@ def test_migration_between_two_monitors(vm: Monitored, client, tmp_path: Path) -
         assert isinstance(info["downtime"], int)
         assert info["x-sterna"]["verified"] is True
         assert client.command("query-status")["status"] == "postmigrate"
-        with pytest.raises(QmpError, match="postmigrate"):
+        with pytest.raises(
+            QmpError, match=r"postmigrate.*; the guest has migrated and runs at the destination$"
+        ) as refused:
             client.command("cont")
+        assert refused.value.error_class == "GenericError"
+        told = client.command("human-monitor-command", command_line="cont")
+        assert "runs at the destination" in told
         wait_status(destination, "completed")
         assert destination.command("query-status")["running"] is True
         assert destination.command("query-migrate")["status"] == "completed"

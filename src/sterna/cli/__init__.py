@@ -1,13 +1,14 @@
 """The command line. Each command is a module, imported only when it is called for."""
 
 import importlib
+import json
 import sys
 from typing import NoReturn
 
 import click
 
 from sterna import __version__
-from sterna.cli.errors import CliError, ExitCode
+from sterna.cli.errors import CliError, ExitCode, shorten_echo
 
 COMMANDS = {
     "demo": "Migrate a guest that dirties memory between two processes, and check everything.",
@@ -49,17 +50,18 @@ def _sterna() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 2 for a wrong call, 1 for a failure, or the command's own code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         code = _sterna.main(arguments, prog_name="sterna", standalone_mode=False)
     except CliError as error:
-        _fail(str(error), error.code)
+        _fail(str(error), error.code, given)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         sys.exit(ExitCode.USAGE)
     except click.ClickException as error:
-        _fail(error.format_message(), ExitCode.USAGE)
+        _fail(error.format_message(), ExitCode.USAGE, given)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", ExitCode.INTERRUPTED)
+        _fail("interrupted", ExitCode.INTERRUPTED, given)
     except BrokenPipeError:
         # Whoever read our output has left. Python would complain once more while closing it.
         sys.stderr.close()
@@ -67,7 +69,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    one_line = " ".join(message.split())
+def _fail(message: str, code: int, arguments: list[str]) -> NoReturn:
+    one_line = shorten_echo(" ".join(message.split()), arguments)
+    if "--json" in arguments:
+        print(json.dumps({"status": "error", "error": one_line}), flush=True)
     print(f"sterna: error: {one_line}", file=sys.stderr)
     sys.exit(code)

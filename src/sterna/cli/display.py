@@ -19,7 +19,9 @@ _BAR_WIDTH = 46
 
 
 def format_seconds(seconds: float) -> str:
-    """``4.2 s``, ``3 min 5 s``."""
+    """``0.4 ms``, ``250 ms``, ``4.2 s``, ``3 min 5 s``."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 or not seconds else 1}f} ms"
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -27,23 +29,31 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def format_dirty_rate(rate: float | None) -> str:
+    """As `format_rate`, before the first look at the dirty log a dash."""
+    return "—" if rate is None else format_rate(rate)
+
+
 def outlook(picture: Picture) -> str:
     """When it will end, or why not."""
-    slowed = f"; guest slowed by {picture.throttle_percent} %" if picture.throttle_percent else ""
-    if picture.converges is False:
-        return (
-            f"will not converge: dirtying {format_rate(picture.dirty_rate)}, "
-            f"sending {format_rate(picture.transfer_rate)}{slowed}"
-        )
+    throttle = picture.throttle_percent
     if picture.status == "cancelling":
         return "cancelling"
     if picture.status == "device":
         return "switchover: the guest is stopped"
+    if picture.converges is False:
+        what = f"throttling the guest by {throttle} %" if throttle else "will not converge"
+        return (
+            f"{what}: dirtying {format_dirty_rate(picture.dirty_rate)}, "
+            f"sending {format_rate(picture.transfer_rate)}"
+        )
     if picture.eta_seconds is None:
         return "measuring"
     if picture.pass_number <= 1:
         return f"pass 1 done in {format_seconds(picture.eta_seconds)}"
-    return f"switchover in {format_seconds(picture.eta_seconds)}{slowed}"
+    return f"switchover in {format_seconds(picture.eta_seconds)}" + (
+        f"; guest throttled by {throttle} %" if throttle else ""
+    )
 
 
 class Display(AbstractContextManager["Display"]):
@@ -81,7 +91,7 @@ class PlainDisplay(Display):
         if picture.pass_number:
             self.note(
                 f"{picture.fraction:4.0%}  {picture.status}, pass {picture.pass_number}, "
-                f"{format_size(picture.remaining)} remaining, dirtying {format_rate(picture.dirty_rate)}, "
+                f"{format_size(picture.remaining)} remaining, dirtying {format_dirty_rate(picture.dirty_rate)}, "
                 f"sending {format_rate(picture.transfer_rate)}, {outlook(picture)}"
             )
         else:
@@ -151,19 +161,21 @@ class LiveDisplay(Display):
             f"{format_size(picture.remaining)} of {format_size(picture.total)} remaining",
             f"{format_size(picture.transferred)} sent",
         )
-        scale = max(picture.dirty_rate, picture.transfer_rate, 1.0)
+        dirty_rate = picture.dirty_rate or 0.0
+        scale = max(dirty_rate, picture.transfer_rate, 1.0)
         rates = Table.grid(padding=(0, 1))
         losing = picture.converges is False
-        for name, rate, colour in (
-            ("dirtying", picture.dirty_rate, "red" if losing else "yellow"),
-            ("sending", picture.transfer_rate, "green"),
+        dirty_text = "not measured yet" if picture.dirty_rate is None else format_rate(dirty_rate)
+        for name, rate, text, colour in (
+            ("dirtying", dirty_rate, dirty_text, "red" if losing else "yellow"),
+            ("sending", picture.transfer_rate, format_rate(picture.transfer_rate), "green"),
         ):
             rates.add_row(
                 name,
                 ProgressBar(
                     total=scale, completed=rate, width=24, complete_style=colour, finished_style=colour
                 ),
-                format_rate(rate),
+                text,
             )
         style = "bold red" if losing else "dim"
         return Group(bar, figures, rates, Text(outlook(picture), style=style))

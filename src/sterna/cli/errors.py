@@ -1,6 +1,11 @@
 """How commands fail, and their exit codes."""
 
+import os.path
+from collections.abc import Iterable
 from enum import IntEnum
+
+_ECHO_LIMIT = 80
+_ELLIPSIS = "..."
 
 
 class ExitCode(IntEnum):
@@ -36,3 +41,23 @@ class UsageError(CliError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ExitCode.USAGE)
+
+
+def shorten_echo(message: str, arguments: Iterable[str]) -> str:
+    """An error's text without the middle of what a user's argument has beyond `_ECHO_LIMIT` characters. Files
+    that exist keep their names.
+    """
+    echoed = {
+        shown
+        for argument in arguments
+        for part in (argument, argument.partition("=")[2], *argument.split())
+        if len(part) > _ECHO_LIMIT and not os.path.exists(part)
+        for shown in (part, " ".join(part.split()), repr(part)[1:-1])
+    }
+    for text in sorted(echoed, key=len, reverse=True):
+        if len(text) > _ECHO_LIMIT:
+            head = 2 * _ECHO_LIMIT // 3
+            message = message.replace(
+                text, text[:head] + _ELLIPSIS + text[head + len(_ELLIPSIS) - _ECHO_LIMIT :]
+            )
+    return message

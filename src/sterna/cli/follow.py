@@ -17,20 +17,27 @@ from sterna.monitor.protocol import QmpError
 _POLL_SECONDS = 0.1
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Interrupts:
-    """Counts SIGINTs instead of dying of them."""
+    """Counts SIGINT, SIGTERM and SIGHUP instead of dying of them."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @contextmanager
     def caught(self) -> Iterator["Interrupts"]:
-        """SIGINT is counted in the body of the `with` statement."""
-        before = signal.signal(signal.SIGINT, self._interrupted)
+        """The signals are counted in the body of the `with` statement; ignored ones (nohup) stay ignored."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        caught = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
         try:
+            for number in caught:
+                signal.signal(number, self._interrupted)
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number in caught:
+                signal.signal(number, before[number])
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -43,7 +50,7 @@ def follow(
     watch: Callable[[Picture], None] = lambda picture: None,
     poll_seconds: float = _POLL_SECONDS,
 ) -> Mapping[str, Any]:
-    """Show a migration until it has an outcome. The first SIGINT cancels it, the second leaves it alone.
+    """Show a migration until it has an outcome. The first interrupt cancels it, the second leaves it alone.
 
     :param watch: called with each picture
     :return: the last answer of query-migrate

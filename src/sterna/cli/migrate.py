@@ -41,7 +41,7 @@ def command(
 ) -> int:
     """Migrate the VM whose QMP is at QMP-ADDRESS (unix:PATH or tcp:HOST:PORT) to URI.
 
-    Ctrl-C cancels: the guest goes on at the source.
+    Ctrl-C, SIGTERM or SIGHUP cancels: the guest goes on at the source.
 
     \b
     Exit codes: 0 completed (with -d: started), 1 could not start, 2 wrong call,
@@ -56,6 +56,7 @@ def command(
     from sterna.monitor.protocol import QmpError
 
     parameters = _parameters(bandwidth, downtime_limit, settings, verify)
+    _check_uri(uri)
     try:
         address = parse_address(qmp_address)
     except AddressError as error:
@@ -83,6 +84,16 @@ def command(
     if json:
         click.echo(json_module.dumps(summary))
     return exit_code(summary, must_verify=bool(verify))
+
+
+def _check_uri(uri: str) -> None:
+    from sterna.migration.channels.uri import parse
+    from sterna.migration.errors import UriError
+
+    try:
+        parse(uri)
+    except UriError as error:
+        raise UsageError(str(error)) from error
 
 
 def _parameters(

@@ -13,6 +13,8 @@ from typing import Any
 _FIRST_PASS = 0.70
 _PASSES_END = 0.95
 _LEAST_RATE = 1.0
+_LOSING = 0.9
+"""A pass that leaves this much of what it sent dirty gains nothing."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Picture:
 
     :ivar fraction: 0 to 1, never less than before
     :ivar remaining: bytes
-    :ivar dirty_rate: bytes/s, as of the last look at the dirty log
+    :ivar dirty_rate: bytes/s, as of the last look at the dirty log; None before the first
     :ivar transfer_rate: bytes/s
-    :ivar eta_seconds: until switchover, in pass 1 until its end; None while unknown or never
+    :ivar eta_seconds: until switchover, in pass 1 until its end, at the `transfer_rate`; None while unknown or never
     :ivar throttle_percent: how much of its time auto-converge takes from the guest
     :ivar converges: None until the dirty rate was measured
     """
@@ -34,7 +36,7 @@ class Picture:
     remaining: int
     total: int
     transferred: int
-    dirty_rate: float
+    dirty_rate: float | None
     transfer_rate: float
     eta_seconds: float | None
     converges: bool | None
@@ -54,6 +56,7 @@ class ProgressTracker:
         self._pass = 0
         self._pass_start = 0
         self._second_pass_start = 0
+        self._left = 0.0
 
     def update(self, info: Mapping[str, Any]) -> Picture:
         """:param info: as query-migrate answers"""
@@ -63,6 +66,7 @@ class ProgressTracker:
         remaining = int(ram.get("remaining", 0))
         total = int(ram.get("total", 0))
         if number != self._pass:
+            self._left = self._left_by_last_pass(info, number, remaining)
             self._pass, self._pass_start = number, remaining
             if number == 2:
                 self._second_pass_start = remaining
@@ -71,15 +75,12 @@ class ProgressTracker:
         dirty = float(ram.get("dirty-pages-rate", 0)) * int(ram.get("page-size", 4096))
         threshold = max(transfer * self._limit_seconds, 1.0)
         known = number >= 2 and transfer > _LEAST_RATE
-        converges = (dirty < transfer or self._pass_start <= threshold) if known else None
+        ratio = max(dirty / transfer, self._left) if known else 0.0
+        converges = (ratio < _LOSING or self._pass_start <= threshold) if known else None
         eta = None
-        if status == "active" and number == 1 and total > remaining:
-            eta = float(info.get("total-time", 0)) / 1000 * remaining / (total - remaining)
-        elif status == "active" and transfer > _LEAST_RATE and converges:
-            eta = remaining / transfer + self._later_passes(dirty / transfer, threshold) / transfer
-        fraction = self._stage(
-            status, number, remaining, total, threshold, dirty / transfer if known else 0.0
-        )
+        if status == "active" and transfer > _LEAST_RATE and (number == 1 or converges):
+            eta = (remaining + self._later_passes(ratio, threshold)) / transfer
+        fraction = self._stage(status, number, remaining, total, threshold, ratio)
         self._fraction = max(self._fraction, min(fraction, 1.0))
         downtime = info.get("expected-downtime")
         return Picture(
@@ -89,7 +90,7 @@ class ProgressTracker:
             remaining=remaining,
             total=total,
             transferred=int(ram.get("transferred", 0)),
-            dirty_rate=dirty,
+            dirty_rate=dirty if number >= 2 else None,
             transfer_rate=transfer,
             eta_seconds=eta,
             converges=converges,
@@ -97,12 +98,20 @@ class ProgressTracker:
             throttle_percent=int(info.get("cpu-throttle-percentage", 0)),
         )
 
+    def _left_by_last_pass(self, info: Mapping[str, Any], number: int, remaining: int) -> float:
+        """Of what the pass before `number` sent, how much its end found dirty; 0 when not known."""
+        passes = info.get("x-sterna", {}).get("passes")
+        if passes:
+            return float(passes[-1]["dirty_pages_after"]) / max(int(passes[-1]["pages"]), 1)
+        if number == self._pass + 1 and self._pass_start:
+            return remaining / self._pass_start
+        return 0.0
+
     def _later_passes(self, ratio: float, threshold: float) -> float:
         """Bytes of the passes after this one, each `ratio` times the one before, until what remains fits."""
         first = self._pass_start * ratio
-        if first <= threshold:
+        if first <= threshold or ratio >= _LOSING:
             return 0.0
-        ratio = min(ratio, 0.999)
         count = math.ceil(math.log(threshold / first) / math.log(ratio))
         return first * (1 - ratio**count) / (1 - ratio)
 

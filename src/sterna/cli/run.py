@@ -73,6 +73,8 @@ def command(
         raise UsageError("there is nothing to run: give --kernel, or --incoming for a migration")
     if kernel is not None and incoming is not None:
         raise UsageError("--kernel and --incoming exclude each other: a migration brings its guest along")
+    if incoming == "fd:0" and "stdio" in (monitor, serial):
+        raise UsageError("--incoming fd:0 takes standard input: --monitor and --serial cannot be stdio")
     try:
         config = MachineConfig(
             machine=machine,
@@ -82,7 +84,7 @@ def command(
             accel=accel,
             kernel=kernel,
             append=append,
-            serial=serial or ("null" if monitor == "stdio" else "stdio"),
+            serial=serial or ("null" if monitor == "stdio" or incoming == "fd:0" else "stdio"),
             paused=paused,
             incoming=incoming is not None,
             name=name,
@@ -106,27 +108,36 @@ def _dump_device_tree(config: "MachineConfig", path: str) -> int:
 
 
 def _run(config: "MachineConfig", incoming: str | None, qmp: tuple[str, ...], console: bool) -> int:
-    from sterna.migration.controller import MigrationController
+    from sterna.cli.kernels import prepare_kernels
+    from sterna.migration.channels import uri
+    from sterna.migration.controller import DEFER, MigrationController
     from sterna.migration.errors import MigrationError, UriError
     from sterna.monitor.addresses import AddressError
-    from sterna.stream.ram import warm_up
 
+    if incoming is not None and incoming != DEFER:
+        try:
+            uri.parse(incoming)
+        except UriError as error:
+            raise UsageError(f"--incoming: {error}") from error
     with contextlib.ExitStack() as stack:
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
         machine = _make_machine(config)
-        warm_up()
         stack.callback(machine.close)
-        session = _RunningMachine(machine, listening, console)
+        prepare_kernels()
+        session = _RunningMachine(machine, listening, console, one_try=_is_one_way(incoming))
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
         if incoming is not None:
             try:
                 migration.incoming(incoming)
-            except UriError as error:
-                raise UsageError(f"--incoming: {error}") from error
             except (MigrationError, AddressError) as error:
                 raise CliError(f"--incoming: {error}") from error
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
+
+
+def _is_one_way(incoming: str | None) -> bool:
+    """Whether a guest comes from what can be read once, so that a failure is the last word."""
+    return incoming is not None and incoming.partition(":")[0] in ("exec", "fd", "file")
 
 
 def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterator[Listening]":
@@ -160,20 +171,32 @@ def _make_machine(config: "MachineConfig") -> "Machine":
         raise UsageError(str(error)) from error
     except (LoadError, SerialError, HypervisorError) as error:
         raise CliError(str(error)) from error
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        raise CliError(f"cannot make the machine: {what}{error.strerror or error}") from error
     except MemoryError as error:
         raise CliError(f"this host cannot give {config.memory_bytes >> 20} MiB: {error}") from error
 
 
 class _RunningMachine:
-    """The process around a machine: events, the human monitor's lines, and what ends it."""
+    """The process around a machine: events, the human monitor's lines, and what ends it.
 
-    def __init__(self, machine: "Machine", listening: "list[Listening]", console: bool) -> None:
+    :param one_try: no second source can follow when an incoming migration has failed
+    """
+
+    def __init__(
+        self, machine: "Machine", listening: "list[Listening]", console: bool, *, one_try: bool
+    ) -> None:
         self._machine = machine
         self._listening = listening
         self._console = console
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emit_to: Callable[[str, dict[str, Any]], None] | None = None
+        self._one_try = one_try
+        self._lock = threading.Lock()
         self._migration: MigrationController | None = None
+        self._failed_early = False
+        self._incoming_failed = False
         self._ended = threading.Event()
         self._reported = False
 
@@ -184,10 +207,28 @@ class _RunningMachine:
 
     def observe(self, name: str, data: dict[str, Any]) -> None:
         """What a migration does, whether or not clients asked for events."""
-        if name == "MIGRATION" and data.get("status") == "failed" and self._migration is not None:
-            info = self._migration.info()
-            direction = "incoming migration" if info.incoming else "migration"
-            print(f"sterna: {direction} failed: {info.error}", file=sys.stderr, flush=True)
+        if name != "MIGRATION" or data.get("status") != "failed":
+            return
+        with self._lock:
+            migration = self._migration
+            if migration is None:
+                # An incoming migration began before `main`, which tells it.
+                self._failed_early = True
+                return
+        self._tell_failure(migration)
+
+    def _tell_failure(self, migration: "MigrationController") -> None:
+        info = migration.info()
+        direction = "incoming migration" if info.incoming else "migration"
+        print(f"sterna: {direction} failed: {info.error}", file=sys.stderr, flush=True)
+        if info.incoming and self._one_try and self._is_unattended:
+            self._incoming_failed = True
+            self._quit("host-error")
+
+    @property
+    def _is_unattended(self) -> bool:
+        """Whether nobody can reach the machine."""
+        return not self._listening and not self._console
 
     async def main(self, migration: "MigrationController", *, start: bool) -> int:
         """Serve until something ends the machine.
@@ -200,8 +241,11 @@ class _RunningMachine:
         from sterna.monitor.server import QmpServer
 
         self._loop = asyncio.get_running_loop()
-        self._migration = migration
         self._end = asyncio.Event()
+        with self._lock:
+            self._migration = migration
+        if self._failed_early:
+            self._tell_failure(migration)
         control = Control(self._machine, migration, self._quit)
         server = QmpServer(Commands(control))
         self._emit_to = server.emit
@@ -219,7 +263,7 @@ class _RunningMachine:
         finally:
             unsubscribe()
             await server.close()
-        return ExitCode.FAILURE if self._machine.error else ExitCode.OK
+        return ExitCode.FAILURE if self._machine.error or self._incoming_failed else ExitCode.OK
 
     # -- what ends it ----------------------------------------------------------------------------------------
 
@@ -249,7 +293,7 @@ class _RunningMachine:
         if self._machine.run_state.value == "internal-error" and not self._reported:
             self._reported = True
             print(f"sterna: error: the guest stopped: {self._machine.error}", file=sys.stderr, flush=True)
-            if not self._listening and not self._console:
+            if self._is_unattended:
                 self._quit("guest-panic")  # nobody could look at it
 
     # -- the human monitor -----------------------------------------------------------------------------------

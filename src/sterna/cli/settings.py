@@ -18,9 +18,16 @@ def bandwidth_value(text: str) -> int:
 def duration_value(text: str) -> int:
     """`--downtime-limit` in milliseconds.
 
-    :raise UsageError: When it is none.
+    :raise UsageError: When it is none, or longer than a migration accepts.
     """
+    from sterna.migration.parameters import MAX_DOWNTIME_LIMIT_MS
+
     try:
-        return parse_duration_ms(text)
+        value = parse_duration_ms(text)
     except ValueError as error:
         raise UsageError(f"--downtime-limit: {error}") from error
+    if value > MAX_DOWNTIME_LIMIT_MS:
+        raise UsageError(
+            f"--downtime-limit: {text!r} is too long; it is at most {MAX_DOWNTIME_LIMIT_MS // 1000} s"
+        )
+    return value

@@ -164,7 +164,7 @@ class Commands(Mapping[str, Command]):
         return {}
 
     def _cont(self, _: Arguments) -> Any:
-        self._control.machine.cont()
+        self._control.cont()
         return {}
 
     def _quit(self, _: Arguments) -> Any:

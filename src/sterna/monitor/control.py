@@ -92,6 +92,19 @@ class Control:
             raise QmpError("'-incoming' was not specified on the command line")
         self.migration.incoming(uri)
 
+    def cont(self) -> None:
+        """Let the guest run on.
+
+        :raise QmpError: When it runs elsewhere.
+        :raise RunStateError: When it cannot run now.
+        """
+        try:
+            self.machine.cont()
+        except RunStateError as error:
+            if self.machine.run_state.value == "postmigrate":
+                raise QmpError(f"{error}; the guest has migrated and runs at the destination") from error
+            raise
+
     @property
     def running(self) -> bool:
         """Whether the guest runs."""

@@ -126,7 +126,7 @@ class HumanMonitor:
 
     def _cont(self, rest: str) -> str:
         _no_more(rest, "cont|c")
-        self._control.machine.cont()
+        self._control.cont()
         return ""
 
     def _stop(self, rest: str) -> str:

@@ -1,0 +1,55 @@
+"""Whether this program's kernels have been compiled before, and what to say when they have not."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+import sterna
+from sterna.memory.kernelcache import cache_directory
+
+COMPILING = "compiling kernels (once)"
+
+
+class Stamp:
+    """A mark beside the compiled kernels, for this state of the sources, this Python and this numba.
+
+    :param name: what has been done
+    """
+
+    def __init__(self, name: str) -> None:
+        numba = sys.modules.get("numba")
+        # Where the user's cache cannot be written, each process has a directory of its own: ask for it.
+        directory = numba.config.CACHE_DIR if numba is not None else os.environ.get("NUMBA_CACHE_DIR")
+        base = Path(directory or cache_directory(Path(sterna.__file__).resolve().parent))
+        try:
+            version = importlib.metadata.version("numba")
+        except importlib.metadata.PackageNotFoundError:
+            version = "none"
+        self._path = base / f"{name}-{platform.python_implementation()}-{platform.python_version()}-{version}"
+
+    def exists(self) -> bool:
+        """Whether it has been done."""
+        return self._path.exists()
+
+    def set(self) -> None:
+        """It has been done."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        except OSError:
+            pass  # it will be done again
+
+
+def prepare_kernels() -> None:
+    """Have the kernels of the stream at hand before a guest needs them; say so when that takes a while."""
+    from sterna.stream.ram import warm_up
+
+    stamp = Stamp("warmed-up")
+    if stamp.exists() or "numba" not in sys.modules:
+        warm_up()
+        return
+    print(f"sterna: {COMPILING}", file=sys.stderr, flush=True)
+    warm_up()
+    stamp.set()
