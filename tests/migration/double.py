@@ -35,6 +35,7 @@ class DoubleGuest:
         self.advanced_ns: int | None = None
         self.running = False
         self.away = False
+        self.left_in_doubt = False
         self.logging = False
         self.logging_started = 0
         self.lose_write_at: int | None = None
@@ -154,6 +155,11 @@ class DoubleGuest:
             self.running = self._was_running
             self._lock.notify_all()
             return time.time_ns()
+
+    def leave_in_doubt(self) -> None:
+        with self._lock:
+            assert not self.running
+            self.left_in_doubt = True
 
     def migrated_away(self) -> None:
         with self._lock:

@@ -1,7 +1,9 @@
 """The connection is cut at every byte, in both directions: exactly one of the two runs the guest afterwards."""
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,9 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
+from sterna.migration.handshake import GREETING
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.stream.return_path import pong
 
 PAGES = 3
 ROOT = Path(__file__).parents[2]
@@ -128,6 +132,7 @@ def test_who_cannot_be_asked_leaves_the_guest_paused() -> None:
         assert "'quit'" in info.error
         assert there.guest.running
         assert not here.guest.running, "never both"
+        assert here.guest.left_in_doubt
         assert not here.guest.logging
 
 
@@ -155,3 +160,30 @@ def test_a_destination_that_dies_gives_the_guest_back(die_at: str) -> None:
         assert not here.guest.logging
         with hosts(DoubleGuest(PAGES, running=False)) as (there,):
             assert here.migrate(there.controller.incoming(TCP)).status is MigrationStatus.COMPLETED
+
+
+def silent_qemu(listener: socket.socket) -> None:
+    """Answers the greeting as QEMU does, takes everything, and never says that the guest runs."""
+    connection, _ = listener.accept()
+    with connection:
+        taken = b""
+        while data := connection.recv(1 << 16):
+            answered = GREETING.to_bytes(4, "big") in taken
+            taken += data
+            if not answered and GREETING.to_bytes(4, "big") in taken:
+                connection.sendall(pong(GREETING).encode())
+
+
+def test_a_silent_qemu_does_not_hold_the_migration_for_ever() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        hosts(still_guest(), DoubleGuest(PAGES, running=False)) as (here, _),
+    ):
+        threading.Thread(target=silent_qemu, args=(listener,), daemon=True).start()
+        here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
+        here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        info = here.controller.wait(30)
+        assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
+        assert "'cont'" in info.error
+        assert here.guest.left_in_doubt
+        assert not here.guest.running

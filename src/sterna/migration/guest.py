@@ -54,6 +54,12 @@ class Guest(Protocol):
         """
         ...
 
+    def leave_in_doubt(self) -> None:
+        """Nobody can say whether the guest runs at the destination: it stays stopped (run state paused, or as it was before),
+        until its user says otherwise.
+        """
+        ...
+
     def migrated_away(self) -> None:
         """The destination runs the guest: it must never run here again (run state postmigrate)."""
         ...

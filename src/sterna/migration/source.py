@@ -56,6 +56,12 @@ _LEAST_SHARE = 0.1
 """Share of the downtime limit that is left for pages when the digest alone would use it up."""
 
 
+_ADVICE = (
+    "the guest stays paused here: if it does not run at the destination, continue it with 'cont'; "
+    "if it does, end this one with 'quit'"
+)
+
+
 class _Owner(Enum):
     """Where the guest may run, as far as the source knows."""
 
@@ -116,6 +122,7 @@ class Source:
         self._last_sent = LastSent(self.guest.ram_blocks)
         self._timeline = _Timeline()
         self._auto_converge = AutoConverge(self.parameters)
+        self._digest_useless = threading.Event()
         self._throttled = 0
         self._logging = False
         self._stopped = False
@@ -161,6 +168,8 @@ class Source:
                 self.guest.resume()
             except Exception as worse:
                 text += f"; and the guest cannot be resumed: {worse}"
+        elif self._stopped and self._owner is _Owner.IN_DOUBT:
+            self.guest.leave_in_doubt()
         if self._cancellation.is_set and not self._overdue and self._owner is _Owner.HERE:
             self.progress.cancelling()
             self.progress.enter(MigrationStatus.CANCELLED)
@@ -292,7 +301,7 @@ class Source:
         self._stopped = True
         timeline.stop = self.guest.stop_for_migration()
         timeline.stopped = time.time_ns()
-        with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool, self._digest_gives_up():
             digest: Future[RamDigest] | None = None
             if verifying:
                 digest = pool.submit(self._digest_ram)
@@ -313,9 +322,23 @@ class Source:
         parts = timeline.parts()
         self.progress.note(downtime_parts=parts, downtime_ms=parts.total)
 
+    @contextmanager
+    def _digest_gives_up(self) -> Iterator[None]:
+        """When the body fails, the stopped guest does not wait for the digest of its RAM."""
+        try:
+            yield
+        except BaseException:
+            self._digest_useless.set()
+            raise
+
+    def _check_digest(self) -> None:
+        self._cancellation.check()
+        if self._digest_useless.is_set():
+            raise Cancelled
+
     def _digest_ram(self) -> RamDigest:
         started = time.monotonic()
-        digest = digest_ram(self.guest.ram_blocks, check=self._cancellation.check)
+        digest = digest_ram(self.guest.ram_blocks, check=self._check_digest)
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
 
@@ -356,14 +379,19 @@ class Source:
     # -- handing over ----------------------------------------------------------------------------------------
 
     def _let_qemu_start(self, channel: Channel, peer: Peer) -> None:
-        """QEMU starts the guest when it has the whole stream, so it is too late to cancel."""
+        """QEMU starts the guest when it has the whole stream: from here a cancel, or a QEMU that falls silent, leaves open who
+        runs it.
+        """
         self._owner = _Owner.IN_DOUBT
-        channel.watch(self.closing)
         try:
             peer.wait_shut()
         except (Refused, ChannelError):
             self._owner = _Owner.HERE
             raise
+        except Cancelled as silent:
+            raise InDoubt(
+                f"the destination has all of the guest, and has not said that it runs it; {_ADVICE}"
+            ) from silent
         self._timeline.loaded = time.time_ns()
 
     def _hand_over(self, channel: Channel, peer: Peer, greeted: Greeted) -> None:
@@ -403,18 +431,14 @@ class Source:
         :raise Cancelled, MigrationError: When it does not run the guest and never will.
         :raise InDoubt: When it cannot be asked; the guest stays paused.
         """
-        advice = (
-            "the guest stays paused here: if it does not run at the destination, continue it with 'cont'; "
-            "if it does, end this one with 'quit'"
-        )
         if not isinstance(self.uri, uris.ListeningUri):
-            raise InDoubt(f"{error}; {self.uri} cannot be asked again whether it runs the guest; {advice}")
+            raise InDoubt(f"{error}; {self.uri} cannot be asked again whether it runs the guest; {_ADVICE}")
         try:
             outcome, clock_ns = doubt.ask(
                 self.uri, self.migration_id.bytes, self.parameters.doubt_timeout_seconds, self.closing
             )
         except (InDoubt, Cancelled) as silent:
-            raise InDoubt(f"{error}; then {silent}; {advice}") from error
+            raise InDoubt(f"{error}; then {silent}; {_ADVICE}") from error
         if outcome is doubt.Outcome.RUNNING:
             return clock_ns
         self._owner = _Owner.HERE
