@@ -92,7 +92,7 @@ def test_a_migration_that_does_not_converge_says_why_and_stands_still() -> None:
     assert {picture.converges for picture in later} == {False}
     assert {picture.eta_seconds for picture in later} == {None}
     assert len({picture.fraction for picture in later}) == 1
-    assert outlook(later[0]) == "will not converge: dirtying 150.0 MB/s, sending 125.0 MB/s"
+    assert outlook(later[0]) == "will not converge"
 
 
 def test_a_fast_writer_with_little_memory_converges_nonetheless() -> None:
@@ -126,9 +126,8 @@ def test_a_pass_that_gains_nothing_has_no_estimate() -> None:
     picture = after_pass(100_000, 90_000)
     assert picture.converges is False
     assert picture.eta_seconds is None
-    assert outlook(picture) == "will not converge: dirtying 120.0 MB/s, sending 125.0 MB/s"
-    throttled = outlook(after_pass(100_000, 90_000, throttle=60))
-    assert throttled.startswith("throttling the guest by 60 %: dirtying 120.0 MB/s")
+    assert outlook(picture) == "will not converge"
+    assert outlook(after_pass(100_000, 90_000, throttle=60)) == "throttling the guest by 60 %"
 
 
 def test_a_pass_that_gains_has_one() -> None:

@@ -42,11 +42,9 @@ def outlook(picture: Picture) -> str:
     if picture.status == "device":
         return "switchover: the guest is stopped"
     if picture.converges is False:
-        what = f"throttling the guest by {throttle} %" if throttle else "will not converge"
-        return (
-            f"{what}: dirtying {format_dirty_rate(picture.dirty_rate)}, "
-            f"sending {format_rate(picture.transfer_rate)}"
-        )
+        if throttle:
+            return f"throttling the guest by {throttle} %"
+        return "will not converge"
     if picture.eta_seconds is None:
         return "measuring"
     if picture.pass_number <= 1:
