@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _fail(message: str, code: int, arguments: list[str]) -> NoReturn:
     one_line = shorten_echo(" ".join(message.split()), arguments)
-    if "--json" in arguments:
+    # `stream` prints its object even when what it read is wrong, and fails after that.
+    if "--json" in arguments and arguments[0] != "stream":
         print(json.dumps({"status": "error", "error": one_line}), flush=True)
     print(f"sterna: error: {one_line}", file=sys.stderr)
     sys.exit(code)
