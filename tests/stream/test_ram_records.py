@@ -167,7 +167,7 @@ def test_decoder_and_its_twin_agree(body: bytes, named: bool, fresh: bool) -> No
         ram = np.zeros(4 * 4096, dtype=np.uint8)
         ram[4096] = 9
         received = np.zeros(1, dtype=np.uint64)
-        counts = np.zeros(2, dtype=np.int64)
+        counts = np.zeros(3, dtype=np.int64)
         at, status = kernel(staging, 0, staging.size, name, ram, 12, received, fresh, counts)
         results.append((int(at), int(status), ram.tobytes(), received.tolist(), counts.tolist()))
     assert results[0] == results[1]
@@ -245,8 +245,8 @@ GOOD = word(0, 0x08) + NAME + bytes(4096)
         (word(0x1000, 0x401), "a record with unknown flags 0x401"),
         (word(0x1000, 0x0), r"a record with flags 0x0 \(none\), which are not supported"),
         (
-            word(0x1000, 0x60) + b"\1\0\1x",
-            r"a record with flags 0x60 \(CONTINUE\|XBZRLE\), which are not supp",
+            word(0x1000, 0x68) + b"\1\0\1x",
+            r"a record with flags 0x68 \(PAGE\|CONTINUE\|XBZRLE\), which are not supp",
         ),
         (word(0x1000, 0x200), r"a record with flags 0x200 \(MULTIFD_FLUSH\), which are not supported"),
         (word(0x1000, 0x10), r"a record with flags 0x10 \(EOS\), which are not supported"),

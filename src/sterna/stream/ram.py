@@ -2,7 +2,8 @@
 
 A record begins with a 64-bit word: the page's offset in its block, and flags in the bits below the page size.
 A PAGE record carries the page, a ZERO record one zero byte. Without CONTINUE, the block's name (one byte of
-length before it) stands between word and data. EOS ends the part.
+length before it) stands between word and data. An XBZRLE record carries what changed in a page that came
+before (`sterna.stream.xbzrle`), after the byte 1 and a 16-bit length. EOS ends the part.
 
 Page data is never copied to be sent: `encode_pages` makes a list of addresses for a vectored system call.
 Received records are taken apart by a compiled kernel that copies pages from the staging buffer into guest
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.ram import RamBlock
-from sterna.stream import ram_kernels
+from sterna.stream import ram_kernels, xbzrle
 from sterna.stream.ram_kernels import Status
 from sterna.stream.reader import StreamReader
-from sterna.stream.wire import NAME_LIMIT, RAM_BLOCK_LIMIT, RamFlag, StreamError
+from sterna.stream.wire import NAME_LIMIT, RAM_BLOCK_LIMIT, XBZRLE_ENCODING, RamFlag, StreamError
 
 END_OF_RECORDS = int(RamFlag.EOS).to_bytes(8, "big")
 """Ends the body of each part of the section."""
@@ -149,12 +150,14 @@ class RamStatistics:
     :ivar normal: those that carried a page
     :ivar duplicate: those of pages that are all zero
     :ivar bytes: bytes of the section's bodies, words and names included
+    :ivar changed: those that carried what changed in a page
     """
 
     records: int
     normal: int
     duplicate: int
     bytes: int
+    changed: int = 0
 
 
 class RamDecoder:
@@ -175,7 +178,7 @@ class RamDecoder:
         self._page_bits = page_bits
         self._fresh = fresh
         self._block: RamBlock | None = None
-        self._counts = np.zeros(2, dtype=np.int64)
+        self._counts = np.zeros(3, dtype=np.int64)
         self._bytes = 0
         self.received: dict[str, Words] = {
             block.name: new_bitmap(block.size >> page_bits) for block in blocks
@@ -183,8 +186,8 @@ class RamDecoder:
 
     def statistics(self) -> RamStatistics:
         """What has been received so far."""
-        normal, duplicate = (int(count) for count in self._counts)
-        return RamStatistics(normal + duplicate, normal, duplicate, self._bytes)
+        normal, duplicate, changed = (int(count) for count in self._counts)
+        return RamStatistics(normal + duplicate + changed, normal, duplicate, self._bytes, changed)
 
     def read_setup(self, reader: StreamReader) -> None:
         """Read the body of the section's first part, and compare its blocks with the destination's.
@@ -263,12 +266,32 @@ class RamDecoder:
             return reader.error("a record of a zero page is filled with another byte than zero")
         if status == Status.NO_BLOCK:
             return reader.error("a record continues a RAM block, but none has been named yet")
+        if status in (Status.ENCODING, Status.CODE, Status.UNSENT):
+            return self._explain_change(reader, status, word - flags, bool(flags & RamFlag.CONTINUE))
         known = RamFlag(flags & sum(RamFlag))
         if flags & ~int(known):
             return reader.error(f"a record with unknown flags {flags:#x}")
         return reader.error(
             f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported"
         )
+
+    def _explain_change(
+        self, reader: StreamReader, status: Status, offset: int, continued: bool
+    ) -> StreamError:
+        what = f"the change of the page at {offset:#x}"
+        if status == Status.UNSENT:
+            return reader.error(f"{what} comes before the page itself")
+        head = 8 if continued else 9 + reader.peek(9)[8]
+        encoding, *length = reader.peek(head + 3)[head:]
+        size = int.from_bytes(length, "big")
+        at = reader.offset + head
+        if encoding != XBZRLE_ENCODING:
+            return reader.error(f"{what} has the unknown encoding {encoding:#04x}", at)
+        if status == Status.ENCODING:
+            return reader.error(f"{what} has {size} bytes, more than a page", at + 1)
+        code = reader.peek(head + 3 + size)[head + 3 :]
+        fault, where = xbzrle.check(_bytes_array(code), 1 << self._page_bits)
+        return reader.error(f"{what} cannot be applied: {xbzrle.Fault(fault).text}", at + 3 + int(where))
 
 
 def warm_up() -> None:

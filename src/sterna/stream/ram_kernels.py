@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
 from sterna.memory.kernel import kernel
-from sterna.stream.wire import RamFlag
+from sterna.stream import xbzrle
+from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 
 Bytes = NDArray[np.uint8]
 
@@ -33,17 +34,21 @@ class Status(IntEnum):
     """No record of a page has these flags."""
     FILL = 6
     """A record of a zero page is filled with something else."""
+    ENCODING = 7
+    """A record of a changed page is not in the XBZRLE encoding, or longer than a page."""
+    CODE = 8
+    """The XBZRLE code cannot be applied to a page."""
+    UNSENT = 9
+    """The page is said to have changed, but has not come yet."""
 
 
 # Compiled code takes these as constants; an enumeration's members would cost it a lookup.
 _MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
 _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)
-_ZERO, _PAGE, _EOS, _CONTINUE = (
-    int(RamFlag.ZERO),
-    int(RamFlag.PAGE),
-    int(RamFlag.EOS),
-    int(RamFlag.CONTINUE),
-)
+_ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.UNSENT)
+_ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
+_EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
+_apply, _check = xbzrle.apply, xbzrle.check
 
 
 def bytes_at(address: int, size: int) -> bytes:
@@ -184,7 +189,7 @@ def _decode_twin(
         offset = word - flags
         if word == _EOS:
             return at + 8, _END
-        if flags & ~_CONTINUE not in (_PAGE, _ZERO):
+        if flags & ~_CONTINUE not in (_PAGE, _ZERO, _XBZRLE):
             return at, _FLAGS
         body = at + 8
         if not flags & _CONTINUE:
@@ -206,6 +211,23 @@ def _decode_twin(
             ram[offset : offset + page_bytes] = staging[body : body + page_bytes]
             at = body + page_bytes
             counts[0] += 1
+        elif flags & _XBZRLE:
+            if end - body < 3:
+                return at, _MORE
+            length = int.from_bytes(staging[body + 1 : body + 3].tobytes(), "big")
+            if staging[body] != XBZRLE_ENCODING or length > page_bytes:
+                return at, _ENCODING
+            if not received[page >> 6] & bit:
+                return at, _UNSENT
+            body += 3
+            if end - body < length:
+                return at, _MORE
+            if xbzrle.decode.twin(  # type: ignore[attr-defined]
+                staging[body : body + length], ram[offset : offset + page_bytes]
+            )[0]:
+                return at, _CODE
+            at = body + length
+            counts[2] += 1
         else:
             if end - body < 1:
                 return at, _MORE
@@ -238,7 +260,7 @@ def decode_records(
     :param ram: the block's bytes, a multiple of the page size of them
     :param received: a bit for each page that has come
     :param fresh: whether pages that have not come are known to be zero
-    :param counts: of PAGE and ZERO records, increased
+    :param counts: of PAGE, ZERO and XBZRLE records, increased
     :return: the position after the last record that was applied, and a `Status`
     """
     page_bytes = 1 << page_bits
@@ -252,7 +274,7 @@ def decode_records(
         if word == np.uint64(_EOS):
             return at + 8, _END
         kind = flags & ~_CONTINUE
-        if kind != _PAGE and kind != _ZERO:
+        if kind != _PAGE and kind != _ZERO and kind != _XBZRLE:
             return at, _FLAGS
         body = at + 8
         if flags & _CONTINUE == 0:
@@ -280,6 +302,23 @@ def decode_records(
             _copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
             at = body + page_bytes
             counts[0] += 1
+        elif kind == _XBZRLE:
+            if end - body < 3:
+                return at, _MORE
+            length = int(staging[body + 1]) << 8 | int(staging[body + 2])
+            if staging[body] != XBZRLE_ENCODING or length > page_bytes:
+                return at, _ENCODING
+            if received[page >> 6] & bit == 0:
+                return at, _UNSENT
+            body += 3
+            if end - body < length:
+                return at, _MORE
+            code = staging[body : body + length]
+            if _check(code, page_bytes)[0] != 0:
+                return at, _CODE
+            _apply(code, ram[offset : offset + page_bytes])
+            at = body + length
+            counts[2] += 1
         else:
             if end - body < 1:
                 return at, _MORE

@@ -61,6 +61,10 @@ class RamFlag(IntFlag):
     MULTIFD_FLUSH = 0x200
 
 
+XBZRLE_ENCODING = 0x01
+"""First byte of an XBZRLE record's data, the only encoding there is; two bytes of length and the code follow."""
+
+
 class ReturnPathType(IntEnum):
     """Messages from the destination back to the source. SWITCHOVER_ACK came with QEMU 8.1."""
 
