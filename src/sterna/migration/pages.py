@@ -67,6 +67,10 @@ class PassWork:
             batch.merge_into(bitmaps[batch.block])
         return PassWork((block, page_numbers(bitmaps[block.name])) for block in blocks)
 
+    def by_block(self) -> Iterator[tuple[RamBlock, PageNumbers]]:
+        """What has not been sent yet, block by block."""
+        yield from self._work
+
     def batches(self) -> Iterator[Batch]:
         """Hand out everything, in batches. A batch counts as sent when the next one is asked for."""
         while self._work:

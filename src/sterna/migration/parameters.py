@@ -98,7 +98,7 @@ and `x-sterna-switchover-timeout` (how long the guest may be stopped before the 
 """
 
 CAPABILITIES: Mapping[str, bool] = {
-    "xbzrle": False,
+    "xbzrle": True,
     "rdma-pin-all": False,
     "auto-converge": True,
     "zero-blocks": False,
@@ -186,6 +186,16 @@ class Parameters:
     def auto_converge(self) -> bool:
         """Whether a guest that dirties memory too fast is slowed down."""
         return self._capabilities["auto-converge"]
+
+    @property
+    def xbzrle(self) -> bool:
+        """Whether dirty pages are sent as what changed in them, from the second pass on."""
+        return self._capabilities["xbzrle"]
+
+    @property
+    def xbzrle_cache_size(self) -> int:
+        """Bytes; a migration takes it when it begins."""
+        return int(self._values["xbzrle-cache-size"])
 
     @property
     def throttle_trigger_threshold(self) -> int:

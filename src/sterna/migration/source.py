@@ -43,7 +43,8 @@ from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.statistics import DowntimeParts, MigrationStatus
+from sterna.migration.statistics import Bandwidth, DowntimeParts, MigrationStatus
+from sterna.migration.xbzrlecache import XbzrleCache
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
 from sterna.stream.vmstate import DeviceState, VmStateDescription
@@ -124,6 +125,8 @@ class Source:
         self._auto_converge = AutoConverge(self.parameters)
         self._digest_useless = threading.Event()
         self._throttled = 0
+        self._link = Bandwidth()
+        self._cache: XbzrleCache | None = None
         self._logging = False
         self._stopped = False
         self._owner = _Owner.HERE
@@ -149,6 +152,8 @@ class Source:
         else:
             self.progress.enter(MigrationStatus.COMPLETED)
         finally:
+            if self._cache is not None:
+                self._cache.close()
             self._cancellation.close()
 
     def _recover(self, error: Exception) -> None:
@@ -205,6 +210,10 @@ class Source:
     # -- phases ----------------------------------------------------------------------------------------------
 
     def _migrate(self) -> None:
+        if self.parameters.xbzrle:
+            size = self.parameters.xbzrle_cache_size
+            self._cache = XbzrleCache(self.guest.ram_blocks, size, self._page_bits)
+            self.progress.note(xbzrle=self._cache.statistics)
         with self.uri.connect(self._cancellation) as channel:
             peer = Peer(channel)
             try:
@@ -269,28 +278,42 @@ class Source:
             self._send_pass(channel, peer, work, final=False)
             batches = self.guest.harvest()
             work = PassWork.dirty(self.guest.ram_blocks, batches)
-            self.progress.finish_pass(work.pages)
+            self._finish_pass(work.pages)
             self._cancellation.check()
-            if self._fits(channel, work.pages, verifying):
+            if self._fits(channel, work, verifying):
                 return work
-            self._converge(work.pages)
+            self._converge(work)
 
-    def _converge(self, dirty_pages: int) -> None:
+    def _finish_pass(self, dirty_pages: int) -> None:
+        if self._cache is not None:
+            self.progress.note(xbzrle=self._cache.finish_pass())
+        self.progress.finish_pass(dirty_pages)
+
+    def _rest_bytes(self, work: PassWork) -> float:
+        """Bytes that these pages are expected to take."""
+        return work.pages * PAGE_SIZE if self._cache is None else self._cache.rest_bytes(work)
+
+    def _converge(self, work: PassWork) -> None:
         """Slow the guest down when it dirties more than goes through."""
         sent = self.progress.snapshot().passes[-1].bytes
-        percent = self._auto_converge.after_pass(sent, dirty_pages * PAGE_SIZE)
+        percent = self._auto_converge.after_pass(sent, round(self._rest_bytes(work)))
         if percent != self._throttled:
             self._throttled = percent
             self.guest.throttle(percent)
             self.progress.note(throttle_percent=percent)
 
-    def _fits(self, channel: Channel, pages: int, verifying: bool) -> bool:
+    def _fits(self, channel: Channel, work: PassWork, verifying: bool) -> bool:
         """Whether what is left is estimated to fit the downtime limit."""
         limit = self.parameters.downtime_limit_seconds
         digest = digest_cost_seconds(self.guest.ram_blocks) if verifying else 0.0
         rate = self.progress.bandwidth.bytes_per_second
-        waiting = pages * PAGE_SIZE + channel.unsent_bytes()
+        if self._cache is not None:
+            # Where encoding takes longer than sending, the bytes that go through say little about the channel.
+            rate = max(rate, self._link.bytes_per_second)
+        waiting = self._rest_bytes(work) + channel.unsent_bytes()
         rest = waiting / rate if rate else 0.0
+        if self._cache is not None:
+            rest += self._cache.encode_seconds(work)
         self.progress.note(expected_downtime_ms=(rest + digest) * 1000)
         return rest <= max(limit - digest, limit * _LEAST_SHARE)
 
@@ -346,7 +369,7 @@ class Source:
         batches = self.guest.harvest()
         work = PassWork.merged(rest, self.guest.ram_blocks, batches)
         self._send_pass(channel, peer, work, final=True)
-        self.progress.finish_pass(0)
+        self._finish_pass(0)
         end = sections.section_end(_RAM_ID) + ram.END_OF_RECORDS + sections.footer(_RAM_ID)
         self._send(channel, end, final=True)
 
@@ -452,26 +475,42 @@ class Source:
             for batch in work.batches():
                 self._cancellation.check()
                 peer.check()
-                self._send_batch(channel, batch, prefix, suffix, final)
+                self._send_batch(channel, batch, counter.number, prefix, suffix, final)
                 self._last_sent.record(batch, counter.number)
 
-    def _send_batch(self, channel: Channel, batch: Batch, prefix: bytes, suffix: bytes, final: bool) -> None:
-        started = time.monotonic()
-        pages = int(batch.pages.size)
+    def _send_batch(
+        self, channel: Channel, batch: Batch, number: int, prefix: bytes, suffix: bytes, final: bool
+    ) -> None:
+        started = encoded_at = time.monotonic()
+        pages, saved_pages = int(batch.pages.size), 0
         if batch.untouched:
             data = untouched_records(batch.block, batch.pages, prefix, suffix, self._page_bits)
             self._pace(len(data), final)
             channel.send(data)
             size, zero_pages = len(data), pages
+        elif self._cache is not None and number > 1:
+            changes = self._cache.encode(batch, number, prefix=prefix, suffix=suffix, keep=not final)
+            encoded_at = time.monotonic()
+            self._send_paced(channel, changes.iov, final)
+            size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
         else:
             encoded = ram.encode_pages(
                 batch.block, batch.pages, prefix=prefix, suffix=suffix, page_bits=self._page_bits
             )
             self._send_paced(channel, encoded.iov, final)
             size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
+        now = time.monotonic()
+        seconds = now - started
         self.progress.sent(
-            size=size, pages=pages, zero_pages=zero_pages, seconds=time.monotonic() - started, final=final
+            size=size,
+            pages=pages,
+            zero_pages=zero_pages,
+            saved_pages=saved_pages,
+            seconds=seconds,
+            final=final,
         )
+        if size >= pages * PAGE_SIZE // 2 or (saved_pages and now - encoded_at >= seconds / 2):
+            self._link.add(size, pages, seconds)
 
     def _send_paced(self, channel: Channel, vectors: Vectors, final: bool) -> None:
         """Send a gather list in pieces that the limiter can pace."""

@@ -7,11 +7,13 @@ what the look at its end found: the work of the next pass. The last pass runs wh
 - **Transferred**: bytes of the stream handed to the kernel. **Remaining**: bytes of RAM in pages not sent
 since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
 - **Duplicate** pages held only zeros and went as a mark; **normal** pages went whole.
+With XBZRLE, pages that went as what changed, and pages that had not changed, are neither.
 - **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
 - **Dirty rate**: pages found dirty at the last look, over the time since the look before.
 - **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
 - **Expected downtime**: what was last estimated for stopping then: the pages still to send at the measured
-bandwidth, and the digest. Before the first estimate it is the downtime limit.
+bandwidth, and the digest. With XBZRLE a page that the cache holds counts as much as those of the last pass took, and
+encoding takes its time. Before the first estimate it is the downtime limit.
 - **Downtime**: from the moment the last vCPU left guest mode at the source to the moment before the first
 guest instruction at the destination, both CLOCK_REALTIME, the destination's corrected by the clock offset
 that the handshake measured. Against a peer that does not tell when it starts: to its confirmation, and to the
@@ -124,6 +126,33 @@ class DowntimeParts:
 
 
 @dataclass(frozen=True)
+class XbzrleStatistics:
+    """QEMU's XBZRLECacheStats.
+
+    :ivar cache_size: bytes, as the parameter says
+    :ivar bytes: of the records of changed pages, without the word before each; a page that overflowed counts
+        as a page
+    :ivar pages: pages that were found in the cache: sent as code, whole because the code overflowed, or left
+        out because nothing changed
+    :ivar cache_miss: pages that were not
+    :ivar cache_miss_rate: their share of the last pass's pages
+    :ivar encoding_rate: bytes of the pages found in the last pass, over the bytes that they became
+    :ivar overflow: pages whose code would have been longer than a page
+    """
+
+    cache_size: int
+    bytes: int = 0
+    pages: int = 0
+    cache_miss: int = 0
+    cache_miss_rate: float = 0.0
+    encoding_rate: float = 0.0
+    overflow: int = 0
+
+    def to_qmp(self) -> dict[str, int | float]:
+        return {name.replace("_", "-"): value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
 class MigrationInfo:
     """A snapshot of one migration, outgoing or incoming; final once the status is not `running`.
 
@@ -138,6 +167,7 @@ class MigrationInfo:
         error
     :ivar clock_note: set when the two clocks gave an impossible downtime, which was clamped
     :ivar throttle_percent: how much of their time the guest's vCPUs are kept from running
+    :ivar xbzrle: what the XBZRLE cache did, as of the end of the last pass; None without one
     :ivar in_doubt: the guest may run at the destination; it stays paused here
     :ivar socket_address: where an incoming migration listens
     """
@@ -171,6 +201,7 @@ class MigrationInfo:
     clock_offset_ns: int = 0
     clock_note: str = ""
     throttle_percent: int = 0
+    xbzrle: XbzrleStatistics | None = None
     in_doubt: bool = False
     socket_address: str = ""
 
@@ -193,6 +224,8 @@ class MigrationInfo:
                 answer["downtime"] = round(self.downtime_ms or 0.0)
             elif self.status.running:
                 answer["expected-downtime"] = round(self.expected_downtime_ms)
+            if self.xbzrle is not None:
+                answer["xbzrle-cache"] = self.xbzrle.to_qmp()
             if self.throttle_percent:
                 answer["cpu-throttle-percentage"] = self.throttle_percent
         answer["x-sterna"] = self._extras()

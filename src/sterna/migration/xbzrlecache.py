@@ -1,0 +1,192 @@
+"""The source's side of XBZRLE: a cache of pages as they were sent last, and what it saves.
+
+The cache is direct-mapped: a page has one place, its number among the pages of all blocks modulo the number of
+places. It is filled from the second pass on, with the dirty pages that are sent whole or as zeros; from then on a page that
+is in it goes as what changed, or not at all when nothing did. A page that was used in this pass or the last is
+not displaced by another.
+
+Each page's memory is taken from the host when the page enters. As large as guest RAM, the cache keeps them all.
+
+Measured here is also what the next pages will cost: those that are in the cache as much as the ones of the last
+pass did, the others a whole page.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.ram import RamBlock
+from sterna.migration import xbzrle_kernels
+from sterna.migration.channels.channel import Vectors
+from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork
+from sterna.migration.statistics import XbzrleStatistics
+from sterna.migration.xbzrle_kernels import CODE_BYTES, CODES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
+from sterna.stream.wire import NAME_LIMIT
+
+_RECORD_BYTES = 8
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as records.
+
+    :ivar iov: pieces, good until the next batch is encoded
+    :ivar nbytes: bytes on the wire
+    :ivar normal: pages that went whole
+    :ivar zero: pages that are all zero
+    :ivar saved: pages that went as what changed, or are unchanged
+    """
+
+    iov: Vectors
+    nbytes: int
+    normal: int
+    zero: int
+    saved: int
+
+
+class XbzrleCache:
+    """The cache of one migration. `encode` from one thread only.
+
+    :param blocks: all of guest RAM
+    :param cache_bytes: a power of two, at least one page; what is beyond guest RAM is not used
+    :param page_bits: log2 of the stream's page size
+
+    :raise RamError: When the host refuses the memory.
+    """
+
+    def __init__(self, blocks: Sequence[RamBlock], cache_bytes: int, page_bits: int = PAGE_SHIFT) -> None:
+        self._cache_bytes = cache_bytes
+        self._page_bits = page_bits
+        self._split = PAGE_SHIFT - page_bits
+        self._first_keys: dict[str, int] = {}
+        pages = 0
+        for block in blocks:
+            self._first_keys[block.name] = pages
+            pages += block.size >> page_bits
+        places = min(cache_bytes >> page_bits, 1 << (pages - 1).bit_length())
+        # Never less than what the memory comes in.
+        self._places = max(places, 1 << self._split)
+        self._memory = RamBlock("xbzrle cache", self._places << page_bits)
+        self._keys = np.full(self._places, -1, dtype=np.int64)
+        self._ages = np.zeros(self._places, dtype=np.int64)
+        records = BATCH_PAGES << self._split
+        self._out = np.empty(records * ((1 << page_bits) + 16) + (1 << PAGE_SHIFT), dtype=np.uint8)
+        self._iov = np.empty((2 * records + 2, 2), dtype=np.uint64)
+        self._scratch = np.empty((1 << page_bits) >> 3, dtype=np.uint64)
+        self._counts = np.zeros(COUNTERS, dtype=np.int64)
+        self._before = self._counts.copy()
+        self._bytes_per_hit = float(PAGE_SIZE)
+        self._seconds_per_page = 0.0
+        self._pass_seconds = 0.0
+        self._pass_pages = 0
+        self._statistics = XbzrleStatistics(cache_bytes)
+        # No pages: this has the kernel compiled (or read from the disk) before the first pass is on its way.
+        self._encode(blocks[0], np.zeros(0, dtype=np.int64), 0, b"", b"", False)
+
+    def encode(
+        self, batch: Batch, number: int, *, prefix: bytes = b"", suffix: bytes = b"", keep: bool = True
+    ) -> EncodedBatch:
+        """Records of dirty pages.
+
+        :param number: of the pass, at least 2
+        :param prefix: bytes to send before the records
+        :param suffix: bytes to send after the records
+        :param keep: whether another pass may follow
+        """
+        started = time.monotonic()
+        block = batch.block
+        pages = self._stream_pages(batch.pages)
+        assert pages.size <= BATCH_PAGES << self._split
+        assert not pages.size or 0 <= int(pages.min()) <= int(pages.max()) < block.size >> self._page_bits
+        before = self._counts.copy()
+        rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep)
+        new = self._counts - before
+        self._pass_pages += int(batch.pages.size)
+        self._pass_seconds += time.monotonic() - started
+        normal, zero = int(new[NORMAL]) >> self._split, int(new[ZERO]) >> self._split
+        saved = int(batch.pages.size) - normal - zero
+        return EncodedBatch(self._iov[:rows], nbytes, normal, zero, saved)
+
+    def _encode(
+        self, block: RamBlock, pages: PageNumbers, number: int, prefix: bytes, suffix: bytes, keep: bool
+    ) -> tuple[int, int]:
+        name = block.name.encode()
+        assert len(prefix) + len(suffix) + NAME_LIMIT < PAGE_SIZE
+        self._out[: len(prefix)] = bytearray(prefix)
+        return xbzrle_kernels.encode_changes(
+            block.data.view(np.uint64),
+            pages,
+            self._first_keys[block.name],
+            self._page_bits,
+            np.array(bytearray(bytes((len(name),)) + name), dtype=np.uint8),
+            np.array(bytearray(suffix), dtype=np.uint8),
+            self._out,
+            len(prefix),
+            np.array([block.hva, self._out.ctypes.data, self._memory.hva], dtype=np.uint64),
+            self._memory.data.view(np.uint64),
+            self._keys,
+            self._ages,
+            number,
+            keep,
+            self._scratch,
+            self._counts,
+            self._iov,
+        )
+
+    def finish_pass(self) -> XbzrleStatistics:
+        """A pass has ended: bring the rates up to date.
+
+        :return: the statistics so far
+        """
+        new = self._counts - self._before
+        self._before = self._counts.copy()
+        hits, code_bytes, looked_up = int(new[HITS]), int(new[CODE_BYTES]), self._pass_pages << self._split
+        page_bytes = 1 << self._page_bits
+        if hits:
+            words = _RECORD_BYTES * int(new[CODES] + new[OVERFLOWS])
+            self._bytes_per_hit = ((code_bytes + words) << self._split) / hits
+        if self._pass_pages:
+            self._seconds_per_page = self._pass_seconds / self._pass_pages
+        self._pass_pages, self._pass_seconds = 0, 0.0
+        self._statistics = XbzrleStatistics(
+            self._cache_bytes,
+            int(self._counts[CODE_BYTES]),
+            int(self._counts[HITS]),
+            int(self._counts[MISSES]),
+            int(new[MISSES]) / looked_up if looked_up else 0.0,
+            hits * page_bytes / code_bytes if code_bytes else 0.0,
+            int(self._counts[OVERFLOWS]),
+        )
+        return self._statistics
+
+    @property
+    def statistics(self) -> XbzrleStatistics:
+        """As of the end of the last pass."""
+        return self._statistics
+
+    def rest_bytes(self, work: PassWork) -> float:
+        """Bytes on the wire that these pages are expected to become."""
+        hits = sum(self._hits(block, pages) for block, pages in work.by_block())
+        return hits * self._bytes_per_hit + (work.pages - hits) * (PAGE_SIZE + _RECORD_BYTES)
+
+    def encode_seconds(self, work: PassWork) -> float:
+        """Time that encoding these pages is expected to take."""
+        return work.pages * self._seconds_per_page
+
+    def _hits(self, block: RamBlock, pages: PageNumbers) -> int:
+        """How many 4 KiB pages are in the cache, judged by their first bytes."""
+        keys = self._first_keys[block.name] + (pages << self._split)
+        return int(np.count_nonzero(self._keys[keys & (self._places - 1)] == keys))
+
+    def _stream_pages(self, pages: PageNumbers) -> PageNumbers:
+        if self._split:
+            parts = np.arange(1 << self._split, dtype=np.int64)
+            pages = ((pages[:, np.newaxis] << self._split) + parts).reshape(-1)
+        return np.ascontiguousarray(pages)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
