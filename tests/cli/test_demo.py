@@ -135,7 +135,7 @@ def test_a_throttled_guest_is_told() -> None:
         [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     result = json.loads(done.stdout)
-    assert result["status"] == "completed"
+    assert result["status"] == "completed", result
     assert result["throttle_percent"] >= 60
     assert result["guest_gap_exact"] is False
     settings = TrialSettings(
