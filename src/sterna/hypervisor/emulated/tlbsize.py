@@ -32,6 +32,11 @@ class TlbSizing:
             self._started = True
             self._thread.start()
 
+    @property
+    def active(self) -> bool:
+        """Whether the guests are warming up, and flushed for it."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         for _ in range(_ROUNDS):
             if self._ended.wait(_INTERVAL_S):
