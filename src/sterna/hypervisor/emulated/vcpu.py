@@ -74,7 +74,6 @@ class EmulatedVcpu:
         self._stage2 = stage2
         self._thread = 0
         self._boot: tuple[int, int] | None = None
-        self._pending_event: SystemEvent | None = None
 
     # -- running -------------------------------------------------------------------------------------------------------
 
