@@ -2,12 +2,17 @@
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from tests.migration.pairs import hosts, source_guest
 
+from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
+from sterna.stream.ram import RamDecoder
+from sterna.stream.reader import SectionPiece, StreamReader
+from sterna.stream.wire import SectionType
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,47 @@ def test_info_json(cli, stream: Path) -> None:
     assert sections["disk"]["fields"] == {"cache": list(range(24))}
     assert sections["cpu"]["fields"]["running"] == 1
     assert report["passes"][0]["normal"] + report["passes"][0]["zero"] == 16
+
+
+def test_digests(cli, stream: Path, tmp_path: Path) -> None:
+    code, out, error = cli("stream", "info", "--digests", "--json", str(stream))
+    assert (code, error) == (0, "")
+    report = json.loads(out)
+    sections = {section["name"]: section["fields"] for section in report["sections"]}
+    digest = f"{sections['sterna/ram-digest']['root']:016x}"
+    assert report["ram_digest"] == {"all": digest, "blocks": {"double.ram": digest}}
+    assert digest in cli("stream", "info", "--digests", str(stream))[1]
+    content = stream.read_bytes()
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(16 * 4096))
+    assert digest not in cli("stream", "digest", f"double.ram={memory}")[1]
+    memory.write_bytes(ram_of(content))
+    code, out, error = cli("stream", "digest", f"double.ram={memory}")
+    assert (code, error) == (0, "")
+    assert out.count(digest) == 2
+    report = json.loads(cli("stream", "digest", "--json", f"double.ram={memory}")[1])
+    assert report == {"all": digest, "blocks": {"double.ram": digest}}
+    for argument, expected, text in (
+        ("memory", 2, "expected BLOCK=FILE"),
+        ("a=/none/such", 1, "No such file"),
+    ):
+        code, _, error = cli("stream", "digest", argument)
+        assert code == expected
+        assert text in one_line(error)
+
+
+def ram_of(content: bytes) -> bytes:
+    """Guest RAM of the stream, from its records."""
+    with RamBlock("double.ram", 16 * 4096) as block:
+        reader = StreamReader(BytesIO(content))
+        reader.next()
+        decoder = RamDecoder([block])
+        while isinstance(piece := reader.next(), SectionPiece) and piece.header.name == "ram":
+            if piece.type is SectionType.START:
+                decoder.read_setup(reader)
+            else:
+                decoder.read_records(reader)
+        return block.data.tobytes()
 
 
 def test_verify(cli, stream: Path) -> None:

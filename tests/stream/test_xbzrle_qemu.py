@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sterna.memory.digest import digest_file
 from sterna.memory.ram import RamBlock
 from sterna.stream import xbzrle
 from sterna.stream.ram import RamDecoder, read_setup
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
+from sterna.stream.survey import survey
 from sterna.stream.wire import RamFlag, SectionType
 from stream.test_qemu_streams import BOARDS, RAM_BYTES, SECONDS, Board, BytesInPieces, running
 
@@ -182,3 +185,16 @@ def test_a_decoder_ends_with_qemus_ram(recording: Recording) -> None:
     assert decoder.statistics().changed == len(list(changes(recording)))
     (ram,) = (block for block in blocks if block.name == recording.board.ram_name)
     assert ram.data.tobytes() == recording.ram
+
+
+def test_a_survey_ends_with_qemus_ram(recording: Recording) -> None:
+    found = survey(BytesInPieces(recording.stream, 5000), digests=True)
+    assert found.flaw() is None
+    changed = list(changes(recording))
+    assert sum(block.changed for block in found.blocks) == len(changed)
+    assert sum(change.code.size for change in changed) < found.kinds.changes
+    assert len(found.passes) >= PASSES - 1
+    assert found.digest is not None
+    name = recording.board.ram_name
+    [ram] = (block for block in found.digest.blocks if block.block == name)
+    assert ram.hex == digest_file(name, BytesIO(recording.ram)).hex

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sterna.cli.errors import CliError, ExitCode
+from sterna.cli.errors import CliError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sterna.memory.digest import RamDigest
     from sterna.stream.compare import StreamDifference
     from sterna.stream.findings import SectionSurvey, StreamSurvey
     from sterna.stream.vmstate import DeviceState
@@ -34,8 +35,11 @@ _json = click.option("--json", is_flag=True, help="Print one JSON object.")
 
 @command.command("info")
 @_file
+@click.option(
+    "--digests", is_flag=True, help="Digest RAM as a destination ends up with it; holds it meanwhile."
+)
 @_json
-def info(file: Path, json: bool) -> int:
+def info(file: Path, digests: bool, json: bool) -> int:
     """Show what is in the stream FILE: sections, guest RAM, passes, bytes by kind.
 
     Passes are derived from pages that come again. With --json also all fields of all devices.
@@ -43,7 +47,7 @@ def info(file: Path, json: bool) -> int:
 
     Exit code 0, or 1 when the stream cannot be read to its end.
     """
-    survey = _survey(file)
+    survey = _survey(file, digests=digests)
     if json:
         click.echo(json_module.dumps(_report(file, survey)))
     elif survey.configuration is not None:
@@ -73,13 +77,43 @@ def verify(file: Path, json: bool) -> int:
         devices = [section for section in survey.sections if not section.is_ram]
         decoded = sum(section.state is not None for section in devices)
         pages = sum(block.pages for block in survey.blocks)
-        records = sum(block.normal + block.zero for block in survey.blocks)
+        records = sum(block.normal + block.zero + block.changed for block in survey.blocks)
         how = f"{decoded} decoded" if survey.described else "not decoded: the stream has no description"
         click.echo(
             f"{_plain(str(file))}: ok: {survey.bytes} bytes, {_counted(len(survey.blocks), 'RAM block')} with "
             f"{_counted(pages, 'page')} sent {_counted(records, 'time')} in {_counted(len(survey.passes), 'pass')}, "
             f"{_counted(len(devices), 'device section')} ({how})"
         )
+    return ExitCode.OK
+
+
+@command.command("digest")
+@click.argument("blocks", metavar="BLOCK=FILE...", nargs=-1, required=True)
+@_json
+def digest(blocks: tuple[str, ...], json: bool) -> int:
+    """Digest RAM from files that hold a block each, as QEMU's pmemsave writes them.
+
+    BLOCK is the block's name, such as mach-virt.ram. The digests are those of `info --digests`, of `proxy`
+    and of a migration's report; that of all blocks needs all of them, in the guest's order.
+    """
+    from sterna.memory.digest import RamDigest, digest_file
+
+    found = []
+    for argument in blocks:
+        name, equals, path = argument.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"{argument[:80]!r}: expected BLOCK=FILE, such as mach-virt.ram=memory")
+        try:
+            with open(path, "rb") as file:
+                found.append(digest_file(name, file))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise CliError(f"{_plain(path)}: {reason}") from error
+    whole = RamDigest(tuple(found))
+    if json:
+        click.echo(json_module.dumps(_digest_report(whole)))
+    else:
+        _show_digest(whole)
     return ExitCode.OK
 
 
@@ -156,8 +190,13 @@ def _report(file: Path, survey: "StreamSurvey") -> dict[str, Any]:
         "passes": [asdict(one) for one in survey.passes[:_JSON_PASSES]],
         "commands": [{"name": one.name, "count": one.count, "offset": one.offset} for one in survey.commands],
         "bytes_by_kind": asdict(survey.kinds),
+        "ram_digest": _digest_report(survey.digest) if survey.digest else None,
         "fault": asdict(survey.fault) if survey.fault else None,
     }
+
+
+def _digest_report(digest: "RamDigest") -> dict[str, Any]:
+    return {"all": digest.hex, "blocks": {block.block: block.hex for block in digest.blocks}}
 
 
 def _section_report(section: "SectionSurvey") -> dict[str, Any]:
@@ -262,6 +301,7 @@ def _show(file: Path, survey: "StreamSurvey") -> None:
         for section in survey.sections
     ]
     _print("Sections", ("name", "id", "version", "offset", "parts", "bytes", "fields"), sections)
+    changes = any(block.changed for block in survey.blocks)
     blocks = [
         (
             block.name,
@@ -270,15 +310,28 @@ def _show(file: Path, survey: "StreamSurvey") -> None:
             block.sent,
             block.normal,
             block.zero,
+            *([block.changed] if changes else []),
             block.repeated,
             block.most,
         )
         for block in survey.blocks
     ]
-    columns = ("block", "size", "pages", "sent", "full records", "zero records", "sent again", "most often")
-    _print("Guest RAM", columns, blocks)
-    passes = [(one.number, f"{one.offset:#x}", one.normal, one.zero, one.bytes) for one in survey.passes]
-    _print("Passes", ("pass", "offset", "full records", "zero records", "bytes"), passes, texts=0)
+    counts = ("full records", "zero records", *(["changes"] if changes else []))
+    _print("Guest RAM", ("block", "size", "pages", "sent", *counts, "sent again", "most often"), blocks)
+    passes = [
+        (
+            one.number,
+            f"{one.offset:#x}",
+            one.normal,
+            one.zero,
+            *([one.changed] if changes else []),
+            one.bytes,
+        )
+        for one in survey.passes
+    ]
+    if survey.digest:
+        _show_digest(survey.digest)
+    _print("Passes", ("pass", "offset", *counts, "bytes"), passes, texts=0)
     kinds = [
         (name.replace("_", " "), size, f"{100 * size / survey.bytes:.2f} %")
         for name, size in asdict(survey.kinds).items()
@@ -287,6 +340,11 @@ def _show(file: Path, survey: "StreamSurvey") -> None:
     _print("Bytes by kind", ("kind", "bytes", "share"), kinds)
     commands = [(one.name, f"{one.offset:#x}", one.count) for one in survey.commands]
     _print("Commands", ("command", "first at", "count"), commands)
+
+
+def _show_digest(digest: "RamDigest") -> None:
+    rows = [(block.block, block.size, block.hex) for block in digest.blocks]
+    _print("Digests of RAM", ("block", "bytes", "digest"), [*rows, ("all of them", "", digest.hex)])
 
 
 def _show_difference(left: Path, right: Path, difference: "StreamDifference") -> None:

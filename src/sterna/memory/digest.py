@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -46,6 +47,11 @@ class BlockDigest:
     block: str
     size: int
     chunks: Digests
+
+    @property
+    def hex(self) -> str:
+        """The root of RAM that has this block only, as 16 hexadecimal digits."""
+        return RamDigest((self,)).hex
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,19 @@ def populated_chunks(block: RamBlock) -> NDArray[np.bool_]:
 def chunk_digest(block: RamBlock, chunk: int) -> int:
     """Digest of one chunk."""
     return int(xxhash.xxh3_64_intdigest(block.data[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE].data))
+
+
+def digest_file(name: str, file: BinaryIO) -> BlockDigest:
+    """Digest a file that holds the bytes of a RAM block, as QEMU's pmemsave writes it.
+
+    :raise OSError: When it cannot be read.
+    """
+    size = 0
+    digests: list[int] = []
+    while chunk := file.read(CHUNK_SIZE):
+        size += len(chunk)
+        digests.append(xxhash.xxh3_64_intdigest(chunk))
+    return BlockDigest(name, size, np.array(digests, dtype=np.uint64))
 
 
 def page_digests(block: RamBlock, chunk: int) -> Digests:

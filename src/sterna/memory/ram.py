@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Hva
 
-_MADV_HUGEPAGE = 14  # include/uapi/asm-generic/mman-common.h
+_MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python has no name for it before 3.13
 
 
@@ -20,6 +20,8 @@ class RamError(Exception):
 class RamBlock:
     """A named piece of guest RAM on private anonymous memory, 2 MiB aligned and advised for huge pages.
 
+    :param huge_pages: False where memory must cost no more than the 4 KiB pages of it that are written to
+
     :ivar name: the block's name on the wire, for example ``mach-virt.ram``
     :ivar size: bytes, a multiple of 4096
     :ivar hva: address of the first byte in this process
@@ -28,7 +30,7 @@ class RamBlock:
     :raise RamError: When the size is not a positive multiple of the page size, or the host refuses the memory.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, *, huge_pages: bool = True) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise RamError(f"RAM block {name!r}: size {size} is not a positive multiple of {PAGE_SIZE} bytes")
         self.name = name
@@ -46,7 +48,7 @@ class RamBlock:
         self.hva = Hva(start + self._offset)
         # Kernels without transparent huge pages answer EINVAL; the memory works all the same.
         try:
-            self._mapping.madvise(_MADV_HUGEPAGE)
+            self._mapping.madvise(_MADV_HUGEPAGE if huge_pages else _MADV_NOHUGEPAGE)
         except OSError:
             pass
         self.data: NDArray[np.uint8] = np.frombuffer(

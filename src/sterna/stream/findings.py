@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sterna.memory.digest import RamDigest
 from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
@@ -77,6 +78,7 @@ class ByteKinds:
 
     :ivar page_data: pages of guest RAM
     :ivar zero_records: records of pages that are all zero
+    :ivar changes: XBZRLE records, of what changed in pages
     :ivar record_headers: offsets, flags and block names before pages, and the ends of parts
     :ivar ram_blocks: the list of RAM blocks
     :ivar devices: bodies of all other sections
@@ -89,6 +91,7 @@ class ByteKinds:
 
     page_data: int = 0
     zero_records: int = 0
+    changes: int = 0
     record_headers: int = 0
     ram_blocks: int = 0
     devices: int = 0
@@ -109,6 +112,7 @@ class StreamSurvey:
     :ivar described: whether the stream describes its devices
     :ivar absent: devices that it describes but does not have
     :ivar ledgers: what is remembered of each page, by block
+    :ivar digest: of RAM as the destination ends up with it; None without digests, or when the stream broke
     """
 
     bytes: int
@@ -123,6 +127,7 @@ class StreamSurvey:
     absent: tuple[tuple[str, int], ...]
     fault: Fault | None
     ledgers: tuple[PageLedger, ...] = field(repr=False, compare=False)
+    digest: RamDigest | None = field(default=None, repr=False, compare=False)
 
     def flaw(self) -> Fault | None:
         """The first thing that is wrong with the stream: its fault, or that something is not in it that a

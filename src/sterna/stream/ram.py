@@ -266,8 +266,8 @@ class RamDecoder:
             return reader.error("a record of a zero page is filled with another byte than zero")
         if status == Status.NO_BLOCK:
             return reader.error("a record continues a RAM block, but none has been named yet")
-        if status in (Status.ENCODING, Status.CODE, Status.UNSENT):
-            return self._explain_change(reader, status, word - flags, bool(flags & RamFlag.CONTINUE))
+        if status in CHANGE_FAULTS:
+            return explain_change(reader, status, self._page_bits)
         known = RamFlag(flags & sum(RamFlag))
         if flags & ~int(known):
             return reader.error(f"a record with unknown flags {flags:#x}")
@@ -275,23 +275,29 @@ class RamDecoder:
             f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported"
         )
 
-    def _explain_change(
-        self, reader: StreamReader, status: Status, offset: int, continued: bool
-    ) -> StreamError:
-        what = f"the change of the page at {offset:#x}"
-        if status == Status.UNSENT:
-            return reader.error(f"{what} comes before the page itself")
-        head = 8 if continued else 9 + reader.peek(9)[8]
-        encoding, *length = reader.peek(head + 3)[head:]
-        size = int.from_bytes(length, "big")
-        at = reader.offset + head
-        if encoding != XBZRLE_ENCODING:
-            return reader.error(f"{what} has the unknown encoding {encoding:#04x}", at)
-        if status == Status.ENCODING:
-            return reader.error(f"{what} has {size} bytes, more than a page", at + 1)
-        code = reader.peek(head + 3 + size)[head + 3 :]
-        fault, where = xbzrle.check(_bytes_array(code), 1 << self._page_bits)
-        return reader.error(f"{what} cannot be applied: {xbzrle.Fault(fault).text}", at + 3 + int(where))
+
+CHANGE_FAULTS = (Status.ENCODING, Status.CODE, Status.UNSENT)
+"""What can be wrong with the record of a change."""
+
+
+def explain_change(reader: StreamReader, status: Status, page_bits: int) -> StreamError:
+    """What is wrong with the record at hand, of a change that cannot be applied, and where."""
+    word = int.from_bytes(reader.peek(8), "big")
+    flags = word & ((1 << page_bits) - 1)
+    what = f"the change of the page at {word - flags:#x}"
+    if status == Status.UNSENT:
+        return reader.error(f"{what} comes before the page itself")
+    head = 8 if flags & RamFlag.CONTINUE else 9 + reader.peek(9)[8]
+    encoding, *length = reader.peek(head + 3)[head:]
+    size = int.from_bytes(length, "big")
+    at = reader.offset + head
+    if encoding != XBZRLE_ENCODING:
+        return reader.error(f"{what} has the unknown encoding {encoding:#04x}", at)
+    if status == Status.ENCODING:
+        return reader.error(f"{what} has {size} bytes, more than a page", at + 1)
+    code = reader.peek(head + 3 + size)[head + 3 :]
+    fault, where = xbzrle.check(_bytes_array(code), 1 << page_bits)
+    return reader.error(f"{what} cannot be applied: {xbzrle.Fault(fault).text}", at + 3 + int(where))
 
 
 def warm_up() -> None:

@@ -165,7 +165,8 @@ def _copy_twin(target: Bytes, data: Bytes) -> None:
 
 
 @kernel(twin=_copy_twin)
-def _copy(target: Bytes, data: Bytes) -> None:
+def copy(target: Bytes, data: Bytes) -> None:
+    """Copy bytes; both arrays have the same size."""
     # A loop that starts at zero becomes vector code; numba's own copy of slices is five times slower.
     for i in range(target.size):
         target[i] = data[i]
@@ -299,7 +300,7 @@ def decode_records(
         if kind == _PAGE:
             if end - body < page_bytes:
                 return at, _MORE
-            _copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
+            copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
             at = body + page_bytes
             counts[0] += 1
         elif kind == _XBZRLE:

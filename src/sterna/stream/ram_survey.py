@@ -1,4 +1,4 @@
-"""What a ``ram`` section sends, without guest RAM to put it into: how often each page came, in which passes.
+"""What a ``ram`` section sends: how often each page came, in which passes, and what RAM it leaves behind.
 
 Passes are not marked in the stream. They are derived from the order of its records, see
 `sterna.stream.survey_kernels`: a page that is repeated proves a new pass, which began where the order last
@@ -6,20 +6,23 @@ went back. A pass that repeats no page of the one before it is not told apart fr
 more passes than are found, never fewer (a source that starts a pass in the middle of RAM and wraps round has
 the part before the wrap counted to the pass before).
 
-Memory: 8 bytes for each page of guest RAM that is sent, and 8 more where digests are kept.
+Memory: 8 bytes for each page of guest RAM that is sent. Where digests are wanted pages are held as well, as the
+destination has them (`sterna.stream.shadow`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from sterna.memory.bitmap import Words
+from sterna.memory.digest import RamDigest
 from sterna.stream import survey_kernels
-from sterna.stream.ram import read_setup
-from sterna.stream.ram_kernels import Status
+from sterna.stream.ram import CHANGE_FAULTS, explain_change, read_setup
+from sterna.stream.ram_kernels import Bytes, Status
 from sterna.stream.reader import StreamReader
+from sterna.stream.shadow import ShadowRam, free_bytes
 from sterna.stream.survey_kernels import NEW_PASS, Tally
 from sterna.stream.wire import RamFlag, StreamError
 
@@ -29,11 +32,9 @@ nothing to say, so it does not decide how much memory is used here.
 """
 PASS_LIMIT = 10_000
 """Most passes that are told apart; the last has the rest."""
-_SHORTEST_RECORD = 9
 
-_SUPPORTED = RamFlag.ZERO | RamFlag.PAGE | RamFlag.EOS | RamFlag.CONTINUE
+_SUPPORTED = RamFlag.ZERO | RamFlag.PAGE | RamFlag.EOS | RamFlag.CONTINUE | RamFlag.XBZRLE
 _ENCODINGS = {
-    RamFlag.XBZRLE: "an XBZRLE page; streams with XBZRLE cannot be read yet",
     RamFlag.COMPRESS_PAGE: "a compressed page; streams with the capability compress cannot be read",
     RamFlag.MULTIFD_FLUSH: "a flush of multifd channels; streams with multifd cannot be read yet",
     RamFlag.HOOK: "a hook of RDMA; streams over RDMA cannot be read",
@@ -48,6 +49,7 @@ class RamBlockSurvey:
     :ivar pages: its size in the stream's pages
     :ivar normal: records with a page of it
     :ivar zero: records of pages of it that are all zero
+    :ivar changed: XBZRLE records, of what changed in a page of it
     :ivar sent: pages that came at least once
     :ivar repeated: pages that came more than once
     :ivar most: how often the page came that came most often
@@ -59,6 +61,7 @@ class RamBlockSurvey:
     pages: int
     normal: int
     zero: int
+    changed: int
     sent: int
     repeated: int
     most: int
@@ -73,6 +76,7 @@ class PassSurvey:
     :ivar offset: offset in the stream of its first record
     :ivar normal: records with a page
     :ivar zero: records of pages that are all zero
+    :ivar changed: XBZRLE records
     :ivar bytes: bytes of all of them
     """
 
@@ -80,6 +84,7 @@ class PassSurvey:
     offset: int
     normal: int
     zero: int
+    changed: int
     bytes: int
 
 
@@ -88,51 +93,87 @@ class PageLedger:
     """What is remembered of the pages of a block.
 
     :ivar times: how often each was sent: `shape (pages,)`, dtype uint32
-    :ivar digests: XXH3-64 of each page as it was sent last, dtype uint64; empty if they are not kept
+    :ivar digests: XXH3-64 of each page as the destination has it, dtype uint64; empty if they were not asked for
     """
 
     name: str
     pages: int
     times: NDArray[np.uint32]
     digests: NDArray[np.uint64]
-    turns: NDArray[np.uint32] = field(repr=False)
-    counts: NDArray[np.int64] = field(repr=False)
-    first: int = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A block while its pages come.
+
+    :ivar first: number of pages in the blocks before it
+    :ivar turns: for each page the turn that sent it last
+    :ivar counts: of PAGE, ZERO and XBZRLE records
+    :ivar data: its bytes, and in `held` which pages of them have been written to; empty where they are not held
+    """
+
+    name: str
+    pages: int
+    first: int
+    times: NDArray[np.uint32]
+    turns: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    data: Bytes
+    held: Words
 
 
 class RamSurveyor:
     """Reads the parts of a ``ram`` section.
 
     :param page_bits: log2 of the stream's page size
-    :param digests: whether to keep a digest of each page
+    :param digests: whether to hold pages, for digests of them
 
     :ivar page_data_bytes: bytes of pages so far
     :ivar zero_record_bytes: bytes of the records of pages that are all zero
+    :ivar changed_record_bytes: bytes of XBZRLE records
     """
 
     def __init__(self, page_bits: int, digests: bool) -> None:
         self._page_bits = page_bits
         self._keep_digests = digests
-        self._zero_digest = xxhash.xxh3_64_intdigest(bytes(1 << page_bits))
-        self._ledgers: dict[str, PageLedger] = {}
-        self._block: PageLedger | None = None
+        self._shadow: ShadowRam | None = None
+        self._blocks: dict[str, _Block] = {}
+        self._block: _Block | None = None
         self._name: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
         self._tallies = survey_kernels.new_tallies()
         self._passes: list[PassSurvey] = []
-        self._found: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def page_data_bytes(self) -> int:
-        return sum(int(ledger.counts[0]) for ledger in self._ledgers.values()) << self._page_bits
+        return sum(int(block.counts[0]) for block in self._blocks.values()) << self._page_bits
 
     @property
     def zero_record_bytes(self) -> int:
         return int(self._tallies[Tally.ZERO_BYTES])
 
     @property
-    def ledgers(self) -> tuple[PageLedger, ...]:
-        """The blocks' ledgers, in the stream's order."""
-        return tuple(self._ledgers.values())
+    def changed_record_bytes(self) -> int:
+        return int(self._tallies[Tally.CHANGED_BYTES])
+
+    def digest(self) -> RamDigest | None:
+        """Of RAM as the destination has it now; None where pages are not held."""
+        return self._shadow.digest() if self._shadow else None
+
+    def ledgers(self, *, digests: bool) -> tuple[PageLedger, ...]:
+        """The blocks' ledgers, in the stream's order.
+
+        :param digests: whether to digest the pages, if they are held
+        """
+        shadow = self._shadow if digests else None
+        return tuple(
+            PageLedger(
+                block.name,
+                block.pages,
+                block.times,
+                shadow[block.name].page_digests() if shadow else _NO_DIGESTS,
+            )
+            for block in self._blocks.values()
+        )
 
     def read_setup(self, reader: StreamReader) -> None:
         """Read the body of the section's first part.
@@ -145,17 +186,24 @@ class RamSurveyor:
         pages = sum(size for _, size in blocks) >> self._page_bits
         if pages > PAGE_LIMIT:
             raise reader.error(f"guest RAM has {pages} pages; at most {PAGE_LIMIT} can be surveyed", at)
+        if self._keep_digests:
+            try:
+                self._shadow = ShadowRam(blocks, self._page_bits, free_bytes())
+            except StreamError as error:
+                raise reader.error(error.message, at) from error
         for name, size in blocks:
             pages = size >> self._page_bits
+            shadow = self._shadow[name] if self._shadow else None
             # Memory that is all zero costs nothing before it is written to.
-            self._ledgers[name] = PageLedger(
+            self._blocks[name] = _Block(
                 name,
                 pages,
-                np.zeros(pages, dtype=np.uint32),
-                np.zeros(pages if self._keep_digests else 0, dtype=np.uint64),
-                np.zeros(pages, dtype=np.uint32),
-                np.zeros(2, dtype=np.int64),
                 first,
+                np.zeros(pages, dtype=np.uint32),
+                np.zeros(pages, dtype=np.uint32),
+                np.zeros(3, dtype=np.int64),
+                shadow.data if shadow else _NO_RAM,
+                shadow.held if shadow else _NOT_HELD,
             )
             first += pages
 
@@ -172,8 +220,7 @@ class RamSurveyor:
         """Use the bytes at hand; whether the part has ended."""
         at, end = reader.window
         block = self._block
-        pages, places = self._room(reader)
-        after, status, found = survey_kernels.locate_records(
+        after, status = survey_kernels.locate_records(
             reader.staging,
             at,
             end,
@@ -185,12 +232,15 @@ class RamSurveyor:
             block.times if block else _NOTHING,
             block.counts if block else _NO_COUNTS,
             self._tallies,
-            pages,
-            places,
+            block.data if block else _NO_RAM,
+            block.held if block else _NOT_HELD,
         )
-        if found and block:
-            self._digest(reader.staging.data, block, pages[:found].tolist(), places[:found].tolist())
         reader.advance(after)
+        if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
+            limit = self._shadow.limit_pages << self._page_bits
+            raise reader.error(
+                f"more guest RAM than can be held here for its digests: {limit} bytes are free"
+            )
         if status == Status.MORE:
             reader.fill()
         elif status == NEW_PASS:
@@ -201,34 +251,21 @@ class RamSurveyor:
             raise self._explain(reader, Status(status))
         return bool(status == Status.END)
 
-    def _room(self, reader: StreamReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self._found is None:
-            room = reader.staging.size // _SHORTEST_RECORD + 1 if self._keep_digests else 0
-            self._found = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.int64)
-        return self._found
-
-    def _digest(self, staging: memoryview, block: PageLedger, pages: list[int], places: list[int]) -> None:
-        size = 1 << self._page_bits
-        for page, place in zip(pages, places, strict=True):
-            block.digests[page] = (
-                self._zero_digest if place < 0 else xxhash.xxh3_64_intdigest(staging[place : place + size])
-            )
-
     def _end_pass(self) -> None:
         """The current turn proves to be the first of a new pass."""
         tallies = self._tallies
         self._passes.append(self._pass(with_turn=False))
         tallies[Tally.PASS_FIRST_TURN] = tallies[Tally.TURN]
         tallies[Tally.PASS_OFFSET] = tallies[Tally.TURN_OFFSET]
-        tallies[[Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_BYTES]] = 0
+        tallies[_PASS_COUNTS] = 0
         if len(self._passes) == PASS_LIMIT - 1:
             tallies[Tally.MAY_END_PASS] = 0
 
     def _pass(self, *, with_turn: bool) -> PassSurvey:
         tallies = self._tallies
-        counts = tallies[[Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_BYTES]]
+        counts = tallies[_PASS_COUNTS]
         if with_turn:
-            counts = counts + tallies[[Tally.TURN_NORMAL, Tally.TURN_ZERO, Tally.TURN_BYTES]]
+            counts = counts + tallies[_TURN_COUNTS]
         return PassSurvey(len(self._passes) + 1, int(tallies[Tally.PASS_OFFSET]), *map(int, counts))
 
     def passes(self) -> tuple[PassSurvey, ...]:
@@ -237,28 +274,29 @@ class RamSurveyor:
 
     def blocks(self) -> tuple[RamBlockSurvey, ...]:
         """The blocks, and what has come of them so far."""
-        return tuple(self._survey(ledger) for ledger in self._ledgers.values())
+        return tuple(self._survey(block) for block in self._blocks.values())
 
-    def _survey(self, ledger: PageLedger) -> RamBlockSurvey:
-        sent = int(np.count_nonzero(ledger.times))
+    def _survey(self, block: _Block) -> RamBlockSurvey:
+        sent = int(np.count_nonzero(block.times))
         return RamBlockSurvey(
-            ledger.name,
-            ledger.pages << self._page_bits,
-            ledger.pages,
-            int(ledger.counts[0]),
-            int(ledger.counts[1]),
+            block.name,
+            block.pages << self._page_bits,
+            block.pages,
+            int(block.counts[0]),
+            int(block.counts[1]),
+            int(block.counts[2]),
             sent,
-            int(np.count_nonzero(ledger.times > 1)),
-            int(ledger.times.max(initial=0)),
-            int((ledger.times == 0).argmax()) if sent < ledger.pages else None,
+            int(np.count_nonzero(block.times > 1)),
+            int(block.times.max(initial=0)),
+            int((block.times == 0).argmax()) if sent < block.pages else None,
         )
 
     def _switch_block(self, reader: StreamReader) -> None:
         raw = reader.peek(9 + reader.peek(9)[8])[9:]
         name = raw.decode("utf-8", "backslashreplace")
-        if name not in self._ledgers:
+        if name not in self._blocks:
             raise reader.error(f"a page of RAM block {name!r}, which is not in the list of RAM blocks")
-        self._block = self._ledgers[name]
+        self._block = self._blocks[name]
         self._name = np.frombuffer(raw, dtype=np.uint8).copy()
 
     def _explain(self, reader: StreamReader, status: Status) -> StreamError:
@@ -274,6 +312,8 @@ class RamSurveyor:
             return reader.error("a record of a zero page is filled with another byte than zero")
         if status == Status.NO_BLOCK:
             return reader.error("a record continues a RAM block, but none has been named yet")
+        if status in CHANGE_FAULTS:
+            return explain_change(reader, status, self._page_bits)
         return reader.error(explain_flags(flags))
 
 
@@ -293,5 +333,10 @@ def missing(blocks: Sequence[RamBlockSurvey]) -> RamBlockSurvey | None:
     return next((block for block in blocks if block.first_missing is not None), None)
 
 
+_PASS_COUNTS = [Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_CHANGED, Tally.PASS_BYTES]
+_TURN_COUNTS = [Tally.TURN_NORMAL, Tally.TURN_ZERO, Tally.TURN_CHANGED, Tally.TURN_BYTES]
 _NOTHING: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
-_NO_COUNTS: NDArray[np.int64] = np.zeros(2, dtype=np.int64)
+_NO_COUNTS: NDArray[np.int64] = np.zeros(3, dtype=np.int64)
+_NO_DIGESTS: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+_NO_RAM: Bytes = np.zeros(0, dtype=np.uint8)
+_NOT_HELD: Words = np.zeros(0, dtype=np.uint64)

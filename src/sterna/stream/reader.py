@@ -356,9 +356,13 @@ class StreamReader:
         self._section = None
         return piece
 
-    def _read_description(self) -> VmDescription | None:
+    def _read_description(self) -> VmDescription | CommandPiece | None:
         if self._described:
-            return None
+            # Between two sternas the handover follows.
+            if self.peek(1) != bytes((SectionType.COMMAND,)):
+                return None
+            self.take(1)
+            return self._read_command()
         self._described = True
         kind = self.peek(1)
         if not kind:

@@ -1,4 +1,4 @@
-"""Surveying a stream: what is in it, without a VM and without holding its pages.
+"""Surveying a stream: what is in it, without a VM, and without holding its pages unless digests are wanted.
 
 A survey reads any stream of version 3, sterna's or QEMU's, and gives sections, blocks of guest RAM, passes,
 bytes by kind and the state of the devices. Devices need not be known: the stream's own description says what
@@ -62,7 +62,7 @@ _IGNORE_SHARED = "x-ignore-shared"
 def survey_file(path: Path, *, digests: bool = False) -> StreamSurvey:
     """Survey a stream in a file, or in anything else that can be read as one.
 
-    :param digests: keep a digest of each page in the ledgers
+    :param digests: hold guest RAM as the destination ends up with it, and digest it
     :raise OSError: When it cannot be opened or searched.
     """
     with path.open("rb", buffering=0) as file:
@@ -79,7 +79,7 @@ def survey(source: StreamSource, *, description: bytes | None = None, digests: b
     """Survey a stream. Does not raise: what is wrong is in the survey.
 
     :param description: the stream's description, if it is known before the stream is read
-    :param digests: keep a digest of each page in the ledgers
+    :param digests: hold guest RAM as the destination ends up with it, and digest it
     """
     surveyor = _Surveyor(source, description, digests)
     fault = None
@@ -169,10 +169,12 @@ class _Surveyor:
 
     def result(self, fault: Fault | None) -> StreamSurvey:
         """What was read."""
+        whole = self._digests and fault is None
         kinds, ram = dict(self._kinds), self._ram
         parts = kinds.pop("record_parts")
         data = ram.page_data_bytes if ram else 0
         zero = ram.zero_record_bytes if ram else 0
+        changes = ram.changed_record_bytes if ram else 0
         framing = self._reader.offset - sum(kinds.values()) - parts
         return StreamSurvey(
             self._reader.offset,
@@ -182,11 +184,12 @@ class _Surveyor:
             ram.blocks() if ram else (),
             ram.passes() if ram else (),
             tuple(self._commands.values()),
-            ByteKinds(data, zero, parts - data - zero, framing=framing, **kinds),
+            ByteKinds(data, zero, changes, parts - data - zero - changes, framing=framing, **kinds),
             self._described,
             self._absent,
             fault,
-            ram.ledgers if ram else (),
+            ram.ledgers(digests=whole) if ram else (),
+            ram.digest() if ram and whole else None,
         )
 
     @contextmanager
@@ -320,6 +323,8 @@ class _Surveyor:
                 event = reader.next()
             assert isinstance(event, VmDescription)
             self._use_description(event.text, at)
+            while isinstance(command := reader.next(), CommandPiece):
+                self._note_command(command)
         at = reader.offset
         with self._counted("trailing"):
             while piece := reader.peek(_CHUNK):

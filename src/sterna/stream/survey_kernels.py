@@ -1,4 +1,4 @@
-"""A compiled kernel that finds the records of the ``ram`` section without putting pages anywhere, and its twin.
+"""A compiled kernel that finds the records of the ``ram`` section, and puts pages where they are wanted; and its twin.
 
 It keeps the tallies from which passes are derived. A *turn* is a run of records whose places in RAM (blocks in
 the stream's order, then pages) only go up. A page that comes again within a pass proves that the source has
@@ -6,13 +6,16 @@ looked for dirty pages anew: the pass that the page belongs to began where the c
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.memory.bitmap import Words
 from sterna.memory.kernel import kernel
-from sterna.stream.ram_kernels import Bytes, Status
-from sterna.stream.wire import RamFlag
+from sterna.stream import xbzrle
+from sterna.stream.ram_kernels import Bytes, Status, copy
+from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 
 NEW_PASS = len(Status)
 """Status beside those of `decode_records`: the record at hand belongs to a new pass."""
@@ -22,7 +25,8 @@ class Tally(IntEnum):
     """Places in the array of tallies.
 
     TURN counts turns from 1; PASS_FIRST_TURN is the first of the current pass. The tallies of the current turn
-    are apart from those of the pass' turns before it, because a turn may prove to begin a pass.
+    are apart from those of the pass' turns before it, because a turn may prove to begin a pass. HELD counts
+    pages that have been put into memory.
     """
 
     PREVIOUS = 0
@@ -38,6 +42,10 @@ class Tally(IntEnum):
     PASS_BYTES = 10
     ZERO_BYTES = 11
     MAY_END_PASS = 12
+    TURN_CHANGED = 13
+    PASS_CHANGED = 14
+    CHANGED_BYTES = 15
+    HELD = 16
 
 
 def new_tallies() -> NDArray[np.int64]:
@@ -50,19 +58,121 @@ def new_tallies() -> NDArray[np.int64]:
 
 _MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
 _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)
-_ZERO, _PAGE, _EOS, _CONTINUE = (
-    int(RamFlag.ZERO),
-    int(RamFlag.PAGE),
-    int(RamFlag.EOS),
-    int(RamFlag.CONTINUE),
-)
+_ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.UNSENT)
+_ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
+_EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
 _PREVIOUS, _TURN, _PASS_FIRST_TURN = int(Tally.PREVIOUS), int(Tally.TURN), int(Tally.PASS_FIRST_TURN)
-_TURN_OFFSET, _TURN_NORMAL = int(Tally.TURN_OFFSET), int(Tally.TURN_NORMAL)
+_TURN_OFFSET, _TURN_NORMAL, _TURN_CHANGED = (
+    int(Tally.TURN_OFFSET),
+    int(Tally.TURN_NORMAL),
+    int(Tally.TURN_CHANGED),
+)
 _TURN_ZERO, _TURN_BYTES = int(Tally.TURN_ZERO), int(Tally.TURN_BYTES)
-_PASS_OFFSET, _PASS_NORMAL = int(Tally.PASS_OFFSET), int(Tally.PASS_NORMAL)
+_PASS_OFFSET, _PASS_NORMAL, _PASS_CHANGED = (
+    int(Tally.PASS_OFFSET),
+    int(Tally.PASS_NORMAL),
+    int(Tally.PASS_CHANGED),
+)
 _PASS_ZERO, _PASS_BYTES = int(Tally.PASS_ZERO), int(Tally.PASS_BYTES)
-_ZERO_BYTES, _MAY_END_PASS = int(Tally.ZERO_BYTES), int(Tally.MAY_END_PASS)
+_ZERO_BYTES, _CHANGED_BYTES = int(Tally.ZERO_BYTES), int(Tally.CHANGED_BYTES)
+_MAY_END_PASS, _HELD = int(Tally.MAY_END_PASS), int(Tally.HELD)
 _GREATEST = 0xFFFFFFFF
+_apply, _check = xbzrle.apply, xbzrle.check
+
+Page = int | np.signedinteger[Any]
+"""A page's number, as plain Python or compiled code has it."""
+
+
+def _note_page_twin(
+    page: Page,
+    first: int,
+    offset: int,
+    turns: NDArray[np.uint32],
+    times: NDArray[np.uint32],
+    tallies: NDArray[np.int64],
+) -> bool:
+    if first + page <= tallies[_PREVIOUS]:
+        for of_pass, of_turn in (
+            (_PASS_NORMAL, _TURN_NORMAL),
+            (_PASS_ZERO, _TURN_ZERO),
+            (_PASS_CHANGED, _TURN_CHANGED),
+            (_PASS_BYTES, _TURN_BYTES),
+        ):
+            tallies[of_pass] += tallies[of_turn]
+            tallies[of_turn] = 0
+        if tallies[_TURN] == _GREATEST:
+            tallies[_MAY_END_PASS] = 0
+        else:
+            tallies[_TURN] += 1
+        tallies[_TURN_OFFSET] = offset
+        tallies[_PREVIOUS] = first + page - 1
+    elif tallies[_PREVIOUS] < 0:
+        tallies[_PASS_OFFSET] = tallies[_TURN_OFFSET] = offset
+    if tallies[_MAY_END_PASS] and turns[page] >= tallies[_PASS_FIRST_TURN]:
+        return True
+    tallies[_PREVIOUS] = first + page
+    turns[page] = tallies[_TURN]
+    times[page] = min(int(times[page]) + 1, _GREATEST)
+    return False
+
+
+@kernel(twin=_note_page_twin)
+def note_page(
+    page: Page,
+    first: int,
+    offset: int,
+    turns: NDArray[np.uint32],
+    times: NDArray[np.uint32],
+    tallies: NDArray[np.int64],
+) -> bool:
+    """Put a page that comes into the tallies.
+
+    :param first: number of pages in the blocks before the page's
+    :param offset: offset in the stream of its record
+    :return: whether it belongs to a new pass; then it is not in the tallies, and must be noted again when
+        the pass has been ended
+    """
+    position = first + page
+    if position <= tallies[_PREVIOUS]:
+        tallies[_PASS_NORMAL] += tallies[_TURN_NORMAL]
+        tallies[_PASS_ZERO] += tallies[_TURN_ZERO]
+        tallies[_PASS_CHANGED] += tallies[_TURN_CHANGED]
+        tallies[_PASS_BYTES] += tallies[_TURN_BYTES]
+        tallies[_TURN_NORMAL] = 0
+        tallies[_TURN_ZERO] = 0
+        tallies[_TURN_CHANGED] = 0
+        tallies[_TURN_BYTES] = 0
+        if tallies[_TURN] == _GREATEST:
+            tallies[_MAY_END_PASS] = 0
+        else:
+            tallies[_TURN] += 1
+        tallies[_TURN_OFFSET] = offset
+        tallies[_PREVIOUS] = position - 1
+    elif tallies[_PREVIOUS] < 0:
+        tallies[_PASS_OFFSET] = offset
+        tallies[_TURN_OFFSET] = offset
+    if tallies[_MAY_END_PASS] != 0 and np.int64(turns[page]) >= tallies[_PASS_FIRST_TURN]:
+        return True
+    tallies[_PREVIOUS] = position
+    turns[page] = np.uint32(tallies[_TURN])
+    if times[page] != np.uint32(_GREATEST):
+        times[page] += np.uint32(1)
+    return False
+
+
+def _hold_twin(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
+    bit = np.uint64(1 << (int(page) & 63))
+    tallies[_HELD] += not int(held[page >> 6] & bit)
+    held[page >> 6] |= bit
+
+
+@kernel(twin=_hold_twin)
+def hold(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
+    """A page is put into memory."""
+    bit = np.uint64(1) << np.uint64(page & 63)
+    if held[page >> 6] & bit == 0:
+        tallies[_HELD] += 1
+        held[page >> 6] |= bit
 
 
 def _locate_twin(
@@ -77,68 +187,74 @@ def _locate_twin(
     times: NDArray[np.uint32],
     block_counts: NDArray[np.int64],
     tallies: NDArray[np.int64],
-    pages: NDArray[np.int64],
-    places: NDArray[np.int64],
-) -> tuple[int, int, int]:
+    ram: Bytes,
+    held: Words,
+) -> tuple[int, int]:
     page_bytes = 1 << page_bits
-    found = 0
     while end - at >= 8:
         word = int.from_bytes(staging[at : at + 8].tobytes(), "big")
         page, flags = word >> page_bits, word & (page_bytes - 1)
         if word == _EOS:
-            return at + 8, _END, found
-        if flags & ~_CONTINUE not in (_PAGE, _ZERO):
-            return at, _FLAGS, found
+            return at + 8, _END
+        kind = flags & ~_CONTINUE
+        if kind not in (_PAGE, _ZERO, _XBZRLE):
+            return at, _FLAGS
         body = at + 8
         if not flags & _CONTINUE:
             if end - at < 9 or end - at < 9 + int(staging[body]):
-                return at, _MORE, found
+                return at, _MORE
             their_name = staging[body + 1 : body + 1 + int(staging[body])]
             if their_name.size == 0 or not np.array_equal(their_name, name):
-                return at, _BLOCK, found
+                return at, _BLOCK
             body += 1 + their_name.size
         elif name.size == 0:
-            return at, _NO_BLOCK, found
+            return at, _NO_BLOCK
         if page >= turns.size:
-            return at, _OUTSIDE, found
-        after = body + (page_bytes if flags & _PAGE else 1)
+            return at, _OUTSIDE
+        after = body + {_PAGE: page_bytes, _ZERO: 1, _XBZRLE: 3}[kind]
         if after > end:
-            return at, _MORE, found
-        if flags & _ZERO and staging[body]:
-            return at, _FILL, found
-        if first + page <= tallies[_PREVIOUS]:
-            for of_pass, of_turn in ((_PASS_NORMAL, _TURN_NORMAL), (_PASS_ZERO, _TURN_ZERO)):
-                tallies[of_pass] += tallies[of_turn]
-                tallies[of_turn] = 0
-            tallies[_PASS_BYTES] += tallies[_TURN_BYTES]
-            tallies[_TURN_BYTES] = 0
-            if tallies[_TURN] == _GREATEST:
-                tallies[_MAY_END_PASS] = 0
-            else:
-                tallies[_TURN] += 1
-            tallies[_TURN_OFFSET] = base + at
-            tallies[_PREVIOUS] = first + page - 1
-        elif tallies[_PREVIOUS] < 0:
-            tallies[_PASS_OFFSET] = tallies[_TURN_OFFSET] = base + at
-        if tallies[_MAY_END_PASS] and turns[page] >= tallies[_PASS_FIRST_TURN]:
-            return at, NEW_PASS, found
-        tallies[_PREVIOUS] = first + page
-        turns[page] = tallies[_TURN]
-        times[page] = min(int(times[page]) + 1, _GREATEST)
+            return at, _MORE
+        if kind == _ZERO and staging[body]:
+            return at, _FILL
+        code = staging[:0]
+        if kind == _XBZRLE:
+            length = int.from_bytes(staging[body + 1 : body + 3].tobytes(), "big")
+            if staging[body] != XBZRLE_ENCODING or length > page_bytes:
+                return at, _ENCODING
+            if not turns[page]:
+                return at, _UNSENT
+            if after + length > end:
+                return at, _MORE
+            code = staging[after : after + length]
+            if xbzrle.check.twin(code, page_bytes)[0]:  # type: ignore[attr-defined]
+                return at, _CODE
+            after += length
+        if _note_page_twin(page, first, base + at, turns, times, tallies):
+            return at, NEW_PASS
+        target = ram[page << page_bits : (page + 1) << page_bits]
         tallies[_TURN_BYTES] += after - at
-        if flags & _PAGE:
-            tallies[_TURN_NORMAL] += 1
-            block_counts[0] += 1
-        else:
+        if kind == _ZERO:
             tallies[_TURN_ZERO] += 1
             tallies[_ZERO_BYTES] += after - at
             block_counts[1] += 1
-        if pages.size:
-            pages[found] = page
-            places[found] = body if flags & _PAGE else -1
-            found += 1
+            if ram.size and held[page >> 6] & np.uint64(1 << (int(page) & 63)):
+                target[:] = 0
+        else:
+            if ram.size:
+                _hold_twin(page, held, tallies)
+            if kind == _PAGE:
+                tallies[_TURN_NORMAL] += 1
+                block_counts[0] += 1
+                if ram.size:
+                    target[:] = staging[body:after]
+            else:
+                tallies[_TURN_CHANGED] += 1
+                tallies[_CHANGED_BYTES] += after - at
+                block_counts[2] += 1
+                if ram.size:
+                    xbzrle.apply.twin(code, target)  # type: ignore[attr-defined]
         at = after
-    return at, _MORE, found
+    return at, _MORE
 
 
 @kernel(twin=_locate_twin)
@@ -154,9 +270,9 @@ def locate_records(
     times: NDArray[np.uint32],
     block_counts: NDArray[np.int64],
     tallies: NDArray[np.int64],
-    pages: NDArray[np.int64],
-    places: NDArray[np.int64],
-) -> tuple[int, int, int]:
+    ram: Bytes,
+    held: Words,
+) -> tuple[int, int]:
     """Find the whole records in `staging[at:end]` that are of one block.
 
     :param base: offset in the stream of `staging[0]`
@@ -164,84 +280,87 @@ def locate_records(
     :param first: number of pages in the blocks before it
     :param turns: for each of the block's pages the turn that sent it last, 0 for none
     :param times: for each of the block's pages how often it was sent
-    :param block_counts: of PAGE and ZERO records of the block, increased
+    :param block_counts: of PAGE, ZERO and XBZRLE records of the block, increased
     :param tallies: see `Tally`
-    :param pages: where page numbers go: room for as many records as `staging` can hold, or none if they are
-        not wanted
-    :param places: where the places in `staging` of pages' data go, -1 for pages of zeros
-    :return: the position after the last record that was found, a `Status` or `NEW_PASS`, and how many page
-        numbers there are
+    :param ram: where pages go: as many bytes as the block has, or none if pages are not wanted
+    :param held: a bit for each page of `ram` that has been written to
+    :return: the position after the last record that was found, and a `Status` or `NEW_PASS`
     """
     page_bytes = 1 << page_bits
     shift = np.uint64(page_bits)
-    found = 0
+    words = ram.view(np.uint64)
     while end - at >= 8:
         word = np.uint64(0)
         for i in range(8):
             word = (word << np.uint64(8)) | np.uint64(staging[at + i])
         if word == np.uint64(_EOS):
-            return at + 8, _END, found
+            return at + 8, _END
         flags = np.int64(word & np.uint64(page_bytes - 1))
         kind = flags & ~_CONTINUE
-        if kind != _PAGE and kind != _ZERO:
-            return at, _FLAGS, found
+        if kind != _PAGE and kind != _ZERO and kind != _XBZRLE:
+            return at, _FLAGS
         body = at + 8
         if flags & _CONTINUE == 0:
             if end - at < 9:
-                return at, _MORE, found
+                return at, _MORE
             length = int(staging[body])
             if end - at < 9 + length:
-                return at, _MORE, found
+                return at, _MORE
             if length == 0 or length != name.size:
-                return at, _BLOCK, found
+                return at, _BLOCK
             for i in range(length):
                 if staging[body + 1 + i] != name[i]:
-                    return at, _BLOCK, found
+                    return at, _BLOCK
             body += 1 + length
         elif name.size == 0:
-            return at, _NO_BLOCK, found
+            return at, _NO_BLOCK
         if (word >> shift) >= np.uint64(turns.size):
-            return at, _OUTSIDE, found
+            return at, _OUTSIDE
         page = np.int64(word >> shift)
-        after = body + (page_bytes if kind == _PAGE else 1)
-        if after > end:
-            return at, _MORE, found
-        if kind == _ZERO and staging[body] != 0:
-            return at, _FILL, found
-        position = first + page
-        if position <= tallies[_PREVIOUS]:
-            tallies[_PASS_NORMAL] += tallies[_TURN_NORMAL]
-            tallies[_PASS_ZERO] += tallies[_TURN_ZERO]
-            tallies[_PASS_BYTES] += tallies[_TURN_BYTES]
-            tallies[_TURN_NORMAL] = 0
-            tallies[_TURN_ZERO] = 0
-            tallies[_TURN_BYTES] = 0
-            if tallies[_TURN] == _GREATEST:
-                tallies[_MAY_END_PASS] = 0
-            else:
-                tallies[_TURN] += 1
-            tallies[_TURN_OFFSET] = base + at
-            tallies[_PREVIOUS] = position - 1
-        elif tallies[_PREVIOUS] < 0:
-            tallies[_PASS_OFFSET] = base + at
-            tallies[_TURN_OFFSET] = base + at
-        if tallies[_MAY_END_PASS] != 0 and np.int64(turns[page]) >= tallies[_PASS_FIRST_TURN]:
-            return at, NEW_PASS, found
-        tallies[_PREVIOUS] = position
-        turns[page] = np.uint32(tallies[_TURN])
-        if times[page] != np.uint32(_GREATEST):
-            times[page] += np.uint32(1)
-        tallies[_TURN_BYTES] += after - at
+        after = body + 1
         if kind == _PAGE:
-            tallies[_TURN_NORMAL] += 1
-            block_counts[0] += 1
-        else:
+            after = body + page_bytes
+        elif kind == _XBZRLE:
+            after = body + 3
+        if after > end:
+            return at, _MORE
+        if kind == _ZERO and staging[body] != 0:
+            return at, _FILL
+        if kind == _XBZRLE:
+            size = int(staging[body + 1]) << 8 | int(staging[body + 2])
+            if staging[body] != XBZRLE_ENCODING or size > page_bytes:
+                return at, _ENCODING
+            if turns[page] == np.uint32(0):
+                return at, _UNSENT
+            if after + size > end:
+                return at, _MORE
+            body = after
+            after += size
+            if _check(staging[body:after], page_bytes)[0] != 0:
+                return at, _CODE
+        if note_page(page, first, base + at, turns, times, tallies):
+            return at, NEW_PASS
+        tallies[_TURN_BYTES] += after - at
+        target = page << page_bits
+        if kind == _ZERO:
             tallies[_TURN_ZERO] += 1
             tallies[_ZERO_BYTES] += after - at
             block_counts[1] += 1
-        if pages.size > 0:
-            pages[found] = page
-            places[found] = body if kind == _PAGE else -1
-            found += 1
+            if ram.size > 0 and held[page >> 6] & (np.uint64(1) << np.uint64(page & 63)):
+                for i in range(target >> 3, (target + page_bytes) >> 3):
+                    words[i] = 0
+        elif kind == _PAGE:
+            tallies[_TURN_NORMAL] += 1
+            block_counts[0] += 1
+            if ram.size > 0:
+                hold(page, held, tallies)
+                copy(ram[target : target + page_bytes], staging[body:after])
+        else:
+            tallies[_TURN_CHANGED] += 1
+            tallies[_CHANGED_BYTES] += after - at
+            block_counts[2] += 1
+            if ram.size > 0:
+                hold(page, held, tallies)
+                _apply(staging[body:after], ram[target : target + page_bytes])
         at = after
-    return at, _MORE, found
+    return at, _MORE

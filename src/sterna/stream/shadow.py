@@ -1,0 +1,83 @@
+"""Guest RAM as the destination of a stream ends up with it, for its digests.
+
+Pages that are zero cost nothing. What a stream says of its RAM costs nothing to say either, so the pages that are
+held are counted, and there is a limit to them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sterna.memory.bitmap import Words, new_bitmap, page_numbers
+from sterna.memory.digest import RamDigest, digest_ram
+from sterna.memory.ram import RamBlock, RamError
+from sterna.stream.wire import StreamError
+
+_MEMINFO = "/proc/meminfo"
+_SHARE = 0.75
+"""Of the host's free memory, what may be held."""
+
+
+def free_bytes() -> int:
+    """Memory of the host that can be had without harm to others (MemAvailable, Linux' proc(5)), a share of it."""
+    with open(_MEMINFO) as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(int(line.split()[1]) * 1024 * _SHARE)
+    raise OSError(f"{_MEMINFO} does not say what is available")
+
+
+class ShadowBlock:
+    """One block.
+
+    :ivar data: its bytes, `shape (size,)`, dtype uint8
+    :ivar held: a bit for each of the stream's pages that has been written to
+    """
+
+    def __init__(self, name: str, size: int, page_bits: int) -> None:
+        self._ram = RamBlock(name, size, huge_pages=False)
+        self._page_bits = page_bits
+        self.data: NDArray[np.uint8] = self._ram.data
+        self.held: Words = new_bitmap(size >> page_bits)
+
+    @property
+    def ram(self) -> RamBlock:
+        return self._ram
+
+    def page_digests(self) -> NDArray[np.uint64]:
+        """XXH3-64 of each page: `shape (pages,)`."""
+        size = 1 << self._page_bits
+        pages = self._ram.size >> self._page_bits
+        digests = np.full(pages, xxhash.xxh3_64_intdigest(bytes(size)), dtype=np.uint64)
+        data = self.data.data
+        for page in page_numbers(self.held).tolist():
+            digests[page] = xxhash.xxh3_64_intdigest(data[page * size : (page + 1) * size])
+        return digests
+
+
+class ShadowRam:
+    """All blocks of a stream's guest RAM.
+
+    :param blocks: names and sizes in bytes
+    :param page_bits: log2 of the stream's page size
+    :param limit_bytes: the most that may be held
+    :raise StreamError: When the host cannot map that much.
+
+    :ivar limit_pages: the most pages that may be held
+    """
+
+    def __init__(self, blocks: Sequence[tuple[str, int]], page_bits: int, limit_bytes: int) -> None:
+        self.limit_pages = limit_bytes >> page_bits
+        try:
+            self._blocks = {name: ShadowBlock(name, size, page_bits) for name, size in blocks}
+        except RamError as error:
+            raise StreamError(f"guest RAM cannot be held for its digests: {error}") from error
+
+    def __getitem__(self, name: str) -> ShadowBlock:
+        return self._blocks[name]
+
+    def digest(self) -> RamDigest:
+        """As a destination would report it."""
+        return digest_ram([block.ram for block in self._blocks.values()])
