@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
-import numpy as np
-
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import RamDigest, digest_cost_seconds, digest_ram
 from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.channels.channel import Channel, Vectors
+from sterna.migration.channels.channel import Channel
 from sterna.migration.convergence import AutoConverge
 from sterna.migration.errors import (
     Cancelled,
@@ -38,7 +36,8 @@ from sterna.migration.errors import (
     describe,
 )
 from sterna.migration.guest import Guest
-from sterna.migration.pages import Batch, LastSent, PassWork, untouched_records
+from sterna.migration.pages import LastSent, PassWork
+from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender, Sent
 from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.progress import Progress
@@ -50,9 +49,7 @@ from sterna.stream.description import stream_description
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION, StreamError
 
-_RAM_ID = 1
 _FIRST_DEVICE_ID = 2
-_LARGEST_PIECE = 4 << 20
 _LEAST_SHARE = 0.1
 """Share of the downtime limit that is left for pages when the digest alone would use it up."""
 
@@ -218,9 +215,10 @@ class Source:
             peer = Peer(channel)
             try:
                 greeted = self._set_up(channel, peer)
-                rest = self._precopy(channel, peer, self._verifies(greeted))
+                pages = RecordSender(channel, self.limiter, self._cache, self._page_bits)
+                rest = self._precopy(pages, peer, self._verifies(greeted))
                 with self._time_limit():
-                    self._switch_over(channel, peer, greeted, rest)
+                    self._switch_over(channel, pages, peer, greeted, rest)
             except NackError as error:
                 raise self._explain(error.nack) from error
             except ChannelError as error:
@@ -256,8 +254,8 @@ class Source:
         self._logging = True
         self.guest.start_dirty_logging()
         blocks = [(block.name, block.size) for block in self.guest.ram_blocks]
-        opening = sections.section_start(_RAM_ID, RAM_SECTION, 0, RAM_VERSION)
-        self._send(channel, opening + ram.ram_setup(blocks) + sections.footer(_RAM_ID))
+        opening = sections.section_start(RAM_ID, RAM_SECTION, 0, RAM_VERSION)
+        self._send(channel, opening + ram.ram_setup(blocks) + sections.footer(RAM_ID))
         return greeted
 
     def _verifies(self, greeted: Greeted) -> bool:
@@ -267,7 +265,7 @@ class Source:
             raise MigrationError("x-sterna-verify is on here, but off at the destination")
         return wanted is Verify.ON or (wanted is Verify.AUTO and able)
 
-    def _precopy(self, channel: Channel, peer: Peer, verifying: bool) -> PassWork:
+    def _precopy(self, pages: PageSender, peer: Peer, verifying: bool) -> PassWork:
         """Pass after pass while the guest runs; return the dirty pages that are to be sent while it is
         stopped.
         """
@@ -275,12 +273,12 @@ class Source:
         self.progress.advance(MigrationStatus.ACTIVE)
         work = PassWork.everything(self.guest.ram_blocks)
         while True:
-            self._send_pass(channel, peer, work, final=False)
+            self._send_pass(pages, peer, work, final=False)
             batches = self.guest.harvest()
             work = PassWork.dirty(self.guest.ram_blocks, batches)
             self._finish_pass(work.pages)
             self._cancellation.check()
-            if self._fits(channel, work, verifying):
+            if self._fits(pages, work, verifying):
                 return work
             self._converge(work)
 
@@ -302,7 +300,7 @@ class Source:
             self.guest.throttle(percent)
             self.progress.note(throttle_percent=percent)
 
-    def _fits(self, channel: Channel, work: PassWork, verifying: bool) -> bool:
+    def _fits(self, pages: PageSender, work: PassWork, verifying: bool) -> bool:
         """Whether what is left is estimated to fit the downtime limit."""
         limit = self.parameters.downtime_limit_seconds
         digest = digest_cost_seconds(self.guest.ram_blocks) if verifying else 0.0
@@ -310,14 +308,16 @@ class Source:
         if self._cache is not None:
             # Where encoding takes longer than sending, the bytes that go through say little about the channel.
             rate = max(rate, self._link.bytes_per_second)
-        waiting = self._rest_bytes(work) + channel.unsent_bytes()
+        waiting = self._rest_bytes(work) + pages.unsent_bytes()
         rest = waiting / rate if rate else 0.0
         if self._cache is not None:
             rest += self._cache.encode_seconds(work)
         self.progress.note(expected_downtime_ms=(rest + digest) * 1000)
         return rest <= max(limit - digest, limit * _LEAST_SHARE)
 
-    def _switch_over(self, channel: Channel, peer: Peer, greeted: Greeted, rest: PassWork) -> None:
+    def _switch_over(
+        self, channel: Channel, pages: PageSender, peer: Peer, greeted: Greeted, rest: PassWork
+    ) -> None:
         self.progress.advance(MigrationStatus.DEVICE)
         verifying = self._verifies(greeted)
         timeline = self._timeline
@@ -328,7 +328,7 @@ class Source:
             digest: Future[RamDigest] | None = None
             if verifying:
                 digest = pool.submit(self._digest_ram)
-            self._send_rest(channel, peer, rest)
+            self._send_rest(channel, pages, peer, rest)
             timeline.last_pass = time.time_ns()
             devices = self._send_devices(channel)
             timeline.device_state = time.time_ns()
@@ -365,12 +365,12 @@ class Source:
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
 
-    def _send_rest(self, channel: Channel, peer: Peer, rest: PassWork) -> None:
+    def _send_rest(self, channel: Channel, pages: PageSender, peer: Peer, rest: PassWork) -> None:
         batches = self.guest.harvest()
         work = PassWork.merged(rest, self.guest.ram_blocks, batches)
-        self._send_pass(channel, peer, work, final=True)
+        self._send_pass(pages, peer, work, final=True)
         self._finish_pass(0)
-        end = sections.section_end(_RAM_ID) + ram.END_OF_RECORDS + sections.footer(_RAM_ID)
+        end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
         self._send(channel, end, final=True)
 
     def _send_devices(self, channel: Channel) -> list[tuple[VmStateDescription, DeviceState]]:
@@ -469,65 +469,27 @@ class Source:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    def _send_pass(self, channel: Channel, peer: Peer, work: PassWork, *, final: bool) -> None:
-        prefix, suffix = sections.section_part(_RAM_ID), ram.END_OF_RECORDS + sections.footer(_RAM_ID)
+    def _send_pass(self, pages: PageSender, peer: Peer, work: PassWork, *, final: bool) -> None:
         with self.progress.sending_pass(work.pages) as counter:
             for batch in work.batches():
                 self._cancellation.check()
                 peer.check()
-                self._send_batch(channel, batch, counter.number, prefix, suffix, final)
+                self._account(pages.send_batch(batch, counter.number, final=final), final)
                 self._last_sent.record(batch, counter.number)
+            self._account(pages.finish_pass(final=final), final)
 
-    def _send_batch(
-        self, channel: Channel, batch: Batch, number: int, prefix: bytes, suffix: bytes, final: bool
-    ) -> None:
-        started = encoded_at = time.monotonic()
-        pages, saved_pages = int(batch.pages.size), 0
-        if batch.untouched:
-            data = untouched_records(batch.block, batch.pages, prefix, suffix, self._page_bits)
-            self._pace(len(data), final)
-            channel.send(data)
-            size, zero_pages = len(data), pages
-        elif self._cache is not None and number > 1:
-            changes = self._cache.encode(batch, number, prefix=prefix, suffix=suffix, keep=not final)
-            encoded_at = time.monotonic()
-            self._send_paced(channel, changes.iov, final)
-            size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
-        else:
-            encoded = ram.encode_pages(
-                batch.block, batch.pages, prefix=prefix, suffix=suffix, page_bits=self._page_bits
-            )
-            self._send_paced(channel, encoded.iov, final)
-            size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
-        now = time.monotonic()
-        seconds = now - started
+    def _account(self, sent: Sent, final: bool) -> None:
         self.progress.sent(
-            size=size,
-            pages=pages,
-            zero_pages=zero_pages,
-            saved_pages=saved_pages,
-            seconds=seconds,
+            size=sent.size,
+            pages=sent.pages,
+            zero_pages=sent.zero_pages,
+            saved_pages=sent.saved_pages,
+            seconds=sent.seconds,
             final=final,
         )
-        if size >= pages * PAGE_SIZE // 2 or (saved_pages and now - encoded_at >= seconds / 2):
-            self._link.add(size, pages, seconds)
-
-    def _send_paced(self, channel: Channel, vectors: Vectors, final: bool) -> None:
-        """Send a gather list in pieces that the limiter can pace."""
-        ends = np.cumsum(vectors[:, 1], dtype=np.int64)
-        first, done = 0, 0
-        while first < len(vectors):
-            most = _LARGEST_PIECE if final else self.limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE)
-            last = max(first + 1, int(np.searchsorted(ends, done + most, side="right")))
-            size = int(ends[last - 1]) - done
-            self._pace(size, final)
-            channel.send_vectors(vectors[first:last])
-            first, done = last, done + size
-
-    def _pace(self, size: int, final: bool) -> None:
-        # The guest waits during switchover: the limit does not hold then, as in QEMU.
-        if not final:
-            self.limiter.pace(size)
+        sending = sent.seconds - sent.encode_seconds
+        if sent.size >= sent.pages * PAGE_SIZE // 2 or (sent.saved_pages and sending >= sent.seconds / 2):
+            self._link.add(sent.size, sent.pages, sent.seconds)
 
     def _send(self, channel: Channel, data: bytes, *, final: bool = False) -> None:
         channel.send(data)

@@ -1,0 +1,127 @@
+"""How the pages of a pass leave the source: what every way has in common, and the plain one, as records in the main
+stream.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.migration.channels.channel import Channel, Vectors
+from sterna.migration.pages import Batch, untouched_records
+from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.xbzrlecache import XbzrleCache
+from sterna.stream import ram, sections
+
+RAM_ID = 1
+"""Number of the ram section in our streams."""
+_LARGEST_PIECE = 4 << 20
+_PART = sections.section_part(RAM_ID)
+_PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of pages.
+
+    :ivar size: bytes on the wire that were handed to the kernel
+    :ivar pages: pages of 4 KiB taken
+    :ivar zero_pages: those that went as a mark
+    :ivar saved_pages: those that went as what changed, or not at all because nothing did
+    :ivar seconds: how long it took, pacing included
+    :ivar encode_seconds: how much of it was spent before the first byte left
+    """
+
+    size: int
+    pages: int = 0
+    zero_pages: int = 0
+    saved_pages: int = 0
+    seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+
+class PageSender(Protocol):
+    """A way for pages to the destination. One thread calls it.
+
+    Whatever goes wrong raises `ChannelError`; a cancellation raises `Cancelled`.
+    """
+
+    def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
+        """Send pages. They are read at some time between the call and the end of the pass.
+
+        :param number: of the pass
+        :param final: whether the guest is stopped; then nothing is paced
+        """
+        ...
+
+    def finish_pass(self, *, final: bool) -> Sent:
+        """Everything that was taken has been handed to the kernel on return."""
+        ...
+
+    def unsent_bytes(self) -> int:
+        """Bytes that were handed to the kernel and are known not to have arrived yet."""
+        ...
+
+
+class RecordSender:
+    """Each batch is a part of the ram section, on the main channel.
+
+    :param cache: for XBZRLE, None without
+    :param page_bits: log2 of the stream's page size
+    """
+
+    def __init__(
+        self, channel: Channel, limiter: RateLimiter, cache: XbzrleCache | None, page_bits: int
+    ) -> None:
+        self._channel = channel
+        self._limiter = limiter
+        self._cache = cache
+        self._page_bits = page_bits
+
+    def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
+        started = encoded_at = time.monotonic()
+        pages, saved_pages = int(batch.pages.size), 0
+        if batch.untouched:
+            data = untouched_records(batch.block, batch.pages, _PART, _PART_END, self._page_bits)
+            if not final:
+                self._limiter.pace(len(data))
+            self._channel.send(data)
+            size, zero_pages = len(data), pages
+        elif self._cache is not None and number > 1:
+            changes = self._cache.encode(batch, number, prefix=_PART, suffix=_PART_END, keep=not final)
+            encoded_at = time.monotonic()
+            send_paced(self._channel, changes.iov, self._limiter, final=final)
+            size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
+        else:
+            encoded = ram.encode_pages(
+                batch.block, batch.pages, prefix=_PART, suffix=_PART_END, page_bits=self._page_bits
+            )
+            send_paced(self._channel, encoded.iov, self._limiter, final=final)
+            size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
+        now = time.monotonic()
+        return Sent(size, pages, zero_pages, saved_pages, now - started, encoded_at - started)
+
+    def finish_pass(self, *, final: bool) -> Sent:
+        return Sent(0)
+
+    def unsent_bytes(self) -> int:
+        return self._channel.unsent_bytes()
+
+
+def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, final: bool) -> None:
+    """Send a gather list in pieces that the limiter can pace.
+
+    :param final: whether the guest waits for it: the limit does not hold then, as in QEMU
+    """
+    ends = np.cumsum(vectors[:, 1], dtype=np.int64)
+    first, done = 0, 0
+    while first < len(vectors):
+        most = _LARGEST_PIECE if final else limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE)
+        last = max(first + 1, int(np.searchsorted(ends, done + most, side="right")))
+        size = int(ends[last - 1]) - done
+        if not final:
+            limiter.pace(size)
+        channel.send_vectors(vectors[first:last])
+        first, done = last, done + size
