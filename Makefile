@@ -21,6 +21,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/stage2.py
 	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/ratelimit.py
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build

@@ -1,10 +1,11 @@
 """Pacing, on a clock that only moves when somebody sleeps or sends."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.ratelimit import RateLimiter, cut
 
 MBIT = 1_000_000 // 8
 
@@ -97,3 +98,64 @@ def test_what_the_sleep_raises_ends_the_wait() -> None:
     limiter.pace(MBIT)
     with pytest.raises(Stop):
         limiter.pace(1)
+
+
+@given(
+    rates=st.lists(st.integers(10, 10_000), min_size=2, max_size=5),
+    oversleep=st.floats(0, 0.002),
+    often=st.floats(0.05, 0.4),
+)
+def test_any_second_is_within_five_percent_of_the_limits_it_had(
+    rates: list[int], oversleep: float, often: float
+) -> None:
+    clock = Clock(oversleep)
+    limiter = RateLimiter(rates[0] * MBIT, clock=clock, sleep=clock.sleep)
+    sent: list[tuple[float, int]] = []
+    switches: list[tuple[float, int]] = []
+    for rate in rates * 3:
+        limiter.rate = rate * MBIT
+        switches.append((clock.now, rate * MBIT))
+        sent += send_for(limiter, clock, often)
+    times = np.array([at for at, _ in sent])
+    total = np.concatenate(([0], np.cumsum([size for _, size in sent])))
+
+    def allowed(start: float, end: float) -> float:
+        ends = [*(at for at, _ in switches[1:]), clock.now]
+        return sum(
+            rate * max(0.0, min(end, until) - max(start, since))
+            for (since, rate), until in zip(switches, ends, strict=True)
+        )
+
+    for start in np.linspace(100.0, clock.now - 1.0, 20) if clock.now > 101.0 else ():
+        first, last = np.searchsorted(times, [start, start + 1.0], side="right")
+        # A sender held up at one limit may catch up at the next, higher one.
+        slack = 0.05 * max(allowed(start, start + 1.0), max(rates) * MBIT)
+        assert abs(int(total[last] - total[first]) - allowed(start, start + 1.0)) <= slack
+
+
+def test_a_higher_limit_ends_a_long_wait_early() -> None:
+    clock = Clock()
+    limiter = RateLimiter(1000, clock=clock, sleep=clock.sleep)
+    limiter.pace(100_000)
+
+    def raise_limit(seconds: float) -> None:
+        clock.sleep(seconds)
+        limiter.rate = 1_000_000
+
+    limiter._sleep = raise_limit
+    limiter.pace(1)
+    assert clock.now == pytest.approx(100.15, abs=0.01)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=8), st.integers(1, 30_000))
+def test_a_gather_list_is_cut_after_so_many_bytes(lengths: list[int], size: int) -> None:
+    def addresses(vectors: "np.ndarray[tuple[int, int], np.dtype[np.uint64]]") -> list[int]:
+        return [at for start, length in vectors.tolist() for at in range(start, start + length)]
+
+    vectors = np.array([[row * 10_000, length] for row, length in enumerate(lengths)], dtype=np.uint64)
+    before = vectors.copy()
+    head, rest = cut(vectors, size)
+    assert addresses(head) + addresses(rest) == addresses(before)
+    assert int(head[:, 1].sum()) == min(size, sum(lengths))
+    assert (head[:, 1] > 0).all()
+    assert (rest[:, 1] > 0).all()

@@ -6,12 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.migration.channels.channel import Channel, Vectors
 from sterna.migration.pages import Batch, untouched_records
-from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.ratelimit import RateLimiter, cut
 from sterna.migration.xbzrlecache import XbzrleCache
 from sterna.stream import ram, sections
 
@@ -115,13 +113,9 @@ def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, fina
 
     :param final: whether the guest waits for it: the limit does not hold then, as in QEMU
     """
-    ends = np.cumsum(vectors[:, 1], dtype=np.int64)
-    first, done = 0, 0
-    while first < len(vectors):
+    while len(vectors):
         most = _LARGEST_PIECE if final else limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE)
-        last = max(first + 1, int(np.searchsorted(ends, done + most, side="right")))
-        size = int(ends[last - 1]) - done
+        piece, vectors = cut(vectors, most)
         if not final:
-            limiter.pace(size)
-        channel.send_vectors(vectors[first:last])
-        first, done = last, done + size
+            limiter.pace(int(piece[:, 1].sum()))
+        channel.send_vectors(piece)
