@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sterna.memory.digest import digest_ram
 from sterna.memory.ram import RamBlock
-from sterna.stream import ram_survey, sections, survey_kernels
+from sterna.stream import ram_survey, sections, survey_kernels, survey_tallies
 from sterna.stream.description import find_description, stream_description
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
@@ -220,7 +220,7 @@ def test_the_kernel_and_its_twin_agree(
     results = []
     for function in (survey_kernels.locate_records, survey_kernels.locate_records.twin):  # type: ignore[attr-defined]
         turns, times = np.zeros(8, np.uint32), np.zeros(8, np.uint32)
-        counts, tallies = np.zeros(3, np.int64), survey_kernels.new_tallies()
+        counts, tallies = np.zeros(3, np.int64), survey_tallies.new_tallies()
         ram, held = np.zeros(8192 if hold else 0, np.uint8), np.zeros(int(hold), np.uint64)
         name = np.frombuffer(b"toy.ram", dtype=np.uint8).copy()
         result = function(

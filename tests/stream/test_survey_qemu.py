@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sterna.stream.capture import survey_file
 from sterna.stream.compare import compare
 from sterna.stream.description import find_description
-from sterna.stream.survey import survey, survey_file
+from sterna.stream.survey import survey
 from stream.streams import PieceSource
 
 pytestmark = pytest.mark.qemu

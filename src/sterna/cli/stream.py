@@ -30,24 +30,31 @@ def command() -> None:
 
 
 _file = click.argument("file", type=click.Path(path_type=Path))
+_channels = click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What a channel of multifd sent; once for each.",
+)
 _json = click.option("--json", is_flag=True, help="Print one JSON object.")
 
 
 @command.command("info")
 @_file
-@click.option(
-    "--digests", is_flag=True, help="Digest RAM as a destination ends up with it; holds it meanwhile."
-)
+@_channels
+@click.option("--digests", is_flag=True, help="Digest the RAM that a destination ends up with; holds it.")
 @_json
-def info(file: Path, digests: bool, json: bool) -> int:
+def info(file: Path, channels: tuple[Path, ...], digests: bool, json: bool) -> int:
     """Show what is in the stream FILE: sections, guest RAM, passes, bytes by kind.
 
-    Passes are derived from pages that come again. With --json also all fields of all devices.
-    A broken stream is shown up to where it is broken.
+    FILE may be a directory that `proxy --record` wrote. Passes are derived from pages that come again.
+    With --json also all fields of all devices. A broken stream is shown up to where it is broken.
 
     Exit code 0, or 1 when the stream cannot be read to its end.
     """
-    survey = _survey(file, digests=digests)
+    survey = _survey(file, channels, digests=digests)
     if json:
         click.echo(json_module.dumps(_report(file, survey)))
     elif survey.configuration is not None:
@@ -59,17 +66,18 @@ def info(file: Path, digests: bool, json: bool) -> int:
 
 @command.command("verify")
 @_file
+@_channels
 @_json
-def verify(file: Path, json: bool) -> int:
+def verify(file: Path, channels: tuple[Path, ...], json: bool) -> int:
     """Check that the stream FILE is whole: its format, every page of guest RAM, every device.
 
     Exit code 0 when it is, 1 when not; then the first bad byte's section and offset are named,
     and what was expected there.
     """
-    survey = _survey(file)
+    survey = _survey(file, channels)
     flaw = survey.flaw()
     if json:
-        report = {"file": str(file), "ok": flaw is None, "bytes": survey.bytes}
+        report = {"file": str(file), "ok": flaw is None, "bytes": survey.total_bytes}
         click.echo(json_module.dumps({**report, "fault": asdict(flaw) if flaw else None}))
     if flaw is not None:
         raise CliError(f"{_plain(str(file))}: {_plain(flaw.text)}")
@@ -79,8 +87,9 @@ def verify(file: Path, json: bool) -> int:
         pages = sum(block.pages for block in survey.blocks)
         records = sum(block.normal + block.zero + block.changed for block in survey.blocks)
         how = f"{decoded} decoded" if survey.described else "not decoded: the stream has no description"
+        beside = f" on {len(survey.channels)} channels and the main stream" if survey.channels else ""
         click.echo(
-            f"{_plain(str(file))}: ok: {survey.bytes} bytes, {_counted(len(survey.blocks), 'RAM block')} with "
+            f"{_plain(str(file))}: ok: {survey.total_bytes} bytes{beside}, {_counted(len(survey.blocks), 'RAM block')} with "
             f"{_counted(pages, 'page')} sent {_counted(records, 'time')} in {_counted(len(survey.passes), 'pass')}, "
             f"{_counted(len(devices), 'device section')} ({how})"
         )
@@ -146,15 +155,22 @@ def diff(left: Path, right: Path, json: bool) -> int:
     return ExitCode.OK if difference.equal else ExitCode.FAILURE
 
 
-def _survey(file: Path, *, digests: bool = False, failure: ExitCode = ExitCode.FAILURE) -> "StreamSurvey":
-    """:raise CliError: When the file cannot be read or has nothing in it."""
-    from sterna.stream.survey import survey_file
+def _survey(
+    file: Path,
+    channels: Sequence[Path] = (),
+    *,
+    digests: bool = False,
+    failure: ExitCode = ExitCode.FAILURE,
+) -> "StreamSurvey":
+    """:raise CliError: When a file cannot be read or has nothing in it."""
+    from sterna.stream.capture import survey_file
 
     try:
-        survey = survey_file(file, digests=digests)
+        survey = survey_file(file, channels, digests=digests)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise CliError(f"{_plain(str(file))}: {reason or error}", failure) from error
+        name = error.filename if isinstance(error, OSError) and error.filename else file
+        raise CliError(f"{_plain(str(name))}: {reason or error}", failure) from error
     fault = survey.fault
     if fault is not None and fault.offset == 0 and "cut short" in fault.message:
         raise CliError(f"{_plain(str(file))}: the file is empty", failure)
@@ -179,7 +195,7 @@ def _report(file: Path, survey: "StreamSurvey") -> dict[str, Any]:
     configuration = survey.configuration
     return {
         "file": str(file),
-        "bytes": survey.bytes,
+        "bytes": survey.total_bytes,
         "machine": configuration.machine if configuration else None,
         "uuid": configuration.uuid.hex() if configuration and configuration.uuid else None,
         "capabilities": list(configuration.capabilities) if configuration else [],
@@ -188,6 +204,7 @@ def _report(file: Path, survey: "StreamSurvey") -> dict[str, Any]:
         "sections": [_section_report(section) for section in survey.sections],
         "ram_blocks": [asdict(block) for block in survey.blocks],
         "passes": [asdict(one) for one in survey.passes[:_JSON_PASSES]],
+        "channels": [asdict(channel) for channel in survey.channels],
         "commands": [{"name": one.name, "count": one.count, "offset": one.offset} for one in survey.commands],
         "bytes_by_kind": asdict(survey.kinds),
         "ram_digest": _digest_report(survey.digest) if survey.digest else None,
@@ -287,7 +304,7 @@ def _show(file: Path, survey: "StreamSurvey") -> None:
         about.append(f"capabilities {', '.join(configuration.capabilities)}")
     if not survey.described:
         about.append("no description, so no fields")
-    click.echo(_plain(f"{file}: {format_size(survey.bytes)}, {', '.join(about)}"))
+    click.echo(_plain(f"{file}: {format_size(survey.total_bytes)}, {', '.join(about)}"))
     sections = [
         (
             str(section.header),
@@ -333,11 +350,17 @@ def _show(file: Path, survey: "StreamSurvey") -> None:
         _show_digest(survey.digest)
     _print("Passes", ("pass", "offset", *counts, "bytes"), passes, texts=0)
     kinds = [
-        (name.replace("_", " "), size, f"{100 * size / survey.bytes:.2f} %")
+        (name.replace("_", " "), size, f"{100 * size / survey.total_bytes:.2f} %")
         for name, size in asdict(survey.kinds).items()
         if size
     ]
     _print("Bytes by kind", ("kind", "bytes", "share"), kinds)
+    columns = ("channel", "bytes", "packets", "pages", "bytes of pages", "compression")
+    channels = [
+        (one.id, one.bytes, one.packets, one.pages, one.page_bytes, one.compression)
+        for one in survey.channels
+    ]
+    _print("Channels of multifd", columns, channels, texts=0)
     commands = [(one.name, f"{one.offset:#x}", one.count) for one in survey.commands]
     _print("Commands", ("command", "first at", "count"), commands)
 

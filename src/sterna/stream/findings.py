@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from sterna.memory.digest import RamDigest
+from sterna.stream.channel_survey import ChannelSurvey
 from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
@@ -87,6 +88,8 @@ class ByteKinds:
     :ivar framing: openings and footers of sections, the end byte
     :ivar description: the stream's description of itself
     :ivar trailing: bytes after the end
+    :ivar channel_pages: pages on the channels of multifd, compressed or not
+    :ivar channel_headers: all other bytes of those channels
     """
 
     page_data: int = 0
@@ -100,18 +103,21 @@ class ByteKinds:
     framing: int = 0
     description: int = 0
     trailing: int = 0
+    channel_pages: int = 0
+    channel_headers: int = 0
 
 
 @dataclass(frozen=True)
 class StreamSurvey:
     """What is in a stream, up to its end or its fault.
 
-    :ivar bytes: how many bytes there are, up to the fault if there is one
+    :ivar bytes: how many bytes there are, up to the fault if there is one, without those of multifd's channels
     :ivar configuration: None when the stream broke before it
     :ivar page_bits: log2 of the page size of RAM records
     :ivar described: whether the stream describes its devices
     :ivar absent: devices that it describes but does not have
     :ivar ledgers: what is remembered of each page, by block
+    :ivar channels: of multifd, by number
     :ivar digest: of RAM as the destination ends up with it; None without digests, or when the stream broke
     """
 
@@ -128,6 +134,12 @@ class StreamSurvey:
     fault: Fault | None
     ledgers: tuple[PageLedger, ...] = field(repr=False, compare=False)
     digest: RamDigest | None = field(default=None, repr=False, compare=False)
+    channels: tuple[ChannelSurvey, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the stream and of its channels."""
+        return self.bytes + sum(channel.bytes for channel in self.channels)
 
     def flaw(self) -> Fault | None:
         """The first thing that is wrong with the stream: its fault, or that something is not in it that a
@@ -143,6 +155,8 @@ class StreamSurvey:
             assert block.first_missing is not None
             where = block.first_missing << self.page_bits
             text = f"RAM block {block.name!r}: page at {where:#x} never came"
+            if not self.channels and not any(one.normal for one in self.blocks):
+                text += "; with multifd it came on a channel, which must be given too"
             return Fault.of(StreamError(text, RAM_SECTION, end))
         for section in self.sections:
             if self.described and section.state is None and not section.is_ram and section.parts == 1:

@@ -117,12 +117,13 @@ class PacketFormat:
 
     :param page_bits: log2 of the stream's page size
 
+    :ivar page_bits: as given
     :ivar pages: most pages in one packet
     :ivar header_bytes: bytes of each header
     """
 
     def __init__(self, page_bits: int) -> None:
-        self._page_bits = page_bits
+        self.page_bits = page_bits
         self.pages = GROUP_BYTES >> page_bits
         self.header_bytes = _HEAD.size + _OFFSET_BYTES * self.pages
 
@@ -148,7 +149,7 @@ class PacketFormat:
             packet.number,
             name,
         )
-        offsets = (packet.pages << self._page_bits).astype(">u8").tobytes()
+        offsets = (packet.pages << self.page_bits).astype(">u8").tobytes()
         return (head + offsets).ljust(self.header_bytes, b"\0")
 
     def decode(self, data: Bytes) -> Packet:
@@ -164,7 +165,7 @@ class PacketFormat:
             raise StreamError(f"a multifd packet with unknown flags {flags:#x}")
         if room > self.pages:
             raise StreamError(
-                f"a multifd packet with room for {room} pages; {self.pages} of {1 << self._page_bits} bytes are the most"
+                f"a multifd packet with room for {room} pages; {self.pages} of {1 << self.page_bits} bytes are the most"
             )
         if count > room:
             raise StreamError(f"a multifd packet of {count} pages with room for {room}")
@@ -176,7 +177,7 @@ class PacketFormat:
         if code >= len(_CODES):
             raise StreamError(f"a multifd packet with the unknown compression {code}")
         compression = _CODES[code]
-        whole = count << self._page_bits
+        whole = count << self.page_bits
         if compression is Compression.NONE and size != whole:
             raise StreamError(
                 f"a multifd packet of {count} pages with {size} bytes of data instead of {whole}"
@@ -189,8 +190,8 @@ class PacketFormat:
         if not end or not name:
             raise StreamError("a multifd packet of pages without the name of their RAM block")
         offsets = np.frombuffer(data, dtype=">u8", count=count, offset=_HEAD.size).astype(np.uint64)
-        pages = offsets >> np.uint64(self._page_bits)
-        misplaced = np.flatnonzero(pages << np.uint64(self._page_bits) != offsets)
+        pages = offsets >> np.uint64(self.page_bits)
+        misplaced = np.flatnonzero(pages << np.uint64(self.page_bits) != offsets)
         if misplaced.size:
             raise StreamError(
                 f"page offset {int(offsets[misplaced[0]]):#x} in a multifd packet is not that of a page"

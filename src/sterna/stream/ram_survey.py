@@ -1,7 +1,7 @@
 """What a ``ram`` section sends: how often each page came, in which passes, and what RAM it leaves behind.
 
 Passes are not marked in the stream. They are derived from the order of its records, see
-`sterna.stream.survey_kernels`: a page that is repeated proves a new pass, which began where the order last
+`sterna.stream.survey_tallies`: a page that is repeated proves a new pass, which began where the order last
 went back. A pass that repeats no page of the one before it is not told apart from it, so there may have been
 more passes than are found, never fewer (a source that starts a pass in the middle of RAM and wraps round has
 the part before the wrap counted to the pass before).
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
-from sterna.stream import survey_kernels
+from sterna.stream import survey_kernels, survey_tallies
 from sterna.stream.ram import CHANGE_FAULTS, explain_change, read_setup
 from sterna.stream.ram_kernels import Bytes, Status
 from sterna.stream.reader import StreamReader
 from sterna.stream.shadow import ShadowRam, free_bytes
-from sterna.stream.survey_kernels import NEW_PASS, Tally
+from sterna.stream.survey_kernels import NEW_PASS
+from sterna.stream.survey_tallies import Tally
 from sterna.stream.wire import RamFlag, StreamError
 
 PAGE_LIMIT = 1 << 26
@@ -36,7 +37,7 @@ PASS_LIMIT = 10_000
 _SUPPORTED = RamFlag.ZERO | RamFlag.PAGE | RamFlag.EOS | RamFlag.CONTINUE | RamFlag.XBZRLE
 _ENCODINGS = {
     RamFlag.COMPRESS_PAGE: "a compressed page; streams with the capability compress cannot be read",
-    RamFlag.MULTIFD_FLUSH: "a flush of multifd channels; streams with multifd cannot be read yet",
+    RamFlag.MULTIFD_FLUSH: "a flush of multifd channels; those of QEMU 8 and later cannot be read",
     RamFlag.HOOK: "a hook of RDMA; streams over RDMA cannot be read",
 }
 
@@ -128,7 +129,7 @@ class RamSurveyor:
     :param page_bits: log2 of the stream's page size
     :param digests: whether to hold pages, for digests of them
 
-    :ivar page_data_bytes: bytes of pages so far
+    :ivar page_data_bytes: bytes of pages so far, those of multifd's channels apart
     :ivar zero_record_bytes: bytes of the records of pages that are all zero
     :ivar changed_record_bytes: bytes of XBZRLE records
     """
@@ -140,12 +141,14 @@ class RamSurveyor:
         self._blocks: dict[str, _Block] = {}
         self._block: _Block | None = None
         self._name: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
-        self._tallies = survey_kernels.new_tallies()
+        self._tallies = survey_tallies.new_tallies()
         self._passes: list[PassSurvey] = []
+        self._packet_pages = 0
 
     @property
     def page_data_bytes(self) -> int:
-        return sum(int(block.counts[0]) for block in self._blocks.values()) << self._page_bits
+        pages = sum(int(block.counts[0]) for block in self._blocks.values())
+        return (pages - self._packet_pages) << self._page_bits
 
     @property
     def zero_record_bytes(self) -> int:
@@ -251,6 +254,59 @@ class RamSurveyor:
             raise self._explain(reader, Status(status))
         return bool(status == Status.END)
 
+    def begin_epoch(self, offset: int) -> None:
+        """Pages of multifd's channels follow, and then the main stream's of the same epoch.
+
+        :param offset: offset in the main stream
+        """
+        survey_tallies.next_turn(offset, self._tallies)
+
+    def take_packet(
+        self, name: str, pages: NDArray[np.int64], data: bytes | memoryview, wire_bytes: int
+    ) -> None:
+        """Take pages from a channel of multifd.
+
+        :param name: their RAM block
+        :param data: their bytes
+        :param wire_bytes: bytes of the packet
+        :raise StreamError: When there is no such block, or a page is outside it.
+        """
+        block = self._blocks.get(name)
+        if block is None:
+            raise StreamError(f"pages of RAM block {name!r}, which is not in the list of RAM blocks")
+        if int(pages.max(initial=-1)) >= block.pages:
+            where, size = int(pages.max()) << self._page_bits, block.pages << self._page_bits
+            raise StreamError(f"page offset {where:#x} is outside RAM block {name!r} of {size:#x} bytes")
+        if self._tallies[Tally.PASS_OFFSET] < 0:
+            self._tallies[Tally.PASS_OFFSET] = self._tallies[Tally.TURN_OFFSET]
+        array = np.frombuffer(data, dtype=np.uint8)
+        done = 0
+        while done < pages.size:
+            after = survey_tallies.place_pages(
+                pages,
+                done,
+                array,
+                self._page_bits,
+                block.turns,
+                block.times,
+                self._tallies,
+                block.data,
+                block.held,
+            )
+            self._tallies[Tally.TURN_NORMAL] += after - done
+            done = int(after)
+            if done < pages.size:
+                self._end_pass()
+        self._tallies[Tally.TURN_BYTES] += wire_bytes
+        block.counts[0] += pages.size
+        self._packet_pages += int(pages.size)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
+            limit = self._shadow.limit_pages << self._page_bits
+            raise StreamError(f"more guest RAM than can be held here for its digests: {limit} bytes are free")
+
     def _end_pass(self) -> None:
         """The current turn proves to be the first of a new pass."""
         tallies = self._tallies
@@ -270,7 +326,7 @@ class RamSurveyor:
 
     def passes(self) -> tuple[PassSurvey, ...]:
         """The passes so far."""
-        return () if self._tallies[Tally.PREVIOUS] < 0 else (*self._passes, self._pass(with_turn=True))
+        return () if self._tallies[Tally.PASS_OFFSET] < 0 else (*self._passes, self._pass(with_turn=True))
 
     def blocks(self) -> tuple[RamBlockSurvey, ...]:
         """The blocks, and what has come of them so far."""

@@ -191,6 +191,21 @@ class StreamReader:
             self._at += step
         return bytes(out)
 
+    def take_into(self, buffer: memoryview) -> None:
+        """The next bytes, as many as fit into `buffer`; what is not at hand comes from the source without a detour.
+
+        :raise StreamError: When the stream ends before them.
+        """
+        done = min(len(buffer), self._end - self._at)
+        buffer[:done] = self._view[self._at : self._at + done]
+        self._at += done
+        while done < len(buffer):
+            got = self._read(buffer[done:])
+            if not got:
+                raise self.error("the stream is cut short here")
+            self._base += got
+            done += got
+
     def peek(self, size: int) -> bytes:
         assert size < len(self._view)
         while self._end - self._at < size and self._fill():
@@ -209,12 +224,15 @@ class StreamReader:
         self.staging[:rest] = self.staging[self._at : self._end]
         self._base += self._at
         self._at, self._end = 0, rest
-        try:
-            got = self._source.readinto(self._view[self._end :])
-        except OSError as error:
-            raise self.error(f"the channel failed: {error}", at=self._base + self._end) from error
+        got = self._read(self._view[self._end :])
         self._end += got
         return got
+
+    def _read(self, buffer: memoryview) -> int:
+        try:
+            return self._source.readinto(buffer)
+        except OSError as error:
+            raise self.error(f"the channel failed: {error}", at=self._base + self._end) from error
 
     def _be16(self) -> int:
         return int.from_bytes(self.take(2), "big")

@@ -9,16 +9,15 @@ for, and its body is decoded when the description has come.
 A stream that is broken is surveyed up to the place where it is.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
 from sterna.stream.body import BytesSource
-from sterna.stream.description import Descriptions, find_description
+from sterna.stream.channel_survey import Channels, ChannelSurveyor
+from sterna.stream.description import Descriptions
 from sterna.stream.findings import (
     ByteKinds,
     CommandSurvey,
@@ -26,6 +25,7 @@ from sterna.stream.findings import (
     SectionSurvey,
     StreamSurvey,
 )
+from sterna.stream.footer import FOOTER_BYTES, until_footer
 from sterna.stream.ram_survey import RamSurveyor
 from sterna.stream.reader import (
     CommandPiece,
@@ -42,7 +42,6 @@ from sterna.stream.wire import (
     LEGACY_ARM_PAGE_BITS,
     RAM_SECTION,
     RAM_VERSION,
-    VMDESC_LIMIT,
     Command,
     SectionType,
     StreamError,
@@ -53,41 +52,25 @@ DEVICE_LIMIT = 32 << 20
 _PAGE_BITS = range(10, 17)
 _MULTIFD_MAGIC = bytes.fromhex("11223344")
 _CHUNK = 64 << 10
-_FOOTER_BYTES = 5
-_LOOKAHEAD = _FOOTER_BYTES + 1 + 4 + 1 + 255 + 8
-"""Bytes of a footer and of the longest opening after it."""
 _IGNORE_SHARED = "x-ignore-shared"
 
 
-def survey_file(path: Path, *, digests: bool = False) -> StreamSurvey:
-    """Survey a stream in a file, or in anything else that can be read as one.
-
-    :param digests: hold guest RAM as the destination ends up with it, and digest it
-    :raise OSError: When it cannot be opened or searched.
-    """
-    with path.open("rb", buffering=0) as file:
-        text = None
-        if file.seekable():
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - VMDESC_LIMIT - 5))
-            text = find_description(file.read(VMDESC_LIMIT + 5))
-            file.seek(0)
-        return survey(file, description=text, digests=digests)
-
-
-def survey(source: StreamSource, *, description: bytes | None = None, digests: bool = False) -> StreamSurvey:
+def survey(
+    source: StreamSource,
+    *,
+    description: bytes | None = None,
+    digests: bool = False,
+    channels: Channels | None = None,
+) -> StreamSurvey:
     """Survey a stream. Does not raise: what is wrong is in the survey.
 
     :param description: the stream's description, if it is known before the stream is read
     :param digests: hold guest RAM as the destination ends up with it, and digest it
+    :param channels: of multifd
     """
-    surveyor = _Surveyor(source, description, digests)
-    fault = None
-    try:
-        surveyor.read()
-    except StreamError as error:
-        fault = Fault.of(error)
-    return surveyor.result(fault)
+    surveyor = Surveyor(source, description, digests, channels)
+    surveyor.read()
+    return surveyor.result()
 
 
 class _Metered:
@@ -142,10 +125,25 @@ class _Section:
         return SectionSurvey(self.header, self.offset, self.parts, self.bytes, digest, self.state)
 
 
-class _Surveyor:
-    """Reads one stream."""
+class Surveyor:
+    """Reads one stream; `survey` in steps, for a stream that is still coming.
 
-    def __init__(self, source: StreamSource, description: bytes | None, digests: bool) -> None:
+    :param watch: called after each piece of the stream, in the thread that reads
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        description: bytes | None = None,
+        digests: bool = False,
+        channels: Channels | None = None,
+        watch: Callable[["Surveyor"], None] = lambda surveyor: None,
+    ) -> None:
+        self._fault: Fault | None = None
+        self._ended = False
+        self._watch = watch
+        self._given_channels = channels
+        self._channels: ChannelSurveyor | None = None
         self._reader = StreamReader(source)
         self._digests = digests
         self._page_bytes: int | None = None
@@ -167,9 +165,10 @@ class _Surveyor:
             ("ram_blocks", "record_parts", "devices", "commands", "header", "description", "trailing"), 0
         )
 
-    def result(self, fault: Fault | None) -> StreamSurvey:
-        """What was read."""
-        whole = self._digests and fault is None
+    def result(self) -> StreamSurvey:
+        """What has been read."""
+        whole = self._digests and self._ended and self._fault is None
+        channels = self._channels.surveys() if self._channels else ()
         kinds, ram = dict(self._kinds), self._ram
         parts = kinds.pop("record_parts")
         data = ram.page_data_bytes if ram else 0
@@ -184,12 +183,22 @@ class _Surveyor:
             ram.blocks() if ram else (),
             ram.passes() if ram else (),
             tuple(self._commands.values()),
-            ByteKinds(data, zero, changes, parts - data - zero - changes, framing=framing, **kinds),
+            ByteKinds(
+                data,
+                zero,
+                changes,
+                parts - data - zero - changes,
+                framing=framing,
+                channel_pages=sum(channel.page_bytes for channel in channels),
+                channel_headers=sum(channel.bytes - channel.page_bytes for channel in channels),
+                **kinds,
+            ),
             self._described,
             self._absent,
-            fault,
+            self._fault,
             ram.ledgers(digests=whole) if ram else (),
             ram.digest() if ram and whole else None,
+            channels,
         )
 
     @contextmanager
@@ -201,13 +210,17 @@ class _Surveyor:
             self._kinds[kind] += self._reader.offset - start
 
     def read(self) -> None:
-        """Read the whole stream.
+        """Read the whole stream. Does not raise: what is wrong is in the result."""
+        try:
+            self._read()
+        except StreamError as error:
+            self._fault = Fault.of(error)
+        self._ended = True
 
-        :raise StreamError: When it is broken.
-        """
+    def _read(self) -> None:
         reader = self._reader
         if reader.peek(4) == _MULTIFD_MAGIC:
-            raise reader.error("this is a channel of multifd; streams with multifd cannot be read yet")
+            raise reader.error("this is a channel of multifd, which is read beside its main stream")
         with self._counted("header"):
             configuration = reader.next()
         assert isinstance(configuration, Configuration)
@@ -219,12 +232,15 @@ class _Surveyor:
             match reader.next():
                 case SectionPiece() as piece:
                     self._read_section(piece, at)
-                    footer = _FOOTER_BYTES
+                    footer = FOOTER_BYTES
+                    self._watch(self)
                 case CommandPiece() as command:
                     self._note_command(command)
                 case EndOfStream():
                     break
         self._read_end()
+        if self._channels:
+            self._channels.read_end()
 
     def _configure(self, configuration: Configuration) -> None:
         self._configuration = configuration
@@ -275,9 +291,14 @@ class _Surveyor:
             self._ram = RamSurveyor(self._page_bits, self._digests)
             with self._counted("ram_blocks"):
                 self._ram.read_setup(reader)
+            if self._given_channels:
+                self._channels = ChannelSurveyor(self._given_channels, self._page_bits)
+                self._channels.read_epoch(self._ram, reader.offset)
         elif piece.type is SectionType.FULL or self._ram is None:
             raise reader.error("the section must come in parts")
         else:
+            if self._channels:
+                self._channels.read_epoch(self._ram, reader.offset)
             with self._counted("record_parts"):
                 self._ram.read_records(reader)
 
@@ -285,7 +306,7 @@ class _Surveyor:
         """A part of a section that only its owner understands."""
         if isinstance(section.digest, int):
             section.digest = xxhash.xxh3_64()
-        for piece in _until_footer(self._reader, section.header.section_id):
+        for piece in until_footer(self._reader, section.header.section_id):
             section.digest.update(piece)
 
     def _read_device(self, section: _Section) -> None:
@@ -302,7 +323,7 @@ class _Surveyor:
         finally:
             self._left = metered.left
         body, at = bytearray(), reader.offset
-        for piece in _until_footer(reader, header.section_id):
+        for piece in until_footer(reader, header.section_id):
             self._left -= len(piece)
             if self._left < 0:
                 raise reader.error(f"more than {DEVICE_LIMIT} bytes of device sections")
@@ -359,40 +380,3 @@ class _Surveyor:
                 raise source.error(f"{source.left} bytes after the last field")
         have = {(section.header.name, section.header.instance_id) for section in self._sections.values()}
         self._absent = tuple(key for key in self._descriptions if key not in have)
-
-
-def _until_footer(reader: StreamReader, section_id: int) -> Iterator[bytes]:
-    """The bytes up to a section's footer, in pieces. A footer is its five bytes and what may follow them.
-
-    :raise StreamError: When there is none.
-    """
-    mark = bytes((SectionType.FOOTER,)) + section_id.to_bytes(4, "big")
-    while True:
-        data = reader.peek(_CHUNK)
-        final = len(data) < _CHUNK
-        certain = len(data) if final else len(data) - _LOOKAHEAD
-        at = data.find(mark)
-        while 0 <= at < certain and not _may_follow(data[at + len(mark) :][:_LOOKAHEAD]):
-            at = data.find(mark, at + 1)
-        if 0 <= at < certain:
-            yield reader.take(at)
-            return
-        yield reader.take(certain)
-        if final:
-            raise reader.error("the stream is cut short here: the section's footer never came")
-
-
-def _may_follow(data: bytes) -> bool:
-    """Whether a part of a stream can begin like this."""
-    match data[:1]:
-        case b"" | b"\x02" | b"\x03":
-            return True
-        case b"\x00":
-            return data[1:2] in (b"", bytes((SectionType.VMDESCRIPTION,)))
-        case b"\x08":
-            kind = int.from_bytes(data[1:3], "big")
-            return len(data) < 3 or 0 < kind <= max(Command) or kind >= 1 << 15
-        case b"\x01" | b"\x04":
-            size = data[5] if len(data) > 5 else 1
-            return size > 0 and data[6 : 6 + size].decode("latin-1").isprintable()
-    return False

@@ -1,12 +1,4 @@
-"""A compiled kernel that finds the records of the ``ram`` section, and puts pages where they are wanted; and its twin.
-
-It keeps the tallies from which passes are derived. A *turn* is a run of records whose places in RAM (blocks in
-the stream's order, then pages) only go up. A page that comes again within a pass proves that the source has
-looked for dirty pages anew: the pass that the page belongs to began where the current turn did.
-"""
-
-from enum import IntEnum
-from typing import Any
+"""A compiled kernel that finds the records of the ``ram`` section, and puts pages where they are wanted; and its twin."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,164 +7,28 @@ from sterna.memory.bitmap import Words
 from sterna.memory.kernel import kernel
 from sterna.stream import xbzrle
 from sterna.stream.ram_kernels import Bytes, Status, copy
+from sterna.stream.survey_tallies import Tally, hold, note_page
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 
 NEW_PASS = len(Status)
 """Status beside those of `decode_records`: the record at hand belongs to a new pass."""
-
-
-class Tally(IntEnum):
-    """Places in the array of tallies.
-
-    TURN counts turns from 1; PASS_FIRST_TURN is the first of the current pass. The tallies of the current turn
-    are apart from those of the pass' turns before it, because a turn may prove to begin a pass. HELD counts
-    pages that have been put into memory.
-    """
-
-    PREVIOUS = 0
-    TURN = 1
-    PASS_FIRST_TURN = 2
-    TURN_OFFSET = 3
-    TURN_NORMAL = 4
-    TURN_ZERO = 5
-    TURN_BYTES = 6
-    PASS_OFFSET = 7
-    PASS_NORMAL = 8
-    PASS_ZERO = 9
-    PASS_BYTES = 10
-    ZERO_BYTES = 11
-    MAY_END_PASS = 12
-    TURN_CHANGED = 13
-    PASS_CHANGED = 14
-    CHANGED_BYTES = 15
-    HELD = 16
-
-
-def new_tallies() -> NDArray[np.int64]:
-    """Tallies before the first record."""
-    tallies = np.zeros(len(Tally), dtype=np.int64)
-    tallies[Tally.PREVIOUS] = -1
-    tallies[Tally.TURN] = tallies[Tally.PASS_FIRST_TURN] = tallies[Tally.MAY_END_PASS] = 1
-    return tallies
-
 
 _MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
 _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)
 _ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.UNSENT)
 _ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
-_PREVIOUS, _TURN, _PASS_FIRST_TURN = int(Tally.PREVIOUS), int(Tally.TURN), int(Tally.PASS_FIRST_TURN)
-_TURN_OFFSET, _TURN_NORMAL, _TURN_CHANGED = (
-    int(Tally.TURN_OFFSET),
+_TURN_NORMAL, _TURN_ZERO, _TURN_CHANGED = (
     int(Tally.TURN_NORMAL),
+    int(Tally.TURN_ZERO),
     int(Tally.TURN_CHANGED),
 )
-_TURN_ZERO, _TURN_BYTES = int(Tally.TURN_ZERO), int(Tally.TURN_BYTES)
-_PASS_OFFSET, _PASS_NORMAL, _PASS_CHANGED = (
-    int(Tally.PASS_OFFSET),
-    int(Tally.PASS_NORMAL),
-    int(Tally.PASS_CHANGED),
+_TURN_BYTES, _ZERO_BYTES, _CHANGED_BYTES = (
+    int(Tally.TURN_BYTES),
+    int(Tally.ZERO_BYTES),
+    int(Tally.CHANGED_BYTES),
 )
-_PASS_ZERO, _PASS_BYTES = int(Tally.PASS_ZERO), int(Tally.PASS_BYTES)
-_ZERO_BYTES, _CHANGED_BYTES = int(Tally.ZERO_BYTES), int(Tally.CHANGED_BYTES)
-_MAY_END_PASS, _HELD = int(Tally.MAY_END_PASS), int(Tally.HELD)
-_GREATEST = 0xFFFFFFFF
 _apply, _check = xbzrle.apply, xbzrle.check
-
-Page = int | np.signedinteger[Any]
-"""A page's number, as plain Python or compiled code has it."""
-
-
-def _note_page_twin(
-    page: Page,
-    first: int,
-    offset: int,
-    turns: NDArray[np.uint32],
-    times: NDArray[np.uint32],
-    tallies: NDArray[np.int64],
-) -> bool:
-    if first + page <= tallies[_PREVIOUS]:
-        for of_pass, of_turn in (
-            (_PASS_NORMAL, _TURN_NORMAL),
-            (_PASS_ZERO, _TURN_ZERO),
-            (_PASS_CHANGED, _TURN_CHANGED),
-            (_PASS_BYTES, _TURN_BYTES),
-        ):
-            tallies[of_pass] += tallies[of_turn]
-            tallies[of_turn] = 0
-        if tallies[_TURN] == _GREATEST:
-            tallies[_MAY_END_PASS] = 0
-        else:
-            tallies[_TURN] += 1
-        tallies[_TURN_OFFSET] = offset
-        tallies[_PREVIOUS] = first + page - 1
-    elif tallies[_PREVIOUS] < 0:
-        tallies[_PASS_OFFSET] = tallies[_TURN_OFFSET] = offset
-    if tallies[_MAY_END_PASS] and turns[page] >= tallies[_PASS_FIRST_TURN]:
-        return True
-    tallies[_PREVIOUS] = first + page
-    turns[page] = tallies[_TURN]
-    times[page] = min(int(times[page]) + 1, _GREATEST)
-    return False
-
-
-@kernel(twin=_note_page_twin)
-def note_page(
-    page: Page,
-    first: int,
-    offset: int,
-    turns: NDArray[np.uint32],
-    times: NDArray[np.uint32],
-    tallies: NDArray[np.int64],
-) -> bool:
-    """Put a page that comes into the tallies.
-
-    :param first: number of pages in the blocks before the page's
-    :param offset: offset in the stream of its record
-    :return: whether it belongs to a new pass; then it is not in the tallies, and must be noted again when
-        the pass has been ended
-    """
-    position = first + page
-    if position <= tallies[_PREVIOUS]:
-        tallies[_PASS_NORMAL] += tallies[_TURN_NORMAL]
-        tallies[_PASS_ZERO] += tallies[_TURN_ZERO]
-        tallies[_PASS_CHANGED] += tallies[_TURN_CHANGED]
-        tallies[_PASS_BYTES] += tallies[_TURN_BYTES]
-        tallies[_TURN_NORMAL] = 0
-        tallies[_TURN_ZERO] = 0
-        tallies[_TURN_CHANGED] = 0
-        tallies[_TURN_BYTES] = 0
-        if tallies[_TURN] == _GREATEST:
-            tallies[_MAY_END_PASS] = 0
-        else:
-            tallies[_TURN] += 1
-        tallies[_TURN_OFFSET] = offset
-        tallies[_PREVIOUS] = position - 1
-    elif tallies[_PREVIOUS] < 0:
-        tallies[_PASS_OFFSET] = offset
-        tallies[_TURN_OFFSET] = offset
-    if tallies[_MAY_END_PASS] != 0 and np.int64(turns[page]) >= tallies[_PASS_FIRST_TURN]:
-        return True
-    tallies[_PREVIOUS] = position
-    turns[page] = np.uint32(tallies[_TURN])
-    if times[page] != np.uint32(_GREATEST):
-        times[page] += np.uint32(1)
-    return False
-
-
-def _hold_twin(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
-    bit = np.uint64(1 << (int(page) & 63))
-    tallies[_HELD] += not int(held[page >> 6] & bit)
-    held[page >> 6] |= bit
-
-
-@kernel(twin=_hold_twin)
-def hold(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
-    """A page is put into memory."""
-    bit = np.uint64(1) << np.uint64(page & 63)
-    if held[page >> 6] & bit == 0:
-        tallies[_HELD] += 1
-        held[page >> 6] |= bit
 
 
 def _locate_twin(
@@ -229,7 +85,7 @@ def _locate_twin(
             if xbzrle.check.twin(code, page_bytes)[0]:  # type: ignore[attr-defined]
                 return at, _CODE
             after += length
-        if _note_page_twin(page, first, base + at, turns, times, tallies):
+        if note_page.twin(page, first, base + at, turns, times, tallies):  # type: ignore[attr-defined]
             return at, NEW_PASS
         target = ram[page << page_bits : (page + 1) << page_bits]
         tallies[_TURN_BYTES] += after - at
@@ -241,7 +97,7 @@ def _locate_twin(
                 target[:] = 0
         else:
             if ram.size:
-                _hold_twin(page, held, tallies)
+                hold.twin(page, held, tallies)  # type: ignore[attr-defined]
             if kind == _PAGE:
                 tallies[_TURN_NORMAL] += 1
                 block_counts[0] += 1
