@@ -16,6 +16,7 @@ COMMANDS = {
     "migrate": "Migrate a running VM, and show how it goes.",
     "run": "Run a virtual machine.",
     "stream": "Read a migration stream, ours or QEMU's.",
+    "testbed": "The test environment.",
 }
 """The commands and their one-line help, so that listing them imports none."""
 

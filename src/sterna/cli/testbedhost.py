@@ -1,0 +1,142 @@
+"""`sterna testbed host`: an emulated host with the kernel's own KVM."""
+
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from sterna.testbed.armhost.emulator import Forward, Settings
+    from sterna.testbed.armhost.image import Image
+
+_FORWARD = re.compile(r"(?P<here>\d{1,5}):(?P<there>\d{1,5})", re.ASCII)
+_MAX_PORT = 65535
+
+
+@click.command("host")
+@click.argument("architecture", type=click.Choice(["arm64"]))
+@click.argument("words", metavar="[COMMAND]...", nargs=-1)
+@click.option(
+    "--cpu",
+    type=click.Choice(["cortex-a57", "max"]),
+    default="cortex-a57",
+    help="cortex-a57: KVM apart from the kernel (nVHE), guests of 32 bits as well. max: KVM inside the kernel (VHE).",
+)
+@click.option(
+    "--kernel",
+    type=click.Choice(["stable", "backports"]),
+    default="stable",
+    help="Debian's stable kernel, or its later one, which has KVM's dirty ring.",
+)
+@click.option("--smp", type=click.IntRange(1, 8), default=2, help="CPUs of the host.")
+@click.option("--memory", default="2G", help="RAM of the host, such as 2G.")
+@click.option(
+    "--gic", type=click.Choice(["2", "3"]), default="3", help="Version of the interrupt controller."
+)
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The folder that COMMAND runs in a copy of; its src/ is where Python looks. Else sterna's own.",
+)
+@click.option(
+    "--forward", multiple=True, metavar="PORT:PORT", help="Connects 127.0.0.1:PORT here with PORT there."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="End the host after so long."
+)
+@click.option("--update", is_flag=True, help="Build the host anew from today's packages.")
+def host(
+    architecture: str,
+    words: tuple[str, ...],
+    cpu: str,
+    kernel: str,
+    smp: int,
+    memory: str,
+    gic: str,
+    tree: Path | None,
+    forward: tuple[str, ...],
+    timeout: float | None,
+    update: bool,
+) -> int:
+    """Run COMMAND on an emulated arm64 host with a real KVM; without COMMAND, a shell.
+
+    Debian's kernel and Python under qemu-system-aarch64, with a copy of sterna's sources. Built when first
+    asked for, from packages that are fetched; kept in the user's cache. From the host, this machine is 10.0.2.2.
+
+    Exit code: that of COMMAND; 1 when the host cannot be built or breaks.
+
+    Example: sterna testbed host arm64 -- python3 -m sterna doctor
+    """
+    from sterna.machine.config import ConfigError, parse_memory
+    from sterna.testbed.armhost import image
+    from sterna.testbed.armhost.emulator import Settings
+    from sterna.testbed.armhost.errors import ArmHostError
+    from sterna.testbed.armhost.recipe import Recipe
+
+    if not words and not sys.stdin.isatty():
+        raise UsageError("no COMMAND given, and no terminal for a shell")
+    try:
+        memory_mib = parse_memory(memory) >> 20
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    forwards = tuple(_parse_forward(text) for text in forward)
+    settings = Settings(cpu, smp, memory_mib, int(gic), forwards)
+
+    def progress(text: str) -> None:
+        print(f"sterna: {architecture} host: {text}", file=sys.stderr, flush=True)
+
+    try:
+        built = image.obtain(Recipe(kernel), update=update, progress=progress)
+        return _run(built, words, settings, tree or _own_tree(), timeout)
+    except ArmHostError as error:
+        first, *more = str(error).splitlines()
+        for line in more:
+            print(line, file=sys.stderr)
+        raise CliError(first) from error
+
+
+def _run(
+    built: "Image", words: tuple[str, ...], settings: "Settings", tree: Path, timeout: float | None
+) -> int:
+    from sterna.testbed.armhost import emulator
+
+    if not words:
+        return emulator.run_on_terminal(built.kernel, built.initramfs, ["sh"], settings=settings, tree=tree)
+    # SIGTERM ends the host as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(ExitCode.INTERRUPTED))
+    return emulator.run(
+        built.kernel,
+        built.initramfs,
+        words,
+        settings=settings,
+        tree=tree,
+        out=sys.stdout.buffer,
+        err=sys.stderr.buffer,
+        timeout_s=timeout,
+    )
+
+
+def _parse_forward(text: str) -> "Forward":
+    from sterna.testbed.armhost.emulator import Forward
+
+    match = _FORWARD.fullmatch(text)
+    ports = [int(match[name]) for name in ("here", "there")] if match else []
+    if not ports or not all(1 <= port <= _MAX_PORT for port in ports):
+        raise UsageError(f"--forward {text}: write two ports, here and there, such as 4321:4321")
+    return Forward(*ports)
+
+
+def _own_tree() -> Path:
+    """The checkout that this program runs from."""
+    import sterna
+
+    package = Path(sterna.__file__).resolve().parent
+    checkout = package.parent.parent
+    if (checkout / "pyproject.toml").exists():
+        return checkout
+    raise CliError(f"{package} is not in a checkout of sterna: give one with --tree")

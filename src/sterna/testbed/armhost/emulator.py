@@ -1,0 +1,267 @@
+"""QEMU as the machine that the host is: boots it, runs one command there, and ends with it."""
+
+import contextlib
+import io
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from sterna.testbed.armhost.errors import ArmHostError
+
+PROGRAM = "qemu-system-aarch64"
+CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on"}
+"""Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE), 64-bit only."""
+_KERNEL_LOG_LINES = 30
+_READ_BYTES = 1 << 16
+_NOT_IN_TREE = frozenset(
+    {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".import_linter_cache"}
+)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A TCP port of the host's, reachable at a port of this machine's loopback interface."""
+
+    here: int
+    there: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The emulated hardware.
+
+    :ivar cpu: a key of `CPUS`
+    :ivar memory_mib: its RAM
+    :ivar gic: version of the interrupt controller, 2 or 3; KVM offers its guests the same
+    :ivar forwards: ports of its that can be reached from here
+    """
+
+    cpu: str = "cortex-a57"
+    smp: int = 2
+    memory_mib: int = 2048
+    gic: int = 3
+    forwards: tuple[Forward, ...] = field(default=())
+
+
+def require_qemu() -> str:
+    """The emulator's path.
+
+    :raise ArmHostError: When it is not installed.
+    """
+    path = shutil.which(PROGRAM)
+    if path is None:
+        raise ArmHostError(f"{PROGRAM} is missing: apt install qemu-system-arm")
+    return path
+
+
+def run(
+    kernel: Path,
+    initramfs: Path,
+    command: Sequence[str],
+    *,
+    settings: Settings,
+    tree: Path | None,
+    out: BinaryIO,
+    err: BinaryIO,
+    timeout_s: float | None,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    """Boot the host, run `command` in a copy of `tree`, and return its exit code.
+
+    :param out: gets what the command writes to its standard output, as it comes
+    :param err: the same for its standard error
+    :param timeout_s: how long all of that may take
+    :param check: called now and then; what it raises ends the host
+    :raise ArmHostError: When QEMU is missing, the host breaks, or time is up.
+    """
+    with _Host(kernel, initramfs, command, settings, tree) as host:
+        host.copy_output({"out": out, "err": err}, timeout_s, check)
+        return host.exit_code()
+
+
+def run_on_terminal(
+    kernel: Path, initramfs: Path, command: Sequence[str], *, settings: Settings, tree: Path | None
+) -> int:
+    """As `run`, on this process's terminal: `command` reads from it as well.
+
+    :raise ArmHostError: When QEMU is missing or the host breaks.
+    """
+    with _Host(kernel, initramfs, command, settings, tree, terminal=True) as host:
+        host.wait()
+        return host.exit_code()
+
+
+class _Host:
+    """One boot of the emulated host."""
+
+    def __init__(
+        self,
+        kernel: Path,
+        initramfs: Path,
+        command: Sequence[str],
+        settings: Settings,
+        tree: Path | None,
+        *,
+        terminal: bool = False,
+    ) -> None:
+        qemu = require_qemu()
+        with contextlib.ExitStack() as stack:
+            self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-armhost-")))
+            _write_job(self._directory / "job.tar", command, tree)
+            (self._directory / "status").touch()
+            self._streams: dict[str, socket.socket] = {}
+            passed: dict[str, socket.socket] = {}
+            for name in () if terminal else ("out", "err"):
+                ours, theirs = socket.socketpair()
+                self._streams[name] = stack.enter_context(ours)
+                passed[name] = stack.enter_context(theirs)
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        *(qemu, *_machine(settings), "-kernel", str(kernel), "-initrd", str(initramfs)),
+                        *_files(self._directory),
+                        *(_terminal() if terminal else _ports(passed)),
+                    ],
+                    pass_fds=[theirs.fileno() for theirs in passed.values()],
+                    stdin=None if terminal else subprocess.DEVNULL,
+                    stdout=None if terminal else subprocess.DEVNULL,
+                    stderr=self._errors,
+                )
+            except OSError as error:
+                raise ArmHostError(f"cannot start {qemu}: {error.strerror}") from error
+            stack.callback(self._end)
+            for theirs in passed.values():
+                theirs.close()
+            self._resources = stack.pop_all()
+
+    def __enter__(self) -> "_Host":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._resources.close()
+
+    def wait(self) -> None:
+        """Wait until the host has switched itself off."""
+        self._process.wait()
+
+    def copy_output(
+        self, sinks: dict[str, BinaryIO], timeout_s: float | None, check: Callable[[], None]
+    ) -> None:
+        """Hand on what the command writes until the host has switched itself off."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            for name, stream in self._streams.items():
+                selector.register(stream, selectors.EVENT_READ, sinks[name])
+            while selector.get_map():
+                check()
+                if deadline is not None and time.monotonic() > deadline:
+                    raise ArmHostError(f"the host was not done after {timeout_s:g} s\n{self._kernel_log()}")
+                for key, _events in selector.select(0.2):
+                    assert isinstance(key.fileobj, socket.socket)
+                    data = key.fileobj.recv(_READ_BYTES)
+                    if data:
+                        key.data.write(data)
+                        key.data.flush()
+                    else:
+                        selector.unregister(key.fileobj)
+        self._process.wait()
+
+    def exit_code(self) -> int:
+        """The command's exit code.
+
+        :raise ArmHostError: When the host ended without telling it.
+        """
+        said = (self._directory / "status").read_text().strip()
+        if said.isdecimal():
+            return int(said)
+        self._errors.seek(0)
+        complaint = self._errors.read().decode(errors="replace").strip()
+        raise ArmHostError(complaint or f"the host ended before the command did\n{self._kernel_log()}")
+
+    def _kernel_log(self) -> str:
+        try:
+            lines = (self._directory / "kernel.log").read_text(errors="replace").splitlines()
+        except OSError:
+            return "it printed nothing"
+        return "\n".join(["the kernel printed last:", *lines[-_KERNEL_LOG_LINES:]])
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+def _machine(settings: Settings) -> list[str]:
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port.here}-:{port.there}" for port in settings.forwards)
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-M", f"virt,virtualization=on,gic-version={settings.gic}", "-cpu", CPUS[settings.cpu]),
+        *("-smp", str(settings.smp), "-m", str(settings.memory_mib), "-accel", "tcg,thread=multi"),
+        *("-append", "console=ttyAMA0 quiet panic=-1"),
+        *("-netdev", f"user,id=net{forwards}", "-device", "virtio-net-device,netdev=net"),
+        *("-device", "virtio-serial-device"),
+    ]
+
+
+def _files(folder: Path) -> list[str]:
+    directory = str(folder).replace(",", ",,")  # how QEMU wants a comma in a value
+    return [
+        *("-serial", f"file:{directory}/kernel.log"),
+        *("-drive", f"file={directory}/job.tar,if=none,id=job,format=raw,readonly=on"),
+        *("-device", "virtio-blk-device,drive=job"),
+        *("-chardev", f"file,id=status,path={directory}/status"),
+        *("-device", "virtserialport,chardev=status,name=status"),
+    ]
+
+
+def _ports(sockets: Mapping[str, socket.socket]) -> list[str]:
+    return [
+        argument
+        for name, theirs in sockets.items()
+        for argument in (
+            *("-chardev", f"socket,id={name},fd={theirs.fileno()}"),
+            *("-device", f"virtserialport,chardev={name},name={name}"),
+        )
+    ]
+
+
+def _terminal() -> list[str]:
+    return [
+        *("-chardev", "stdio,id=terminal,signal=off"),
+        *("-device", "virtconsole,chardev=terminal,name=terminal"),
+    ]
+
+
+def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
+    """What the host does, as an archive on its disk: `command`, and the folder `tree`."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        script = shlex.join(command).encode() + b"\n"
+        member = tarfile.TarInfo("command")
+        member.size = len(script)
+        archive.addfile(member, io.BytesIO(script))
+        folder = tarfile.TarInfo("tree")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+        if tree is not None:
+            for name in sorted(os.listdir(tree)):
+                archive.add(tree / name, f"tree/{name}", filter=_tree_member)
+
+
+def _tree_member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    name = member.name.rsplit("/", 1)[-1]
+    if name in _NOT_IN_TREE or name.endswith(".egg-info"):
+        return None
+    member.uid = member.gid = 0
+    return member

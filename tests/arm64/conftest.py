@@ -1,0 +1,52 @@
+"""The emulated arm64 host."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sterna.testbed.armhost import emulator, image
+from sterna.testbed.armhost.emulator import Settings
+from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.armhost.image import Image
+from sterna.testbed.armhost.recipe import Recipe
+
+TREE = Path(__file__).parent.parent.parent
+_TIMEOUT_S = 400
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="session")
+def arm64_image() -> Image:
+    """The host, built where there is none yet."""
+    try:
+        emulator.require_qemu()
+        return image.obtain(Recipe())
+    except ArmHostError as error:
+        if os.environ.get("STERNA_REQUIRE_ARM64HOST") == "1":
+            pytest.fail(f"{error}, and STERNA_REQUIRE_ARM64HOST=1")
+        pytest.skip(f"no arm64 host: {error}")
+
+
+@pytest.fixture
+def in_arm64_host(arm64_image: Image) -> Run:
+    """Runs a command in the host, in a copy of this checkout: its exit code, and what it wrote."""
+
+    def run(*command: str, **settings: object) -> tuple[int, str]:
+        output = io.BytesIO()
+        code = emulator.run(
+            arm64_image.kernel,
+            arm64_image.initramfs,
+            command,
+            settings=Settings(**settings),  # type: ignore[arg-type]
+            tree=TREE,
+            out=output,
+            err=output,
+            timeout_s=_TIMEOUT_S,
+        )
+        return code, output.getvalue().decode(errors="replace")
+
+    return run

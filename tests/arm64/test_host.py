@@ -1,0 +1,44 @@
+"""The emulated arm64 host itself."""
+
+import io
+
+import pytest
+
+from sterna.testbed.armhost import emulator
+from sterna.testbed.armhost.emulator import Settings
+from sterna.testbed.armhost.errors import ArmHostError
+
+pytestmark = [pytest.mark.arm64host, pytest.mark.qemu]
+
+
+def test_a_command_runs_in_the_tree_with_kvm(in_arm64_host) -> None:
+    code, output = in_arm64_host(
+        "sh", "-c", "test -c /dev/kvm && test -f src/sterna/__init__.py && uname -m; exit 7"
+    )
+    assert (code, output) == (7, "aarch64\n")
+
+
+def test_a_host_that_takes_too_long_is_ended(arm64_image) -> None:
+    with pytest.raises(ArmHostError, match="not done after"):
+        emulator.run(
+            *(arm64_image.kernel, arm64_image.initramfs, ["sleep", "1000"]),
+            settings=Settings(),
+            tree=None,
+            out=io.BytesIO(),
+            err=io.BytesIO(),
+            timeout_s=0.5,
+        )
+
+
+def test_a_kernel_that_cannot_go_on_is_an_error_with_its_last_words(arm64_image, tmp_path) -> None:
+    empty = tmp_path / "initramfs"
+    empty.write_bytes(b"")
+    with pytest.raises(ArmHostError, match=r"(?s)the host ended before.*Unable to mount root fs"):
+        emulator.run(
+            *(arm64_image.kernel, empty, ["true"]),
+            settings=Settings(),
+            tree=None,
+            out=io.BytesIO(),
+            err=io.BytesIO(),
+            timeout_s=200,
+        )
