@@ -1,11 +1,14 @@
-"""Cancellation that wakes every wait: an eventfd that is polled beside the channel's own descriptor."""
+"""Cancellation that wakes every wait: an eventfd that is polled beside the channel's own descriptor.
+
+A migration that works on several channels also ends the waits on the others by it when one of them fails.
+"""
 
 import os
 import select
 import threading
 from types import TracebackType
 
-from sterna.migration.errors import Cancelled
+from sterna.migration.errors import Cancelled, ChannelError
 
 
 class Cancellation:
@@ -18,6 +21,7 @@ class Cancellation:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
         self._set = False
+        self._failure: ChannelError | None = None
         self._closed = False
 
     def fileno(self) -> int:
@@ -32,6 +36,15 @@ class Cancellation:
     def set(self) -> None:
         """Cancel: every wait ends with `Cancelled`, now and later."""
         self._set = True
+        self._wake()
+
+    def fail(self, error: ChannelError) -> None:
+        """A channel failed: every wait ends with this error, now and later, unless it is cancelled. The first error counts."""
+        with self._lock:
+            self._failure = self._failure or error
+        self._wake()
+
+    def _wake(self) -> None:
         with self._lock:
             if not self._closed:
                 os.eventfd_write(self._fd, 1)
@@ -39,14 +52,18 @@ class Cancellation:
     def check(self) -> None:
         """
         :raise Cancelled: When `set` was called.
+        :raise ChannelError: When `fail` was called.
         """
         if self._set:
             raise Cancelled("migration cancelled")
+        if self._failure is not None:
+            raise ChannelError(str(self._failure)) from self._failure
 
     def sleep(self, seconds: float) -> None:
         """Wait so long.
 
         :raise Cancelled: When `set` was called, before or meanwhile.
+        :raise ChannelError: When `fail` was.
         """
         self.check()
         poll = select.poll()

@@ -50,11 +50,13 @@ class MigrationController:
         """Start to migrate the guest to `uri`, in a thread of its own; `wait` for the outcome.
 
         :raise UriError: When the URI is malformed.
-        :raise StateError: When a migration is in progress, or this machine waits for a guest.
+        :raise StateError: When a migration is in progress, or this machine waits for a guest, or the capability
+            multifd is on and the URI is not one that can be connected to more than once.
         """
         target = uris.parse(uri)
         if resume:
             raise StateError("a migration cannot be resumed: postcopy is not implemented")
+        self._check_channels(target)
         with self._lock:
             self._check_open()
             if self._source is not None and self._source.progress.snapshot().status.running:
@@ -192,6 +194,13 @@ class MigrationController:
         source = self._source
         if source is not None:
             source.limiter.rate = self._parameters.max_bandwidth
+
+    def _check_channels(self, uri: uris.Uri) -> None:
+        if self._parameters.multifd and not isinstance(uri, uris.ListeningUri):
+            raise StateError(
+                f"multifd is not supported by current protocol: it needs several connections, and {uri} is one; "
+                "use tcp: or unix:, or switch multifd off"
+            )
 
     def _end_source(self) -> None:
         if self._thread is not None:

@@ -30,6 +30,8 @@ from sterna.migration.handshake import (
     Ready,
     Running,
 )
+from sterna.migration.multifd.lobby import Lobby
+from sterna.migration.multifd.receiver import MultifdReceiver
 from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
@@ -102,6 +104,7 @@ class Destination:
     :ivar incoming_id: names this wait for a guest in the greeting
     :ivar silence_seconds: how long the source may send nothing at all before it is given up, None for ever;
         however little it sends, and however slowly, keeps it
+    :ivar lobby: where multifd channels arrive; None where there can be but one connection
     :ivar confirmed: the source knows that the guest runs here, or never asks
     """
 
@@ -114,6 +117,7 @@ class Destination:
     incoming_id: uuid.UUID
     cancellation: Cancellation
     silence_seconds: float | None = None
+    lobby: Lobby | None = None
     confirmed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +125,11 @@ class Destination:
         self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds))
         self._decoder: RamDecoder | None = None
         self._ram_ended = False
+        count = self.parameters.multifd_channels if self.parameters.multifd else 0
+        self._multifd = MultifdReceiver(
+            count, self.guest.ram_blocks, self.cancellation.check, self.channel.stop_reading
+        )
+        self._multifd_pages = 0
         self._return_path = False
         self._greeted = False
         self._offer: Offer | None = None
@@ -137,13 +146,20 @@ class Destination:
 
         :return: whether the guest runs here
         """
+        if self.lobby is not None:
+            self.lobby.open(self._multifd.admit)
         try:
             self._take_in()
         except Exception as error:
             if not self._runs:
-                self._give_up(error)
+                # Why a channel failed is also why the main channel then ended.
+                self._give_up(self._multifd.error or error)
                 return False
             log.exception("after the guest was started")
+        finally:
+            if self.lobby is not None:
+                self.lobby.shut()
+            self._multifd.close()
         return True
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -155,6 +171,7 @@ class Destination:
             outcome = self.record.abandon(self._id)
             assert outcome is Outcome.ABANDONED
         self._tell(error, text)
+        self._multifd.close()
         for block in self.guest.ram_blocks:
             block.discard()
         if self.cancellation.is_set:
@@ -171,6 +188,8 @@ class Destination:
             elif self._return_path:
                 self.channel.send(shut(1).encode())
             self.channel.end_writing()
+            # A source that is busy on another channel comes to read why.
+            self._multifd.close()
             self.channel.drain()
         except (ChannelError, Cancelled):
             pass  # the connection is what failed
@@ -182,6 +201,10 @@ class Destination:
 
     def _take_in(self) -> None:
         self.progress.enter(MigrationStatus.ACTIVE)
+        if self.parameters.multifd and self.lobby is None:
+            raise Refused(
+                f"multifd is on here, and needs several connections: {self.channel.peer} is one; use tcp: or unix:"
+            )
         for block in self.guest.ram_blocks:
             block.discard()  # what never arrives is zero, and zero pages need not be written
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
@@ -233,6 +256,7 @@ class Destination:
             raise StreamError(f"pages of 2**{bits} bytes are not supported", section)
         self._page_bits = bits
         self._decoder = RamDecoder(self.guest.ram_blocks, bits, fresh=True)
+        self._multifd.begin(bits)
 
     def _read_section(self, piece: SectionPiece) -> None:
         reader, header = self._reader, piece.header
@@ -247,11 +271,14 @@ class Destination:
             match piece.type:
                 case SectionType.START:
                     self._decoder.read_setup(reader)
+                    self._meet_channels(last=False)
                 case SectionType.PART | SectionType.END:
                     before = self._decoder.statistics()
                     self._decoder.read_records(reader)
+                    multifd_bytes = self._meet_channels(last=piece.type is SectionType.END)
                     now = self._decoder.statistics()
-                    self.progress.received(now.bytes - before.bytes, now.normal, now.duplicate)
+                    normal = now.normal + self._multifd_pages
+                    self.progress.received(now.bytes - before.bytes + multifd_bytes, normal, now.duplicate)
                     self._ram_ended = piece.type is SectionType.END
                 case _:
                     raise reader.error("the section must come in parts")
@@ -266,6 +293,16 @@ class Destination:
             raise reader.error("this machine has no such device")
         else:
             self._devices.append(reader.read_state(self.guest.descriptions[header.name]))
+
+    def _meet_channels(self, *, last: bool) -> int:
+        """What follows an EOS waits for what the multifd channels have before it.
+
+        :return: bytes that came on them since the EOS before
+        """
+        assert self._decoder is not None
+        came = self._multifd.meet(self.silence_seconds, self._decoder.received, last=last)
+        self._multifd_pages += came.pages
+        return came.size
 
     def _obey(self, command: CommandPiece) -> None:
         match command.kind:
@@ -288,6 +325,8 @@ class Destination:
     def _hello(self) -> Hello:
         able = self.parameters.verify is not Verify.OFF
         features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
+        if self._multifd.count:
+            features.append(handshake.FEATURE_MULTIFD)
         return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns())
 
     def _accept(self, offer: Offer) -> None:
@@ -297,11 +336,23 @@ class Destination:
             raise self._reader.error(f"{offer.migration_id!r:.60} is not the id of a migration") from None
         if not offer.verify and self.parameters.verify is Verify.ON:
             raise Refused("x-sterna-verify is on here, but off at the source")
+        self._check_channels(offer.multifd)
         if not self.record.begin(migration_id.bytes):
             raise Refused(f"migration {migration_id} was tried here before; an id is good for one attempt")
         self._id = migration_id.bytes
         self._offer = offer
         self.progress.note(migration_id=str(migration_id))
+
+    def _check_channels(self, theirs: int) -> None:
+        ours = self._multifd.count
+        if theirs and not ours:
+            raise Refused("multifd is on at the source, but off here")
+        if ours and not theirs:
+            raise Refused("multifd is on here, but off at the source")
+        if theirs != ours:
+            raise Refused(f"multifd-channels is {theirs} at the source, {ours} here")
+        if not ours:
+            self._multifd.ignore_channels()
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ VERSION = 1
 FEATURES = ("commit", "counter")
 """What every sterna of this version does. ``digest`` is added unless verification is off."""
 FEATURE_DIGEST = "digest"
+FEATURE_MULTIFD = "multifd"
+"""Present while the capability `multifd` is on. With it pages may come as what changed in them (XBZRLE) at the same time."""
 
 
 class PrivateCommand(IntEnum):
@@ -103,10 +105,12 @@ class Offer(msgspec.Struct, frozen=True):
 
     :ivar migration_id: 32 hexadecimal digits, new for each attempt
     :ivar verify: a digest section comes before the end of the stream
+    :ivar multifd: number of multifd channels, 0 without
     """
 
     migration_id: str
     verify: bool
+    multifd: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True):

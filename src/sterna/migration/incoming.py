@@ -1,6 +1,7 @@
 """Waiting for a guest: the listener, and what each connection to it turns out to be.
 
-A connection brings a migration stream, or the question who runs a guest (`sterna.migration.doubt`). One
+A connection brings a migration stream, or the pages of one (`sterna.migration.multifd`), or the question who runs a guest
+(`sterna.migration.doubt`). One
 stream is taken in at a time, questions are answered beside it. After a failure the listener goes on waiting
 for another attempt; after a success it stays until the source has confirmed. A source that falls silent is given
 up, so that it does not keep others out for ever.
@@ -10,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
 
@@ -17,19 +19,21 @@ from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.sockets import Listener
+from sterna.migration.channels.sockets import Listener, SocketChannel
 from sterna.migration.destination import Destination
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.guest import Guest
+from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.stream import sections
+from sterna.stream import multifd, sections
 from sterna.stream.return_path import ReturnMessage
-from sterna.stream.wire import Command
+from sterna.stream.wire import Command, StreamError
 
 _HEAD_BYTES = len(doubt.QUESTION)
+_MULTIFD = multifd.MAGIC.to_bytes(4, "big")
 _HEAD_SECONDS = 10.0
 _GREETING = sections.command(Command.PING, handshake.GREETING.to_bytes(4, "big"))
 _GREETING_LIMIT = 1 << 16
@@ -73,6 +77,7 @@ class Incoming:
         self._connections: set[threading.Thread] = set()
         self._changed = threading.Condition()
         self._listener: Listener | None = None
+        self._lobby = Lobby()
         self._progress = self._new_progress()
         try:
             if isinstance(uri, uris.ListeningUri):
@@ -120,6 +125,7 @@ class Incoming:
         self._thread.join()
         for thread in list(self._connections):
             thread.join()
+        self._lobby.close()
         self._cancellation.close()
         self._enough.close()
 
@@ -155,7 +161,7 @@ class Incoming:
                     continue
                 with self._changed:
                     self._connections = {thread for thread in self._connections if thread.is_alive()}
-                    if len(self._connections) >= _CONNECTION_LIMIT:
+                    if len(self._connections) >= self._connection_limit():
                         channel.close()
                         continue
                     thread = threading.Thread(
@@ -168,19 +174,32 @@ class Incoming:
                         continue
                     self._connections.add(thread)
 
-    def _serve(self, channel: Channel) -> None:
+    def _connection_limit(self) -> int:
+        """All channels of a migration may connect at once."""
+        channels = self._parameters.multifd_channels if self._parameters.multifd else 0
+        return _CONNECTION_LIMIT + channels
+
+    def _serve(self, channel: SocketChannel) -> None:
         """Find out what a connection wants."""
-        with channel:
+        with ExitStack() as stack:
+            stack.enter_context(channel)
             try:
                 head = self._read_exactly(channel, _HEAD_BYTES)
                 if not head:
                     return  # only looked whether somebody listens
+                if head.startswith(_MULTIFD):
+                    init = multifd.decode_init(
+                        head + self._read_exactly(channel, multifd.INIT_BYTES - len(head))
+                    )
+                    stack.pop_all()
+                    self._lobby.enter(init, channel)
+                    return
                 if head == doubt.QUESTION:
                     migration_id = self._read_exactly(channel, doubt.ID_BYTES)
                     if len(migration_id) == doubt.ID_BYTES:
                         doubt.answer(channel, self._record, migration_id)
                     return
-            except (ChannelError, Cancelled):
+            except (ChannelError, Cancelled, StreamError):
                 return
             self._take_in(channel, head)
 
@@ -218,6 +237,7 @@ class Incoming:
                     self._cancellation,
                     # Whoever set up a one-way channel, or a connection of his own, keeps no one else out.
                     SILENCE_SECONDS if self._listener else None,
+                    self._lobby if self._listener else None,
                 )
                 runs = destination.run()
             finally:

@@ -109,11 +109,21 @@ def untouched_records(
     block: RamBlock, pages: PageNumbers, prefix: bytes, suffix: bytes, page_bits: int
 ) -> bytes:
     """Records that say all of `pages` are zero, made without looking at them."""
-    if page_bits < PAGE_SHIFT:
-        split = 1 << (PAGE_SHIFT - page_bits)
-        pages = (pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)
+    return b"".join((prefix, zero_records(block, stream_pages(pages, page_bits), page_bits), suffix))
+
+
+def stream_pages(pages: PageNumbers, page_bits: int) -> PageNumbers:
+    """The pages of the stream, 2**page_bits bytes each, that make up pages of 4 KiB."""
+    if page_bits == PAGE_SHIFT:
+        return np.ascontiguousarray(pages)
+    split = 1 << (PAGE_SHIFT - page_bits)
+    return np.ascontiguousarray(pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)
+
+
+def zero_records(block: RamBlock, pages: PageNumbers, page_bits: int) -> bytes:
+    """Records of pages (numbers in the stream's page size, at least one) that are zero; the first names the block."""
     records = np.zeros(pages.size, dtype=_ZERO_RECORD)
     records["word"] = (pages << page_bits) | int(RamFlag.ZERO | RamFlag.CONTINUE)
     name = block.name.encode()
     head = ((int(pages[0]) << page_bits) | int(RamFlag.ZERO)).to_bytes(8, "big")
-    return b"".join((prefix, head, bytes((len(name),)), name, b"\0", records[1:].tobytes(), suffix))
+    return b"".join((head, bytes((len(name),)), name, b"\0", records[1:].tobytes()))

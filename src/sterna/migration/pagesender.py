@@ -16,8 +16,8 @@ from sterna.stream import ram, sections
 RAM_ID = 1
 """Number of the ram section in our streams."""
 _LARGEST_PIECE = 4 << 20
-_PART = sections.section_part(RAM_ID)
-_PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
+PART = sections.section_part(RAM_ID)
+PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Sent:
     :ivar saved_pages: those that went as what changed, or not at all because nothing did
     :ivar seconds: how long it took, pacing included
     :ivar encode_seconds: how much of it was spent before the first byte left
+    :ivar multifd_bytes: how much of `size` went on multifd channels
     """
 
     size: int
@@ -38,13 +39,18 @@ class Sent:
     saved_pages: int = 0
     seconds: float = 0.0
     encode_seconds: float = 0.0
+    multifd_bytes: int = 0
 
 
 class PageSender(Protocol):
-    """A way for pages to the destination. One thread calls it.
+    """A way for the ram section to the destination. One thread calls it.
 
     Whatever goes wrong raises `ChannelError`; a cancellation raises `Cancelled`.
     """
+
+    def send_part(self, data: bytes, *, final: bool) -> Sent:
+        """Send the section's first or, when `final`, its last part, which have no pages but an EOS."""
+        ...
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         """Send pages. They are read at some time between the call and the end of the pass.
@@ -60,6 +66,10 @@ class PageSender(Protocol):
 
     def unsent_bytes(self) -> int:
         """Bytes that were handed to the kernel and are known not to have arrived yet."""
+        ...
+
+    def close(self) -> None:
+        """Let go of channels of its own."""
         ...
 
 
@@ -78,23 +88,27 @@ class RecordSender:
         self._cache = cache
         self._page_bits = page_bits
 
+    def send_part(self, data: bytes, *, final: bool) -> Sent:
+        self._channel.send(data)
+        return Sent(len(data))
+
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         started = encoded_at = time.monotonic()
         pages, saved_pages = int(batch.pages.size), 0
         if batch.untouched:
-            data = untouched_records(batch.block, batch.pages, _PART, _PART_END, self._page_bits)
+            data = untouched_records(batch.block, batch.pages, PART, PART_END, self._page_bits)
             if not final:
                 self._limiter.pace(len(data))
             self._channel.send(data)
             size, zero_pages = len(data), pages
         elif self._cache is not None and number > 1:
-            changes = self._cache.encode(batch, number, prefix=_PART, suffix=_PART_END, keep=not final)
+            changes = self._cache.encode(batch, number, prefix=PART, suffix=PART_END, keep=not final)
             encoded_at = time.monotonic()
             send_paced(self._channel, changes.iov, self._limiter, final=final)
             size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
         else:
             encoded = ram.encode_pages(
-                batch.block, batch.pages, prefix=_PART, suffix=_PART_END, page_bits=self._page_bits
+                batch.block, batch.pages, prefix=PART, suffix=PART_END, page_bits=self._page_bits
             )
             send_paced(self._channel, encoded.iov, self._limiter, final=final)
             size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
@@ -106,6 +120,9 @@ class RecordSender:
 
     def unsent_bytes(self) -> int:
         return self._channel.unsent_bytes()
+
+    def close(self) -> None:
+        pass
 
 
 def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, final: bool) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sterna.migration.errors import ParameterError
+from sterna.stream.multifd import Compression
 
 Value = int | bool | str
 
@@ -110,7 +111,7 @@ CAPABILITIES: Mapping[str, bool] = {
     "block": False,
     "return-path": True,
     "pause-before-switchover": False,
-    "multifd": False,
+    "multifd": True,
     "dirty-bitmaps": False,
     "postcopy-blocktime": False,
     "late-block-activate": False,
@@ -196,6 +197,28 @@ class Parameters:
     def xbzrle_cache_size(self) -> int:
         """Bytes; a migration takes it when it begins."""
         return int(self._values["xbzrle-cache-size"])
+
+    @property
+    def multifd(self) -> bool:
+        """Whether pages go on channels of their own."""
+        return self._capabilities["multifd"]
+
+    @property
+    def multifd_channels(self) -> int:
+        """Both ends must agree."""
+        return int(self._values["multifd-channels"])
+
+    @property
+    def multifd_compression(self) -> Compression:
+        """How pages are coded on multifd channels."""
+        return Compression(self._values["multifd-compression"])
+
+    @property
+    def multifd_level(self) -> int:
+        """Level of that compression; 0 without."""
+        if self.multifd_compression is Compression.NONE:
+            return 0
+        return int(self._values[f"multifd-{self.multifd_compression.value}-level"])
 
     @property
     def throttle_trigger_threshold(self) -> int:

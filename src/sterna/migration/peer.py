@@ -24,6 +24,8 @@ from sterna.stream.wire import Command, ReturnPathType, StreamError
 GREETING_SECONDS = 30.0
 """How long a peer on a two-way channel may take to answer the greeting. QEMU and sterna answer at once."""
 
+_REASON_SECONDS = 1.0
+
 
 class PeerKind(Enum):
     """What the destination is."""
@@ -88,6 +90,9 @@ class Peer:
     def explain(self, error: ChannelError) -> Exception:
         """The reason that the destination gave before the channel broke, or else the breaking itself."""
         try:
+            if not self._messages:
+                # Where another channel broke, the reason may be on its way on this one.
+                self._channel.wait_readable(_REASON_SECONDS)
             self.check()
         except Refused as refused:
             return refused
@@ -160,9 +165,9 @@ class Peer:
             raise ProtocolError(f"{self._channel.peer} answered the greeting with type {message.type:#x}")
         return greeted
 
-    def offer(self, migration_id: uuid.UUID, verify: bool) -> None:
+    def offer(self, migration_id: uuid.UUID, verify: bool, multifd_channels: int) -> None:
         """Name the migration to a sterna."""
-        payload = handshake.encode(handshake.Offer(migration_id.hex, verify))
+        payload = handshake.encode(handshake.Offer(migration_id.hex, verify, multifd_channels))
         self._channel.send(sections.command(PrivateCommand.OFFER, payload))
 
     def wait_ready(self) -> Ready:

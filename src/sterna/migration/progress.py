@@ -140,11 +140,20 @@ class Progress:
         yield self._pass
 
     def sent(
-        self, *, size: int, pages: int, zero_pages: int, seconds: float, final: bool, saved_pages: int = 0
+        self,
+        *,
+        size: int,
+        pages: int,
+        zero_pages: int,
+        seconds: float,
+        final: bool,
+        saved_pages: int = 0,
+        multifd_bytes: int = 0,
     ) -> None:
         """Pages were handed to the channel, in so many bytes and seconds.
 
         :param saved_pages: how many were sent as what changed in them, or not at all because nothing did
+        :param multifd_bytes: how much of `size` went on multifd channels
         """
         with self._lock:
             assert self._pass is not None
@@ -154,6 +163,7 @@ class Progress:
             info = self._info
             self.note(
                 transferred=info.transferred + size,
+                multifd_bytes=info.multifd_bytes + multifd_bytes,
                 downtime_bytes=info.downtime_bytes + (size if final else 0),
                 remaining=max(0, info.remaining - pages * PAGE_SIZE),
                 zero_pages=info.zero_pages + zero_pages,

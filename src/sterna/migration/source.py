@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -36,6 +36,7 @@ from sterna.migration.errors import (
     describe,
 )
 from sterna.migration.guest import Guest
+from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import LastSent, PassWork
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender, Sent
 from sterna.migration.parameters import Parameters, Verify
@@ -129,6 +130,14 @@ class Source:
         self._owner = _Owner.HERE
         self._overdue = False
         self._digest: RamDigest | None = None
+        parameters = self.parameters
+        self._multifd = (
+            MultifdSettings(
+                parameters.multifd_channels, parameters.multifd_compression, parameters.multifd_level
+            )
+            if parameters.multifd
+            else None
+        )
         self.progress.note(
             migration_id=str(self.migration_id), total=sum(block.size for block in self.guest.ram_blocks)
         )
@@ -211,17 +220,17 @@ class Source:
             size = self.parameters.xbzrle_cache_size
             self._cache = XbzrleCache(self.guest.ram_blocks, size, self._page_bits)
             self.progress.note(xbzrle=self._cache.statistics)
-        with self.uri.connect(self._cancellation) as channel:
+        with self.uri.connect(self._cancellation) as channel, closing(self._page_sender(channel)) as pages:
             peer = Peer(channel)
             try:
-                greeted = self._set_up(channel, peer)
-                pages = RecordSender(channel, self.limiter, self._cache, self._page_bits)
+                greeted = self._set_up(channel, pages, peer)
                 rest = self._precopy(pages, peer, self._verifies(greeted))
                 with self._time_limit():
                     self._switch_over(channel, pages, peer, greeted, rest)
             except NackError as error:
                 raise self._explain(error.nack) from error
             except ChannelError as error:
+                channel.watch(self.closing)
                 reason = peer.explain(error)
                 if isinstance(reason, NackError):
                     reason = self._explain(reason.nack)
@@ -239,13 +248,23 @@ class Source:
             verify.locate(self.guest.ram_blocks, nack.block, nack.chunk, nack.pages, self._last_sent)
         )
 
-    def _set_up(self, channel: Channel, peer: Peer) -> Greeted:
+    def _page_sender(self, channel: Channel) -> PageSender:
+        if self._multifd is None:
+            return RecordSender(channel, self.limiter, self._cache, self._page_bits)
+        assert isinstance(self.uri, uris.ListeningUri)
+        return MultifdSender(
+            channel, self.uri, self._multifd, self.limiter, self._cache, self._page_bits, self._cancellation
+        )
+
+    def _set_up(self, channel: Channel, pages: PageSender, peer: Peer) -> Greeted:
         configuration = sections.Configuration(self.guest.machine_type, self.guest.page_bits)
         self._send(channel, sections.header(configuration))
         greeted = peer.greet()
         self.progress.note(peer=greeted.kind.value, clock_offset_ns=greeted.clock_offset_ns)
+        self._check_multifd(greeted)
         if greeted.kind is PeerKind.STERNA:
-            peer.offer(self.migration_id, self._verifies(greeted))
+            channels = self._multifd.channels if self._multifd else 0
+            peer.offer(self.migration_id, self._verifies(greeted), channels)
         elif self._verifies(greeted) and greeted.kind is PeerKind.QEMU:
             raise MigrationError(
                 "x-sterna-verify is on, but the destination cannot verify: it is not a sterna"
@@ -255,8 +274,20 @@ class Source:
         self.guest.start_dirty_logging()
         blocks = [(block.name, block.size) for block in self.guest.ram_blocks]
         opening = sections.section_start(RAM_ID, RAM_SECTION, 0, RAM_VERSION)
-        self._send(channel, opening + ram.ram_setup(blocks) + sections.footer(RAM_ID))
+        setup = pages.send_part(opening + ram.ram_setup(blocks) + sections.footer(RAM_ID), final=False)
+        self.progress.sent_other(setup.size)
         return greeted
+
+    def _check_multifd(self, greeted: Greeted) -> None:
+        if self._multifd is None:
+            return
+        if greeted.kind is PeerKind.QEMU and self._cache is not None:
+            raise MigrationError(
+                "the capabilities multifd and xbzrle together need a sterna at the destination, and this is a QEMU: "
+                "switch one of them off"
+            )
+        if greeted.kind is PeerKind.STERNA and handshake.FEATURE_MULTIFD not in greeted.features:
+            raise MigrationError("multifd is on here, but off at the destination")
 
     def _verifies(self, greeted: Greeted) -> bool:
         wanted = self.parameters.verify
@@ -328,7 +359,7 @@ class Source:
             digest: Future[RamDigest] | None = None
             if verifying:
                 digest = pool.submit(self._digest_ram)
-            self._send_rest(channel, pages, peer, rest)
+            self._send_rest(pages, peer, rest)
             timeline.last_pass = time.time_ns()
             devices = self._send_devices(channel)
             timeline.device_state = time.time_ns()
@@ -365,13 +396,13 @@ class Source:
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
 
-    def _send_rest(self, channel: Channel, pages: PageSender, peer: Peer, rest: PassWork) -> None:
+    def _send_rest(self, pages: PageSender, peer: Peer, rest: PassWork) -> None:
         batches = self.guest.harvest()
         work = PassWork.merged(rest, self.guest.ram_blocks, batches)
         self._send_pass(pages, peer, work, final=True)
         self._finish_pass(0)
         end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
-        self._send(channel, end, final=True)
+        self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
 
     def _send_devices(self, channel: Channel) -> list[tuple[VmStateDescription, DeviceState]]:
         sent: list[tuple[VmStateDescription, DeviceState]] = []
@@ -484,6 +515,7 @@ class Source:
             pages=sent.pages,
             zero_pages=sent.zero_pages,
             saved_pages=sent.saved_pages,
+            multifd_bytes=sent.multifd_bytes,
             seconds=sent.seconds,
             final=final,
         )

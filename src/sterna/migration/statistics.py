@@ -6,6 +6,7 @@ Bytes are those of the stream, headers included. Times that QEMU reports in ms a
 what the look at its end found: the work of the next pass. The last pass runs while the guest is stopped.
 - **Transferred**: bytes of the stream handed to the kernel. **Remaining**: bytes of RAM in pages not sent
 since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
+- **Multifd bytes**: those of transferred that went on multifd channels, packet headers included.
 - **Duplicate** pages held only zeros and went as a mark; **normal** pages went whole.
 With XBZRLE, pages that went as what changed, and pages that had not changed, are neither.
 - **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
@@ -186,6 +187,7 @@ class MigrationInfo:
     passes: tuple[PassRecord, ...] = ()
     pass_number: int = 0
     transferred: int = 0
+    multifd_bytes: int = 0
     remaining: int = 0
     total: int = 0
     zero_pages: int = 0
@@ -245,7 +247,7 @@ class MigrationInfo:
             "dirty-sync-count": self.pass_number,
             "postcopy-requests": 0,
             "page-size": PAGE_SIZE,
-            "multifd-bytes": 0,
+            "multifd-bytes": self.multifd_bytes,
             "pages-per-second": round(self.pages_per_second),
             "precopy-bytes": self.transferred - self.downtime_bytes,
             "downtime-bytes": self.downtime_bytes,

@@ -52,6 +52,7 @@ def encode_changes_twin(
     scratch: Words,
     counts: Numbers,
     iov: Words,
+    apart: Numbers,
 ) -> tuple[int, int]:
     hva, base, cache_hva = (int(address) for address in addresses)
     size = 1 << page_bits
@@ -96,6 +97,11 @@ def encode_changes_twin(
             if enters:
                 kept[:] = scratch
                 source = cache_hva + slot * size
+        if flags == _PAGE and apart.size:
+            counts[NORMAL] += 1
+            apart[len(rows)] = page
+            rows.append((source, size))
+            continue
         head = (page << page_bits | flags | (_CONTINUE if named else 0)).to_bytes(8, "big")
         record = head + (b"" if named else name.tobytes()) + (b"\0" if flags == _ZERO else b"") + code
         named = True
@@ -108,7 +114,7 @@ def encode_changes_twin(
             run = used
     out[used : used + suffix.size] = suffix
     used += suffix.size
-    if used > run:
+    if used > run and not apart.size:
         rows.append((base + run, used - run))
     iov[: len(rows)] = np.array(rows, dtype=np.uint64).reshape(-1, 2)
     return len(rows), used + page_bytes
@@ -158,6 +164,7 @@ def encode_changes(
     scratch: Words,
     counts: Numbers,
     iov: Words,
+    apart: Numbers,
 ) -> tuple[int, int]:
     """Write the records of dirty pages, and the list of pieces that make them up.
 
@@ -180,7 +187,9 @@ def encode_changes(
     :param scratch: room for one page
     :param counts: `COUNTERS` counters, increased
     :param iov: `shape (at least 2 * pages + 1, 2)`
-    :return: rows used of `iov`, bytes on the wire
+    :param apart: empty, or as long as `pages`: then pages that are sent whole have no records, their numbers go here, and only
+        they are in `iov`
+    :return: rows used of `iov`, bytes on the wire without pages that go apart
     """
     size = 1 << page_bits
     per_page = size >> 3
@@ -237,6 +246,13 @@ def encode_changes(
             if enters:
                 _copy(kept, guest)
                 source = addresses[2] + np.uint64(slot * size)
+        if flags == _PAGE and apart.size:
+            counts[_NORMAL] += 1
+            apart[rows] = page
+            iov[rows, 0] = source
+            iov[rows, 1] = size
+            rows += 1
+            continue
         word = (page << page_bits) | flags | (_CONTINUE if named else 0)
         for shift in range(8):
             out[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
@@ -267,7 +283,7 @@ def encode_changes(
     for j in range(suffix.size):
         out[used + j] = suffix[j]
     used += suffix.size
-    if used > run:
+    if used > run and apart.size == 0:
         iov[rows, 0] = addresses[1] + np.uint64(run)
         iov[rows, 1] = used - run
         rows += 1

@@ -21,12 +21,13 @@ from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.ram import RamBlock
 from sterna.migration import xbzrle_kernels
 from sterna.migration.channels.channel import Vectors
-from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork
+from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork, stream_pages
 from sterna.migration.statistics import XbzrleStatistics
 from sterna.migration.xbzrle_kernels import CODE_BYTES, CODES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
 from sterna.stream.wire import NAME_LIMIT
 
 _RECORD_BYTES = 8
+_TOGETHER: PageNumbers = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,24 @@ class EncodedBatch:
     iov: Vectors
     nbytes: int
     normal: int
+    zero: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class ApartBatch:
+    """A batch as records, but for the pages that go whole.
+
+    :ivar records: what goes in records, empty when nothing does
+    :ivar pages: numbers of the pages that go whole, in the stream's page size
+    :ivar sources: where they are as they are to be sent, until the next pass
+    :ivar zero: pages that are all zero
+    :ivar saved: pages that went as what changed, or are unchanged
+    """
+
+    records: bytes
+    pages: PageNumbers
+    sources: Vectors
     zero: int
     saved: int
 
@@ -84,7 +103,7 @@ class XbzrleCache:
         self._pass_pages = 0
         self._statistics = XbzrleStatistics(cache_bytes)
         # No pages: this has the kernel compiled (or read from the disk) before the first pass is on its way.
-        self._encode(blocks[0], np.zeros(0, dtype=np.int64), 0, b"", b"", False)
+        self._encode(blocks[0], np.zeros(0, dtype=np.int64), 0, b"", b"", False, _TOGETHER)
 
     def encode(
         self, batch: Batch, number: int, *, prefix: bytes = b"", suffix: bytes = b"", keep: bool = True
@@ -96,22 +115,45 @@ class XbzrleCache:
         :param suffix: bytes to send after the records
         :param keep: whether another pass may follow
         """
-        started = time.monotonic()
-        block = batch.block
-        pages = self._stream_pages(batch.pages)
-        assert pages.size <= BATCH_PAGES << self._split
-        assert not pages.size or 0 <= int(pages.min()) <= int(pages.max()) < block.size >> self._page_bits
-        before = self._counts.copy()
-        rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep)
-        new = self._counts - before
-        self._pass_pages += int(batch.pages.size)
-        self._pass_seconds += time.monotonic() - started
+        rows, nbytes, new = self._encode_batch(batch, number, prefix, suffix, keep, _TOGETHER)
         normal, zero = int(new[NORMAL]) >> self._split, int(new[ZERO]) >> self._split
         saved = int(batch.pages.size) - normal - zero
         return EncodedBatch(self._iov[:rows], nbytes, normal, zero, saved)
 
+    def encode_apart(self, batch: Batch, number: int, *, keep: bool = True) -> ApartBatch:
+        """As `encode`, for pages that go whole by another way. It must have read them before the next pass."""
+        apart = np.empty(batch.pages.size << self._split, dtype=np.int64)
+        rows, nbytes, new = self._encode_batch(batch, number, b"", b"", keep, apart)
+        normal, zero = int(new[NORMAL]) >> self._split, int(new[ZERO]) >> self._split
+        saved = int(batch.pages.size) - normal - zero
+        return ApartBatch(self._out[:nbytes].tobytes(), apart[:rows], self._iov[:rows].copy(), zero, saved)
+
+    def _encode_batch(
+        self, batch: Batch, number: int, prefix: bytes, suffix: bytes, keep: bool, apart: PageNumbers
+    ) -> tuple[int, int, PageNumbers]:
+        """
+        :return: rows of the gather list, bytes on the wire, what the kernel counted
+        """
+        started = time.monotonic()
+        block = batch.block
+        pages = stream_pages(batch.pages, self._page_bits)
+        assert pages.size <= BATCH_PAGES << self._split
+        assert not pages.size or 0 <= int(pages.min()) <= int(pages.max()) < block.size >> self._page_bits
+        before = self._counts.copy()
+        rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep, apart)
+        self._pass_pages += int(batch.pages.size)
+        self._pass_seconds += time.monotonic() - started
+        return rows, nbytes, self._counts - before
+
     def _encode(
-        self, block: RamBlock, pages: PageNumbers, number: int, prefix: bytes, suffix: bytes, keep: bool
+        self,
+        block: RamBlock,
+        pages: PageNumbers,
+        number: int,
+        prefix: bytes,
+        suffix: bytes,
+        keep: bool,
+        apart: PageNumbers,
     ) -> tuple[int, int]:
         name = block.name.encode()
         assert len(prefix) + len(suffix) + NAME_LIMIT < PAGE_SIZE
@@ -134,6 +176,7 @@ class XbzrleCache:
             self._scratch,
             self._counts,
             self._iov,
+            apart,
         )
 
     def finish_pass(self) -> XbzrleStatistics:
@@ -180,12 +223,6 @@ class XbzrleCache:
         """How many 4 KiB pages are in the cache, judged by their first bytes."""
         keys = self._first_keys[block.name] + (pages << self._split)
         return int(np.count_nonzero(self._keys[keys & (self._places - 1)] == keys))
-
-    def _stream_pages(self, pages: PageNumbers) -> PageNumbers:
-        if self._split:
-            parts = np.arange(1 << self._split, dtype=np.int64)
-            pages = ((pages[:, np.newaxis] << self._split) + parts).reshape(-1)
-        return np.ascontiguousarray(pages)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -26,7 +26,8 @@ Bytes = bytes | bytearray | memoryview
 MAGIC = 0x11223344
 """The first four bytes of the initial packet and of each header."""
 VERSION = 1
-UUID_BYTES = 16
+NO_UUID = bytes(16)
+"""Of a machine that has none."""
 CHANNEL_LIMIT = 255
 """Most channels of a migration: the highest value of `multifd-channels`."""
 GROUP_BYTES = 512 << 10
@@ -84,9 +85,10 @@ class Init:
 
 def decode_init(data: Bytes) -> Init:
     """
-    :param data: `INIT_BYTES` bytes
     :raise StreamError: When it is not an initial packet of this version.
     """
+    if len(data) != INIT_BYTES:
+        raise StreamError(f"an initial multifd packet of {len(data)} bytes instead of {INIT_BYTES}")
     magic, version, uuid, channel = _INIT.unpack(data)
     _check_opening(magic, version)
     return Init(uuid, channel)

@@ -31,6 +31,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _writev = _libc.writev
 _writev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _writev.restype = ctypes.c_ssize_t
+_readv = _libc.readv
+_readv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_readv.restype = ctypes.c_ssize_t
+
+
+def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
+    """A gather list of one piece, good as long as `data` is kept."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)
 
 
 def describe(error: OSError) -> str:
@@ -82,8 +91,7 @@ class Channel:
         :raise ChannelError: When the peer is gone or the descriptor fails.
         :raise Cancelled: When the migration is cancelled before all of it was accepted.
         """
-        array = np.frombuffer(data, dtype=np.uint8)
-        self.send_vectors(np.array([[array.ctypes.data, array.size]], dtype=np.uint64))
+        self.send_vectors(vectors_of(data))
 
     def send_vectors(self, vectors: Vectors) -> None:
         """Write what `vectors` points at, in order, without copying it. The memory must stay where it is
@@ -144,6 +152,27 @@ class Channel:
             assert self._read_fd is not None
             self._wait(self._read_fd, select.POLLIN)
 
+    def readinto_vectors(self, vectors: Vectors) -> int:
+        """Read what there is, at least one byte, to where `vectors` points, in order; wait for it. The memory must stay where
+        it is meanwhile.
+
+        :return: bytes read; 0 at the end of the stream.
+        :raise ChannelError: When the connection breaks.
+        :raise Cancelled: When the migration is cancelled.
+        """
+        while True:
+            self._cancellation.check()
+            if self._read_fd is None or self._closed:
+                raise ChannelError(f"{self.peer} is not open for reading")
+            got = int(_readv(self._read_fd, vectors.ctypes.data, min(len(vectors), IOV_MAX)))
+            if got >= 0:
+                return got
+            code = ctypes.get_errno()
+            if code in (errno.EAGAIN, errno.EWOULDBLOCK):
+                self._wait(self._read_fd, select.POLLIN)
+            elif code != errno.EINTR:
+                raise ChannelError(f"reading from {self.peer}: {os.strerror(code).lower()}")
+
     def readinto_now(self, buffer: memoryview | bytearray) -> int | None:
         """As `readinto`, and None at once when nothing has arrived."""
         return self._read_now(buffer)
@@ -184,6 +213,9 @@ class Channel:
     def watch(self, cancellation: Cancellation) -> None:
         """From now on, let this cancellation end the waits instead of the one given at the start."""
         self._cancellation = cancellation
+
+    def stop_reading(self) -> None:
+        """Whoever waits for bytes, in whichever thread, finds the stream ended, where that can be had; writing goes on."""
 
     def end_writing(self) -> None:
         """Say that nothing more will be written on a channel that stays open for reading."""

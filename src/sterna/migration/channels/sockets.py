@@ -19,7 +19,10 @@ from sterna.migration.errors import ChannelError, ConnectionRefused
 Attempt = tuple[socket.AddressFamily, object]
 """An address family and an address of it, to connect to."""
 
+BACKLOG = 512
+"""Connections that may wait to be accepted: all channels of a migration come at once."""
 _LINGER_SECONDS = 2.0
+_FULL_BACKLOG_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 1.0
 _PASSING = frozenset(
@@ -75,6 +78,26 @@ class SocketChannel(Channel):
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:  # the connection is gone already
             pass
+
+    def shut_down(self) -> None:
+        """End both directions: whoever waits on the channel, in whichever thread, comes back at once. It stays to be closed."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the connection is gone already
+            pass
+
+    def stop_reading(self) -> None:
+        """Whoever waits for bytes, in whichever thread, finds the stream ended; writing goes on."""
+        try:
+            self._socket.shutdown(socket.SHUT_RD)
+        except OSError:  # the connection is gone already
+            pass
+
+    def hung_up(self) -> bool:
+        """Whether the peer has ended the connection, or its direction of it; bytes may be left to read."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def drain(self) -> None:
         """Read and forget until the peer closes, for a short while.
@@ -137,6 +160,11 @@ def _try_address(
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setblocking(False)
             code = sock.connect_ex(address)  # type: ignore[arg-type]
+            deadline = time.monotonic() + (timeout_seconds or _FULL_BACKLOG_SECONDS)
+            while code == errno.EAGAIN and time.monotonic() < deadline:
+                # A Unix socket's backlog is full (connect(2)); TCP waits by itself.
+                cancellation.sleep(_PAUSE_SECONDS)
+                code = sock.connect_ex(address)  # type: ignore[arg-type]
         except OSError as error:
             return ChannelError(describe(error))
         except (ValueError, OverflowError) as error:

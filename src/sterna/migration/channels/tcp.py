@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
-from sterna.migration.channels.sockets import Listener, SocketChannel
+from sterna.migration.channels.sockets import BACKLOG, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 
@@ -52,7 +52,7 @@ class TcpUri:
                 # Bind exactly what the user named, not IPv4 beside it.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address)  # type: ignore[arg-type]
-            sock.listen(16)
+            sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()

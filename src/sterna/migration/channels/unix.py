@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
-from sterna.migration.channels.sockets import Listener, SocketChannel
+from sterna.migration.channels.sockets import BACKLOG, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 
@@ -39,7 +39,7 @@ class UnixUri:
         try:
             self._remove_stale()
             sock.bind(self.path)
-            sock.listen(16)
+            sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()

@@ -1,0 +1,140 @@
+"""What the channels of a source have to send, and who sends it.
+
+One thread hands out groups of pages, the channels take them as they get free. Between two looks at the dirty log, and now and
+then in between, comes a mark: each channel then tells the destination that it has sent all that was handed out before.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from sterna.memory.ram import RamBlock
+from sterna.migration.channels.channel import Vectors
+from sterna.migration.pages import PageNumbers
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pages of one block for one packet.
+
+    :ivar pages: numbers in the stream's page size
+    :ivar vectors: where their bytes are; they may change until they are sent, but must not go away
+    :ivar final: whether the guest waits for it: nothing is paced then
+    """
+
+    block: RamBlock
+    pages: PageNumbers
+    vectors: Vectors
+    final: bool
+
+
+Job = tuple[Group, ...]
+"""Groups that one channel sends in one go."""
+
+
+class Task(Enum):
+    """What else a channel may be told to do."""
+
+    SYNC = "sync"
+    END = "end"
+
+
+class Jobs:
+    """The queue between the thread that looks at pages and the channels.
+
+    :param channels: how many take from it
+    :param room: jobs that wait before `put` does
+    """
+
+    def __init__(self, channels: int, room: int) -> None:
+        self._channels = channels
+        self._room = room
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[int, Job]] = deque()
+        self._marks = 0
+        # Tasks that have been given to a channel, or must be given to each, and are not done.
+        self._open = 0
+        self._sent_bytes = 0
+        self._error: Exception | None = None
+        self._ended = False
+
+    # -- the thread that hands out -----------------------------------------------------------------------------
+
+    def put(self, job: Job) -> None:
+        """Hand out a job; wait while there are many.
+
+        :raise Exception: What a channel failed with.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < self._room or self._error)
+            self._check()
+            self._waiting.append((self._marks, job))
+            self._open += 1
+            self._changed.notify_all()
+
+    def mark(self) -> None:
+        """Each channel is to send SYNC after what was handed out so far."""
+        with self._changed:
+            self._check()
+            self._marks += 1
+            self._open += self._channels
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait until everything that was handed out has been sent.
+
+        :raise Exception: What a channel failed with.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0 or self._error)
+            self._check()
+
+    def take_sent_bytes(self) -> int:
+        """Bytes that the channels have sent since the last call."""
+        with self._changed:
+            size, self._sent_bytes = self._sent_bytes, 0
+            return size
+
+    def end(self) -> None:
+        """The channels are to end, whatever is left."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # -- the channels ------------------------------------------------------------------------------------------
+
+    def take(self, marks: int) -> Job | Task:
+        """What the calling channel is to do next; wait for it.
+
+        :param marks: how many SYNCs it has sent
+        """
+        with self._changed:
+            while True:
+                if self._ended or self._error:
+                    return Task.END
+                if self._waiting and self._waiting[0][0] == marks:
+                    job = self._waiting.popleft()[1]
+                    self._changed.notify_all()
+                    return job
+                if marks < self._marks:
+                    # Nobody hands out work for before the mark any more.
+                    return Task.SYNC
+                self._changed.wait()
+
+    def done(self, size: int) -> None:
+        """The calling channel has done what it took, in so many bytes."""
+        with self._changed:
+            self._sent_bytes += size
+            self._open -= 1
+            self._changed.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        """The calling channel cannot go on. The first error counts."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()

@@ -1,0 +1,204 @@
+"""Multifd at the destination: the channels of one migration, and where they meet its main channel.
+
+Wherever the main channel has EOS, it waits until each channel has read a SYNC, and each channel that has waits for it. So
+nothing that comes later, on whichever channel, is put into RAM before what came earlier. After the last EOS no
+channel reads on: RAM is verified, and then the guest's.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sterna.memory.bitmap import Words
+from sterna.memory.ram import RamBlock
+from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.errors import ChannelError, Refused
+from sterna.migration.multifd.receivechannel import ReceiveChannel
+from sterna.stream.multifd import NO_UUID, Init
+
+CONNECT_SECONDS = 10.0
+"""How long a channel may take to connect after the main channel needs it."""
+_LOOK_SECONDS = 0.2
+"""How often a wait for channels looks at what does not wake it."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What came on multifd channels between two meetings."""
+
+    size: int
+    pages: int
+
+
+class MultifdReceiver:
+    """The channels of one attempt to take in a guest.
+
+    :param count: how many channels there must be, 0 while multifd is off
+    :param check: raises when the attempt is to end
+    :param on_error: called when a channel fails, on its thread: the main channel is not to wait any longer
+    """
+
+    def __init__(
+        self, count: int, blocks: Sequence[RamBlock], check: Callable[[], None], on_error: Callable[[], None]
+    ) -> None:
+        self.count = count
+        self._blocks = {block.name: block for block in blocks}
+        self._check = check
+        self._on_error = on_error
+        self._changed = threading.Condition()
+        self._admitted: dict[int, SocketChannel] = {}
+        self._channels: dict[int, ReceiveChannel] = {}
+        self._arrived: set[int] = set()
+        self._left: set[int] = set()
+        self._page_bits: int | None = None
+        self._meetings = 0
+        self._over = False
+        self._deaf = False
+        self._error: Exception | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why a channel failed, the first that did."""
+        return self._error
+
+    # -- the main channel --------------------------------------------------------------------------------------
+
+    def begin(self, page_bits: int) -> None:
+        """The stream's page size is known: channels may be read."""
+        with self._changed:
+            self._page_bits = page_bits
+            for index in self._admitted:
+                self._start(index)
+
+    def ignore_channels(self) -> None:
+        """The source has said that it has none: one that connects is somebody else's."""
+        with self._changed:
+            self._deaf = True
+
+    def meet(self, silence_seconds: float | None, received: Mapping[str, Words], *, last: bool) -> Received:
+        """The main channel has read an EOS: wait until each channel has read SYNC, then let all go on.
+
+        :param silence_seconds: how long a channel that is connected may take, None for ever
+        :param received: by block name, pages that have come; those that came on the channels are added
+        :param last: whether no pages follow; then the channels are not read any more
+        :raise StreamError, ChannelError: What a channel failed with, or when one does not come.
+        """
+        started = time.monotonic()
+        with self._changed:
+            while len(self._arrived) < self.count:
+                self._check()
+                if self._error is not None:
+                    raise self._error
+                if self._left:
+                    raise ChannelError(f"multifd channel {min(self._left)} ended before the migration did")
+                self._check_time(time.monotonic() - started, silence_seconds)
+                self._changed.wait(_LOOK_SECONDS)
+            size = pages = 0
+            for channel in self._channels.values():
+                more_bytes, more_pages = channel.take()
+                size += more_bytes
+                pages += more_pages
+                for name, words in channel.received.items():
+                    received[name][:] |= words
+                    words[:] = 0
+            self._arrived.clear()
+            self._meetings += 1
+            self._over = last
+            self._changed.notify_all()
+            return Received(size, pages)
+
+    def _check_time(self, seconds: float, silence_seconds: float | None) -> None:
+        missing = sorted(set(range(self.count)) - set(self._channels))
+        if missing:
+            if seconds >= CONNECT_SECONDS:
+                if len(missing) == self.count:
+                    raise ChannelError(
+                        f"multifd is on here, and no channel connected within {CONNECT_SECONDS:.0f} s: "
+                        "is it on at the source?"
+                    )
+                raise ChannelError(
+                    f"multifd channel {missing[0]} did not connect within {CONNECT_SECONDS:.0f} s: "
+                    f"{self.count - len(missing)} of {self.count} did"
+                )
+        elif silence_seconds is not None and seconds >= silence_seconds:
+            late = min(set(self._channels) - self._arrived)
+            raise ChannelError(f"multifd channel {late} did not go on for {silence_seconds:.1f} s")
+
+    def close(self) -> None:
+        """Close all channels; returns when their threads have ended. None is admitted any more."""
+        with self._changed:
+            self._over = True
+            self._meetings += 1
+            admitted, self._admitted = self._admitted, {}
+            self._changed.notify_all()
+        for channel in admitted.values():
+            channel.shut_down()
+        for receiving in self._channels.values():
+            receiving.join()
+        for channel in admitted.values():
+            channel.close()
+
+    # -- the listener ------------------------------------------------------------------------------------------
+
+    def admit(self, init: Init, channel: SocketChannel) -> None:
+        """A connection says that it is one of the channels. It is closed with the receiver, or at once.
+
+        A connection that cannot be one of them fails the migration, whose pages may have gone there.
+        """
+        with self._changed:
+            error = None if self._deaf else self._refusal(init)
+            if error is None and not self._over and not self._deaf:
+                self._admitted[init.id] = channel
+                if self._page_bits is not None:
+                    self._start(init.id)
+                return
+        channel.close()
+        if error is not None:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """The migration cannot succeed any more. The first error counts."""
+        with self._changed:
+            if self._over:
+                return
+            self._error = self._error or error
+            self._changed.notify_all()
+        self._on_error()
+
+    def _refusal(self, init: Init) -> Refused | None:
+        if not self.count:
+            return Refused("multifd is on at the source, but off here")
+        if init.uuid != NO_UUID:
+            return Refused(
+                f"multifd channel {init.id} belongs to the machine with UUID {init.uuid.hex()}, this one has none"
+            )
+        if init.id >= self.count:
+            return Refused(f"multifd channel {init.id} connected, but multifd-channels is {self.count} here")
+        if init.id in self._admitted:
+            return Refused(f"multifd channel {init.id} connected twice")
+        return None
+
+    # -- the channels ------------------------------------------------------------------------------------------
+
+    def _start(self, index: int) -> None:
+        assert self._page_bits is not None
+        receiving = ReceiveChannel(index, self._admitted[index], self._blocks, self._page_bits, self)
+        self._channels[index] = receiving
+        receiving.start()
+
+    def arrive(self, channel: ReceiveChannel) -> bool:
+        with self._changed:
+            self._arrived.add(channel.index)
+            present = self._meetings
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._meetings > present)
+            return not self._over
+
+    def leave(self, channel: ReceiveChannel, error: Exception | None) -> None:
+        with self._changed:
+            if not self._over:
+                self._left.add(channel.index)
+            self._changed.notify_all()
+        if error is not None:
+            self.fail(error)

@@ -1,0 +1,117 @@
+"""One multifd channel of a source: a connection, and a thread that sends packets on it."""
+
+import itertools
+import threading
+
+import numpy as np
+
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.errors import ChannelError, MigrationError, describe
+from sterna.migration.multifd.jobs import Group, Job, Jobs, Task
+from sterna.migration.pagesender import send_paced
+from sterna.migration.ratelimit import RateLimiter
+from sterna.stream.multifd import Compression, Packet, PacketFormat
+from sterna.stream.pagecompression import Compressor
+from sterna.stream.ram_kernels import bytes_at
+
+
+class SendChannel:
+    """:param numbers: of packets, shared by all channels
+    :param compressor: None to send pages as they are
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        jobs: Jobs,
+        packet_format: PacketFormat,
+        numbers: "itertools.count[int]",
+        compression: Compression,
+        compressor: Compressor | None,
+        limiter: RateLimiter,
+        cancellation: Cancellation,
+    ) -> None:
+        self.channel = channel
+        self._jobs = jobs
+        self._format = packet_format
+        self._numbers = numbers
+        self._compression = compression
+        self._compressor = compressor
+        self._limiter = limiter
+        self._cancellation = cancellation
+        self._thread = threading.Thread(target=self._run, name="multifd-send", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the thread, which has been told to end, and close the connection."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.channel.close()
+
+    def check_open(self) -> None:
+        """The destination never sends anything here.
+
+        :raise ChannelError: When it has closed the connection, or talks.
+        """
+        got = self.channel.readinto_now(bytearray(1))
+        if got is not None:
+            raise ChannelError(f"{self.channel.peer} {'sent something' if got else 'closed the connection'}")
+
+    def _run(self) -> None:
+        marks = 0
+        try:
+            while (task := self._jobs.take(marks)) is not Task.END:
+                if isinstance(task, tuple):
+                    size = self._send(task)
+                else:
+                    size = self._send_sync()
+                    marks += 1
+                self._jobs.done(size)
+        except MigrationError as error:
+            self._give_up(error)
+        except Exception as error:
+            self._give_up(ChannelError(f"{self.channel.peer}: {describe(error)}"))
+
+    def _give_up(self, error: MigrationError) -> None:
+        if isinstance(error, ChannelError):
+            # Whoever waits on another channel learns why.
+            self._cancellation.fail(error)
+        self._jobs.fail(error)
+
+    def _send_sync(self) -> int:
+        header = self._format.encode(Packet(sync=True, number=next(self._numbers)))
+        self.channel.send(header)
+        return len(header)
+
+    def _send(self, job: Job) -> int:
+        pieces: list[Vectors] = []
+        keep: list[bytes] = []
+        for group in job:
+            pieces += self._packet(group, keep)
+        vectors = np.concatenate(pieces)
+        send_paced(self.channel, vectors, self._limiter, final=job[0].final)
+        return int(vectors[:, 1].sum())
+
+    def _packet(self, group: Group, keep: list[bytes]) -> list[Vectors]:
+        """A packet as gather lists.
+
+        :param keep: takes what they point into
+        """
+        data = group.vectors
+        if self._compressor is not None:
+            # A copy: the guest may be writing to the pages, and not every compressor can stand that.
+            pages = b"".join(bytes_at(address, size) for address, size in data.tolist())
+            keep.append(self._compressor.compress(pages))
+            data = vectors_of(keep[-1])
+        packet = Packet(
+            compression=self._compression,
+            block=group.block.name,
+            pages=group.pages,
+            data_bytes=int(data[:, 1].sum()),
+            number=next(self._numbers),
+        )
+        keep.append(self._format.encode(packet))
+        return [vectors_of(keep[-1]), data]

@@ -1,0 +1,226 @@
+"""Multifd at the source: whole pages go on channels of their own, several at once.
+
+The main channel has the marks of pages that are zero and, with XBZRLE, what changed in pages. What must stay in
+order is separated by EOS in the main stream and SYNC on each channel: the destination takes nothing that comes after them
+before it has everything that comes before. A page is sent at most once between two of them.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.ram import RamBlock
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.channels.uri import ListeningUri
+from sterna.migration.errors import ChannelError, ConnectionRefused
+from sterna.migration.multifd import kernels
+from sterna.migration.multifd.jobs import Group, Jobs
+from sterna.migration.multifd.sendchannel import SendChannel
+from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_records
+from sterna.migration.pagesender import PART, PART_END, Sent, send_paced
+from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.xbzrlecache import XbzrleCache
+from sterna.stream.multifd import NO_UUID, Compression, Init, PacketFormat
+from sterna.stream.pagecompression import compressor
+
+_GROUPS_PER_JOB = 4
+"""Packets in one go, where they are not compressed: a system call moves 2 MiB then."""
+_JOBS_PER_CHANNEL = 2
+_ROUND_SECONDS = 1.0
+"""A part of the ram section lasts no longer, so that the destination hears of both kinds of channels."""
+
+
+@dataclass(frozen=True)
+class MultifdSettings:
+    """:ivar channels: 1 to 255
+    :ivar level: of the compression, where there is one
+    """
+
+    channels: int
+    compression: Compression = Compression.NONE
+    level: int = 0
+
+
+class MultifdSender:
+    """A `PageSender`. It connects when it is made; the main channel has been connected before.
+
+    :param cache: for XBZRLE, None without
+
+    :raise ChannelError: When a channel cannot be connected.
+    :raise Cancelled: When the migration is cancelled meanwhile.
+    """
+
+    def __init__(
+        self,
+        main: Channel,
+        uri: ListeningUri,
+        settings: MultifdSettings,
+        limiter: RateLimiter,
+        cache: XbzrleCache | None,
+        page_bits: int,
+        cancellation: Cancellation,
+    ) -> None:
+        self._main = main
+        self._limiter = limiter
+        self._cache = cache
+        self._page_bits = page_bits
+        self._jobs = Jobs(settings.channels, _JOBS_PER_CHANNEL * settings.channels)
+        self._format = PacketFormat(page_bits)
+        self._groups_per_job = _GROUPS_PER_JOB if settings.compression is Compression.NONE else 1
+        self._in_part = False
+        self._in_round = False
+        self._round_began = 0.0
+        self._channels: list[SendChannel] = []
+        numbers = itertools.count()
+        try:
+            for index in range(settings.channels):
+                channel = _connect(uri, index, cancellation)
+                coder = None
+                if settings.compression is not Compression.NONE:
+                    coder = compressor(settings.compression, settings.level)
+                self._channels.append(
+                    SendChannel(
+                        channel,
+                        self._jobs,
+                        self._format,
+                        numbers,
+                        settings.compression,
+                        coder,
+                        limiter,
+                        cancellation,
+                    )
+                )
+                channel.send(Init(NO_UUID, index).encode())
+            for sending in self._channels:
+                sending.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._jobs.end()
+        for sending in self._channels:
+            sending.close()
+
+    # -- the ram section ---------------------------------------------------------------------------------------
+
+    def send_part(self, data: bytes, *, final: bool) -> Sent:
+        self._main.send(data)
+        self._jobs.mark()
+        if final:
+            self._jobs.drain()
+        return self._sent(len(data))
+
+    def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
+        started = encoded_at = time.monotonic()
+        size = self._begin_round(started)
+        block, saved = batch.block, 0
+        if batch.untouched:
+            zero = int(batch.pages.size)
+            size += self._send_zero(block, stream_pages(batch.pages, self._page_bits), final)
+        elif self._cache is not None and number > 1:
+            changes = self._cache.encode_apart(batch, number, keep=not final)
+            encoded_at = time.monotonic()
+            zero, saved = changes.zero, changes.saved
+            size += self._send_records(changes.records, final)
+            self._hand_out(block, changes.pages, changes.sources, final)
+        else:
+            pages = stream_pages(batch.pages, self._page_bits)
+            zero_pages, whole_pages = np.empty_like(pages), np.empty_like(pages)
+            zeros = kernels.split_zero(
+                block.data.view(np.uint64), pages, self._page_bits, zero_pages, whole_pages
+            )
+            zero = zeros >> (PAGE_SHIFT - self._page_bits)
+            size += self._send_zero(block, zero_pages[:zeros], final)
+            self._hand_out(block, whole_pages[: pages.size - zeros], None, final)
+        now = time.monotonic()
+        return self._sent(size, int(batch.pages.size), zero, saved, now - started, encoded_at - started)
+
+    def finish_pass(self, *, final: bool) -> Sent:
+        started = time.monotonic()
+        size = self._end_round()
+        self._jobs.drain()
+        for sending in self._channels:
+            sending.check_open()
+        return self._sent(size, seconds=time.monotonic() - started)
+
+    def unsent_bytes(self) -> int:
+        return self._main.unsent_bytes() + sum(sending.channel.unsent_bytes() for sending in self._channels)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _sent(
+        self,
+        size: int,
+        pages: int = 0,
+        zero_pages: int = 0,
+        saved_pages: int = 0,
+        seconds: float = 0.0,
+        encode_seconds: float = 0.0,
+    ) -> Sent:
+        multifd_bytes = self._jobs.take_sent_bytes()
+        return Sent(
+            size + multifd_bytes, pages, zero_pages, saved_pages, seconds, encode_seconds, multifd_bytes
+        )
+
+    def _begin_round(self, now: float) -> int:
+        size = self._end_round() if self._in_round and now >= self._round_began + _ROUND_SECONDS else 0
+        if not self._in_round:
+            self._in_round = True
+            self._round_began = now
+        return size
+
+    def _end_round(self) -> int:
+        """What was handed out is in place at the destination before anything that comes now."""
+        if not self._in_round:
+            return 0
+        end = PART_END if self._in_part else PART + PART_END
+        self._in_round = self._in_part = False
+        self._jobs.mark()
+        self._main.send(end)
+        return len(end)
+
+    def _send_zero(self, block: RamBlock, pages: PageNumbers, final: bool) -> int:
+        return self._send_records(zero_records(block, pages, self._page_bits), final) if pages.size else 0
+
+    def _send_records(self, records: bytes, final: bool) -> int:
+        if not records:
+            return 0
+        data = records if self._in_part else PART + records
+        self._in_part = True
+        send_paced(self._main, vectors_of(data), self._limiter, final=final)
+        return len(data)
+
+    def _hand_out(self, block: RamBlock, pages: PageNumbers, sources: Vectors | None, final: bool) -> None:
+        """Give whole pages to the channels.
+
+        :param sources: where the pages are, unless they are in the block
+        """
+        groups: list[Group] = []
+        for first in range(0, pages.size, self._format.pages):
+            group_pages = pages[first : first + self._format.pages]
+            if sources is None:
+                vectors = np.empty((group_pages.size, 2), dtype=np.uint64)
+                vectors = vectors[: kernels.runs(group_pages, block.hva, self._page_bits, vectors)]
+            else:
+                vectors = sources[first : first + self._format.pages]
+            groups.append(Group(block, group_pages, vectors, final))
+        for first in range(0, len(groups), self._groups_per_job):
+            self._jobs.put(tuple(groups[first : first + self._groups_per_job]))
+
+
+def _connect(uri: ListeningUri, index: int, cancellation: Cancellation) -> Channel:
+    try:
+        channel = uri.connect(cancellation)
+    except ConnectionRefused as error:
+        raise ChannelError(
+            f"multifd channel {index}: {error}; is the capability multifd on at the destination?"
+        ) from error
+    except ChannelError as error:
+        raise ChannelError(f"multifd channel {index}: {error}") from error
+    channel.peer = f"multifd channel {index} of {uri}"
+    return channel
