@@ -35,6 +35,7 @@ LEFT_OUT = frozenset(
 """What the packages depend on for their installation scripts, which do not run here; busybox has the tools."""
 
 PYTHON_PACKAGES = (
+    "backports.zstd>=1.0",
     "click>=8.1",
     "fdt>=0.3.3",
     "hypothesis>=6.100",
