@@ -25,10 +25,11 @@ from hypervisor.programs import (
     WFI,
     word,
 )
+from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated import psci
 from sterna.hypervisor.emulated.psci import Function, Result
 from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
-from sterna.hypervisor.interface import COUNTER_HZ, Exit, ExitReason, HypervisorError, SystemEvent
+from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, SystemEvent
 from sterna.memory.address import Ipa
 
 UART = Ipa(0x0900_0000)

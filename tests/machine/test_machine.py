@@ -13,7 +13,8 @@ import pytest
 from hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
-from sterna.hypervisor.interface import COUNTER_HZ, HypervisorError
+from sterna.hypervisor.arm import COUNTER_HZ
+from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.config import ConfigError
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.hypervisor.interface import ArmVcpuState
+from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.boards import VEXPRESS_A15, VIRT
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
 from sterna.machine.devices.pl011 import Pl011Registers

@@ -6,7 +6,7 @@ mean there (Linux, Documentation/virt/kvm/api.rst).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from typing import Protocol
 
 from sterna.memory.address import Ipa
@@ -34,10 +34,24 @@ class ManualProtect(IntFlag):
     INITIALLY_SET = 2
 
 
+class DirtyLogMode(StrEnum):
+    """How a VM keeps its dirty log.
+
+    BITMAP: a bitmap per slot, taken and protected again in one call. MANUAL: a bitmap that is read in one call and cleared in
+    another, range by range (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, INITIALLY_SET). RING: one ring of page numbers per vCPU
+    (KVM_CAP_DIRTY_LOG_RING).
+    """
+
+    BITMAP = "bitmap"
+    MANUAL = "manual"
+    RING = "ring"
+
+
 class ExitReason(IntEnum):
     """Why a vCPU left guest mode (KVM_EXIT_*)."""
 
     SHUTDOWN = 8
+    FAIL_ENTRY = 9
     INTR = 10
     INTERNAL_ERROR = 17
     SYSTEM_EVENT = 24
@@ -55,7 +69,7 @@ class Exit:
     """One return from guest mode.
 
     :ivar event: for SYSTEM_EVENT, which
-    :ivar detail: for INTERNAL_ERROR, the report in one line: fault, address, pc
+    :ivar detail: for INTERNAL_ERROR, FAIL_ENTRY and SHUTDOWN, the report in one line: fault, address, pc
     """
 
     reason: ExitReason
@@ -108,54 +122,17 @@ class Vcpu(Protocol):
         ...
 
     def wake(self) -> None:
-        """End a `wfi` of this vCPU (an interrupt is pending for it); `run` goes on."""
+        """End this vCPU's sleep (`wfi`, `hlt`: an interrupt is pending for it); `run` goes on."""
         ...
-
-    def set_timer_wakes(self, enabled: bool) -> None:
-        """Whether the virtual timer's interrupt reaches this vCPU, so that its expiry ends a `wfi`."""
-        ...
-
-    def get_state(self) -> "ArmVcpuState":
-        """Everything the guest can see of this CPU. Call it while `run` is not running."""
-        ...
-
-    def set_state(self, state: "ArmVcpuState") -> None:
-        """Replace the CPU's state. Call it while `run` is not running."""
-        ...
-
-
-@dataclass
-class ArmVcpuState:
-    """An ARMv7 CPU's registers, named as in the Architecture Reference Manual (ARM DDI 0406C, B1.3).
-
-    :ivar regs: r0-r15 of the current mode; r15 is the address of the next instruction
-    :ivar cpsr: the program status register, condition flags and Thumb bit included
-    :ivar banked: the banked registers by name: ``r8_usr`` .. ``r12_usr``, ``sp_usr``, ``lr_usr``, ``r8_fiq`` .. ``r12_fiq``, and
-        ``sp_``, ``lr_``, ``spsr_`` of fiq, irq, svc, abt and und; the bank of the current mode repeats `regs`
-    :ivar cp15: system registers by KVM one-reg id (0x4020_0000_000f_xxxx for 32-bit, 0x4030_0000_000f_xxxx for 64-bit ones;
-        Documentation/virt/kvm/api.rst, KVM_GET_ONE_REG), without the counter
-    :ivar vfp: d0-d31 as 64-bit integers
-    :ivar counter: CNTVCT at the moment the VM stopped, in ticks of `COUNTER_HZ`
-    :ivar powered_off: PSCI has not started this CPU yet, or stopped it
-    """
-
-    regs: list[int]
-    cpsr: int
-    banked: dict[str, int]
-    cp15: dict[int, int]
-    vfp: list[int]
-    fpscr: int
-    fpexc: int
-    counter: int
-    powered_off: bool = False
-
-
-COUNTER_HZ = 62_500_000
-"""Frequency of the generic timer, as in QEMU's `virt` board."""
 
 
 class Vm(Protocol):
-    """A virtual machine: memory slots with their dirty logs, and vCPUs."""
+    """A virtual machine: memory slots with their dirty logs, and vCPUs.
+
+    :ivar counter_hz: frequency of the guests' counter
+    """
+
+    counter_hz: int
 
     def set_memory_slot(self, slot: MemorySlot) -> None:
         """Create, move, re-flag or (size zero) delete a slot.
@@ -170,6 +147,16 @@ class Vm(Protocol):
         Without manual protect the log is cleared, the pages are protected again and the TLBs flushed before it returns.
 
         :raise HypervisorError: When there is no such slot, or it has no log (ENOENT).
+        """
+        ...
+
+    def harvest_dirty_log(self, slot: int) -> Words:
+        """Take the slot's dirty log, however this VM keeps it: an owned bitmap of the pages written since the harvest before.
+
+        When it returns the log is clear, the pages are protected again and the TLBs flushed: what is written from now on is
+        in the next harvest.
+
+        :raise HypervisorError: As `get_dirty_log`.
         """
         ...
 
@@ -197,11 +184,11 @@ class Vm(Protocol):
         ...
 
     def counter(self) -> int:
-        """The guests' virtual counter (CNTVCT) now, in ticks of `COUNTER_HZ`."""
+        """The guests' counter (ARM: CNTVCT, x86: the VM's clock) now, in ticks of `counter_hz`."""
         ...
 
     def set_counter(self, value: int) -> None:
-        """Make the virtual counter continue from `value`, now (CNTVOFF). No vCPU may be running."""
+        """Make the counter continue from `value`, now. No vCPU may be running."""
         ...
 
     def statistics(self) -> Mapping[str, int]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
-from sterna.hypervisor.interface import ArmVcpuState, Exit, ExitReason, SystemEvent, Vcpu
+from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
+from sterna.hypervisor.interface import Exit, ExitReason, SystemEvent
 from sterna.machine import devicetree, kernel
 from sterna.machine.accel import create_vm
 from sterna.machine.collector import CollectorHold
@@ -98,7 +99,7 @@ class Machine:
         stack.callback(self._vm.close)
         self.ram_blocks: Sequence[RamBlock] = (block,)
         self._ram = GuestRam(self._vm, block, board.ram_base)
-        self._vcpus: list[Vcpu] = [self._vm.create_vcpu(index) for index in range(config.smp)]
+        self._vcpus: list[ArmVcpu] = [cast(ArmVcpu, self._vm.create_vcpu(i)) for i in range(config.smp)]
         self._known_registers = frozenset(self._vcpus[0].get_state().cp15)
         self._build_devices(stack)
         if boot is not None:
@@ -396,7 +397,7 @@ class Machine:
             return sections.save(state, pending, self.config.board)
 
     @staticmethod
-    def _cpu_state(vcpu: Vcpu, counter: int) -> ArmVcpuState:
+    def _cpu_state(vcpu: ArmVcpu, counter: int) -> ArmVcpuState:
         state = vcpu.get_state()
         state.counter = counter
         return state

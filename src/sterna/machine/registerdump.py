@@ -1,6 +1,6 @@
 """A CPU's registers as text."""
 
-from sterna.hypervisor.interface import ArmVcpuState
+from sterna.hypervisor.arm import ArmVcpuState
 
 _MODES = {
     0x10: "usr32",

@@ -25,6 +25,22 @@ def full_bitmap(pages: int) -> Words:
     return words
 
 
+def set_range(words: Words, first: int, count: int) -> None:
+    """Set `count` bits from bit `first` on."""
+    if count <= 0:
+        return
+    last = first + count - 1
+    low = np.uint64((1 << 64) - (1 << first % BITS_PER_WORD))
+    high = np.uint64((2 << last % BITS_PER_WORD) - 1)
+    start, end = first // BITS_PER_WORD, last // BITS_PER_WORD
+    if start == end:
+        words[start] |= low & high
+        return
+    words[start] |= low
+    words[start + 1 : end] = np.iinfo(np.uint64).max
+    words[end] |= high
+
+
 def count(words: Words) -> int:
     """Number of set bits."""
     return (

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from unicorn import UC_ERR_INSN_INVALID, UcError
 from unicorn import arm_const as arm
 
+from sterna.hypervisor.arm import ArmVcpuState
 from sterna.hypervisor.emulated import guestmode, psci, registers
 from sterna.hypervisor.emulated.engine import Engine
 from sterna.hypervisor.emulated.guestmode import ExitKind
 from sterna.hypervisor.emulated.tlbsize import TlbSizing
-from sterna.hypervisor.interface import ArmVcpuState, Exit, ExitReason, SystemEvent
+from sterna.hypervisor.interface import Exit, ExitReason, SystemEvent
 from sterna.memory.address import Ipa
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter
 from sterna.hypervisor.emulated.native import VCPU
@@ -19,6 +20,7 @@ from sterna.hypervisor.interface import (
     MmioDevice,
     SlotFlags,
 )
+from sterna.hypervisor.memorymap import MemoryMap
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.ram import RamBlock
@@ -33,8 +35,7 @@ _DEVICE_PA = 0x08_0000_0000
 _POOL_PA = 0x10_0000_0000
 _RAM_PA = 0x20_0000_0000
 _PA_END = 1 << 40
-_IPA_END = 1 << 40
-_DEVICE_IPA_END = 1 << 32
+_IPA_BITS = 40
 _COUNTER_MASK = (1 << 64) - 1
 
 
@@ -92,6 +93,8 @@ class EmulatedVm:
     :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
     """
 
+    counter_hz = COUNTER_HZ
+
     def __init__(
         self,
         smp: int = 1,
@@ -110,12 +113,11 @@ class EmulatedVm:
         self.flush: RemoteTlbFlush = (
             GenericFlush(self.cpus) if generic_flush else BroadcastFlush(self._hardware)
         )
-        self._slots: dict[int, MemorySlot] = {}
+        self._map = MemoryMap(_IPA_BITS)
         self._logs: dict[int, DirtyLog] = {}
         self._manual = ManualProtect.OFF
         self._ram: dict[int, tuple[RamBlock, int]] = {}
         self._next_pa = _RAM_PA
-        self._devices: list[tuple[Ipa, int, MmioDevice]] = []
         self._counter_offset = 0
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()
@@ -129,46 +131,20 @@ class EmulatedVm:
     def set_memory_slot(self, slot: MemorySlot) -> None:
         """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete a slot."""
         with self._lock:
-            old = self._slots.get(slot.slot)
+            old = self._map.slots.get(slot.slot)
             if slot.size == 0:
                 if old is None:
                     raise HypervisorError(f"memory slot {slot.slot}: there is none to delete")
                 self._delete(old)
                 return
-            self._check(slot)
+            self._map.check_slot(slot)
             if old is None:
                 self._create(slot)
-            elif (old.size, old.block, old.offset) != (slot.size, slot.block, slot.offset):
-                raise HypervisorError(
-                    f"memory slot {slot.slot}: size and RAM cannot change; delete the slot first"
-                )
-            elif (old.flags ^ slot.flags) & SlotFlags.READONLY:
-                raise HypervisorError(
-                    f"memory slot {slot.slot}: READONLY cannot change; delete the slot first"
-                )
             elif old.ipa != slot.ipa:
                 self._delete(old)
                 self._create(slot)
             else:
                 self._set_logging(slot)
-
-    def _check(self, slot: MemorySlot) -> None:
-        name = f"memory slot {slot.slot}"
-        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE or slot.size < 0:
-            raise HypervisorError(
-                f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of 4096"
-            )
-        if slot.offset < 0 or slot.offset + slot.size > slot.block.size:
-            raise HypervisorError(f"{name}: reaches past the end of RAM block {slot.block.name!r}")
-        end = slot.ipa + slot.size
-        if slot.ipa < 0 or end > _IPA_END:
-            raise HypervisorError(f"{name}: {slot.ipa:#x} to {end:#x} is outside the 40-bit IPA space")
-        for other in self._slots.values():
-            if other.slot != slot.slot and slot.ipa < other.ipa + other.size and other.ipa < end:
-                raise HypervisorError(f"{name}: overlaps memory slot {other.slot} at IPA {other.ipa:#x}")
-        for ipa, size, _device in self._devices:
-            if slot.ipa < ipa + size and ipa < end:
-                raise HypervisorError(f"{name}: overlaps a device at IPA {ipa:#x}")
 
     def _create(self, slot: MemorySlot) -> None:
         pa = self._physical(slot.block) + slot.offset
@@ -178,18 +154,18 @@ class EmulatedVm:
             )
         except OutOfTablesError as error:
             raise HypervisorError(str(error)) from error
-        self._slots[slot.slot] = slot
+        self._map.slots[slot.slot] = slot
         if slot.flags & SlotFlags.LOG_DIRTY_PAGES:
             self._start_log(slot)
 
     def _delete(self, slot: MemorySlot) -> None:
         self._stop_log(slot)
-        del self._slots[slot.slot]
+        del self._map.slots[slot.slot]
         self.stage2.remove_slot(slot.slot)
         self.flush.flush_remote_tlbs()
 
     def _set_logging(self, slot: MemorySlot) -> None:
-        self._slots[slot.slot] = slot
+        self._map.slots[slot.slot] = slot
         wanted = bool(slot.flags & SlotFlags.LOG_DIRTY_PAGES)
         if wanted and slot.slot not in self._logs:
             self._start_log(slot)
@@ -252,6 +228,14 @@ class EmulatedVm:
         with self._lock:
             return self._log(slot).get()
 
+    def harvest_dirty_log(self, slot: int) -> Words:
+        """Take the log; with manual protect, clear what was found."""
+        with self._lock:
+            words = self.get_dirty_log(slot)
+            if self._manual:
+                self.clear_dirty_log(slot, 0, self._map.slot(slot).size >> PAGE_SHIFT, words)
+            return words
+
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
         self._with_log(slot, lambda log: log.clear(first_page, num_pages, words))
@@ -259,8 +243,7 @@ class EmulatedVm:
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
         """Log a write by the host; without a log there is nothing to do."""
         with self._lock:
-            if slot not in self._slots:
-                raise HypervisorError(f"memory slot {slot}: there is none")
+            self._map.slot(slot)
             if slot in self._logs:
                 self._with_log(slot, lambda log: log.mark(first_page, num_pages))
 
@@ -271,8 +254,7 @@ class EmulatedVm:
         self._manual = flags
 
     def _log(self, slot: int) -> DirtyLog:
-        if slot not in self._slots:
-            raise HypervisorError(f"memory slot {slot}: there is none")
+        self._map.slot(slot)
         if slot not in self._logs:
             raise HypervisorError(f"memory slot {slot}: its dirty log is off (ENOENT)")
         return self._logs[slot]
@@ -310,7 +292,7 @@ class EmulatedVm:
             cpu = EmulatedVcpu(self, index, self.stage2, powered_off=self._secondaries_off and index > 0)
             for block, pa in self._ram.values():
                 cpu.engine.map_ram(pa, block)
-            for ipa, size, device in self._devices:
+            for ipa, size, device in self._map.devices:
                 self._attach(cpu, ipa, size, device)
             cpu.engine.set_counter_offset(self._counter_offset)
             self.cpus.append(cpu)
@@ -319,21 +301,13 @@ class EmulatedVm:
 
     def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
         """Put a device at a page-aligned range."""
-        if (ipa | size) % PAGE_SIZE or size <= 0:
-            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not page aligned")
-        if ipa < 0 or ipa + size > _DEVICE_IPA_END:
-            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not below 4 GiB")
         with self._lock, self._vcpus_held():
-            taken = [(slot.ipa, slot.size, f"memory slot {slot.slot}") for slot in self._slots.values()]
-            taken += [(start, length, "a device") for start, length, _device in self._devices]
-            for start, length, what in taken:
-                if ipa < start + length and start < ipa + size:
-                    raise HypervisorError(f"a device at {ipa:#x} overlaps {what} at {start:#x}")
+            self._map.check_device(ipa, size)
             try:
                 self.stage2.map_device(ipa, size, _DEVICE_PA + ipa)
             except OutOfTablesError as error:
                 raise HypervisorError(str(error)) from error
-            self._devices.append((ipa, size, device))
+            self._map.add_device(ipa, size, device)
             for cpu in self.cpus:
                 self._attach(cpu, ipa, size, device)
 
@@ -353,12 +327,7 @@ class EmulatedVm:
 
     def read_physical(self, ipa: Ipa, size: int) -> bytes | None:
         """Guest memory, or None when the range is not in one slot."""
-        for slot in self._slots.values():
-            at = ipa - slot.ipa
-            if at >= 0 and at + size <= slot.size:
-                start = slot.offset + at
-                return bytes(slot.block.data[start : start + size])
-        return None
+        return self._map.read(ipa, size)
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of stage 2, TLB flushes and vCPUs."""

@@ -1,6 +1,6 @@
 """Section `timer`: the machine's clock. The guest's counter is this clock in ticks of 16 ns."""
 
-from sterna.hypervisor.interface import COUNTER_HZ
+from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, i64, unused
 
 _NS_PER_TICK = 1_000_000_000 // COUNTER_HZ

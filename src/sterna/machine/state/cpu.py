@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.hypervisor.interface import ArmVcpuState
+from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.state.clock import counter_to_ns
 from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, to_wire
 from sterna.stream.vmstate import (

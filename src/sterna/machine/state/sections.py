@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sterna.hypervisor.interface import ArmVcpuState
+from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.boards import Board
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers

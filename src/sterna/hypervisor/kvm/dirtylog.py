@@ -1,0 +1,111 @@
+"""The dirty log as a bitmap per slot (Documentation/virt/kvm/api.rst, 4.8 and 4.117)."""
+
+import ctypes
+import errno
+
+import numpy as np
+
+from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot
+from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, Request, iow, iowr
+from sterna.hypervisor.kvm.system import Capability, enable
+from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, bitmap_words
+from sterna.memory.bitmap import Words, new_bitmap
+
+_CLEAR_PAGES = 1 << 18
+"""Pages cleared per call: the kernel holds its MMU lock for so long."""
+
+
+class DirtyLogArgument(ctypes.Structure):
+    """struct kvm_dirty_log"""
+
+    _fields_ = (
+        ("slot", ctypes.c_uint32),
+        ("padding1", ctypes.c_uint32),
+        ("dirty_bitmap", ctypes.c_uint64),
+    )
+
+
+class ClearDirtyLogArgument(ctypes.Structure):
+    """struct kvm_clear_dirty_log"""
+
+    _fields_ = (
+        ("slot", ctypes.c_uint32),
+        ("num_pages", ctypes.c_uint32),
+        ("first_page", ctypes.c_uint64),
+        ("dirty_bitmap", ctypes.c_uint64),
+    )
+
+
+GET_DIRTY_LOG = iow("KVM_GET_DIRTY_LOG", 0x42, DirtyLogArgument)
+CLEAR_DIRTY_LOG = iowr("KVM_CLEAR_DIRTY_LOG", 0xC0, ClearDirtyLogArgument)
+
+_ADVICE = {
+    errno.ENOENT: "the slot's dirty log is off",
+    errno.ENXIO: "the VM keeps its dirty log in rings",
+    errno.EINVAL: "ranges are multiples of 64 pages, or reach to the slot's end",
+}
+
+
+class BitmapLog:
+    """GET_DIRTY_LOG, and CLEAR_DIRTY_LOG once manual protect is on.
+
+    :ivar manual: whether GET leaves the log and the protection alone
+    """
+
+    def __init__(self, vm: Descriptor) -> None:
+        self._vm = vm
+        self.manual = ManualProtect.OFF
+
+    def enable_manual(self, flags: ManualProtect) -> None:
+        """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on.
+
+        :raise HypervisorError: When the kernel cannot.
+        """
+        if flags & ManualProtect.INITIALLY_SET and not flags & ManualProtect.ENABLE:
+            raise HypervisorError("INITIALLY_SET needs ENABLE")
+        enable(self._vm, Capability.MANUAL_DIRTY_LOG_PROTECT2, int(flags))
+        self.manual = flags
+
+    def get(self, slot: MemorySlot) -> Words:
+        """KVM_GET_DIRTY_LOG: a copy of the slot's bitmap.
+
+        :raise KvmError: When the log is off.
+        """
+        words = new_bitmap(slot.size >> PAGE_SHIFT)
+        self._call(GET_DIRTY_LOG, DirtyLogArgument(slot.slot, 0, words.ctypes.data))
+        return words
+
+    def clear(self, slot: MemorySlot, first_page: int, num_pages: int, words: Words) -> None:
+        """KVM_CLEAR_DIRTY_LOG: clear the bits set in `words` (bit 0 is `first_page`) and protect their pages again.
+
+        :raise HypervisorError: When the range is not aligned to 64 pages (save at the slot's end), or manual protect is off.
+        """
+        name = f"memory slot {slot.slot}"
+        if not self.manual:
+            raise HypervisorError(f"{name}: clear needs manual protect: enable it before logging starts")
+        if not 0 <= first_page <= slot.size >> PAGE_SHIFT or not 0 < num_pages < 1 << 32:
+            raise HypervisorError(f"{name}: {num_pages} pages from page {first_page} on are not in the slot")
+        if words.size < bitmap_words(num_pages):
+            raise HypervisorError(f"{name}: a bitmap of {words.size} words does not cover {num_pages} pages")
+        words = np.ascontiguousarray(words)
+        self._call(
+            CLEAR_DIRTY_LOG, ClearDirtyLogArgument(slot.slot, num_pages, first_page, words.ctypes.data)
+        )
+
+    def harvest(self, slot: MemorySlot) -> Words:
+        """Take the log; with manual protect, clear what was found, where there is any."""
+        words = self.get(slot)
+        if self.manual:
+            pages = slot.size >> PAGE_SHIFT
+            for first in range(0, pages, _CLEAR_PAGES):
+                count = min(_CLEAR_PAGES, pages - first)
+                part = words[first // BITS_PER_WORD : first // BITS_PER_WORD + bitmap_words(count)]
+                if part.any():
+                    self.clear(slot, first, count, part)
+        return words
+
+    def _call(self, request: Request, argument: ctypes.Structure) -> None:
+        try:
+            self._vm.call(request, argument)
+        except KvmError as error:
+            raise KvmError(request, argument, error.errno, _ADVICE.get(error.errno, "")) from None

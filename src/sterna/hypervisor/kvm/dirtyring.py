@@ -1,0 +1,181 @@
+"""The dirty log as one ring per vCPU (Documentation/virt/kvm/api.rst, 8.29)."""
+
+import ctypes
+import mmap
+import platform
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.hypervisor.interface import HypervisorError, MemorySlot
+from sterna.hypervisor.kvm.ioctl import Descriptor, io
+from sterna.hypervisor.kvm.system import Capability, capability_of, enable
+from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.bitmap import Words, new_bitmap
+
+RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
+
+LARGEST_RING = 65536
+"""Entries. A page takes one, and an instruction that the kernel emulates may take many at once."""
+
+_PAGE_OFFSET = 64  # KVM_DIRTY_LOG_PAGE_OFFSET: where a vCPU's descriptor maps its ring, in host pages
+_DIRTY, _RESET = 1, 2
+_CHUNK = 4096
+_SLOT_LIMIT = 1 << 16  # above are the slots of other address spaces
+
+
+class DirtyGfn(ctypes.Structure):
+    """struct kvm_dirty_gfn"""
+
+    _fields_ = (("flags", ctypes.c_uint32), ("slot", ctypes.c_uint32), ("offset", ctypes.c_uint64))
+
+
+_ENTRY = np.dtype([("flags", "=u4"), ("slot", "=u4"), ("offset", "=u8")])
+
+
+def _make_fence() -> Callable[[], None]:
+    """What keeps loads and stores before it from passing those behind it. Where the hardware keeps the order of loads among
+    themselves and of stores behind loads, as x86 does, nothing.
+    """
+    if platform.machine() == "x86_64":
+        return lambda: None
+    numbers = {"aarch64": 283}
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    number = numbers[platform.machine()]
+    register, expedited = 1 << 4, 1 << 3  # membarrier(2): MEMBARRIER_CMD_(REGISTER_)PRIVATE_EXPEDITED
+    if syscall(number, register, 0, 0) != 0:
+        raise HypervisorError("membarrier(2) is missing, which reading a dirty ring on this CPU needs")
+
+    def fence() -> None:
+        syscall(number, expedited, 0, 0)
+
+    return fence
+
+
+class DirtyRing:
+    """One vCPU's ring. Entries are taken in order, each once.
+
+    :param vcpu: its descriptor
+    """
+
+    def __init__(self, vcpu: Descriptor, entries: int, fence: Callable[[], None]) -> None:
+        self._mapping = mmap.mmap(
+            vcpu.number, entries * _ENTRY.itemsize, mmap.MAP_SHARED, offset=_PAGE_OFFSET * mmap.PAGESIZE
+        )
+        self._entries: NDArray[np.void] = np.frombuffer(self._mapping, dtype=_ENTRY)
+        self._fence = fence
+        self._next = 0
+
+    def take(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The new entries, oldest first, handed back to the kernel: slots and page numbers in them.
+
+        Their pages are protected again by RESET_DIRTY_RINGS.
+        """
+        slots, offsets = [], []
+        while True:
+            at = self._next % self._entries.size
+            flags = self._entries["flags"][at : at + _CHUNK]
+            new = (flags & np.uint32(_DIRTY | _RESET)) == _DIRTY
+            count = int(new.size if new.all() else np.argmin(new))
+            if count == 0:
+                break
+            self._fence()  # the entries' contents after their flags
+            part = self._entries[at : at + count]
+            slots.append(part["slot"].copy())
+            offsets.append(part["offset"].copy())
+            self._fence()  # before the kernel may use them anew
+            part["flags"] = _RESET
+            self._next += count
+        if not slots:
+            return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.uint64)
+        return np.concatenate(slots), np.concatenate(offsets)
+
+    def close(self) -> None:
+        """Unmap it."""
+        del self._entries
+        self._mapping.close()
+
+
+class RingLog:
+    """The rings of a VM's vCPUs, and the pages they have told of that nobody has harvested yet.
+
+    To be made before the VM has vCPUs and slots.
+
+    :param entries: of each ring, a power of two
+    :raise HypervisorError: When the kernel has no rings, or none of this size.
+    """
+
+    def __init__(self, vm: Descriptor, entries: int = LARGEST_RING) -> None:
+        capability = (
+            Capability.DIRTY_LOG_RING if platform.machine() == "x86_64" else Capability.DIRTY_LOG_RING_ACQ_REL
+        )
+        largest = capability_of(vm, capability) // _ENTRY.itemsize
+        if not largest:
+            raise HypervisorError(f"this kernel's KVM lacks KVM_CAP_{capability.name}: no dirty rings")
+        if entries > largest:
+            raise HypervisorError(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
+        enable(vm, capability, entries * _ENTRY.itemsize)
+        self._vm = vm
+        self._size = entries
+        self._fence = _make_fence()
+        self._lock = threading.Lock()
+        self._rings: list[DirtyRing] = []
+        self._pending: dict[int, Words] = {}
+        self._pages: dict[int, int] = {}
+
+    def add_vcpu(self, vcpu: Descriptor) -> None:
+        """Map the ring of a new vCPU."""
+        with self._lock:
+            self._rings.append(DirtyRing(vcpu, self._size, self._fence))
+
+    def start(self, slot: MemorySlot) -> None:
+        """The slot is going to be logged."""
+        with self._lock:
+            self._drain()
+            self._pages[slot.slot] = slot.size >> PAGE_SHIFT
+            self._pending[slot.slot] = new_bitmap(slot.size >> PAGE_SHIFT)
+
+    def stop(self, slot: MemorySlot) -> None:
+        """The slot is logged no more: what its log holds is gone."""
+        with self._lock:
+            self._drain()
+            self._pending.pop(slot.slot, None)
+
+    def drain(self) -> None:
+        """Empty the rings, so that vCPUs that stand still for a full one can go on."""
+        with self._lock:
+            self._drain()
+
+    def harvest(self, slot: MemorySlot) -> Words:
+        """Take the slot's log. Its pages are protected again: nobody may read them before this returns.
+
+        :raise HypervisorError: When the slot is not logged.
+        """
+        with self._lock:
+            if slot.slot not in self._pending:
+                raise HypervisorError(f"memory slot {slot.slot}: its dirty log is off")
+            self._drain()
+            words = self._pending[slot.slot]
+            self._pending[slot.slot] = new_bitmap(self._pages[slot.slot])
+            return words
+
+    def _drain(self) -> None:
+        for ring in self._rings:
+            slots, offsets = ring.take()
+            for number in np.unique(slots):
+                words = self._pending.get(int(number)) if number < _SLOT_LIMIT else None
+                if words is not None:
+                    pages = offsets[slots == number]
+                    pages = pages[pages < self._pages[int(number)]]
+                    bits = np.uint64(1) << (pages & np.uint64(63))
+                    np.bitwise_or.at(words, (pages >> np.uint64(6)).astype(np.intp), bits)
+        self._vm.call(RESET_DIRTY_RINGS)
+
+    def close(self) -> None:
+        """Unmap the rings."""
+        with self._lock:
+            for ring in self._rings:
+                ring.close()
+            self._rings.clear()

@@ -1,0 +1,263 @@
+"""A VM of the kernel's: what all architectures share."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import ClassVar
+
+from sterna.hypervisor.interface import (
+    DirtyLogMode,
+    HypervisorError,
+    ManualProtect,
+    MemorySlot,
+    MmioDevice,
+    SlotFlags,
+)
+from sterna.hypervisor.kvm.dirtylog import BitmapLog
+from sterna.hypervisor.kvm.dirtyring import LARGEST_RING, RingLog
+from sterna.hypervisor.kvm.ioctl import Descriptor, io
+from sterna.hypervisor.kvm.memslots import set_memory_slot
+from sterna.hypervisor.kvm.stats import Statistics
+from sterna.hypervisor.kvm.system import DEVICE, Capability, System, capability_of
+from sterna.hypervisor.kvm.vcpu import KvmVcpu
+from sterna.hypervisor.memorymap import MemoryMap
+from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, Ipa, bitmap_words
+from sterna.memory.bitmap import Words, new_bitmap, set_range
+
+CREATE_VCPU = io("KVM_CREATE_VCPU", 0x41)
+
+_LOG = SlotFlags.LOG_DIRTY_PAGES
+
+
+class KvmVm(ABC):
+    """A VM on this host's CPUs; see the interface for its calls.
+
+    :ivar system: the open /dev/kvm
+    :ivar fd: the VM's descriptor
+    :ivar memory: what is where
+    :ivar cpus: the vCPUs, by index
+
+    :param smp: how many vCPUs there will be
+    :param dirty_log: how the kernel keeps the dirty log
+    :param ring_entries: size of each dirty ring, a power of two
+    :param device: KVM's device file
+    :raise HypervisorError: When this host cannot have the VM; the text says what is missing.
+    """
+
+    counter_hz: int
+    _required: ClassVar[tuple[Capability, ...]] = (
+        Capability.USER_MEMORY,
+        Capability.DESTROY_MEMORY_REGION_WORKS,
+        Capability.SYNC_MMU,
+        Capability.READONLY_MEM,
+        Capability.IMMEDIATE_EXIT,
+    )
+
+    def __init__(
+        self,
+        smp: int = 1,
+        *,
+        dirty_log: DirtyLogMode = DirtyLogMode.BITMAP,
+        ring_entries: int = LARGEST_RING,
+        device: str = DEVICE,
+    ) -> None:
+        self._smp = smp
+        self.cpus: list[KvmVcpu] = []
+        # slots_lock: one change of the memory map, and one harvest, at a time.
+        self._lock = threading.RLock()
+        # What the host itself has written, which the kernel does not log.
+        self._host: dict[int, Words] = {}
+        self._statistics: list[Statistics] | None = None
+        with ExitStack() as stack:
+            self.system = System(device)
+            stack.callback(self.system.close)
+            self.system.require(self._required)
+            most = self.system.check(Capability.MAX_VCPUS) or self.system.check(Capability.NR_VCPUS)
+            if not 1 <= smp <= most:
+                raise HypervisorError(f"{smp} vCPUs: this host's KVM has 1 to {most}")
+            self.fd: Descriptor = stack.enter_context(self.system.create_vm(self._kind()))
+            self.memory = MemoryMap(self._ipa_bits())
+            self._bitmap = BitmapLog(self.fd)
+            self._ring: RingLog | None = None
+            if dirty_log is DirtyLogMode.RING:
+                self._ring = RingLog(self.fd, ring_entries)
+                stack.callback(self._ring.close)
+            elif dirty_log is DirtyLogMode.MANUAL:
+                self.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+            self._set_up()
+            self._resources = stack.pop_all()
+
+    # -- what an architecture adds -------------------------------------------------------------------------------------
+
+    def _kind(self) -> int:
+        """Argument of KVM_CREATE_VM."""
+        return 0
+
+    @abstractmethod
+    def _ipa_bits(self) -> int:
+        """Width of a guest physical address."""
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """What is to be done to a new VM before it has vCPUs and slots."""
+
+    @abstractmethod
+    def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> KvmVcpu:
+        """A vCPU around its descriptor, in the state that it starts with."""
+
+    @abstractmethod
+    def counter(self) -> int:
+        """The guests' counter now."""
+
+    @abstractmethod
+    def set_counter(self, value: int) -> None:
+        """Let the guests' counter go on from `value`."""
+
+    @abstractmethod
+    def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
+        """The kernel's statistics, of the VM and of all vCPUs together, under the names that they have here."""
+
+    # -- memory slots --------------------------------------------------------------------------------------------------
+
+    def set_memory_slot(self, slot: MemorySlot) -> None:
+        """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete a slot."""
+        with self._lock:
+            old = self.memory.slots.get(slot.slot)
+            if slot.size == 0:
+                if old is None:
+                    raise HypervisorError(f"memory slot {slot.slot}: there is none to delete")
+                set_memory_slot(self.fd, slot)
+                del self.memory.slots[slot.slot]
+                self._stop_log(old)
+                return
+            self.memory.check_slot(slot)
+            was_logged = old is not None and bool(old.flags & _LOG)
+            if slot.flags & _LOG and not was_logged:
+                self._start_log(slot)
+            try:
+                set_memory_slot(self.fd, slot)
+            except HypervisorError:
+                if not was_logged:
+                    self._stop_log(slot)
+                raise
+            self.memory.slots[slot.slot] = slot
+            if was_logged and not slot.flags & _LOG:
+                self._stop_log(slot)
+
+    def _start_log(self, slot: MemorySlot) -> None:
+        self._host[slot.slot] = new_bitmap(slot.size >> PAGE_SHIFT)
+        if self._ring is not None:
+            self._ring.start(slot)
+
+    def _stop_log(self, slot: MemorySlot) -> None:
+        self._host.pop(slot.slot, None)
+        if self._ring is not None:
+            self._ring.stop(slot)
+
+    # -- dirty log -----------------------------------------------------------------------------------------------------
+
+    def get_dirty_log(self, slot: int) -> Words:
+        """KVM_GET_DIRTY_LOG."""
+        with self._lock:
+            words = self._bitmap.get(self.memory.slot(slot))
+            words |= self._host[slot]
+            if not self._bitmap.manual:
+                self._host[slot][:] = 0
+            return words
+
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
+        """KVM_CLEAR_DIRTY_LOG."""
+        with self._lock:
+            self._bitmap.clear(self.memory.slot(slot), first_page, num_pages, words)
+            first = first_page // BITS_PER_WORD
+            count = bitmap_words(num_pages)
+            self._host[slot][first : first + count] &= ~words[:count]
+
+    def harvest_dirty_log(self, slot: int) -> Words:
+        """Take the log, from the bitmap or the rings."""
+        with self._lock:
+            there = self.memory.slot(slot)
+            if self._ring is None:
+                words = self._bitmap.harvest(there)
+            else:
+                for cpu in self.cpus:
+                    cpu.leave_guest()
+                words = self._ring.harvest(there)
+            words |= self._host[slot]
+            self._host[slot][:] = 0
+            return words
+
+    def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
+        """Log a write by the host; without a log there is nothing to do."""
+        with self._lock:
+            pages = self.memory.slot(slot).size >> PAGE_SHIFT
+            if slot not in self._host:
+                return
+            if first_page < 0 or num_pages < 0 or first_page + num_pages > pages:
+                raise HypervisorError(
+                    f"memory slot {slot}: pages {first_page} to {first_page + num_pages} are not all in the slot's {pages}"
+                )
+            set_range(self._host[slot], first_page, num_pages)
+
+    def enable_manual_protect(self, flags: ManualProtect) -> None:
+        """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
+        if not self.system.check(Capability.MANUAL_DIRTY_LOG_PROTECT2) & flags == flags:
+            raise HypervisorError(
+                "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 as asked for; use another dirty log mode"
+            )
+        self._bitmap.enable_manual(flags)
+
+    def drain_rings(self) -> None:
+        """Empty the dirty rings: one is full, and its vCPU cannot go on."""
+        assert self._ring is not None
+        self._ring.drain()
+
+    # -- vCPUs and devices ---------------------------------------------------------------------------------------------
+
+    def create_vcpu(self, index: int) -> KvmVcpu:
+        """Add the next vCPU; its index says which."""
+        with self._lock:
+            if index != len(self.cpus) or index >= self._smp:
+                raise HypervisorError(
+                    f"vCPU {index}: the next of {self._smp} vCPUs has index {len(self.cpus)}"
+                )
+            fd = Descriptor(self.fd.call(CREATE_VCPU, index))
+            with ExitStack() as stack:
+                stack.callback(fd.close)
+                cpu = self._make_vcpu(fd, index, self.system.vcpu_mapping_bytes())
+                stack.callback(cpu.close)
+                if self._ring is not None:
+                    self._ring.add_vcpu(fd)
+                stack.pop_all()
+            self._resources.callback(cpu.close)
+            self.cpus.append(cpu)
+            self._statistics = None
+            return cpu
+
+    def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
+        """Put a device at a page-aligned range: accesses to where no slot is leave the guest."""
+        with self._lock:
+            self.memory.check_device(ipa, size)
+            self.memory.add_device(ipa, size, device)
+
+    # -- statistics, the end -------------------------------------------------------------------------------------------
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters of the kernel's; empty where it has none."""
+        with self._lock:
+            if not capability_of(self.fd, Capability.BINARY_STATS_FD):
+                return {}
+            if self._statistics is None:
+                self._statistics = [Statistics(owner) for owner in (self.fd, *(cpu.fd for cpu in self.cpus))]
+                for statistics in self._statistics:
+                    self._resources.callback(statistics.close)
+            numbers: dict[str, int] = {}
+            for statistics in self._statistics:
+                for name, value in statistics.read().items():
+                    numbers[name] = numbers.get(name, 0) + value
+            return self._name_statistics(numbers)
+
+    def close(self) -> None:
+        """Free the VM. No vCPU may be running."""
+        self._resources.close()

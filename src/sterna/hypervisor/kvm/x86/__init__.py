@@ -1,0 +1,1 @@
+"""What x86 adds to KVM: its registers, CPUID, the VM's clock, port I/O."""

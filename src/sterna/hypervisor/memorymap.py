@@ -1,0 +1,107 @@
+"""What is where in a VM's physical address space: memory slots and devices, and which of them may be added."""
+
+from sterna.hypervisor.interface import HypervisorError, MemorySlot, MmioDevice, SlotFlags
+from sterna.memory.address import PAGE_SIZE, Ipa
+
+
+class MemoryMap:
+    """The slots and devices of one VM. No lock of its own.
+
+    :ivar slots: by number
+
+    :param ipa_bits: width of a guest physical address
+    :param device_end: devices end below this address
+    """
+
+    def __init__(self, ipa_bits: int, device_end: int = 1 << 32) -> None:
+        self.slots: dict[int, MemorySlot] = {}
+        self._ipa_bits = ipa_bits
+        self._device_end = device_end
+        self._devices: list[tuple[Ipa, int, MmioDevice]] = []
+
+    def check_slot(self, slot: MemorySlot) -> None:
+        """Check a slot of a size above zero that is to be created or changed.
+
+        :raise HypervisorError: When it overlaps another slot or a device, is not page aligned, lies outside its RAM block or the
+            address space, or changes what a slot keeps for its life.
+        """
+        name = f"memory slot {slot.slot}"
+        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE or slot.size < 0:
+            raise HypervisorError(
+                f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of 4096"
+            )
+        if slot.offset < 0 or slot.offset + slot.size > slot.block.size:
+            raise HypervisorError(f"{name}: reaches past the end of RAM block {slot.block.name!r}")
+        end = slot.ipa + slot.size
+        if slot.ipa < 0 or end > 1 << self._ipa_bits:
+            raise HypervisorError(
+                f"{name}: {slot.ipa:#x} to {end:#x} is outside the {self._ipa_bits}-bit IPA space"
+            )
+        for other in self.slots.values():
+            if other.slot != slot.slot and slot.ipa < other.ipa + other.size and other.ipa < end:
+                raise HypervisorError(f"{name}: overlaps memory slot {other.slot} at IPA {other.ipa:#x}")
+        for ipa, size, _device in self._devices:
+            if slot.ipa < ipa + size and ipa < end:
+                raise HypervisorError(f"{name}: overlaps a device at IPA {ipa:#x}")
+        old = self.slots.get(slot.slot)
+        if old is None:
+            return
+        if (old.size, old.block, old.offset) != (slot.size, slot.block, slot.offset):
+            raise HypervisorError(f"{name}: size and RAM cannot change; delete the slot first")
+        if (old.flags ^ slot.flags) & SlotFlags.READONLY:
+            raise HypervisorError(f"{name}: READONLY cannot change; delete the slot first")
+
+    def slot(self, number: int) -> MemorySlot:
+        """A slot by its number.
+
+        :raise HypervisorError: When there is none.
+        """
+        if number not in self.slots:
+            raise HypervisorError(f"memory slot {number}: there is none")
+        return self.slots[number]
+
+    def slot_at(self, ipa: int, size: int) -> MemorySlot | None:
+        """The slot that a range is in, whole."""
+        for slot in self.slots.values():
+            if slot.ipa <= ipa and ipa + size <= slot.ipa + slot.size:
+                return slot
+        return None
+
+    def read(self, ipa: int, size: int) -> bytes | None:
+        """Guest memory, or None when the range is not in one slot."""
+        slot = self.slot_at(ipa, size)
+        if slot is None:
+            return None
+        start = slot.offset + ipa - slot.ipa
+        return bytes(slot.block.data[start : start + size])
+
+    @property
+    def devices(self) -> tuple[tuple[Ipa, int, MmioDevice], ...]:
+        """Address, size and device of each."""
+        return tuple(self._devices)
+
+    def check_device(self, ipa: Ipa, size: int) -> None:
+        """Check a device that is to be added.
+
+        :raise HypervisorError: When its place is not page aligned, out of reach or taken.
+        """
+        if (ipa | size) % PAGE_SIZE or size <= 0:
+            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not page aligned")
+        if ipa < 0 or ipa + size > self._device_end:
+            raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not below 4 GiB")
+        taken = [(slot.ipa, slot.size, f"memory slot {slot.slot}") for slot in self.slots.values()]
+        taken += [(start, length, "a device") for start, length, _device in self._devices]
+        for start, length, what in taken:
+            if ipa < start + length and start < ipa + size:
+                raise HypervisorError(f"a device at {ipa:#x} overlaps {what} at {start:#x}")
+
+    def add_device(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
+        """Put a device where `check_device` has found room."""
+        self._devices.append((ipa, size, device))
+
+    def device_at(self, ipa: int, size: int) -> tuple[MmioDevice, int] | None:
+        """The device that answers an access, and the offset in it."""
+        for start, length, device in self._devices:
+            if start <= ipa and ipa + size <= start + length:
+                return device, ipa - start
+        return None

@@ -1,0 +1,88 @@
+"""The state of an x86_64 vCPU, and what an x86 vCPU answers besides the calls that all have."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sterna.hypervisor.interface import Vcpu
+
+GENERAL_REGISTERS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *(f"r{number}" for number in range(8, 16)),
+    *("rip", "rflags"),
+)
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+SEGMENT_PARTS = (
+    *("base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"),
+)
+"""A segment register and what the CPU has cached of its descriptor (Intel SDM vol. 3, 3.4.5)."""
+CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+EVENT_PARTS = (
+    *("exception_injected", "exception_nr", "exception_has_error_code", "exception_pending"),
+    *("exception_error_code", "exception_has_payload", "exception_payload"),
+    *("interrupt_injected", "interrupt_nr", "interrupt_soft", "interrupt_shadow"),
+    *("nmi_injected", "nmi_pending", "nmi_masked", "sipi_vector"),
+    *("smi_smm", "smi_pending", "smi_inside_nmi", "smi_latched_init", "triple_fault_pending", "flags"),
+)
+"""struct kvm_vcpu_events, flattened."""
+
+CLOCK_HZ = 1_000_000_000
+"""Frequency of the VM's clock (kvmclock), which is the guests' counter."""
+
+MSR_TSC = 0x10
+MSR_KVM_SYSTEM_TIME = 0x4B564D01
+"""Where the kernel keeps a vCPU's time record, bit 0: on (Documentation/virt/kvm/x86/msr.rst, MSR_KVM_SYSTEM_TIME_NEW)."""
+
+
+@dataclass
+class X86VcpuState:
+    """An x86_64 CPU.
+
+    :ivar regs: by the names of `GENERAL_REGISTERS`
+    :ivar segments: by the names of `SEGMENTS`, each by those of `SEGMENT_PARTS`
+    :ivar gdt: base and limit
+    :ivar idt: base and limit
+    :ivar control: by the names of `CONTROL_REGISTERS`
+    :ivar interrupts: which external interrupts wait, 256 bits in 4 words
+    :ivar xcrs: extended control registers by number
+    :ivar xsave: the area that XSAVE writes, in its standard form
+    :ivar msrs: model-specific registers by number: those that the kernel lists and that can be read
+    :ivar events: by the names of `EVENT_PARTS`
+    :ivar debug: DR0 to DR3, DR6, DR7
+    :ivar mp_state: KVM_MP_STATE_*
+    :ivar tsc_khz: frequency of the time stamp counter
+    """
+
+    regs: dict[str, int]
+    segments: dict[str, dict[str, int]]
+    gdt: tuple[int, int]
+    idt: tuple[int, int]
+    control: dict[str, int]
+    interrupts: list[int]
+    xcrs: dict[int, int]
+    xsave: bytes
+    msrs: dict[int, int]
+    events: dict[str, int]
+    debug: list[int]
+    mp_state: int
+    tsc_khz: int
+
+
+class X86Vcpu(Vcpu, Protocol):
+    """A vCPU of an x86_64 guest."""
+
+    def sleep(self, ns: int) -> None:
+        """Let it stand still, within an access to a device on its thread, until so much time has passed, or a `wake` or `kick`
+        ends it.
+        """
+        ...
+
+    def get_state(self) -> X86VcpuState:
+        """Everything the guest can see of this CPU. Call it while `run` is not running."""
+        ...
+
+    def set_state(self, state: X86VcpuState) -> None:
+        """Replace the CPU's state, all of it. Call it while `run` is not running.
+
+        :raise HypervisorError: When this host cannot have it; the text names the register.
+        """
+        ...
