@@ -187,3 +187,24 @@ def test_it_drives_a_qemu_too(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait(TIMEOUT)
+
+
+def test_the_policy_is_set(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(source.address, destination.incoming_uri(), "--json", "--policy", "deadline:30")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["policy"] == "deadline"
+        assert result["predicted_over_real"] == pytest.approx(
+            result["predicted_downtime_ms"] / result["downtime_ms"], abs=0.001
+        )
+        assert source.qmp.command("query-migrate-parameters")["x-sterna-deadline"] == 30
+        for line in ("policy: deadline", "predicted downtime: "):
+            assert line in source.qmp.command("human-monitor-command", command_line="info migrate")
+
+
+@pytest.mark.parametrize("policy", ["fast", "deadline", "deadline:", "deadline:0", "deadline:1s", "fixed:3"])
+def test_a_policy_that_is_none(policy: str) -> None:
+    done = migrate("unix:/nowhere", "tcp:127.0.0.1:1", "--policy", policy)
+    assert done.returncode == 2
+    assert "--policy: " in done.stderr

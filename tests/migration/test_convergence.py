@@ -1,10 +1,14 @@
-"""Auto-converge: when it slows the guest, by how much, and that it stops doing so."""
+"""Auto-converge: when it slows the guest, by how much, and that it stops doing so. And policies, live."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.migration.double import DoubleGuest
+from tests.migration.pairs import TCP, Host, hosts
 
 from sterna.migration.controller import MigrationController
-from sterna.migration.convergence import AutoConverge
+from sterna.migration.convergence.fixed import AutoConverge
 from sterna.migration.parameters import Parameters
 from sterna.migration.statistics import MigrationStatus
 
@@ -68,7 +72,7 @@ def test_guest_is_slowed_until_it_fits_and_freed_afterwards(enabled):
         MigrationController(target, lambda *_: None) as destination,
     ):
         source.set_capabilities({"auto-converge": enabled})
-        source.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 10})
+        source.set_parameters({"x-sterna-policy": "fixed", "max-bandwidth": 40_000_000, "downtime-limit": 10})
         source.migrate(destination.incoming("tcp:127.0.0.1:0"))
         if enabled:
             info = source.wait(60)
@@ -90,7 +94,7 @@ def test_a_cancelled_migration_frees_the_guest():
         MigrationController(target, lambda *_: None) as destination,
     ):
         source.set_capabilities({"auto-converge": True})
-        source.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 0})
+        source.set_parameters({"x-sterna-policy": "fixed", "max-bandwidth": 40_000_000, "downtime-limit": 0})
         source.migrate(destination.incoming("tcp:127.0.0.1:0"))
         while not guest.throttled:
             assert source.wait(0.01).status.running
@@ -98,3 +102,77 @@ def test_a_cancelled_migration_frees_the_guest():
         assert source.wait(10).status is MigrationStatus.CANCELLED
         assert guest.throttled[-1] == 0
         assert guest.running
+
+
+@contextmanager
+def fast_guest(**parameters: object) -> Iterator[tuple[DoubleGuest, Host, str]]:
+    """A guest that dirties memory faster than its link carries it, and where it is to go."""
+    with hosts(DoubleGuest(2000, steps_per_ms=400), DoubleGuest(2000, running=False)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 20, **parameters})
+        here.controller.set_capabilities({"xbzrle": False})
+        yield here.guest, here, there.controller.incoming(TCP)
+
+
+def test_adaptive_throttles_a_guest_that_cannot_be_followed_otherwise() -> None:
+    with fast_guest() as (guest, here, uri):
+        info = here.migrate(uri)
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert info.verified
+        assert info.policy == "adaptive"
+        assert info.throttle_percent > 0
+        assert guest.throttled[-1] == 0
+        assert [record.throttle_percent for record in info.passes] == sorted(
+            record.throttle_percent for record in info.passes
+        )
+        assert info.passes[0].throttle_percent == 0
+        assert info.predicted_downtime is not None
+        assert info.passes[-2].predicted_downtime_ms == pytest.approx(info.predicted_downtime.total)
+
+
+@pytest.mark.parametrize("forbidden", ["capability", "parameter"])
+def test_adaptive_leaves_a_guest_alone_that_must_not_be_slowed(forbidden: str) -> None:
+    with fast_guest() as (guest, here, uri):
+        if forbidden == "capability":
+            here.controller.set_capabilities({"auto-converge": False})
+        else:
+            here.controller.set_parameters({"x-sterna-max-throttle": 0})
+        here.controller.migrate(uri)
+        here.wait_pass(5)
+        info = here.controller.info()
+        assert "what would do: a downtime limit of" in info.verdict
+        assert info.to_qmp()["x-sterna"]["verdict"] == info.verdict
+        assert not guest.throttled
+        here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
+        info = here.outcome()
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert info.verdict == ""
+
+
+def test_a_deadline_that_cannot_be_kept_leaves_the_guest_here() -> None:
+    parameters = {"x-sterna-policy": "deadline", "x-sterna-deadline": 1, "max-bandwidth": 4_000_000}
+    with fast_guest(**parameters) as (guest, here, uri):
+        info = here.migrate(uri)
+        assert info.status is MigrationStatus.FAILED
+        assert "the deadline of 1 s cannot be kept: pass 1 has" in info.error
+        assert guest.running
+        assert not guest.logging
+
+
+def test_a_deadline_is_kept_by_slowing_the_guest() -> None:
+    with fast_guest(**{"x-sterna-policy": "deadline", "x-sterna-deadline": 20}) as (guest, here, uri):
+        info = here.migrate(uri)
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert max(guest.throttled) > 0
+        assert guest.throttled[-1] == 0
+
+
+def test_fixed_stops_by_the_bandwidth_alone() -> None:
+    with fast_guest(**{"x-sterna-policy": "fixed"}) as (guest, here, uri):
+        here.controller.migrate(uri)
+        here.wait_pass(4)
+        assert not guest.throttled
+        # 8 MB of guest fit a second at 40 MB/s.
+        here.controller.set_parameters({"downtime-limit": 1000})
+        info = here.outcome()
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert info.policy == "fixed"

@@ -1,10 +1,8 @@
 """Migrations with multifd between two sternas."""
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 
-from sterna.migration.errors import StateError
 from sterna.migration.statistics import MigrationStatus
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED

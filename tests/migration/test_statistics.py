@@ -3,7 +3,7 @@
 import pytest
 
 from sterna.migration.progress import IllegalTransition, Progress
-from sterna.migration.statistics import Bandwidth, MigrationInfo, MigrationStatus
+from sterna.migration.statistics import Bandwidth, DowntimeParts, MigrationInfo, MigrationStatus
 
 
 class Clock:
@@ -41,13 +41,17 @@ def test_passes_add_up() -> None:
         progress.sent(size=90_000, pages=9240, zero_pages=9240, seconds=0.1, final=False)
     clock.now += 0.5
     progress.finish_pass(100)
+    progress.predict(DowntimeParts(last_pass=7.0, start=0.5))
     info = progress.snapshot()
+    assert info.expected_downtime_ms == 7.5
     assert info.passes[0].to_dict() == {
         "pages": 10_240,
         "zero_pages": 9240,
         "bytes": 4_090_000,
         "ms": 500.0,
         "dirty_pages_after": 100,
+        "throttle_percent": 0,
+        "predicted_downtime_ms": 7.5,
     }
     assert info.bytes_per_second == pytest.approx(40e6), "zero pages say nothing about the link"
     assert info.remaining == 100 * 4096
@@ -67,6 +71,9 @@ def test_passes_add_up() -> None:
     assert answer["ram"]["precopy-bytes"] + answer["ram"]["downtime-bytes"] == answer["ram"]["transferred"]
     assert answer["total-time"] == 700
     assert answer["downtime"] == 12
+    assert answer["x-sterna"]["predicted-downtime-ms"] == 7.5
+    assert answer["x-sterna"]["predicted-downtime-parts"]["last-pass"] == 7.0
+    assert answer["x-sterna"]["predicted-over-real"] == 0.6
     assert [data["pass"] for name, data in events if name == "MIGRATION_PASS"] == [1, 2]
 
 

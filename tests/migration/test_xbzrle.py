@@ -293,6 +293,7 @@ def test_small_changes_converge_where_whole_pages_would_not() -> None:
     """The guest dirties all of its pages in every pass; as changes they fit the downtime limit."""
     with hosts(source_guest(400, steps_per_ms=40), waiting_guest(400)) as (here, there):
         switch_on(here, **{"max-bandwidth": 4 << 20, "downtime-limit": 60, "xbzrle-cache-size": 2 << 20})
+        here.controller.set_parameters({"x-sterna-max-throttle": 0})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is MigrationStatus.COMPLETED, info.error
         assert info.passes[-2].dirty_pages_after * 4096 > 0.06 * (4 << 20), "more than fits as whole pages"

@@ -44,14 +44,15 @@ def outlook(picture: Picture) -> str:
     if picture.converges is False:
         if throttle:
             return f"throttling the guest by {throttle} %"
-        return "will not converge"
+        return f"will not converge: {picture.verdict}" if picture.verdict else "will not converge"
     if picture.eta_seconds is None:
         return "measuring"
     if picture.pass_number <= 1:
         return f"pass 1 done in {format_seconds(picture.eta_seconds)}"
-    return f"switchover in {format_seconds(picture.eta_seconds)}" + (
-        f"; guest throttled by {throttle} %" if throttle else ""
-    )
+    text = f"switchover in {format_seconds(picture.eta_seconds)}"
+    if picture.expected_downtime_ms is not None:
+        text += f"; stopped now, a downtime of {format_seconds(picture.expected_downtime_ms / 1000)}"
+    return text + (f"; guest throttled by {throttle} %" if throttle else "")
 
 
 class Display(AbstractContextManager["Display"]):
@@ -187,6 +188,7 @@ def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"total {format_seconds((summary['total_ms'] or 0) / 1000)}, {passes}"
             f"{format_size(summary['transferred_bytes'] or 0)} sent, downtime {summary['downtime_ms']} ms"
+            + (f" (predicted {summary['predicted_downtime_ms']})" if summary["predicted_downtime_ms"] else "")
         )
     if summary["clock_note"]:
         lines.append(summary["clock_note"])

@@ -21,6 +21,11 @@ from sterna.cli.errors import CliError, ExitCode, UsageError
     default=None,
     help="Slow the guest down if it dirties memory faster than it can be sent.",
 )
+@click.option(
+    "--policy",
+    metavar="POLICY",
+    help="adaptive (the default), fixed (QEMU's rules) or deadline:SECONDS (in time, or not at all).",
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any migration parameter.")
 @click.option(
     "--verify/--no-verify",
@@ -35,6 +40,7 @@ def command(
     bandwidth: str | None,
     downtime_limit: str | None,
     auto_converge: bool | None,
+    policy: str | None,
     settings: tuple[str, ...],
     verify: bool | None,
     json: bool,
@@ -55,7 +61,7 @@ def command(
     from sterna.monitor.client import ConnectionLost, QmpClient
     from sterna.monitor.protocol import QmpError
 
-    parameters = _parameters(bandwidth, downtime_limit, settings, verify)
+    parameters = _parameters(bandwidth, downtime_limit, policy, settings, verify)
     _check_uri(uri)
     try:
         address = parse_address(qmp_address)
@@ -97,10 +103,14 @@ def _check_uri(uri: str) -> None:
 
 
 def _parameters(
-    bandwidth: str | None, downtime_limit: str | None, settings: tuple[str, ...], verify: bool | None
+    bandwidth: str | None,
+    downtime_limit: str | None,
+    policy: str | None,
+    settings: tuple[str, ...],
+    verify: bool | None,
 ) -> dict[str, Any]:
     """The migration parameters to set, checked before anything is started."""
-    from sterna.cli.settings import bandwidth_value, duration_value
+    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
     from sterna.monitor.parameters import parse_parameter
     from sterna.monitor.protocol import QmpError
 
@@ -117,6 +127,8 @@ def _parameters(
         parameters["max-bandwidth"] = bandwidth_value(bandwidth)
     if downtime_limit is not None:
         parameters["downtime-limit"] = duration_value(downtime_limit)
+    if policy is not None:
+        parameters |= policy_values(policy)
     if verify is not None:
         parameters["x-sterna-verify"] = "on" if verify else "off"
     return parameters

@@ -1,8 +1,9 @@
 """How far a migration is, how long it will take, and whether it will end, from what query-migrate answers.
 
-Works on QEMU's fields alone, so also for a QEMU. The fraction is of stages, not of bytes: pass 1, which sends all of
-RAM, is its first `_FIRST_PASS`; then the logarithm of what remains runs down to what fits the downtime limit. It never
-runs backwards. A migration that does not converge stands still.
+Works on QEMU's fields alone, so also for a QEMU; whether it converges a sterna's policy knows better. The fraction is
+of stages, not of bytes: pass 1, which sends all of RAM, is its first `_FIRST_PASS`; then the logarithm of what
+remains runs down to what fits the downtime limit. It never runs backwards. A migration that does not converge stands
+still.
 """
 
 import math
@@ -28,6 +29,8 @@ class Picture:
     :ivar eta_seconds: until switchover, in pass 1 until its end, at the `transfer_rate`; None while unknown or never
     :ivar throttle_percent: how much of its time auto-converge takes from the guest
     :ivar converges: None until the dirty rate was measured
+    :ivar expected_downtime_ms: if the guest stopped now, as of the last look at the dirty log
+    :ivar verdict: why it does not converge, and what would do
     """
 
     status: str
@@ -42,6 +45,7 @@ class Picture:
     converges: bool | None
     expected_downtime_ms: int | None
     throttle_percent: int
+    verdict: str = ""
 
 
 class ProgressTracker:
@@ -77,6 +81,11 @@ class ProgressTracker:
         known = number >= 2 and transfer > _LEAST_RATE
         ratio = max(dirty / transfer, self._left) if known else 0.0
         converges = (ratio < _LOSING or self._pass_start <= threshold) if known else None
+        own = info.get("x-sterna", {})
+        verdict = str(own.get("verdict") or "")
+        if known and own.get("policy"):
+            converges = not verdict
+            ratio = min(ratio, _LOSING - 0.1) if converges else ratio
         eta = None
         if status == "active" and transfer > _LEAST_RATE and (number == 1 or converges):
             eta = (remaining + self._later_passes(ratio, threshold)) / transfer
@@ -96,6 +105,7 @@ class ProgressTracker:
             converges=converges,
             expected_downtime_ms=int(downtime) if downtime is not None else None,
             throttle_percent=int(info.get("cpu-throttle-percentage", 0)),
+            verdict=verdict,
         )
 
     def _left_by_last_pass(self, info: Mapping[str, Any], number: int, remaining: int) -> float:

@@ -1,5 +1,7 @@
 """Values of options that several commands share."""
 
+from typing import Any
+
 from sterna.cli.errors import UsageError
 from sterna.monitor.units import parse_bandwidth, parse_duration_ms
 
@@ -31,3 +33,24 @@ def duration_value(text: str) -> int:
             f"--downtime-limit: {text!r} is too long; it is at most {MAX_DOWNTIME_LIMIT_MS // 1000} s"
         )
     return value
+
+
+def policy_values(text: str) -> dict[str, Any]:
+    """`--policy` as migration parameters.
+
+    :raise UsageError: When it is none.
+    """
+    from sterna.migration.parameters import PARAMETERS, PolicyName
+
+    name, colon, argument = text.partition(":")
+    if name == PolicyName.DEADLINE.value and colon:
+        limits = PARAMETERS["x-sterna-deadline"]
+        seconds = int(argument) if argument.isascii() and argument.isdigit() and len(argument) < 10 else 0
+        if not limits.low <= seconds <= limits.high:
+            raise UsageError(
+                f"--policy: {argument[:40]!r} is not a deadline in seconds, {limits.low} to {limits.high}"
+            )
+        return {"x-sterna-policy": name, "x-sterna-deadline": seconds}
+    if colon or name not in (PolicyName.ADAPTIVE.value, PolicyName.FIXED.value):
+        raise UsageError(f"--policy: {text[:80]!r} is not adaptive, fixed or deadline:SECONDS")
+    return {"x-sterna-policy": name}

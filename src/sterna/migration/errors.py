@@ -11,6 +11,7 @@
     ├── Cancelled           the user cancelled
     ├── ProtocolError       the peer breaks the rules of the handover (`sterna.migration.handshake`)
     ├── Refused             the destination refused the guest; the text carries its reason
+    ├── GivenUp             the policy sees no way to converge as asked; the text says why and what would do
     ├── VerificationError   both ends disagree about guest RAM
     └── InDoubt             nobody can say which of the two runs the guest
 
@@ -52,6 +53,10 @@ class Cancelled(MigrationError):
 
 class Refused(MigrationError):
     """The destination refused the guest."""
+
+
+class GivenUp(MigrationError):
+    """The migration's policy gave it up."""
 
 
 class VerificationError(MigrationError):

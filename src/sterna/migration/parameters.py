@@ -29,6 +29,14 @@ class Verify(Enum):
     """Always: fail against a peer that cannot, and append the digests to one-way streams."""
 
 
+class PolicyName(Enum):
+    """How a migration converges (`sterna.migration.convergence`)."""
+
+    ADAPTIVE = "adaptive"
+    FIXED = "fixed"
+    DEADLINE = "deadline"
+
+
 @dataclass(frozen=True)
 class Spec:
     """One parameter: its default, and what it accepts."""
@@ -90,12 +98,16 @@ PARAMETERS: Mapping[str, Spec] = {
     "max-postcopy-bandwidth": Spec(0),
     "max-cpu-throttle": Spec(99, low=1, high=99),
     "x-sterna-verify": Spec("auto", choices=tuple(verify.value for verify in Verify)),
+    "x-sterna-policy": Spec("adaptive", choices=tuple(policy.value for policy in PolicyName)),
+    "x-sterna-deadline": Spec(60, low=1, high=1_000_000),
+    "x-sterna-max-throttle": Spec(99, high=99),
     "x-sterna-doubt-timeout": Spec(10_000, high=3_600_000),
     "x-sterna-switchover-timeout": Spec(30_000, low=1, high=3_600_000),
 }
 """Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). In milliseconds
 are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest)
-and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up).
+and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up). `x-sterna-deadline` is
+the policy `deadline`'s, in seconds; `x-sterna-max-throttle` what policies of our own may take of the guest's time, in percent.
 """
 
 CAPABILITIES: Mapping[str, bool] = {
@@ -138,6 +150,7 @@ class Parameters:
         default_factory=lambda: {name: spec.default for name, spec in PARAMETERS.items()}
     )
     _capabilities: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CAPABILITIES, False))
+    _asked: dict[str, bool] = field(default_factory=dict)
 
     def set(self, changes: Mapping[str, object]) -> None:
         """Change parameters: all of them or, when one is wrong, none.
@@ -169,6 +182,7 @@ class Parameters:
             if state and not CAPABILITIES[name]:
                 raise ParameterError(f"capability {name!r} is not implemented; it can only be off")
         self._capabilities = {**self._capabilities, **changes}
+        self._asked = {**self._asked, **changes}
 
     def values(self) -> dict[str, Value]:
         """All parameters, in QMP's order."""
@@ -187,6 +201,29 @@ class Parameters:
     def auto_converge(self) -> bool:
         """Whether a guest that dirties memory too fast is slowed down."""
         return self._capabilities["auto-converge"]
+
+    @property
+    def policy(self) -> PolicyName:
+        return PolicyName(self._values["x-sterna-policy"])
+
+    @property
+    def deadline_seconds(self) -> float:
+        """What the policy `deadline` has."""
+        return float(int(self._values["x-sterna-deadline"]))
+
+    @property
+    def most_throttle(self) -> int:
+        """Percent of its time that a policy of our own may take from the guest. What the user said of `auto-converge` holds."""
+        match self._asked.get("auto-converge"):
+            case None:
+                return int(self._values["x-sterna-max-throttle"])
+            case asked:
+                return self.max_cpu_throttle if asked else 0
+
+    @property
+    def may_choose_xbzrle(self) -> bool:
+        """Whether XBZRLE is left to the policy: the user has not said."""
+        return "xbzrle" not in self._asked and self.policy is not PolicyName.FIXED
 
     @property
     def xbzrle(self) -> bool:

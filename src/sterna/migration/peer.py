@@ -49,11 +49,13 @@ class Greeted:
     """What the greeting found out.
 
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus ours, 0 when within the measuring error
+    :ivar round_trip_seconds: from the greeting to its answer
     """
 
     kind: PeerKind
     features: frozenset[str] = frozenset()
     clock_offset_ns: int = 0
+    round_trip_seconds: float = 0.0
 
 
 class Peer:
@@ -149,7 +151,8 @@ class Peer:
         self._channel.send(sections.command(Command.OPEN_RETURN_PATH) + sections.command(Command.PING, ping))
         message = self.wait(GREETING_SECONDS)
         received_ns = time.time_ns()
-        greeted = Greeted(PeerKind.QEMU)
+        round_trip = (received_ns - sent_ns) / 1e9
+        greeted = Greeted(PeerKind.QEMU, round_trip_seconds=round_trip)
         if message.type == PrivateMessage.HELLO:
             hello = handshake.decode(message.payload, Hello)
             missing = set(handshake.FEATURES) - set(hello.features)
@@ -159,7 +162,7 @@ class Peer:
                     f"without {', '.join(sorted(missing)) or 'nothing'}; here it is {handshake.VERSION}"
                 )
             offset = handshake.clock_offset(sent_ns, received_ns, hello.clock_ns)
-            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset)
+            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset, round_trip)
             message = self.wait(GREETING_SECONDS)
         if message.type != ReturnPathType.PONG or message.value != handshake.GREETING:
             raise ProtocolError(f"{self._channel.peer} answered the greeting with type {message.type:#x}")

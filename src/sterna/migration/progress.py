@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.statistics import PASS_LIMIT, Bandwidth, MigrationInfo, MigrationStatus, PassCounter
+from sterna.migration.statistics import (
+    PASS_LIMIT,
+    Bandwidth,
+    DowntimeParts,
+    MigrationInfo,
+    MigrationStatus,
+    PassCounter,
+    PassRecord,
+)
 
 log = logging.getLogger(__name__)
 
@@ -188,12 +196,12 @@ class Progress:
                 downtime_bytes=info.downtime_bytes + (size if final else 0),
             )
 
-    def finish_pass(self, dirty_pages_after: int) -> None:
+    def finish_pass(self, dirty_pages_after: int) -> PassRecord:
         """A look at the dirty log ended the pass."""
         with self._lock:
             assert self._pass is not None
             now = self.clock()
-            record = self._pass.finished(now, dirty_pages_after)
+            record = self._pass.finished(now, dirty_pages_after, self._info.throttle_percent)
             rate = dirty_pages_after / (now - self._looked_at) if now > self._looked_at else 0.0
             self._looked_at = now
             self.note(
@@ -202,6 +210,24 @@ class Progress:
                 remaining=dirty_pages_after * PAGE_SIZE,
             )
             self._pass = None
+            return record
+
+    def predict(self, downtime: DowntimeParts) -> None:
+        """The downtime if the guest had stopped at the last look at the dirty log."""
+        with self._lock:
+            *before, last = self._info.passes
+            passes = (*before, replace(last, predicted_downtime_ms=downtime.total))
+            self.note(passes=passes, predicted_downtime=downtime, expected_downtime_ms=downtime.total)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the migration was started."""
+        return self.clock() - self._started
+
+    @property
+    def transferred(self) -> int:
+        """Bytes of the stream that were handed to the kernel."""
+        return self._info.transferred
 
     def _elapsed_ms(self) -> float:
-        return (self.clock() - self._started) * 1000
+        return self.elapsed_seconds * 1000

@@ -26,6 +26,8 @@ class RateLimiter:
     :param rate: bytes per second; 0 is unlimited
     :param clock: monotonic time in seconds
     :param sleep: waits so many seconds; whatever it raises (a cancellation) passes through
+
+    :ivar waited_seconds: how long senders have waited in all
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RateLimiter:
         # Bytes sent ahead of the rate, as of the time; below 0 what may still be caught up.
         self._debt = 0.0
         self._at = clock()
+        self.waited_seconds = 0.0
 
     @property
     def rate(self) -> int:
@@ -63,11 +66,15 @@ class RateLimiter:
 
     def pace(self, size: int) -> None:
         """Wait until `size` more bytes may be sent, and count them as sent."""
+        started: float | None = None
         while True:
             with self._lock:
                 self._settle()
+                if started is None:
+                    started = self._at
                 if self._debt < 1:
                     self._debt += size if self._rate else 0
+                    self.waited_seconds += self._at - started
                     return
                 wait = self._debt / self._rate
             self._sleep(min(wait, _LONGEST_SLEEP))

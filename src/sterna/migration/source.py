@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
-from sterna.memory.address import PAGE_SIZE
-from sterna.memory.digest import RamDigest, digest_cost_seconds, digest_ram
+from sterna.memory.digest import RamDigest, digest_ram
 from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
-from sterna.migration.convergence import AutoConverge
 from sterna.migration.errors import (
     Cancelled,
     ChannelError,
@@ -38,12 +36,13 @@ from sterna.migration.errors import (
 from sterna.migration.guest import Guest
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import LastSent, PassWork
-from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender, Sent
+from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
 from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
+from sterna.migration.precopy import Precopy
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.statistics import Bandwidth, DowntimeParts, MigrationStatus
+from sterna.migration.statistics import DowntimeParts, MigrationStatus
 from sterna.migration.xbzrlecache import XbzrleCache
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
@@ -51,9 +50,6 @@ from sterna.stream.vmstate import DeviceState, VmStateDescription
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION, StreamError
 
 _FIRST_DEVICE_ID = 2
-_LEAST_SHARE = 0.1
-"""Share of the downtime limit that is left for pages when the digest alone would use it up."""
-
 
 _ADVICE = (
     "the guest stays paused here: if it does not run at the destination, continue it with 'cont'; "
@@ -120,10 +116,8 @@ class Source:
         self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
         self._last_sent = LastSent(self.guest.ram_blocks)
         self._timeline = _Timeline()
-        self._auto_converge = AutoConverge(self.parameters)
         self._digest_useless = threading.Event()
-        self._throttled = 0
-        self._link = Bandwidth()
+        self._precopy: Precopy | None = None
         self._cache: XbzrleCache | None = None
         self._logging = False
         self._stopped = False
@@ -206,9 +200,8 @@ class Source:
             self._cancellation.set()
 
     def _stop_logging(self) -> None:
-        if self._throttled:
-            self._throttled = 0
-            self.guest.throttle(0)
+        if self._precopy is not None:
+            self._precopy.release()
         if self._logging:
             self._logging = False
             self.guest.stop_dirty_logging()
@@ -224,9 +217,22 @@ class Source:
             peer = Peer(channel)
             try:
                 greeted = self._set_up(channel, pages, peer)
-                rest = self._precopy(pages, peer, self._verifies(greeted))
+                precopy = self._precopy = Precopy(
+                    self.guest,
+                    pages,
+                    peer,
+                    greeted,
+                    self.parameters,
+                    self.progress,
+                    self.limiter,
+                    self._cancellation,
+                    self._last_sent,
+                    self._verifies(greeted),
+                    self._cache,
+                )
+                rest = precopy.run()
                 with self._time_limit():
-                    self._switch_over(channel, pages, peer, greeted, rest)
+                    self._switch_over(channel, pages, precopy, peer, greeted, rest)
             except NackError as error:
                 raise self._explain(error.nack) from error
             except ChannelError as error:
@@ -296,58 +302,14 @@ class Source:
             raise MigrationError("x-sterna-verify is on here, but off at the destination")
         return wanted is Verify.ON or (wanted is Verify.AUTO and able)
 
-    def _precopy(self, pages: PageSender, peer: Peer, verifying: bool) -> PassWork:
-        """Pass after pass while the guest runs; return the dirty pages that are to be sent while it is
-        stopped.
-        """
-        self.progress.set_up()
-        self.progress.advance(MigrationStatus.ACTIVE)
-        work = PassWork.everything(self.guest.ram_blocks)
-        while True:
-            self._send_pass(pages, peer, work, final=False)
-            batches = self.guest.harvest()
-            work = PassWork.dirty(self.guest.ram_blocks, batches)
-            self._finish_pass(work.pages)
-            self._cancellation.check()
-            if self._fits(pages, work, verifying):
-                return work
-            self._converge(work)
-
-    def _finish_pass(self, dirty_pages: int) -> None:
-        if self._cache is not None:
-            self.progress.note(xbzrle=self._cache.finish_pass())
-        self.progress.finish_pass(dirty_pages)
-
-    def _rest_bytes(self, work: PassWork) -> float:
-        """Bytes that these pages are expected to take."""
-        return work.pages * PAGE_SIZE if self._cache is None else self._cache.rest_bytes(work)
-
-    def _converge(self, work: PassWork) -> None:
-        """Slow the guest down when it dirties more than goes through."""
-        sent = self.progress.snapshot().passes[-1].bytes
-        percent = self._auto_converge.after_pass(sent, round(self._rest_bytes(work)))
-        if percent != self._throttled:
-            self._throttled = percent
-            self.guest.throttle(percent)
-            self.progress.note(throttle_percent=percent)
-
-    def _fits(self, pages: PageSender, work: PassWork, verifying: bool) -> bool:
-        """Whether what is left is estimated to fit the downtime limit."""
-        limit = self.parameters.downtime_limit_seconds
-        digest = digest_cost_seconds(self.guest.ram_blocks) if verifying else 0.0
-        rate = self.progress.bandwidth.bytes_per_second
-        if self._cache is not None:
-            # Where encoding takes longer than sending, the bytes that go through say little about the channel.
-            rate = max(rate, self._link.bytes_per_second)
-        waiting = self._rest_bytes(work) + pages.unsent_bytes()
-        rest = waiting / rate if rate else 0.0
-        if self._cache is not None:
-            rest += self._cache.encode_seconds(work)
-        self.progress.note(expected_downtime_ms=(rest + digest) * 1000)
-        return rest <= max(limit - digest, limit * _LEAST_SHARE)
-
     def _switch_over(
-        self, channel: Channel, pages: PageSender, peer: Peer, greeted: Greeted, rest: PassWork
+        self,
+        channel: Channel,
+        pages: PageSender,
+        precopy: Precopy,
+        peer: Peer,
+        greeted: Greeted,
+        rest: PassWork,
     ) -> None:
         self.progress.advance(MigrationStatus.DEVICE)
         verifying = self._verifies(greeted)
@@ -359,7 +321,9 @@ class Source:
             digest: Future[RamDigest] | None = None
             if verifying:
                 digest = pool.submit(self._digest_ram)
-            self._send_rest(pages, peer, rest)
+            precopy.send_rest(rest)
+            end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
+            self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
             timeline.last_pass = time.time_ns()
             devices = self._send_devices(channel)
             timeline.device_state = time.time_ns()
@@ -395,14 +359,6 @@ class Source:
         digest = digest_ram(self.guest.ram_blocks, check=self._check_digest)
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
-
-    def _send_rest(self, pages: PageSender, peer: Peer, rest: PassWork) -> None:
-        batches = self.guest.harvest()
-        work = PassWork.merged(rest, self.guest.ram_blocks, batches)
-        self._send_pass(pages, peer, work, final=True)
-        self._finish_pass(0)
-        end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
-        self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
 
     def _send_devices(self, channel: Channel) -> list[tuple[VmStateDescription, DeviceState]]:
         sent: list[tuple[VmStateDescription, DeviceState]] = []
@@ -499,29 +455,6 @@ class Source:
         raise MigrationError(f"{error}; the destination did not start the guest") from error
 
     # -- sending ---------------------------------------------------------------------------------------------
-
-    def _send_pass(self, pages: PageSender, peer: Peer, work: PassWork, *, final: bool) -> None:
-        with self.progress.sending_pass(work.pages) as counter:
-            for batch in work.batches():
-                self._cancellation.check()
-                peer.check()
-                self._account(pages.send_batch(batch, counter.number, final=final), final)
-                self._last_sent.record(batch, counter.number)
-            self._account(pages.finish_pass(final=final), final)
-
-    def _account(self, sent: Sent, final: bool) -> None:
-        self.progress.sent(
-            size=sent.size,
-            pages=sent.pages,
-            zero_pages=sent.zero_pages,
-            saved_pages=sent.saved_pages,
-            multifd_bytes=sent.multifd_bytes,
-            seconds=sent.seconds,
-            final=final,
-        )
-        sending = sent.seconds - sent.encode_seconds
-        if sent.size >= sent.pages * PAGE_SIZE // 2 or (sent.saved_pages and sending >= sent.seconds / 2):
-            self._link.add(sent.size, sent.pages, sent.seconds)
 
     def _send(self, channel: Channel, data: bytes, *, final: bool = False) -> None:
         channel.send(data)

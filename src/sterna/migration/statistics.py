@@ -12,9 +12,9 @@ With XBZRLE, pages that went as what changed, and pages that had not changed, ar
 - **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
 - **Dirty rate**: pages found dirty at the last look, over the time since the look before.
 - **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
-- **Expected downtime**: what was last estimated for stopping then: the pages still to send at the measured
-bandwidth, and the digest. With XBZRLE a page that the cache holds counts as much as those of the last pass took, and
-encoding takes its time. Before the first estimate it is the downtime limit.
+- **Expected downtime**, or predicted: what stopping at the last look at the dirty log was predicted to cost, by
+the same parts as the downtime (`sterna.migration.convergence.forecast`). Once there is a downtime, `predicted-
+downtime-ms` over `downtime-ms` says how good the prediction was that the guest was stopped on.
 - **Downtime**: from the moment the last vCPU left guest mode at the source to the moment before the first
 guest instruction at the destination, both CLOCK_REALTIME, the destination's corrected by the clock offset
 that the handshake measured. Against a peer that does not tell when it starts: to its confirmation, and to the
@@ -78,6 +78,8 @@ class PassRecord:
     :ivar bytes: bytes of the stream
     :ivar ms: how long it took
     :ivar dirty_pages_after: pages the look at its end found dirty; 0 for the last pass
+    :ivar throttle_percent: how much of its time the guest was kept from running
+    :ivar predicted_downtime_ms: of a stop right after the pass; None for the last pass
     """
 
     number: int
@@ -86,6 +88,8 @@ class PassRecord:
     bytes: int
     ms: float
     dirty_pages_after: int
+    throttle_percent: int = 0
+    predicted_downtime_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -94,6 +98,8 @@ class PassRecord:
             "bytes": self.bytes,
             "ms": round(self.ms, 3),
             "dirty_pages_after": self.dirty_pages_after,
+            "throttle_percent": self.throttle_percent,
+            "predicted_downtime_ms": _rounded(self.predicted_downtime_ms),
         }
 
 
@@ -158,6 +164,9 @@ class MigrationInfo:
     """A snapshot of one migration, outgoing or incoming; final once the status is not `running`.
 
     :ivar uri: where to, or where from
+    :ivar policy: what decides when the guest is stopped (`sterna.migration.convergence`)
+    :ivar verdict: why it is not expected to converge, and what would do; empty when it is
+    :ivar predicted_downtime: by part, as of the last look at the dirty log
     :ivar error: why it failed, one line
     :ivar peer: what the other end is: ``sterna``, ``qemu`` or empty while unknown or on one-way channels
     :ivar verified: both ends' digests agreed; None when they were not compared
@@ -184,6 +193,9 @@ class MigrationInfo:
     expected_downtime_ms: float = 0.0
     downtime_ms: float | None = None
     downtime_parts: DowntimeParts = DowntimeParts()
+    policy: str = ""
+    verdict: str = ""
+    predicted_downtime: DowntimeParts | None = None
     passes: tuple[PassRecord, ...] = ()
     pass_number: int = 0
     transferred: int = 0
@@ -272,12 +284,22 @@ class MigrationInfo:
                 "clock-offset-ns": self.clock_offset_ns,
                 "in-doubt": self.in_doubt,
             }
+            extras |= {"policy": self.policy, "verdict": self.verdict}
+            if self.predicted_downtime is not None:
+                extras["predicted-downtime-ms"] = round(self.predicted_downtime.total, 3)
+                extras["predicted-downtime-parts"] = self.predicted_downtime.to_dict()
             if self.downtime_ms is not None:
                 extras["downtime-ms"] = round(self.downtime_ms, 3)
                 extras["downtime-parts"] = self.downtime_parts.to_dict()
+                if self.predicted_downtime is not None and self.downtime_ms:
+                    extras["predicted-over-real"] = round(self.predicted_downtime.total / self.downtime_ms, 3)
         if self.clock_note:
             extras["clock-note"] = self.clock_note
         return extras
+
+
+def _rounded(ms: float | None) -> float | None:
+    return None if ms is None else round(ms, 3)
 
 
 def _socket_address(uri: str) -> dict[str, str]:
@@ -299,7 +321,7 @@ class PassCounter:
     zero_pages: int = 0
     bytes: int = 0
 
-    def finished(self, now: float, dirty_pages_after: int) -> PassRecord:
+    def finished(self, now: float, dirty_pages_after: int, throttle_percent: int) -> PassRecord:
         """The record of the pass, now that it is over."""
         return PassRecord(
             self.number,
@@ -308,6 +330,7 @@ class PassCounter:
             self.bytes,
             (now - self.started) * 1000,
             dirty_pages_after,
+            throttle_percent,
         )
 
 

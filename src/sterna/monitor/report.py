@@ -10,7 +10,9 @@ _UNITS = {
     "downtime-limit": " ms",
     "max-bandwidth": " bytes/second",
     "x-checkpoint-delay": " ms",
+    "x-sterna-deadline": " s",
     "x-sterna-doubt-timeout": " ms",
+    "x-sterna-switchover-timeout": " ms",
     "xbzrle-cache-size": " bytes",
 }
 
@@ -42,12 +44,20 @@ def migration_report(info: Mapping[str, Any]) -> str:
             lines.append(f"{label}: {info[name]} ms")
     if "ram" in info:
         lines += _ram_lines(info["ram"])
+    if "xbzrle-cache" in info:
+        lines += _xbzrle_lines(info["xbzrle-cache"])
     if info.get("cpu-throttle-percentage"):
         lines.append(f"cpu throttle percentage: {info['cpu-throttle-percentage']}")
     for address in info.get("socket-address", ()):
         shown = address["path"] if address["type"] == "unix" else f"{address['host']}:{address['port']}"
         lines.append(f"socket address: {address['type']}:{shown}")
     extras = info.get("x-sterna", {})
+    if extras.get("policy"):
+        lines.append(f"policy: {extras['policy']}")
+    if "predicted-downtime-ms" in extras and "downtime" in info:
+        lines.append(f"predicted downtime: {round(extras['predicted-downtime-ms'])} ms")
+    if extras.get("verdict"):
+        lines.append(f"verdict: {extras['verdict']}")
     if "verified" in extras:
         lines.append(f"verified: {'yes' if extras['verified'] else 'no'}")
     if extras.get("ram-digest-source"):
@@ -79,3 +89,15 @@ def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
     if ram["downtime-bytes"]:
         lines.append(f"downtime ram: {ram['downtime-bytes'] >> 10} kbytes")
     return lines
+
+
+def _xbzrle_lines(cache: Mapping[str, Any]) -> list[str]:
+    return [
+        f"cache size: {cache['cache-size']} bytes",
+        f"xbzrle transferred: {cache['bytes'] >> 10} kbytes",
+        f"xbzrle pages: {cache['pages']} pages",
+        f"xbzrle cache miss: {cache['cache-miss']} pages",
+        f"xbzrle cache miss rate: {cache['cache-miss-rate']:.2f}",
+        f"xbzrle encoding rate: {cache['encoding-rate']:.2f}",
+        f"xbzrle overflow: {cache['overflow']}",
+    ]

@@ -1,11 +1,17 @@
-"""Auto-converge: the guest is slowed down until it dirties memory more slowly than the channel carries it.
+"""The policy `fixed`: QEMU 7.2's rules.
 
-QEMU 7.2's rules and parameters: a pass in which the guest dirtied more than `throttle-trigger-threshold` percent of what was sent
-counts; every second one raises the throttle, from `cpu-throttle-initial` by `cpu-throttle-increment` up to `max-cpu-throttle`.
+The guest stops when the dirty pages, counted at their full size, would go through within the downtime limit at the
+bandwidth that was measured last. With the capability `auto-converge` it is slowed down by fixed steps while it
+dirties memory too fast: a pass in which the guest dirtied more than `throttle-trigger-threshold` percent of what was
+sent counts; every second one raises the throttle, from `cpu-throttle-initial` by `cpu-throttle-increment` up to `max-
+cpu-throttle`.
 """
 
 from dataclasses import dataclass
 
+from sterna.memory.address import PAGE_SIZE
+from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.convergence.verdict import verdict
 from sterna.migration.parameters import Parameters
 
 _PASSES_PER_STEP = 2
@@ -47,3 +53,20 @@ class AutoConverge:
             running = 100 - self.percent
             step = min(step, round(running - running * threshold / dirtied_bytes))
         return min(self.percent + step, self.parameters.max_cpu_throttle)
+
+
+class Fixed:
+    """QEMU's rules, one migration's worth of them."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._auto_converge = AutoConverge(parameters)
+
+    def after_pass(self, situation: Situation) -> Decision:
+        dirty_bytes = situation.dirty_pages * PAGE_SIZE
+        if dirty_bytes <= situation.bytes_per_second * situation.limits.downtime_seconds:
+            return SwitchOver()
+        throttle = self._auto_converge.after_pass(situation.last.bytes, dirty_bytes)
+        return Continue(throttle, verdict(situation))
+
+    def during_pass(self, sending: Sending) -> GiveUp | None:
+        return None

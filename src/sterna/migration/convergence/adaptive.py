@@ -1,0 +1,58 @@
+"""The policy `adaptive`: within the downtime limit in the shortest total time, and no longer a downtime than is cheap to avoid.
+
+- The guest stops when the predicted downtime fits its limit. While the next pass would be at most half as long as the last, one
+  more shortens the downtime by more than it lengthens the migration; then it is taken.
+- The guest is throttled only when passes show that they do not get shorter: then as much as should make the next pass
+  `_AIM` of the last, and again if it did not. `x-sterna-max-throttle` bounds it, 0 forbids it.
+- It never gives up by itself. What would have to change is said in a verdict.
+"""
+
+from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.convergence.verdict import is_losing, verdict
+
+_CHEAP = 0.5
+"""A further pass is worth it up to this length, compared with the last."""
+_GAIN_MS = 1.0
+_GAIN_SHARE = 0.1
+"""And if it saves so much downtime, and such a share of it."""
+_POLISHING_PASSES = 8
+_AIM = 0.6
+_LEAST_STEP = 5
+
+
+class Adaptive:
+    """One migration's policy."""
+
+    def __init__(self) -> None:
+        self._polished = 0
+        self._throttle = 0
+
+    def after_pass(self, situation: Situation) -> Decision:
+        if situation.fits:
+            if self._polished < _POLISHING_PASSES and self._is_worth_another(situation):
+                self._polished += 1
+                return Continue(self._throttle)
+            return SwitchOver()
+        self._polished = 0
+        if is_losing(situation):
+            self._throttle = max(self._throttle, self._raised(situation))
+        self._throttle = min(self._throttle, situation.limits.throttle_percent)
+        # With the new throttle it is expected to converge; only what cannot be helped is a verdict.
+        helped = self._throttle > situation.last.throttle_percent
+        return Continue(self._throttle, "" if helped else verdict(situation))
+
+    def during_pass(self, sending: Sending) -> GiveUp | None:
+        return None
+
+    @staticmethod
+    def _is_worth_another(situation: Situation) -> bool:
+        gain = situation.pages_ms * (1 - situation.ratio)
+        return situation.ratio <= _CHEAP and gain >= max(_GAIN_MS, _GAIN_SHARE * situation.predicted.total)
+
+    @staticmethod
+    def _raised(situation: Situation) -> int:
+        running = 100 - situation.last.throttle_percent
+        percent = 100 - round(running * _AIM / situation.ratio)
+        return min(
+            max(percent, situation.last.throttle_percent + _LEAST_STEP), situation.limits.throttle_percent
+        )

@@ -1,0 +1,73 @@
+"""The policy `deadline`: as `adaptive`, and within so many seconds or not at all.
+
+The throttle is also raised when the passes to come, each shorter than the last by the same ratio, would not be over in time. What
+cannot be in time is given up as soon as that is certain, with the reason; the guest goes on at the source.
+"""
+
+import math
+
+from sterna.migration.convergence.adaptive import Adaptive
+from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.convergence.verdict import explain
+
+_MARGIN = 0.9
+"""Share of the time left that is planned for."""
+_CERTAIN = 1.5
+"""A pass that needs so many times what is left cannot be in time."""
+_LEAST_ELAPSED = 0.5
+
+
+class Deadline:
+    """One migration's policy.
+
+    :param seconds: from the start of the migration to the stop of the guest
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._adaptive = Adaptive()
+        self._throttle = 0
+
+    def after_pass(self, situation: Situation) -> Decision:
+        left = self._seconds - situation.elapsed_seconds
+        decision = self._adaptive.after_pass(situation)
+        if isinstance(decision, SwitchOver):
+            return decision
+        if situation.fits and situation.rest_seconds > left * _MARGIN:
+            return SwitchOver()
+        if situation.rest_seconds > left:
+            return GiveUp(f"the deadline of {self._seconds:g} s cannot be kept: {explain(situation)}")
+        throttle = decision.throttle_percent if isinstance(decision, Continue) else 0
+        if not situation.fits:
+            self._throttle = max(self._throttle, self._needed(situation, left * _MARGIN))
+        return Continue(min(max(throttle, self._throttle), situation.limits.throttle_percent))
+
+    def during_pass(self, sending: Sending) -> GiveUp | None:
+        left = self._seconds - sending.elapsed_seconds
+        needed = sending.remaining_bytes / sending.bytes_per_second if sending.bytes_per_second else 0.0
+        if left <= 0 or (sending.elapsed_seconds >= _LEAST_ELAPSED and needed > left * _CERTAIN):
+            return GiveUp(
+                f"the deadline of {self._seconds:g} s cannot be kept: pass {sending.number} has "
+                f"{sending.remaining_bytes / 1e6:.0f} MB to go at {sending.bytes_per_second / 1e6:.1f} MB/s"
+            )
+        return None
+
+    @staticmethod
+    def _needed(situation: Situation, seconds: float) -> int:
+        """The least throttle with which the passes to come should be over in so many seconds."""
+        target = max(situation.limits.downtime_seconds * 1000 - situation.other_ms, 1.0)
+        shrink = min(target / max(situation.pages_ms, 1e-3), 1.0)
+        now = situation.last.throttle_percent
+        for percent in range(now, 100):
+            ratio = situation.ratio * (100 - percent) / (100 - now)
+            if ratio < 1 and situation.rest_seconds * _sum_of_passes(ratio, shrink) <= seconds:
+                return percent
+        return 99
+
+
+def _sum_of_passes(ratio: float, shrink: float) -> float:
+    """How long passes take in all, in units of the first, until one leaves `shrink` of what the first sends."""
+    if ratio <= 0:
+        return 1.0
+    count = max(1, math.ceil(math.log(shrink) / math.log(ratio)))
+    return float((1 - ratio**count) / (1 - ratio))

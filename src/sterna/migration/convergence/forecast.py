@@ -1,0 +1,131 @@
+"""What stopping the guest now would cost, from what this migration has measured so far.
+
+Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong prediction tells which part it was:
+
+- *last pass*: a look at the dirty log takes as long as the last one; each page its time to encode and each byte its time to be
+  handed over, pacing left out, since the limit does not hold then; or what the link needs for the bytes, if that is longer.
+- *digest* and *destination load*: what remains of the digests of both ends beyond that, and the way through the destination.
+- the rest takes what it takes on a host with nothing else to do.
+"""
+
+from dataclasses import dataclass, field
+
+from sterna.migration.pagesender import Sent
+from sterna.migration.statistics import DowntimeParts
+
+STOP_MS = 0.3
+DEVICE_STATE_MS = 4.0
+LOAD_MS = 6.0
+START_MS = 1.0
+"""Measured with guests of one and two CPUs: the vCPUs' stop; devices saved and loaded; COMMIT, RUNNING and the start."""
+
+_KEPT = 0.3
+"""Weight that the passes before the last keep."""
+_BUSY_SECONDS = 0.01
+_SAMPLES = 16
+
+
+@dataclass
+class LinkMeter:
+    """How fast the link is, from how what waits in the socket goes away; None while it has never been the limit.
+
+    Between two moments at both of which something waits, the link had something to carry all the time.
+    """
+
+    bytes_per_second: float | None = None
+    _since: tuple[float, int] | None = None
+    _samples: list[float] = field(default_factory=list)
+
+    def observe(self, now: float, handed_bytes: int, unsent_bytes: int) -> None:
+        """:param handed_bytes: handed to the kernel so far
+        :param unsent_bytes: of them those that have not arrived
+        """
+        if not unsent_bytes:
+            self._since = None
+        elif self._since is None:
+            self._since = (now, handed_bytes - unsent_bytes)
+        elif now - self._since[0] >= _BUSY_SECONDS:
+            seconds, size = now - self._since[0], handed_bytes - unsent_bytes - self._since[1]
+            self._since = (now, handed_bytes - unsent_bytes)
+            self._samples = [*self._samples[1 - _SAMPLES :], size / seconds]
+            self.bytes_per_second = sorted(self._samples)[len(self._samples) // 2] or None
+
+
+@dataclass
+class Forecast:
+    """Gathers what one migration's passes cost, and says what the next and the last would.
+
+    :ivar link: where the socket tells how much waits in it
+    """
+
+    link: LinkMeter = field(default_factory=LinkMeter)
+    round_trip_seconds: float = 0.0
+    _encode_per_page: float = 0.0
+    _hand_over_per_byte: float = 0.0
+    _harvest_seconds: float = 0.0
+    _pages: int = 0
+    _bytes: int = 0
+    _encode_seconds: float = 0.0
+    _send_seconds: float = 0.0
+
+    def sent(self, sent: Sent) -> None:
+        """Pages of the running pass were handed over."""
+        self._pages += sent.pages - sent.zero_pages
+        self._bytes += sent.size
+        self._encode_seconds += sent.encode_seconds
+        self._send_seconds += sent.seconds - sent.encode_seconds
+
+    def finish_pass(self, paced_seconds: float, harvest_seconds: float) -> None:
+        """The pass and the look at the dirty log after it are over.
+
+        :param paced_seconds: how long the pass waited for its limit
+        """
+        send_seconds = max(self._send_seconds - paced_seconds, 0.0)
+        if self._pages:
+            self._encode_per_page = _mixed(self._encode_per_page, self._encode_seconds / self._pages)
+        if self._bytes:
+            self._hand_over_per_byte = _mixed(self._hand_over_per_byte, send_seconds / self._bytes)
+        self._harvest_seconds = harvest_seconds
+        self._pages, self._bytes, self._encode_seconds, self._send_seconds = 0, 0, 0.0, 0.0
+
+    def unpaced_seconds(self, pages: int, size: float, waiting_bytes: int) -> float:
+        """How long so many pages take when nothing is paced.
+
+        :param waiting_bytes: what is to go before them
+        """
+        seconds = pages * self._encode_per_page + size * self._hand_over_per_byte
+        link = self.link.bytes_per_second
+        return max(seconds, (size + waiting_bytes) / link) if link else seconds
+
+    def next_pass_seconds(self, pages: int, size: float, limit: int) -> float:
+        """How long a pass of so many pages takes while the guest runs.
+
+        :param limit: bytes per second, 0 for none
+        """
+        return (
+            max(self.unpaced_seconds(pages, size, 0), size / limit if limit else 0.0) + self._harvest_seconds
+        )
+
+    def downtime(
+        self, pages: int, size: float, waiting_bytes: int, digest_seconds: float, *, commits: bool
+    ) -> DowntimeParts:
+        """The downtime if the guest stopped now.
+
+        :param digest_seconds: what the digest of RAM takes on each end, beside the rest
+        :param commits: whether the destination starts on COMMIT
+        """
+        last_pass = (self._harvest_seconds + self.unpaced_seconds(pages, size, waiting_bytes)) * 1000
+        digest_ms = digest_seconds * 1000
+        round_trip_ms = self.round_trip_seconds * 1000
+        return DowntimeParts(
+            stop=STOP_MS,
+            last_pass=last_pass,
+            device_state=DEVICE_STATE_MS,
+            digest=max(0.0, digest_ms - last_pass - DEVICE_STATE_MS),
+            destination_load=LOAD_MS + digest_ms + round_trip_ms,
+            start=START_MS + round_trip_ms if commits else 0.0,
+        )
+
+
+def _mixed(before: float, now: float) -> float:
+    return now if not before else before * _KEPT + now * (1 - _KEPT)

@@ -1,0 +1,182 @@
+"""The passes of one migration: what is sent while the guest runs, and what is left for when it is stopped."""
+
+import time
+from dataclasses import dataclass, field
+
+from sterna.memory.address import PAGE_SIZE
+from sterna.memory.digest import digest_cost_seconds
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.convergence.choice import choose
+from sterna.migration.convergence.forecast import Forecast
+from sterna.migration.convergence.policy import (
+    Continue,
+    GiveUp,
+    Limits,
+    Pass,
+    Policy,
+    Sending,
+    Situation,
+    SwitchOver,
+)
+from sterna.migration.errors import GivenUp
+from sterna.migration.guest import Guest
+from sterna.migration.pages import LastSent, PassWork
+from sterna.migration.pagesender import PageSender, Sent
+from sterna.migration.parameters import Parameters
+from sterna.migration.peer import Greeted, Peer, PeerKind
+from sterna.migration.progress import Progress
+from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.statistics import MigrationStatus, PassCounter
+from sterna.migration.xbzrlecache import XbzrleCache
+
+
+@dataclass
+class Precopy:
+    """Sends pass after pass until the policy has the guest stopped, and then the last.
+
+    :ivar verifying: digests of RAM are compared while the guest is stopped
+    :ivar last_sent: which pass sent each page last
+    """
+
+    guest: Guest
+    pages: PageSender
+    peer: Peer
+    greeted: Greeted
+    parameters: Parameters
+    progress: Progress
+    limiter: RateLimiter
+    cancellation: Cancellation
+    last_sent: LastSent
+    verifying: bool
+    cache: XbzrleCache | None = None
+    _policy: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._policy = choose(self.parameters)
+        self._forecast = Forecast(round_trip_seconds=self.greeted.round_trip_seconds)
+        self._passes: list[Pass] = []
+        self._throttle = 0
+        self._paced_before = 0.0
+        limit_ms = self.parameters.downtime_limit_seconds * 1000
+        self.progress.note(policy=self.parameters.policy.value, expected_downtime_ms=limit_ms)
+
+    def run(self) -> PassWork:
+        """Pass after pass while the guest runs.
+
+        :return: the dirty pages that are to be sent while it is stopped
+        :raise GivenUp: When the policy says so.
+        """
+        self.progress.set_up()
+        self.progress.advance(MigrationStatus.ACTIVE)
+        work = PassWork.everything(self.guest.ram_blocks)
+        while True:
+            self._send(work, final=False)
+            started = time.monotonic()
+            batches = self.guest.harvest()
+            harvest_seconds = time.monotonic() - started
+            work = PassWork.dirty(self.guest.ram_blocks, batches)
+            self._finish_pass(work, harvest_seconds)
+            self.cancellation.check()
+            match self._policy.after_pass(self._situation(work)):
+                case SwitchOver():
+                    self.progress.note(verdict="")
+                    return work
+                case GiveUp(reason):
+                    raise GivenUp(reason)
+                case Continue(throttle, verdict):
+                    self._set_throttle(throttle)
+                    self.progress.note(verdict=verdict)
+
+    def send_rest(self, rest: PassWork) -> None:
+        """The last pass: the guest is stopped.
+
+        :param rest: what `run` returned
+        """
+        work = PassWork.merged(rest, self.guest.ram_blocks, self.guest.harvest())
+        self._send(work, final=True)
+        self._note_cache()
+        self.progress.finish_pass(0)
+
+    def release(self) -> None:
+        """Let the guest run freely."""
+        self._set_throttle(0, tell=False)
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def _send(self, work: PassWork, *, final: bool) -> None:
+        with self.progress.sending_pass(work.pages) as counter:
+            for batch in work.batches():
+                self.cancellation.check()
+                self.peer.check()
+                self._account(self.pages.send_batch(batch, counter.number, final=final), final)
+                self.last_sent.record(batch, counter.number)
+                if not final:
+                    self._look_ahead(counter, work)
+            self._account(self.pages.finish_pass(final=final), final)
+
+    def _account(self, sent: Sent, final: bool) -> None:
+        self.progress.sent(
+            size=sent.size,
+            pages=sent.pages,
+            zero_pages=sent.zero_pages,
+            saved_pages=sent.saved_pages,
+            multifd_bytes=sent.multifd_bytes,
+            seconds=sent.seconds,
+            final=final,
+        )
+        self._forecast.sent(sent)
+
+    def _look_ahead(self, counter: PassCounter, work: PassWork) -> None:
+        progress = self.progress
+        self._forecast.link.observe(time.monotonic(), progress.transferred, self.pages.unsent_bytes())
+        remaining = counter.bytes * work.pages / counter.pages if counter.pages else 0.0
+        rate = progress.bandwidth.bytes_per_second
+        sending = Sending(counter.number, progress.elapsed_seconds, remaining, rate)
+        if give_up := self._policy.during_pass(sending):
+            raise GivenUp(give_up.reason)
+
+    # -- after a pass ----------------------------------------------------------------------------------------
+
+    def _finish_pass(self, work: PassWork, harvest_seconds: float) -> None:
+        paced, self._paced_before = (
+            self.limiter.waited_seconds - self._paced_before,
+            self.limiter.waited_seconds,
+        )
+        self._forecast.finish_pass(paced, harvest_seconds)
+        self._note_cache()
+        record = self.progress.finish_pass(work.pages)
+        self._passes.append(
+            Pass(record.number, record.pages, record.bytes, record.ms / 1000, work.pages, self._throttle)
+        )
+
+    def _note_cache(self) -> None:
+        if self.cache is not None:
+            self.progress.note(xbzrle=self.cache.finish_pass())
+
+    def _situation(self, work: PassWork) -> Situation:
+        size = work.pages * PAGE_SIZE if self.cache is None else self.cache.rest_bytes(work)
+        digest = digest_cost_seconds(self.guest.ram_blocks) if self.verifying else 0.0
+        predicted = self._forecast.downtime(
+            work.pages,
+            size,
+            self.pages.unsent_bytes(),
+            digest,
+            commits=self.greeted.kind is PeerKind.STERNA,
+        )
+        self.progress.predict(predicted)
+        return Situation(
+            self._passes,
+            size,
+            self._forecast.next_pass_seconds(work.pages, size, self.limiter.rate),
+            self.progress.bandwidth.bytes_per_second,
+            predicted,
+            self.progress.elapsed_seconds,
+            Limits(self.parameters.downtime_limit_seconds, self.parameters.most_throttle),
+        )
+
+    def _set_throttle(self, percent: int, *, tell: bool = True) -> None:
+        if percent != self._throttle:
+            self._throttle = percent
+            self.guest.throttle(percent)
+            if tell:
+                self.progress.note(throttle_percent=percent)
