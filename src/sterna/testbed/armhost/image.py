@@ -7,26 +7,22 @@ lists them. Once there is an image for a recipe, nothing is asked of the network
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sterna.testbed.armhost import cpio, emulator, rootfs
-from sterna.testbed.armhost.cpio import Entry
+from sterna.testbed.armhost import bytecode, cpio, emulator, rootfs
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.packages import fetch
 from sterna.testbed.armhost.recipe import EPOCH, Recipe
 
 _KERNEL, _INITRAMFS, _MANIFEST = "kernel", "initramfs", "manifest.json"
-_WARM_UP_TIMEOUT_S = 600
 _KEPT = 3
-_MAKERS = ("cpio.py", "init.sh", "kernelmodules.py", "recipe.py", "rootfs.py", "warmup.py")
+_MAKERS = ("bytecode.py", "cpio.py", "init.sh", "kernelmodules.py", "recipe.py", "rootfs.py", "warmup.py")
 
 Progress = Callable[[str], None]
 """Told what is being done now, in a few words."""
@@ -117,8 +113,8 @@ def _store(folder: Path, kernel: bytes, tree: rootfs.Tree, names: list[str], pro
         draft.mkdir()
         (draft / _KERNEL).write_bytes(kernel)
         _write_initramfs(draft / _INITRAMFS, tree)
-        progress("compiling Python modules inside the host")
-        tree |= _compiled_modules(draft)
+        progress("compiling Python modules")
+        tree |= bytecode.compiled(tree, draft / _KERNEL, draft / _INITRAMFS)
         _write_initramfs(draft / _INITRAMFS, tree)
         (draft / _MANIFEST).write_text(json.dumps({"packages": names}, indent=1) + "\n")
         draft.rename(folder)
@@ -127,34 +123,6 @@ def _store(folder: Path, kernel: bytes, tree: rootfs.Tree, names: list[str], pro
 def _write_initramfs(path: Path, tree: rootfs.Tree) -> None:
     with path.open("wb") as file:
         cpio.write(file, tree, EPOCH)
-
-
-def _compiled_modules(draft: Path) -> rootfs.Tree:
-    """What Python compiles when the host's programs start: only that Python's own version can make it."""
-    out, err = io.BytesIO(), io.BytesIO()
-    script = Path(__file__).with_name("warmup.py").read_text()
-    code = emulator.run(
-        draft / _KERNEL,
-        draft / _INITRAMFS,
-        ["python3", "-c", script],
-        settings=emulator.Settings(),
-        tree=None,
-        out=out,
-        err=err,
-        timeout_s=_WARM_UP_TIMEOUT_S,
-    )
-    if code:
-        raise ArmHostError(
-            f"Python does not work inside the host: {err.getvalue().decode(errors='replace').strip()}"
-        )
-    out.seek(0)
-    compiled: rootfs.Tree = {}
-    with tarfile.open(fileobj=out) as archive:
-        for member in archive:
-            content = archive.extractfile(member)
-            assert content is not None
-            compiled[member.name.lstrip("/")] = Entry.file(content.read())
-    return compiled
 
 
 @contextlib.contextmanager

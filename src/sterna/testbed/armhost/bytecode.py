@@ -1,0 +1,84 @@
+"""Python modules of the host, compiled while its image is built: the emulated CPU takes ten times as long for that.
+
+Bytecode belongs to one version of Python. Where this Python is of the host's version it compiles them; otherwise the host
+does, once, those that it is going to need (warmup.py).
+"""
+
+import compileall
+import io
+import os
+import re
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+from sterna.testbed.armhost import emulator
+from sterna.testbed.armhost.cpio import Entry
+from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.armhost.recipe import PYTHON_VERSION
+from sterna.testbed.armhost.rootfs import Tree
+
+_TIMEOUT_S = 600
+_MODULE = re.compile(r"usr/lib/python3.*\.py$")
+_SELDOM_NEEDED = re.compile(
+    r".*/(distutils/|pygments/lexers/(?!__init__|_mapping|diff|python\b)|pygments/styles/[a-z])"
+)
+
+
+def compiled(tree: Tree, kernel: Path, initramfs: Path) -> Tree:
+    """The bytecode of a file system's modules, as files to add to it.
+
+    :param kernel: boots the file system
+    :param initramfs: the file system as it is
+    :raise ArmHostError: When Python does not run in the host.
+    """
+    final = sys.version_info.releaselevel == "final" and sys.implementation.name == "cpython"
+    if final and f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON_VERSION:
+        return _compiled_here(tree)
+    return _compiled_there(kernel, initramfs)
+
+
+def _compiled_here(tree: Tree) -> Tree:
+    with tempfile.TemporaryDirectory(prefix="sterna-armhost-") as temporary:
+        root = Path(temporary)
+        for path, entry in tree.items():
+            if _MODULE.match(path) and not _SELDOM_NEEDED.match(path):
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_bytes(entry.content)
+        compileall.compile_dir(
+            root,
+            maxlevels=64,
+            quiet=2,  # some packages bring files that are not for this version
+            workers=len(os.sched_getaffinity(0)),
+            stripdir=temporary,
+            prependdir="/",
+            invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+        )
+        return {str(path.relative_to(root)): Entry.file(path.read_bytes()) for path in root.rglob("*.pyc")}
+
+
+def _compiled_there(kernel: Path, initramfs: Path) -> Tree:
+    out, err = io.BytesIO(), io.BytesIO()
+    code = emulator.run(
+        kernel,
+        initramfs,
+        ["python3", "-c", Path(__file__).with_name("warmup.py").read_text()],
+        settings=emulator.Settings(),
+        tree=None,
+        out=out,
+        err=err,
+        timeout_s=_TIMEOUT_S,
+    )
+    if code:
+        complaint = err.getvalue().decode(errors="replace").strip()
+        raise ArmHostError(f"Python does not work inside the host\n{complaint}")
+    out.seek(0)
+    found: Tree = {}
+    with tarfile.open(fileobj=out) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            assert content is not None
+            found[member.name.lstrip("/")] = Entry.file(content.read())
+    return found
