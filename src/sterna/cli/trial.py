@@ -9,7 +9,12 @@ from typing import Any
 from sterna.cli.display import Display
 from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.follow import Interrupts, follow
-from sterna.cli.guestview import (
+from sterna.cli.progress import Picture
+from sterna.cli.result import summarise
+from sterna.guests.layout import GuestState, Status
+from sterna.machine.config import MachineConfig
+from sterna.testbed.errors import VmError
+from sterna.testbed.guestview import (
     check_content,
     guest_status,
     has_warmed_up,
@@ -17,11 +22,7 @@ from sterna.cli.guestview import (
     pages_in_use,
     runs_beyond,
 )
-from sterna.cli.progress import Picture
-from sterna.cli.result import summarise
-from sterna.cli.vmprocess import VmProcess
-from sterna.guests.layout import GuestState, Status
-from sterna.machine.config import MachineConfig
+from sterna.testbed.vm import SternaVm, Vm
 
 _WARM_UP_SECONDS = 600.0
 _RUNS_SECONDS = 20.0
@@ -53,8 +54,11 @@ def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts)
     :raise CliError: When something other than the migration fails.
     """
     trial = _Trial(settings, display, interrupts)
-    with ExitStack() as stack:
-        return trial.run(stack)
+    try:
+        with ExitStack() as stack:
+            return trial.run(stack)
+    except VmError as error:
+        raise CliError(str(error)) from error
 
 
 class _Trial:
@@ -72,9 +76,9 @@ class _Trial:
         common += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel]
         assert config.kernel is not None
         guest = ["--kernel", config.kernel, "--append", config.append]
-        self._source = stack.enter_context(VmProcess("source", [*common, *guest]))
+        self._source = stack.enter_context(SternaVm("source", [*common, *guest]))
         incoming = ["--incoming", "tcp:127.0.0.1:0"]
-        self._destination = stack.enter_context(VmProcess("destination", [*common, *incoming]))
+        self._destination = stack.enter_context(SternaVm("destination", [*common, *incoming]))
         for vm in (self._source, self._destination):
             vm.ready(self._check_interrupt)
         self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")
@@ -141,8 +145,8 @@ class _Trial:
                 _RUNS_SECONDS,
                 "the guest does not go on at the destination",
             )
-        except CliError as error:
-            if error.code is ExitCode.INTERRUPTED:
+        except (CliError, VmError) as error:
+            if isinstance(error, CliError) and error.code is ExitCode.INTERRUPTED:
                 raise
             problems.append(str(error))
         gap = migration_gap(last, arrived[0])
@@ -171,7 +175,7 @@ class _Trial:
 
     # -- asking ----------------------------------------------------------------------------------------------
 
-    def _status(self, vm: VmProcess) -> Status:
+    def _status(self, vm: Vm) -> Status:
         status = guest_status(vm, self._ram_base)
         if status is None:
             raise CliError(f"the {vm.name}'s RAM holds no status page of a guest program")

@@ -53,6 +53,12 @@ class BlockDigest:
         """The root of RAM that has this block only, as 16 hexadecimal digits."""
         return RamDigest((self,)).hex
 
+    @classmethod
+    def join(cls, parts: "Sequence[BlockDigest]") -> "BlockDigest":
+        """The digest of a block from those of its parts; each but the last must be whole chunks long."""
+        chunks = np.concatenate([part.chunks for part in parts])
+        return cls(parts[0].block, sum(part.size for part in parts), chunks)
+
 
 @dataclass(frozen=True)
 class RamDigest:

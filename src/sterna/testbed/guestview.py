@@ -1,11 +1,10 @@
-"""What a demo learns from a guest program's status page on either side."""
+"""What a guest program's status page tells on either side of a migration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from sterna.cli.vmprocess import VmProcess
 from sterna.guests.check import check_ram
 from sterna.guests.layout import (
     PAGE_BYTES,
@@ -21,6 +20,7 @@ from sterna.guests.layout import (
     StatusError,
     read_status,
 )
+from sterna.testbed.vm import Vm
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class GuestGap:
     exact: bool
 
 
-def guest_status(vm: VmProcess, ram_base: int) -> Status | None:
+def guest_status(vm: Vm, ram_base: int) -> Status | None:
     """The status page, as of now; None until the program has filled it.
 
-    :raise CliError: When the process is gone.
+    :raise VmError: When the process is gone.
     """
     try:
         return read_status(vm.memory(ram_base + STATUS_OFFSET, STATUS_BYTES))
@@ -108,7 +108,7 @@ def pages_in_use(status: Status) -> int:
     return max(ends)
 
 
-def check_content(vm: VmProcess, ram_base: int, ram_bytes: int, status: Status) -> list[str]:
+def check_content(vm: Vm, ram_base: int, ram_bytes: int, status: Status) -> list[str]:
     """Compare the program's pages with what it must have written. The guest is stopped meanwhile.
 
     :return: problems, one line each

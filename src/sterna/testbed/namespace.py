@@ -1,0 +1,91 @@
+"""Network namespaces without names.
+
+A namespace without a name in the file system lives as long as a process is in it or a descriptor refers to it
+(namespaces(7)). Its interfaces go with it. So nothing of a network stays behind, however this process ends.
+"""
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from sterna.testbed.errors import BedError, Unsupported
+
+_CLONE_NEWNET = 0x40000000
+_SELF = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+T = TypeVar("T")
+
+
+class Namespace:
+    """A new network namespace. Close it, or end.
+
+    :raise Unsupported: When this process may not make one.
+    :raise BedError: When the kernel has no room for one.
+    """
+
+    def __init__(self) -> None:
+        self.fd = _in_thread(_unshare)
+
+    @property
+    def path(self) -> str:
+        """Where this process, or one with `nsenter --net=`, finds it."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def enter(self) -> None:
+        """Move the calling thread in. In a child between fork and exec: the whole process.
+
+        :raise OSError: When the kernel refuses.
+        """
+        if _libc.setns(self.fd, _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` inside, on a thread of its own: files under /proc/sys/net are the namespace's, sockets stay in it."""
+
+        def inside() -> T:
+            self.enter()
+            return function()
+
+        return _in_thread(inside)
+
+    def close(self) -> None:
+        """Let go of it; it ends with its last process. Does nothing the second time."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _unshare() -> int:
+    if _libc.unshare(_CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        if number == errno.EPERM:
+            raise Unsupported("network namespaces need root")
+        if number in (errno.EINVAL, errno.ENOSYS):
+            raise Unsupported("this kernel has no network namespaces")
+        raise BedError(f"cannot make a network namespace: {os.strerror(number)}")
+    return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _in_thread(function: Callable[[], T]) -> T:
+    """The result of `function`, run on a thread that ends: no other thread changes its namespace."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="namespace")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

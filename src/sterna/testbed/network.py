@@ -1,0 +1,189 @@
+"""Two hosts and a server: as network namespaces behind a router, or all on the loopback address.
+
+::
+
+    host1 --- eth0 10.83.1.1 --- 10.83.1.254 ---+
+    host2 --- eth0 10.83.2.1 --- 10.83.2.254 ---+--- router
+    server -- eth0 10.83.3.1 --- 10.83.3.254 ---+
+
+Guests have addresses of their own (10.83.9.0/24). The router leads a guest's address to the host it is on, and
+switches when the guest moves: `route_guest`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from sterna.testbed.errors import BedError, Unsupported
+from sterna.testbed.links import Link, LinkError, Router
+from sterna.testbed.namespace import Namespace
+
+HOSTS = ("host1", "host2")
+SERVER = "server"
+_SUBNETS = {"host1": "10.83.1", "host2": "10.83.2", "server": "10.83.3"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where processes run.
+
+    :ivar address: IPv4, where the others reach it
+    :ivar namespace: the processes' network; None on loopback
+    """
+
+    name: str
+    address: str
+    namespace: Namespace | None = None
+
+    def enter(self) -> None:
+        """In a child between fork and exec: move in."""
+        if self.namespace is not None:
+            self.namespace.enter()
+
+
+class Network(ABC):
+    """Two hosts and a server. A context manager: closed at its end.
+
+    :ivar hosts: host1, host2
+    :ivar rate: bytes per second between any two, in each direction; 0 is no limit
+    :ivar note: what it cannot do, for people; empty when all
+    """
+
+    hosts: tuple[Host, Host]
+    server: Host
+    rate: int
+    note: str
+
+    @property
+    @abstractmethod
+    def enforces_rate(self) -> bool:
+        """Whether the links keep to `rate` by themselves."""
+
+    @abstractmethod
+    def set_link(self, host: Host, *, up: bool) -> None:
+        """Plug or pull a host's cable; packets are dropped meanwhile.
+
+        :raise Unsupported: When there is no cable.
+        """
+
+    @abstractmethod
+    def route_guest(self, address: str, host: Host) -> None:
+        """Lead a guest's address to `host` from now on.
+
+        :raise Unsupported: When there is no router.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take all down. Does nothing the second time."""
+
+    def __enter__(self) -> "Network":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NamespaceNetwork(Network):
+    """Hosts as network namespaces, joined by veth pairs and a router; a token bucket on every link.
+
+    :param rate: bytes per second, 0 for no limit
+    :raise Unsupported: When this process may not, or the kernel cannot.
+    """
+
+    note = ""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._closers: list[Callable[[], None]] = []
+        self._links: dict[str, Link] = {}
+        self._guests: dict[str, str] = {}
+        try:
+            self._router = Router(self._namespace())
+            self._closers.append(self._router.close)
+            hosts = [self._join(name) for name in (*HOSTS, SERVER)]
+        except LinkError as error:
+            self.close()
+            raise BedError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self.hosts = hosts[0], hosts[1]
+        self.server = hosts[2]
+
+    @property
+    def enforces_rate(self) -> bool:
+        return True
+
+    def set_link(self, host: Host, *, up: bool) -> None:
+        self._links[host.name].set(up=up)
+        if up:
+            # The kernel dropped the routes through the link with it.
+            for address, name in self._guests.items():
+                if name == host.name:
+                    self._router.route(address, host.address)
+
+    def route_guest(self, address: str, host: Host) -> None:
+        self._guests[address] = host.name
+        self._router.route(address, host.address)
+
+    def close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+
+    def _namespace(self) -> Namespace:
+        namespace = Namespace()
+        self._closers.append(namespace.close)
+        namespace.call(_forward)
+        return namespace
+
+    def _join(self, name: str) -> Host:
+        subnet = _SUBNETS[name]
+        namespace = self._namespace()
+        link = Link(namespace, self._router, name, f"{subnet}.1", f"{subnet}.254", self.rate)
+        self._closers.append(link.close)
+        self._links[name] = link
+        return Host(name, f"{subnet}.1", namespace)
+
+
+class LoopbackNetwork(Network):
+    """All on 127.0.0.1: no cable, no router, no rate but the one that VMs keep to themselves."""
+
+    def __init__(self, rate: int, why: str) -> None:
+        self.rate = rate
+        self.note = f"{why}: all hosts are on the loopback address, and no link can fail"
+        self.hosts = Host(HOSTS[0], "127.0.0.1"), Host(HOSTS[1], "127.0.0.1")
+        self.server = Host(SERVER, "127.0.0.1")
+
+    @property
+    def enforces_rate(self) -> bool:
+        return False
+
+    def set_link(self, host: Host, *, up: bool) -> None:
+        raise Unsupported("the loopback address has no cable to pull; run as root")
+
+    def route_guest(self, address: str, host: Host) -> None:
+        raise Unsupported("the loopback address has no router; run as root")
+
+    def close(self) -> None:
+        """Nothing was made."""
+
+
+def make_network(rate: int) -> Network:
+    """A network of namespaces where that can be; on the loopback address otherwise.
+
+    :param rate: bytes per second, 0 for no limit
+    """
+    try:
+        return NamespaceNetwork(rate)
+    except Unsupported as error:
+        return LoopbackNetwork(rate, str(error))
+
+
+def _forward() -> None:
+    """Pass packets on: a router between its links, a host to its guests."""
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")

@@ -1,0 +1,214 @@
+"""What a run makes that does not end with its process, written down before it is made.
+
+Each run has a file that it holds locked; the lock ends with the process, however it ends. A file that nobody holds is that
+of a run that was killed: `clean_stale` undoes what it lists. Processes and networks need no entry: processes die with
+their parent, and network namespaces with their processes.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from sterna.testbed.errors import BedError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Kind(Enum):
+    """What is left behind."""
+
+    DIRECTORY = "directory"
+    SWAP = "swap"
+    CGROUP = "cgroup"
+    MOUNT = "mount"
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    kind: Kind
+    path: str
+
+
+def default_directory() -> Path:
+    """Where runs keep their files: for root where a reboot empties it."""
+    if os.geteuid() == 0:
+        return Path("/run/sterna-testbed")
+    return Path(tempfile.gettempdir()) / f"sterna-testbed-{os.geteuid()}"
+
+
+class Remains:
+    """The entries of this run. A context manager: all are undone at its end.
+
+    :raise BedError: When the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._entries: list[_Entry] = []
+        directory = directory or default_directory()
+        with _locked(directory):
+            self._path = directory / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def add(self, kind: Kind, path: Path) -> None:
+        """Note what is about to be made."""
+        self._entries.append(_Entry(kind, str(path)))
+        os.write(self._fd, msgspec.json.encode(self._entries[-1]) + b"\n")
+
+    def undo(self, kind: Kind, path: Path) -> None:
+        """Undo one entry now.
+
+        :raise OSError: When that fails; it stays noted.
+        """
+        entry = _Entry(kind, str(path))
+        _UNDO[kind](path)
+        self._entries.remove(entry)
+
+    def make_directory(self) -> Path:
+        """A new directory, for this user only, that goes with the run."""
+        path = Path(tempfile.gettempdir()) / f"sterna-testbed-{uuid.uuid4().hex[:12]}"
+        self.add(Kind.DIRECTORY, path)
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise BedError(f"cannot make {path}: {error.strerror}") from error
+        return path
+
+    def close(self) -> None:
+        """Undo everything, latest first. Does nothing the second time.
+
+        :raise BedError: When something could not be undone; the next run tries again.
+        """
+        if self._fd < 0:
+            return
+        problems = _undo_all(self._entries)
+        if not problems:
+            self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1
+        if problems:
+            raise BedError("left behind: " + "; ".join(problems))
+
+    def __enter__(self) -> "Remains":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def clean_stale(directory: Path | None = None) -> list[str]:
+    """Undo what runs left that have ended without doing so.
+
+    :return: what was removed, one line each
+    :raise BedError: When something could not be.
+    """
+    directory = directory or default_directory()
+    removed: list[str] = []
+    problems: list[str] = []
+    with _locked(directory):
+        for path in sorted(directory.glob("*-*")):
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # its run goes on
+                entries = list(_read(file.read()))
+            present = [entry for entry in entries if Path(entry.path).exists()]
+            left = _undo_all(entries)
+            problems += left
+            removed += [f"{entry.kind.value} {entry.path}" for entry in present]
+            if not left:
+                path.unlink()
+    if problems:
+        raise BedError("cannot remove what an earlier run left: " + "; ".join(problems))
+    return removed
+
+
+def _read(data: bytes) -> Iterator[_Entry]:
+    """The entries of a file; its last line may be cut short."""
+    for line in data.splitlines():
+        try:
+            yield msgspec.json.decode(line, type=_Entry)
+        except msgspec.DecodeError:
+            return
+
+
+def _undo_all(entries: list[_Entry]) -> list[str]:
+    problems = []
+    for entry in reversed(entries):
+        try:
+            _UNDO[entry.kind](Path(entry.path))
+        except OSError as error:
+            problems.append(f"{entry.kind.value} {entry.path}: {error.strerror or error}")
+    return problems
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time looks at the directory: between making a file and locking it, it would look stale."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if directory.stat().st_uid != os.geteuid():
+            raise BedError(f"{directory} belongs to another user")
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BedError(f"cannot use {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_directory(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+
+
+def _remove_swap(path: Path) -> None:
+    """swapoff(2) fails with EINVAL when the file is no swap space in use."""
+    _libc.swapoff(os.fsencode(path))
+    path.unlink(missing_ok=True)
+
+
+def _remove_mount(path: Path) -> None:
+    mnt_detach = 2
+    _libc.umount2(os.fsencode(path), mnt_detach)
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+
+
+def _remove_cgroup(path: Path) -> None:
+    """A group is removed when no process is in it; those that are there go back to the group above."""
+    try:
+        for pid in (path / "cgroup.procs").read_text().split():
+            try:
+                (path.parent / "cgroup.procs").write_text(pid)
+            except ProcessLookupError:
+                pass
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+
+
+_UNDO: dict[Kind, Callable[[Path], None]] = {
+    Kind.DIRECTORY: _remove_directory,
+    Kind.SWAP: _remove_swap,
+    Kind.CGROUP: _remove_cgroup,
+    Kind.MOUNT: _remove_mount,
+}

@@ -1,0 +1,288 @@
+"""A VM in a process of its own on one of the hosts, driven by QMP. The process ends with ours."""
+
+import ctypes
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+from sterna.memory.digest import BlockDigest, digest_file
+from sterna.monitor.client import ConnectionLost, QmpClient
+from sterna.monitor.protocol import QmpError
+from sterna.testbed.console import Console
+from sterna.testbed.errors import BedError, VmError
+from sterna.testbed.network import Host
+
+LOCAL = Host("this host", "127.0.0.1")
+"""For VMs that need no network of their own."""
+
+_START_SECONDS = 120.0
+"""Kernels may have to be compiled first."""
+_QUIT_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_SAVE_BYTES = 256 << 20
+
+
+class Vm(ABC):
+    """Starts when made; `ready` waits for its monitor. A context manager: the process is gone at its end.
+
+    To be made by a thread that outlives it: the kernel ends the process with the thread that made it.
+
+    :ivar qmp: the connection to its monitor, once `ready`
+    :ivar console: its first serial line
+
+    :param name: for people
+    :param host: where it runs
+    :param environment: of the process, beside ours
+    :raise VmError: When no process can be made.
+    """
+
+    def __init__(self, name: str, host: Host = LOCAL, environment: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.host = host
+        self.qmp: QmpClient
+        self.console = Console()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        # We listen and connect, and the child accepts: nothing races, and the path is needed no longer.
+        with tempfile.TemporaryDirectory(prefix="sterna-") as directory, socket.socket(socket.AF_UNIX) as own:
+            path = os.path.join(directory, "qmp")
+            own.bind(path)
+            own.listen()
+            self._connection = socket.socket(socket.AF_UNIX)
+            self._connection.connect(path)
+            qmp, serial = own.fileno(), self.console.fd
+            try:
+                self._process = subprocess.Popen(
+                    self._command(qmp, serial),
+                    pass_fds=[qmp, serial],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    env=os.environ | environment if environment else None,
+                    # Ctrl-C at the terminal is ours to handle.
+                    process_group=0,
+                    preexec_fn=self._enter,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                self._connection.close()
+                self.console.close()
+                self._errors.close()
+                raise VmError(f"cannot start the {name}: {getattr(error, 'strerror', error)}") from error
+        self.console.give_away()
+
+    @abstractmethod
+    def _command(self, qmp: int, serial: int) -> Sequence[str]:
+        """The program and its arguments.
+
+        :param qmp: descriptor of the socket where it accepts its monitor's connection
+        :param serial: descriptor of the pipe that its first serial line goes to
+        """
+
+    def _enter(self) -> None:
+        """In the child."""
+        _die_with_parent()
+        self.host.enter()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def ready(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for the monitor.
+
+        :param check: called now and then; may raise
+        :raise VmError: When the process has ended, or does not answer in time; with what it said last.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        self._connection.settimeout(0.1)
+        # The greeting tells that it is up; an early end shows within the timeout.
+        while True:
+            try:
+                self._connection.recv(1, socket.MSG_PEEK)
+                break
+            except TimeoutError:
+                check()
+                if not self.alive or time.monotonic() > deadline:
+                    raise VmError(f"the {self.name} did not start: {self.last_words()}") from None
+            except OSError as error:
+                raise VmError(f"the {self.name} did not start: {self.last_words()}") from error
+        try:
+            self.qmp = QmpClient(self._connection, f"the {self.name}")
+        except ConnectionLost as error:
+            raise VmError(f"the {self.name} did not start: {self.last_words()}") from error
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """A QMP command.
+
+        :raise VmError: When it fails, or the process has ended.
+        """
+        try:
+            return self.qmp.command(name, **arguments)
+        except QmpError as error:
+            raise VmError(f"{name} at the {self.name}: {error.desc}") from error
+        except ConnectionLost as error:
+            raise VmError(f"the {self.name} was lost: {self.last_words() or error}") from error
+
+    def runs(self) -> bool:
+        """Whether the guest runs here."""
+        return bool(self.command("query-status")["running"])
+
+    def incoming_uri(self) -> str:
+        """Where it waits for a guest."""
+        [address] = self.command("query-migrate")["socket-address"]
+        return f"tcp:{address['host']}:{address['port']}"
+
+    def memory(self, address: int, size: int) -> "memoryview[int]":
+        """Guest memory, as of now."""
+        data = bytearray(size)
+        with self._saved(address, size) as file:
+            view, got = memoryview(data), 0
+            while got < size:
+                more = os.preadv(file.fileno(), [view[got : got + (1 << 30)]], got)
+                if not more:
+                    raise VmError(f"the {self.name} saved {got} of {size} bytes of guest memory")
+                got += more
+        return view
+
+    def digest(self, address: int, size: int) -> BlockDigest:
+        """Digests of guest memory per 2 MiB. The guest must be stopped."""
+        parts = []
+        for at in range(address, address + size, _SAVE_BYTES):
+            with self._saved(at, min(_SAVE_BYTES, address + size - at)) as file:
+                parts.append(digest_file("ram", file))
+        return BlockDigest.join(parts)
+
+    def _saved(self, address: int, size: int) -> BinaryIO:
+        """A file with no name that holds guest memory."""
+        fd = os.memfd_create("sterna-memory", os.MFD_CLOEXEC)
+        try:
+            self.command("pmemsave", val=address, size=size, filename=f"/proc/{os.getpid()}/fd/{fd}")
+        except BaseException:
+            os.close(fd)
+            raise
+        return cast(BinaryIO, io.FileIO(fd, "rb"))
+
+    def guest_cpu_seconds(self) -> float:
+        """CPU time that its vCPU threads have had (/proc/PID/task/TID/schedstat, in ns)."""
+        threads = [cpu["thread-id"] for cpu in self.command("query-cpus-fast")]
+        total = 0
+        for thread in threads:
+            try:
+                with open(f"/proc/{self.pid}/task/{thread}/schedstat", encoding="ascii") as file:
+                    total += int(file.read().split()[0])
+            except (OSError, IndexError) as error:
+                raise BedError(
+                    f"the kernel does not tell the CPU time of thread {thread}: {error}"
+                ) from error
+        return total / 1e9
+
+    def kill(self) -> None:
+        """As when its host loses power. Returns when it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End the process, politely first. Does nothing the second time."""
+        if self._errors.closed:
+            return
+        if self.alive:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_QUIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        self.console.close()
+        self._errors.close()
+
+    def __enter__(self) -> "Vm":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def last_words(self) -> str:
+        """The last line of its standard error, or how it ended."""
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "no answer from its monitor"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return said.removeprefix("sterna: error: ") or f"exit code {self._process.returncode}"
+
+
+class SternaVm(Vm):
+    """A `sterna run`.
+
+    :param arguments: without its monitor and serial line
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        host: Host = LOCAL,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._arguments = arguments
+        super().__init__(name, host, environment)
+
+    def _command(self, qmp: int, serial: int) -> Sequence[str]:
+        command = [sys.executable, "-m", "sterna", "run", *self._arguments, "--name", self.name]
+        if "--serial" not in self._arguments:
+            command += ["--serial", f"file:/dev/fd/{serial}"]
+        return [*command, "--qmp", f"fd:{qmp}"]
+
+
+class QemuVm(Vm):
+    """A QEMU.
+
+    :param binary: its program
+    :param arguments: without its monitor and serial line
+    """
+
+    def __init__(self, name: str, binary: str, arguments: Sequence[str], host: Host = LOCAL) -> None:
+        self._binary = binary
+        self._arguments = arguments
+        super().__init__(name, host)
+
+    def _command(self, qmp: int, serial: int) -> Sequence[str]:
+        command = [self._binary, *self._arguments, "-name", self.name, "-nodefaults", "-display", "none"]
+        command += [
+            "-chardev",
+            f"socket,id=qmp,fd={qmp},server=on,wait=off",
+            "-mon",
+            "chardev=qmp,mode=control",
+        ]
+        if "-serial" not in self._arguments:
+            command += ["-chardev", f"file,id=serial,path=/dev/fd/{serial}", "-serial", "chardev:serial"]
+        return command
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_parent = os.getpid()
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGKILL comes when the parent ends, however it does."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _parent:
+        os._exit(1)
