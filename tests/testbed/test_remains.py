@@ -1,0 +1,115 @@
+"""What a run leaves, after each kind of ending."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sterna.testbed.errors import BedError
+from sterna.testbed.remains import Kind, Remains, clean_stale
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from sterna.testbed.remains import Remains
+with Remains(Path(sys.argv[1])) as remains:
+    path = remains.make_directory()
+    (path / "file").write_text("x")
+    print(path, flush=True)
+    {end}
+"""
+
+
+def run(directory: Path, end: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(end=end), str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def made(process: "subprocess.Popen[str]") -> Path:
+    assert process.stdout is not None
+    return Path(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ValueError", "sys.exit(3)", "raise KeyboardInterrupt"])
+def test_an_orderly_end_leaves_nothing(tmp_path: Path, end: str) -> None:
+    with run(tmp_path / "runs", end) as process:
+        path = made(process)
+        process.wait(20)
+    assert path.name.startswith("sterna-testbed-")
+    assert not path.exists()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    with run(tmp_path / "runs", "time.sleep(60)") as process:
+        path = made(process)
+        assert (path / "file").exists()
+        assert clean_stale(tmp_path / "runs") == []  # it is at work
+        assert path.exists()
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    assert path.exists()
+    assert clean_stale(tmp_path / "runs") == [f"directory {path}"]
+    assert not path.exists()
+    assert clean_stale(tmp_path / "runs") == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_line_cut_short_does_not_hide_those_before(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    left.mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "1-x").write_text(f'{{"kind":"directory","path":"{left}"}}\n{{"kind":"dire')
+    assert clean_stale(tmp_path / "runs") == [f"directory {left}"]
+    assert not left.exists()
+
+
+def test_swap_and_mounts_of_a_killed_run(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("swap files need root")
+    swap, mount = tmp_path / "swap", tmp_path / "mount"
+    mount.mkdir()
+    swap.write_bytes(bytes(1 << 20))
+    swap.chmod(0o600)
+    subprocess.run(["mkswap", str(swap)], check=True, capture_output=True)
+    subprocess.run(["swapon", str(swap)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(mount)], check=True)
+    try:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "1-x").write_text(
+            f'{{"kind":"swap","path":"{swap}"}}\n{{"kind":"mount","path":"{mount}"}}\n'
+        )
+        assert clean_stale(tmp_path / "runs") == [f"swap {swap}", f"mount {mount}"]
+        assert str(swap) not in Path("/proc/swaps").read_text()
+        assert str(mount) not in Path("/proc/mounts").read_text()
+        assert not swap.exists()
+        assert not mount.exists()
+    finally:
+        subprocess.run(["swapoff", str(swap)], check=False, capture_output=True)
+        subprocess.run(["umount", str(mount)], check=False, capture_output=True)
+
+
+def test_what_cannot_be_undone_stays_noted(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    busy = tmp_path / "file"
+    busy.write_text("no directory")
+    (runs / "1-x").write_text(f'{{"kind":"directory","path":"{busy}"}}\n')
+    with pytest.raises(BedError, match=str(busy)):
+        clean_stale(runs)
+    assert (runs / "1-x").exists()
+
+
+def test_one_entry_can_be_undone_early(tmp_path: Path) -> None:
+    with Remains(tmp_path / "runs") as remains:
+        path = remains.make_directory()
+        remains.undo(Kind.DIRECTORY, path)
+        assert not path.exists()
+    assert list((tmp_path / "runs").iterdir()) == []
