@@ -139,6 +139,8 @@ def example(smp=1, uarts=1):
 @given(machine_states())
 def test_a_machine_survives_the_wire(state):
     loaded = sections.load([through_bytes(section) for section in save(state)], VIRT, len(state.cpus), KNOWN)
+    if len(state.cpus) == 1:
+        state.gic.target = [0] * len(state.gic.target)  # as they read
     assert loaded == state
 
 
@@ -243,12 +245,73 @@ def test_other_machines_are_refused():
 def test_registers_that_nobody_keeps():
     register = SCTLR & ~0xFFFF | 15 << 11 | 1
     wire = register | NON_SECURE_BANK
-    kept, left_out = from_wire({wire: 5}, {register})
+    kept, left_out = from_wire({wire: 5}, {register}, {})
     assert (kept, left_out) == ({register: 5}, {})
-    kept, left_out = from_wire({wire: 5}, set())
+    kept, left_out = from_wire({wire: 5}, set(), {})
     assert (kept, left_out) == ({}, {wire: 5})
-    assert from_wire({wire: 0}, set()) == ({}, {})
+    assert from_wire({wire: 5}, set(), {wire: 5}) == ({}, {})
+    assert from_wire({wire: 0}, set(), {}) == ({}, {})
 
 
 def test_a_reset_cpu_leaves_nothing_out():
-    assert from_wire(to_wire(dict.fromkeys(KNOWN, 0), reset_values(4, 0x0800_0000)), KNOWN)[1] == {}
+    others = reset_values(4, 0x0800_0000)
+    assert from_wire(to_wire(dict.fromkeys(KNOWN, 0), others), KNOWN, others)[1] == {}
+
+
+def with_register(section, wire, value):
+    registers = dict(
+        zip(section.fields["cpreg_vmstate_indexes"], section.fields["cpreg_vmstate_values"], strict=True)
+    )
+    registers[wire] = value
+    return changed(
+        section,
+        cpreg_vmstate_array_len=len(registers),
+        cpreg_vmstate_indexes=list(registers.keys()),
+        cpreg_vmstate_values=list(registers.values()),
+    )
+
+
+def with_thumb2ee(section):
+    parts = [
+        changed(part, **{"env.teecr": 1}) if part.name == "cpu/thumb2ee" else part
+        for part in section.subsections
+    ]
+    return dataclasses.replace(section, subsections=tuple(parts))
+
+
+CNTP_CTL = 0x6030_0000_0013_0000 | 3 << 14 | 3 << 11 | 14 << 7 | 2 << 3 | 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: with_register(s, CNTP_CTL, 1), r"S3_3_C14_C2_1 is 0x1, and always 0x0 here"),
+        (
+            lambda s: with_register(s, 0x4020_0000_200F_0000, 0x410F_C075),
+            r"p15, 0, c0, c0, 0 is 0x410fc075, and",
+        ),
+        (lambda s: with_register(s, 0x4030_0000_000F_0380, 7), r"p15, 0, c7 \(secure\) is 0x7"),
+        (lambda s: changed(s, **{"env.elr_el": [0, 0, 9, 0]}), r"'env.elr_el'.*0x9: EL2 or EL3"),
+        (lambda s: changed(s, **{"env.pc": 64}), r"'env.pc'.*AArch64"),
+        (lambda s: changed(s, **{"env.banked_r13": [0] * 7 + [3]}), r"'env.banked_r13\[7\]'.*0x3"),
+        (with_thumb2ee, r"'<cpu/thumb2ee>.env.teecr'.*ThumbEE"),
+        (lambda s: changed(s, power_state=2), r"'power_state'.*just being started"),
+    ],
+)
+def test_what_a_cpu_here_has_not_is_refused(change, message):
+    """Unless its user says that it does not matter."""
+    states = [change(section) if section.name == "cpu" else section for section in save(example())]
+    with pytest.raises(StreamError, match=f"'cpu 0'.*{message}"):
+        sections.load(states, VIRT, 1, KNOWN)
+    if "power_state" not in message:
+        assert sections.load(states, VIRT, 1, KNOWN, {"cpu"}) == dataclasses.replace(
+            example(), cpus=sections.load(save(example()), VIRT, 1, KNOWN).cpus
+        )
+
+
+def test_a_single_cpu_is_the_target_of_all_interrupts_on_the_wire():
+    gic = next(section for section in save(example()) if section.name == "arm_gic")
+    assert gic.fields["irq_target"] == [1] * 1020, "QEMU delivers an interrupt to its targets only"
+    assert not any(sections.load(save(example()), VIRT, 1, KNOWN).gic.target), "they read as zero"
+    both = next(section for section in save(example(2)) if section.name == "arm_gic")
+    assert both.fields["irq_target"] == [0] * 1020

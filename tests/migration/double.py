@@ -6,12 +6,13 @@ steps, which is in the device state, and the guest itself can tell whether a wri
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
+from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, array, u8, u32, u64
 
 CPU = VmStateDescription("cpu", 1, (u64("steps"), u64("counter"), u32("running")))
@@ -25,6 +26,7 @@ class DoubleGuest:
 
     machine_type = "double-1.0"
     page_bits: int | None = 12
+    uuid: bytes | None = None
 
     def __init__(self, pages: int = 64, *, running: bool = True, steps_per_ms: int = 20) -> None:
         self.block = RamBlock("double.ram", pages * 4096)
@@ -176,7 +178,15 @@ class DoubleGuest:
                 DeviceState("disk", 0, 3, {"cache": list(self.cache)}),
             ]
 
-    def load_devices(self, states: Sequence[DeviceState]) -> None:
+    def judge_section(self, state: DeviceState) -> Judgement:
+        """Field `harmless` of a section says whether it is."""
+        harmless = state.fields.get("harmless") == 1
+        return Judgement(harmless, "it says so" if harmless else "field 'harmless' is not 1")
+
+    def judge_ram_block(self, name: str, size: int) -> RamUse | None:
+        return {"double.flash": RamUse.BLANK, "double.rom": RamUse.UNSEEN}.get(name)
+
+    def load_devices(self, states: Sequence[DeviceState], ignored: Collection[str] = ()) -> None:
         self._may_fail("load_devices")
         found = {state.name: state for state in states}
         for name in self.descriptions:

@@ -175,7 +175,7 @@ def be64(value: int) -> bytes:
         (sections.section_part(1) + be64(8) + b"\x03rom" + bytes(4096), "'rom', which does not exist"),
         (sections.section_part(1) + be64(0x40) + NAME + b"\x01\xff\xff", "65535 bytes, more than a page"),
         (sections.section_part(9), "section 9, which has not been started"),
-        (sections.section_full(2, "nic", 0, 1) + bytes(100), "this machine has no such device"),
+        (sections.section_full(2, "nic", 0, 1) + bytes(100), "the section's footer never came"),
         (sections.section_full(2, "cpu", 0, 99) + bytes(100), "version 99"),
         (sections.section_start(2, "cpu", 0, 1) + bytes(100), "only the ram section may come in parts"),
         (sections.end_of_stream(), "before the last part of: ram"),
@@ -200,7 +200,7 @@ def test_lengths_of_the_setup_are_checked_before_anything_is_allocated(tmp_path:
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
         info = feed(there, opening + body + be64(16) + sections.footer(1), tmp_path / "s")
         assert_refused(there, info, "length")
-        assert "0x8000000000000000 bytes at the source, 0x3000 here" in info.error
+        assert "Size mismatch: double.ram: 0x8000000000000000 != 0x3000" in info.error
 
 
 def test_devices_that_the_guest_does_not_take_are_refused(stream: bytes, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_machines_that_differ_are_refused() -> None:
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is FAILED
         assert info.error.startswith("destination refused: section 'ram'")
-        assert "0x40000 bytes at the source, 0x20000 here" in info.error
+        assert "Size mismatch: double.ram: 0x40000 != 0x20000" in info.error
         assert here.guest.running
     other = waiting_guest()
     other.machine_type = "double-2.0"
@@ -223,7 +223,9 @@ def test_machines_that_differ_are_refused() -> None:
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is FAILED
         there.wait_status(FAILED)
-        assert "'double-1.0' at the source, 'double-2.0' here" in there.controller.info().error
+        text = "section 'configuration': Machine type received is 'double-1.0' and local is 'double-2.0'"
+        assert there.controller.info().error == text
+        assert info.error == f"destination refused: {text}"
         assert here.guest.running
 
 
@@ -318,10 +320,10 @@ def test_cancel_while_the_destination_loads() -> None:
         loading, go_on = threading.Event(), threading.Event()
         original = there.guest.load_devices
 
-        def load_slowly(states: object) -> None:
+        def load_slowly(states: object, ignored: object) -> None:
             loading.set()
             assert go_on.wait(30)
-            original(states)  # type: ignore[arg-type]
+            original(states, ignored)  # type: ignore[arg-type]
 
         there.guest.load_devices = load_slowly  # type: ignore[assignment,method-assign]
         here.controller.migrate(address)
@@ -394,9 +396,9 @@ def test_a_silent_destination_does_not_keep_the_guest_stopped() -> None:
         go_on = threading.Event()
         original = there.guest.load_devices
 
-        def hang(states: object) -> None:
+        def hang(states: object, ignored: object) -> None:
             assert go_on.wait(30)
-            original(states)  # type: ignore[arg-type]
+            original(states, ignored)  # type: ignore[arg-type]
 
         there.guest.load_devices = hang  # type: ignore[assignment,method-assign]
         here.controller.set_parameters({"x-sterna-switchover-timeout": 100})

@@ -15,6 +15,7 @@ from sterna.migration.errors import ChannelError, ProtocolError
 from sterna.migration.handshake import Nack, PrivateMessage
 from sterna.migration.peer import NackError, Peer
 from sterna.stream.return_path import ReturnMessage, pong
+from sterna.stream.wire import StreamError
 
 
 @contextmanager
@@ -58,3 +59,14 @@ def test_what_the_destination_said_counts_before_its_going() -> None:
             peer.check()
         with pytest.raises(ChannelError, match="closed the connection"):
             peer.check()
+
+
+def test_a_reason_counts_before_what_is_malformed() -> None:
+    with pair() as (peer, far):
+        nack = ReturnMessage(PrivateMessage.NACK, handshake.encode(Nack("no room"))).encode()
+        far.send(nack + b"\0\x63\0\0")
+        with pytest.raises(NackError, match="destination refused: no room"):
+            peer.wait(5)
+        # What is wrong is known: nothing more is waited for.
+        with pytest.raises(StreamError, match="a message of unknown type 0x63"):
+            peer.wait(5)

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import ram
 from sterna.stream.description import Descriptions, find_description
+from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
@@ -99,6 +100,7 @@ class Carrier:
         assert isinstance(reader.next(), SectionPiece)
         self.machine_type = configuration.machine
         self.page_bits = configuration.page_bits
+        self.uuid = None
         setup = ram.read_setup(reader, configuration.page_bits or 10)
         self.ram_blocks = tuple(RamBlock(name, size) for name, size in setup)
         text = find_description(stream)
@@ -131,7 +133,13 @@ class Carrier:
     def save_devices(self) -> list[DeviceState]:
         return list(self.states)
 
-    def load_devices(self, states: Sequence[DeviceState]) -> None:
+    def judge_section(self, state: DeviceState) -> Judgement:
+        raise AssertionError("it has all of the source's devices")
+
+    def judge_ram_block(self, name: str, size: int) -> RamUse | None:
+        raise AssertionError("it has all of the source's RAM")
+
+    def load_devices(self, states: Sequence[DeviceState], ignored: Collection[str] = ()) -> None:
         self.states = states
 
     def advance_counter(self, elapsed_ns: int) -> None:

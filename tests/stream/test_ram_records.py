@@ -294,8 +294,11 @@ def test_setup_comes_back(blocks: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (ram_setup([("a", 0x4000)]), "RAM block 'a' has 0x4000 bytes at the source, 0x2000 here"),
-        (ram_setup([("a", 0x2000), ("c", 0x1000)]), r"RAM block 'c' \(0x1000 bytes\) does not exist here"),
+        (ram_setup([("a", 0x4000)]), "Size mismatch: a: 0x4000 != 0x2000"),
+        (
+            ram_setup([("a", 0x2000), ("c", 0x1000)]),
+            r'Unknown ramblock "c", cannot accept migration \(0x1000 bytes\)',
+        ),
         (ram_setup([("a", 0x2000)]), "RAM block 'b' does not exist at the source"),
         (ram_setup([("a", 0x2000), ("a", 0x2000)]), "RAM block 'a' is listed twice"),
         (

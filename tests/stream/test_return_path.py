@@ -78,3 +78,11 @@ def test_wrong_messages_are_not_encoded() -> None:
     ):
         with pytest.raises(StreamError):
             message.encode()
+
+
+def test_what_came_before_a_malformed_message_is_delivered() -> None:
+    decoder = ReturnPathDecoder()
+    assert decoder.feed(pong(1).encode() + shut(1).encode() + b"\0\x63\0\0") == [pong(1), shut(1)]
+    for call in (decoder.check, decoder.close, lambda: decoder.feed(b"")):
+        with pytest.raises(StreamError, match="offset 0x10: a message of unknown type 0x63"):
+            call()

@@ -216,3 +216,12 @@ def test_changed_descriptions_are_read_or_refused(data: st.DataObject) -> None:
     else:
         where = state.name
     assert where in ("toy", "vmdesc")
+
+
+def test_many_fields_of_one_name_take_no_longer_than_others() -> None:
+    entry = {"name": "x", "type": "uint8", "size": 1}
+    tree = {"name": "many", "instance_id": 0, "vmsd_name": "many", "version": 1, "fields": [entry] * 20_000}
+    text = json.dumps({"page_size": 4096, "devices": [tree]}).encode()
+    state = Descriptions(text)["many", 0].decode(bytes(20_000))
+    assert len(state.fields) == 20_000
+    assert list(state.fields)[:4] == ["x", "x'", "x''", "x'3"]

@@ -104,7 +104,12 @@ END = sections.section_end(2) + END_OF_RECORDS + FOOTER
             "section 'configuration', field 'name', offset 0xd: field 'len' counts 4294967295",
         ),
         (HEADER[:9] + b"\0\0\0\1\xff\0", "section 'configuration': the machine's name is not UTF-8"),
-        (HEADER, "offset 0x3c: the stream is cut short here"),
+        (HEADER, "offset 0x3c: the stream is cut short here, after section 'configuration'"),
+        (HEADER + DEVICE, "offset .*: the stream is cut short here, after section 'toy \\(instance 1\\)'"),
+        (
+            HEADER + DEVICE + b"\4\0",
+            "offset .*: the stream is cut short here, after section 'toy \\(instance 1\\)'",
+        ),
         (HEADER + b"\x42", "offset 0x3c: no part of a stream begins with the byte 0x42"),
         (HEADER + PART, "offset 0x3c: a part of section 2, which has not been started"),
         (

@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 )
 @click.option("--paused", is_flag=True, help="Do not start the guest until `cont`.")
 @click.option("--name", default="", help="A name for people.")
+@click.option("--uuid", metavar="UUID", help="What tells the machine from others (capability validate-uuid).")
+@click.option(
+    "--ignore-section",
+    multiple=True,
+    metavar="NAME",
+    help="A section or RAM block of an incoming guest's that it can do without, whatever it holds.",
+)
 @click.option("--dump-dtb", metavar="FILE", help="Write the device tree to FILE and exit.")
 def command(
     machine: str,
@@ -59,24 +66,29 @@ def command(
     serial: str | None,
     paused: bool,
     name: str,
+    uuid: str | None,
+    ignore_section: tuple[str, ...],
     dump_dtb: str | None,
 ) -> int:
     """Run a virtual machine.
 
     Ends with `quit`, when the guest shuts down, or by SIGINT or SIGTERM. Exit code 1 when the guest broke.
     """
-    from sterna.machine.config import ConfigError, MachineConfig, parse_memory
+    from sterna.machine.config import ConfigError, MachineConfig, parse_memory, parse_uuid
 
     if monitor == "stdio" and serial == "stdio":
         raise UsageError("--monitor and --serial cannot both be stdio")
     if kernel is None and incoming is None:
         raise UsageError("there is nothing to run: give --kernel, or --incoming for a migration")
+    if ignore_section and incoming is None:
+        raise UsageError("--ignore-section is of use with --incoming only")
     if kernel is not None and incoming is not None:
         raise UsageError("--kernel and --incoming exclude each other: a migration brings its guest along")
     if incoming == "fd:0" and "stdio" in (monitor, serial):
         raise UsageError("--incoming fd:0 takes standard input: --monitor and --serial cannot be stdio")
     try:
         config = MachineConfig(
+            uuid=None if uuid is None else parse_uuid(uuid),
             machine=machine,
             cpu=cpu,
             smp=smp,
@@ -93,7 +105,7 @@ def command(
         raise UsageError(str(error)) from error
     if dump_dtb is not None:
         return _dump_device_tree(config, dump_dtb)
-    return _run(config, incoming, qmp, monitor == "stdio")
+    return _run(config, incoming, qmp, monitor == "stdio", ignore_section)
 
 
 def _dump_device_tree(config: "MachineConfig", path: str) -> int:
@@ -107,7 +119,13 @@ def _dump_device_tree(config: "MachineConfig", path: str) -> int:
     return ExitCode.OK
 
 
-def _run(config: "MachineConfig", incoming: str | None, qmp: tuple[str, ...], console: bool) -> int:
+def _run(
+    config: "MachineConfig",
+    incoming: str | None,
+    qmp: tuple[str, ...],
+    console: bool,
+    ignored: tuple[str, ...],
+) -> int:
     from sterna.cli.kernels import prepare_kernels
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
@@ -129,6 +147,7 @@ def _run(config: "MachineConfig", incoming: str | None, qmp: tuple[str, ...], co
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
         if incoming is not None:
             try:
+                migration.set_parameters({"x-sterna-ignore-sections": ",".join(ignored)})
                 migration.incoming(incoming)
             except (MigrationError, AddressError) as error:
                 raise CliError(f"--incoming: {error}") from error
@@ -195,7 +214,7 @@ class _RunningMachine:
         self._one_try = one_try
         self._lock = threading.Lock()
         self._migration: MigrationController | None = None
-        self._failed_early = False
+        self._ended_early = False
         self._incoming_failed = False
         self._ended = threading.Event()
         self._reported = False
@@ -207,15 +226,22 @@ class _RunningMachine:
 
     def observe(self, name: str, data: dict[str, Any]) -> None:
         """What a migration does, whether or not clients asked for events."""
-        if name != "MIGRATION" or data.get("status") != "failed":
+        if name != "MIGRATION" or data.get("status") not in ("failed", "completed"):
             return
         with self._lock:
             migration = self._migration
             if migration is None:
                 # An incoming migration began before `main`, which tells it.
-                self._failed_early = True
+                self._ended_early = True
                 return
-        self._tell_failure(migration)
+        self._tell_outcome(migration)
+
+    def _tell_outcome(self, migration: "MigrationController") -> None:
+        info = migration.info()
+        if info.status.value == "failed":
+            self._tell_failure(migration)
+        for leftover in info.left_behind if info.incoming and info.status.value == "completed" else ():
+            print(f"sterna: left behind: {leftover}", file=sys.stderr, flush=True)
 
     def _tell_failure(self, migration: "MigrationController") -> None:
         info = migration.info()
@@ -244,8 +270,8 @@ class _RunningMachine:
         self._end = asyncio.Event()
         with self._lock:
             self._migration = migration
-        if self._failed_early:
-            self._tell_failure(migration)
+        if self._ended_early:
+            self._tell_outcome(migration)
         control = Control(self._machine, migration, self._quit)
         server = QmpServer(Commands(control))
         self._emit_to = server.emit

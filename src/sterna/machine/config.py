@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from uuid import UUID
 
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.memory.address import PAGE_SIZE
@@ -10,6 +11,7 @@ from sterna.memory.address import PAGE_SIZE
 MEBIBYTE = 1 << 20
 _UNITS = {"": MEBIBYTE, "B": 1, "K": 1 << 10, "M": MEBIBYTE, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 CPUS = ("cortex-a15",)
 ACCELERATORS = ("emulated", "kvm")
 MAX_APPEND_BYTES = 4096
@@ -36,6 +38,7 @@ class MachineConfig:
     :ivar paused: do not run the guest until told to
     :ivar incoming: wait for a migration; nothing is loaded into RAM
     :ivar name: the machine's name, for people
+    :ivar uuid: what tells the machine from others; None when it has none
 
     :raise ConfigError: When a setting is not possible.
     """
@@ -51,6 +54,7 @@ class MachineConfig:
     paused: bool = False
     incoming: bool = False
     name: str = ""
+    uuid: UUID | None = None
 
     def __post_init__(self) -> None:
         _choice("machine", self.machine, tuple(BOARDS))
@@ -84,6 +88,16 @@ def parse_memory(text: str) -> int:
     whole, _, fraction = match["number"].partition(".")
     unit = _UNITS[match["unit"]]
     return int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+
+
+def parse_uuid(text: str) -> UUID:
+    """A UUID from the 32 hexadecimal digits and 4 hyphens that QEMU takes.
+
+    :raise ConfigError: When the text is none.
+    """
+    if _UUID.fullmatch(text) is None:
+        raise ConfigError(f"uuid: {text:.60} is not 32 hexadecimal digits as 8-4-4-4-12")
+    return UUID(text)
 
 
 def check_memory(size: int, board: Board) -> None:

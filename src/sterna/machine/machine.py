@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,13 +22,14 @@ from sterna.machine.loader import Image, place
 from sterna.machine.registerdump import dump_registers
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
-from sterna.machine.state import sections
+from sterna.machine.state import absent, sections
 from sterna.machine.state.clock import ns_to_counter
 from sterna.machine.state.cpu import timer_line
 from sterna.machine.throttle import Throttle
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock, RamError
+from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -70,6 +71,7 @@ class Machine:
         self.config = config
         self.machine_type = config.board.machine_type
         self.page_bits = config.board.page_bits
+        self.uuid = None if config.uuid is None else config.uuid.bytes
         self.descriptions: Mapping[str, VmStateDescription] = sections.DESCRIPTIONS
         self.error: str | None = None
         self._lock = threading.RLock()
@@ -402,15 +404,24 @@ class Machine:
         state.counter = counter
         return state
 
-    def load_devices(self, states: Sequence[DeviceState]) -> None:
+    def judge_section(self, state: DeviceState) -> Judgement:
+        """Whether the guest can do without a device of the source's."""
+        return absent.judge_section(state)
+
+    def judge_ram_block(self, name: str, size: int) -> RamUse | None:
+        """What the guest sees of a RAM block of the source's that is not here; None when it cannot do without it."""
+        return absent.judge_ram_block(name, size)
+
+    def load_devices(self, states: Sequence[DeviceState], ignored: Collection[str] = ()) -> None:
         """Take over CPUs and devices: all, or on an error none.
 
+        :param ignored: names of sections of which what has no place here does not matter
         :raise StreamError: When a section is missing, unknown, or does not fit this machine.
         :raise RunStateError: When the machine does not wait for a guest.
         """
         with self._lock, self._collector.until_error():
             require("load the devices", self._run_state, RunState.INMIGRATE)
-            state = sections.load(states, self.config.board, self.config.smp, self._known_registers)
+            state = sections.load(states, self.config.board, self.config.smp, self._known_registers, ignored)
             for vcpu, cpu in zip(self._vcpus, state.cpus, strict=True):
                 vcpu.set_state(cpu)
             self._gic.load(state.gic)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from sterna.memory.bitmap import full_bitmap
 from sterna.memory.digest import RamDigest, digest_ram, page_digests
 from sterna.migration import handshake, verify
+from sterna.migration.agreement import disagreement, page_bits
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.doubt import Outcome, OutcomeRecord
@@ -30,6 +31,7 @@ from sterna.migration.handshake import (
     Ready,
     Running,
 )
+from sterna.migration.leftovers import Leftovers
 from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.multifd.receiver import MultifdReceiver
 from sterna.migration.parameters import Parameters, Verify
@@ -41,7 +43,6 @@ from sterna.stream.return_path import ReturnMessage, pong, shut
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
 from sterna.stream.wire import (
-    LEGACY_ARM_PAGE_BITS,
     RAM_SECTION,
     RAM_VERSION,
     Command,
@@ -127,7 +128,7 @@ class Destination:
         self._ram_ended = False
         count = self.parameters.multifd_channels if self.parameters.multifd else 0
         self._multifd = MultifdReceiver(
-            count, self.guest.ram_blocks, self.cancellation.check, self.channel.stop_reading
+            count, self.guest.uuid, self.cancellation.check, self.channel.stop_reading
         )
         self._multifd_pages = 0
         self._return_path = False
@@ -135,6 +136,8 @@ class Destination:
         self._offer: Offer | None = None
         self._id = b""
         self._devices: list[DeviceState] = []
+        self._leftovers = Leftovers(self.guest, self.parameters.ignored_sections)
+        self._disagreement: StreamError | None = None
         self._their_digest: RamDigest | None = None
         self._their_devices_digest = 0
         self._our_digest: Future[RamDigest] | None = None
@@ -153,13 +156,14 @@ class Destination:
         except Exception as error:
             if not self._runs:
                 # Why a channel failed is also why the main channel then ended.
-                self._give_up(self._multifd.error or error)
+                self._give_up(self._disagreement or self._multifd.error or error)
                 return False
             log.exception("after the guest was started")
         finally:
             if self.lobby is not None:
                 self.lobby.shut()
             self._multifd.close()
+            self._leftovers.close()
         return True
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -210,7 +214,7 @@ class Destination:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
             self._read(pool)
             digest = self._compare(pool)
-            self.guest.load_devices(self._devices)
+            self.guest.load_devices(self._devices, self.parameters.ignored_sections)
         if self._offer is None:
             self._start_at_end()
         else:
@@ -222,8 +226,9 @@ class Destination:
         while True:
             match reader.next():
                 case Configuration() as configuration:
-                    self._check_configuration(configuration)
+                    self._configure(configuration)
                 case SectionPiece() as piece:
+                    self._require_agreement()
                     self._read_section(piece)
                     if self._ram_ended and self._our_digest is None and self._offer and self._offer.verify:
                         # All of RAM is here: the digest is made while the devices arrive.
@@ -239,24 +244,21 @@ class Destination:
         if self._greeted and self._offer is None:
             raise reader.error("the source never named the migration")
         self._check_complete()
-        self._read_description()
+        left_behind = self._leftovers.settle(self._read_description())
+        self.progress.note(left_behind=left_behind)
 
-    def _check_configuration(self, configuration: Configuration) -> None:
-        ours = self.guest.machine_type
-        section = "configuration"
-        if configuration.machine != ours:
-            raise StreamError(
-                f"the machine is a {configuration.machine!r} at the source, {ours!r} here", section
+    def _configure(self, configuration: Configuration) -> None:
+        # The source is told why once it can be: a sterna greets next, a QEMU opens the return path.
+        self._disagreement = disagreement(configuration, self.guest)
+        self._page_bits = page_bits(configuration)
+        if self._disagreement is None:
+            self._decoder = RamDecoder(
+                self.guest.ram_blocks, self._page_bits, fresh=True, adopt=self._leftovers.adopt
             )
-        if configuration.capabilities:
-            names = ", ".join(configuration.capabilities)
-            raise StreamError(f"the source relies on capabilities that are not implemented: {names}", section)
-        bits = LEGACY_ARM_PAGE_BITS if configuration.page_bits is None else configuration.page_bits
-        if not LEGACY_ARM_PAGE_BITS <= bits <= 12:
-            raise StreamError(f"pages of 2**{bits} bytes are not supported", section)
-        self._page_bits = bits
-        self._decoder = RamDecoder(self.guest.ram_blocks, bits, fresh=True)
-        self._multifd.begin(bits)
+
+    def _require_agreement(self) -> None:
+        if self._disagreement is not None:
+            raise self._disagreement
 
     def _read_section(self, piece: SectionPiece) -> None:
         reader, header = self._reader, piece.header
@@ -271,6 +273,8 @@ class Destination:
             match piece.type:
                 case SectionType.START:
                     self._decoder.read_setup(reader)
+                    blocks = (*self.guest.ram_blocks, *self._leftovers.ram_blocks)
+                    self._multifd.begin(blocks, self._page_bits)
                     self._meet_channels(last=False)
                 case SectionType.PART | SectionType.END:
                     before = self._decoder.statistics()
@@ -280,6 +284,7 @@ class Destination:
                     normal = now.normal + self._multifd_pages
                     self.progress.received(now.bytes - before.bytes + multifd_bytes, normal, now.duplicate)
                     self._ram_ended = piece.type is SectionType.END
+                    self._leftovers.check_block(self._decoder.block)
                 case _:
                     raise reader.error("the section must come in parts")
         elif piece.type is not SectionType.FULL:
@@ -289,10 +294,12 @@ class Destination:
                 raise reader.error("digests of guest RAM, which the source did not offer")
             state = reader.read_state(verify.section_for(self.guest.ram_blocks))
             self._their_digest, self._their_devices_digest = verify.from_state(state)
-        elif header.name not in self.guest.descriptions:
+        elif header.name in self.guest.descriptions:
+            self._devices.append(reader.read_state(self.guest.descriptions[header.name]))
+        elif self._greeted:
             raise reader.error("this machine has no such device")
         else:
-            self._devices.append(reader.read_state(self.guest.descriptions[header.name]))
+            self._leftovers.take_section(reader, header)
 
     def _meet_channels(self, *, last: bool) -> int:
         """What follows an EOS waits for what the multifd channels have before it.
@@ -314,6 +321,7 @@ class Destination:
                     return
                 if value == handshake.GREETING and not self._greeted:
                     self._greeted = True
+                    self._require_agreement()
                     self.progress.note(peer="sterna")
                     self._answer(PrivateMessage.HELLO, self._hello())
                 self.channel.send(pong(value).encode())
@@ -358,7 +366,7 @@ class Destination:
 
     def _check_complete(self) -> None:
         assert self._decoder is not None
-        for block in self.guest.ram_blocks:
+        for block in (*self.guest.ram_blocks, *self._leftovers.ram_blocks):
             pages = block.size >> self._page_bits
             missing = full_bitmap(pages) & ~self._decoder.received[block.name]
             if missing.any():
@@ -369,16 +377,17 @@ class Destination:
                     f"RAM block {block.name!r}: page at {page << self._page_bits:#x} never came"
                 )
 
-    def _read_description(self) -> None:
+    def _read_description(self) -> bytes | None:
         """Read what follows the end, so that the source can finish writing it."""
         reader = self._reader
         at, end = reader.window
-        if self._offer is None and at == end and not self._more_comes():
-            return
+        needed = self._offer is not None or self._leftovers.needs_description
+        if not needed and at == end and not self._more_comes():
+            return None
         event = reader.next()
         if event is None and self._offer is not None:
             raise reader.error("the stream is cut short before its description")
-        assert event is None or isinstance(event, VmDescription)
+        return event.text if isinstance(event, VmDescription) else None
 
     def _more_comes(self) -> bool:
         return not self.channel.two_way or self.channel.wait_readable(_DESCRIPTION_SECONDS)

@@ -1,10 +1,11 @@
 """What migration asks of a virtual machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
+from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 
@@ -16,12 +17,14 @@ class Guest(Protocol):
     :ivar descriptions: how each device section is laid out on the wire, by section name
     :ivar page_bits: log2 of the stream's page size as the configuration section says it: 12 for `virt`; None
         when QEMU's machine of this type says nothing and so means 10, as `vexpress-a15`
+    :ivar uuid: 16 bytes that tell this machine from others, or None
     """
 
     machine_type: str
     ram_blocks: Sequence[RamBlock]
     descriptions: Mapping[str, VmStateDescription]
     page_bits: int | None
+    uuid: bytes | None
 
     def start_dirty_logging(self) -> None:
         """Log writes to all RAM from now on; every page is then dirty in the log or write-protected."""
@@ -68,11 +71,20 @@ class Guest(Protocol):
         """The state of CPUs and devices, in the order the destination loads it. The guest is stopped."""
         ...
 
-    def load_devices(self, states: Sequence[DeviceState]) -> None:
+    def load_devices(self, states: Sequence[DeviceState], ignored: Collection[str] = ()) -> None:
         """Load what `save_devices` made. All or nothing: the states are checked before the first is applied.
 
+        :param ignored: names of sections of which what has no place here does not matter
         :raise StreamError: When a section is missing, unknown or of the wrong shape; names section and field.
         """
+        ...
+
+    def judge_section(self, state: DeviceState) -> Judgement:
+        """Whether the guest can do without a device of the source's that this machine has not."""
+        ...
+
+    def judge_ram_block(self, name: str, size: int) -> RamUse | None:
+        """What the guest sees of a RAM block of the source's that this machine has not; None when it cannot do without it."""
         ...
 
     def advance_counter(self, elapsed_ns: int) -> None:

@@ -102,12 +102,15 @@ PARAMETERS: Mapping[str, Spec] = {
     "x-sterna-deadline": Spec(60, low=1, high=1_000_000),
     "x-sterna-max-throttle": Spec(99, high=99),
     "x-sterna-doubt-timeout": Spec(10_000, high=3_600_000),
+    "x-sterna-ignore-sections": Spec(""),
     "x-sterna-switchover-timeout": Spec(30_000, low=1, high=3_600_000),
 }
 """Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). In milliseconds
 are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest)
 and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up). `x-sterna-deadline` is
 the policy `deadline`'s, in seconds; `x-sterna-max-throttle` what policies of our own may take of the guest's time, in percent.
+`x-sterna-ignore-sections` names sections and RAM blocks, separated by commas, of which an incoming guest does not need what
+has no place here.
 """
 
 CAPABILITIES: Mapping[str, bool] = {
@@ -128,7 +131,7 @@ CAPABILITIES: Mapping[str, bool] = {
     "postcopy-blocktime": False,
     "late-block-activate": False,
     "x-ignore-shared": False,
-    "validate-uuid": False,
+    "validate-uuid": True,
     "background-snapshot": False,
     "zero-copy-send": False,
     "postcopy-preempt": False,
@@ -296,6 +299,17 @@ class Parameters:
     @property
     def verify(self) -> Verify:
         return Verify(self._values["x-sterna-verify"])
+
+    @property
+    def validate_uuid(self) -> bool:
+        """Whether the stream says which machine it is of."""
+        return self._capabilities["validate-uuid"]
+
+    @property
+    def ignored_sections(self) -> frozenset[str]:
+        """Names of sections and RAM blocks that an incoming guest does not need."""
+        names = str(self._values["x-sterna-ignore-sections"]).split(",")
+        return frozenset(name for name in map(str.strip, names) if name)
 
     @property
     def events(self) -> bool:

@@ -80,6 +80,7 @@ class Peer:
         if not self._channel.two_way:
             return
         if not self._messages:
+            self._decoder.check()
             # What the destination said before it went away is read before its going.
             got = self._channel.readinto_now(memoryview(self._buffer))
             if got is not None:
@@ -110,6 +111,7 @@ class Peer:
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._messages:
+            self._decoder.check()
             if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
                 raise ChannelError(f"{self._channel.peer} did not answer within {seconds:.1f} s")
             self._take(self._channel.readinto(memoryview(self._buffer)))

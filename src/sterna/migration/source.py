@@ -46,6 +46,7 @@ from sterna.migration.statistics import DowntimeParts, MigrationStatus
 from sterna.migration.xbzrlecache import XbzrleCache
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
+from sterna.stream.multifd import NO_UUID
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION, StreamError
 
@@ -127,7 +128,10 @@ class Source:
         parameters = self.parameters
         self._multifd = (
             MultifdSettings(
-                parameters.multifd_channels, parameters.multifd_compression, parameters.multifd_level
+                parameters.multifd_channels,
+                parameters.multifd_compression,
+                parameters.multifd_level,
+                self.guest.uuid or NO_UUID,
             )
             if parameters.multifd
             else None
@@ -263,7 +267,8 @@ class Source:
         )
 
     def _set_up(self, channel: Channel, pages: PageSender, peer: Peer) -> Greeted:
-        configuration = sections.Configuration(self.guest.machine_type, self.guest.page_bits)
+        identity = self.guest.uuid if self.parameters.validate_uuid else None
+        configuration = sections.Configuration(self.guest.machine_type, self.guest.page_bits, identity)
         self._send(channel, sections.header(configuration))
         greeted = peer.greet()
         self.progress.note(peer=greeted.kind.value, clock_offset_ns=greeted.clock_offset_ns)

@@ -26,6 +26,7 @@ from enum import Enum
 from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
+from sterna.stream.leftover import Leftover
 
 
 class MigrationStatus(Enum):
@@ -180,6 +181,7 @@ class MigrationInfo:
     :ivar xbzrle: what the XBZRLE cache did, as of the end of the last pass; None without one
     :ivar in_doubt: the guest may run at the destination; it stays paused here
     :ivar socket_address: where an incoming migration listens
+    :ivar left_behind: what an incoming guest brought and has no place here
     """
 
     status: MigrationStatus = MigrationStatus.NONE
@@ -218,6 +220,7 @@ class MigrationInfo:
     xbzrle: XbzrleStatistics | None = None
     in_doubt: bool = False
     socket_address: str = ""
+    left_behind: tuple[Leftover, ...] = ()
 
     def to_qmp(self) -> dict[str, Any]:
         """As QMP's query-migrate answers (QEMU 7.2, MigrationInfo); our own fields are under ``x-sterna``."""
@@ -293,6 +296,8 @@ class MigrationInfo:
                 extras["downtime-parts"] = self.downtime_parts.to_dict()
                 if self.predicted_downtime is not None and self.downtime_ms:
                     extras["predicted-over-real"] = round(self.predicted_downtime.total / self.downtime_ms, 3)
+        if self.left_behind:
+            extras["left-behind"] = [leftover.to_qmp() for leftover in self.left_behind]
         if self.clock_note:
             extras["clock-note"] = self.clock_note
         return extras

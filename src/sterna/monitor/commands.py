@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -100,7 +101,7 @@ class Commands(Mapping[str, Command]):
             Command("query-version", none, self._query_version),
             Command("query-commands", none, self._query_commands),
             Command("query-name", none, self._query_name),
-            Command("query-uuid", none, lambda _: {"UUID": "00000000-0000-0000-0000-000000000000"}),
+            Command("query-uuid", none, self._query_uuid),
             Command("query-kvm", none, self._query_kvm),
             Command("query-status", none, self._query_status),
             Command("query-cpus-fast", none, self._query_cpus),
@@ -131,6 +132,9 @@ class Commands(Mapping[str, Command]):
     def _query_name(self, _: Arguments) -> Any:
         name = self._control.machine.config.name
         return {"name": name} if name else {}
+
+    def _query_uuid(self, _: Arguments) -> Any:
+        return {"UUID": str(self._control.machine.config.uuid or UUID(int=0))}
 
     def _query_kvm(self, _: Arguments) -> Any:
         enabled = self._control.machine.config.accel == "kvm"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
+from uuid import UUID
 
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.runstate import RunStateError
@@ -26,6 +27,9 @@ class MachineSettings(Protocol):
 
     @property
     def smp(self) -> int: ...
+
+    @property
+    def uuid(self) -> UUID | None: ...
 
 
 class Machine(Protocol):

@@ -64,6 +64,11 @@ def migration_report(info: Mapping[str, Any]) -> str:
         lines.append(f"ram digest source: {extras['ram-digest-source']}")
     if extras.get("ram-digest-destination"):
         lines.append(f"ram digest destination: {extras['ram-digest-destination']}")
+    for left in extras.get("left-behind", ()):
+        instance = f" {left['instance-id']}" if left["instance-id"] else ""
+        lines.append(
+            f"left behind: {left['name']}{instance} ({left['nbytes']} bytes, {left['digest']}): {left['reason']}"
+        )
     return "".join(line + "\n" for line in lines)
 
 

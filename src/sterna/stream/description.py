@@ -115,12 +115,14 @@ def _describe(tree: dict[str, Any], depth: int) -> VmStateDescription:
 
 def _fields(tree: dict[str, Any], depth: int) -> Iterator[Field]:
     used = {SUBSECTIONS}
+    again: dict[str, int] = {}
     for entry in _list(tree, "fields"):
-        name = _text(_object(entry, "a field"), "name")
+        name = plain = _text(_object(entry, "a field"), "name")
         if "index" in entry:
-            name += f"[{_integer(entry, 'index', TAKE_LIMIT)}]"
+            name = plain = f"{name}[{_integer(entry, 'index', TAKE_LIMIT)}]"
         while name in used:
-            name += "'"
+            again[plain] = number = again.get(plain, 0) + 1
+            name = plain + ("'" * number if number < 3 else f"'{number}")
         part = _field(name, entry, depth)
         if part.valued:
             used.add(name)

@@ -10,7 +10,7 @@ Received records are taken apart by a compiled kernel that copies pages from the
 RAM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -169,11 +169,20 @@ class RamDecoder:
     :param page_bits: log2 of the stream's page size
     :param fresh: whether the blocks are all zero and untouched; then pages that are zero from the start stay
         untouched
+    :param adopt: asked for a place for a block (name, bytes) of the source's that is not among `blocks`; fresh, or
+        None to refuse it
 
     :ivar received: by block name, a bitmap of the stream's pages that have come, one way or the other
     """
 
-    def __init__(self, blocks: Sequence[RamBlock], page_bits: int = PAGE_SHIFT, fresh: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[RamBlock],
+        page_bits: int = PAGE_SHIFT,
+        fresh: bool = True,
+        adopt: Callable[[str, int], RamBlock | None] = lambda name, size: None,
+    ) -> None:
+        self._adopt = adopt
         self._blocks = {block.name: block for block in blocks}
         self._page_bits = page_bits
         self._fresh = fresh
@@ -183,6 +192,11 @@ class RamDecoder:
         self.received: dict[str, Words] = {
             block.name: new_bitmap(block.size >> page_bits) for block in blocks
         }
+
+    @property
+    def block(self) -> RamBlock | None:
+        """The block of the last record."""
+        return self._block
 
     def statistics(self) -> RamStatistics:
         """What has been received so far."""
@@ -198,16 +212,24 @@ class RamDecoder:
         theirs = dict(read_setup(reader, self._page_bits))
         self._bytes += reader.offset - at
         for name, size in theirs.items():
-            if name not in self._blocks:
-                raise reader.error(f"RAM block {name!r} ({size:#x} bytes) does not exist here", at)
-            if size != self._blocks[name].size:
-                mine = self._blocks[name].size
-                raise reader.error(
-                    f"RAM block {name!r} has {size:#x} bytes at the source, {mine:#x} here", at
-                )
+            mine = self._blocks.get(name)
+            if mine is None:
+                self._take_on(reader, name, size, at)
+            elif size != mine.size:
+                # QEMU's words.
+                text = f"Size mismatch: {name}: {size:#x} != {mine.size:#x} (the source's, and here)"
+                raise reader.error(text, at)
         missing = [name for name in self._blocks if name not in theirs]
         if missing:
             raise reader.error(f"RAM block {missing[0]!r} does not exist at the source", at)
+
+    def _take_on(self, reader: StreamReader, name: str, size: int, at: int) -> None:
+        block = self._adopt(name, size)
+        if block is None:
+            # QEMU's words, as of the size.
+            raise reader.error(f'Unknown ramblock "{name}", cannot accept migration ({size:#x} bytes)', at)
+        self._blocks[name] = block
+        self.received[name] = new_bitmap(size >> self._page_bits)
 
     def read_records(self, reader: StreamReader) -> None:
         """Read the body of a further or last part, into guest RAM.

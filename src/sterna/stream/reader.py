@@ -16,7 +16,7 @@ Nothing is read beyond what the current piece needs: as long as the staging buff
 source is not asked, so that a peer which waits for an answer before it goes on never waits in vain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +142,7 @@ class StreamReader:
         self._unfinished: set[int] = set()
         self._open: SectionHeader | None = None
         self._section: str | None = None
+        self._last: str | None = None
         self._started = False
         self._ended = False
         self._described = False
@@ -159,6 +160,16 @@ class StreamReader:
         return self._base + self._at
 
     @property
+    def known_sections(self) -> Collection[int]:
+        """Numbers of the sections that have been opened."""
+        return self._sections.keys()
+
+    @property
+    def unfinished_sections(self) -> Collection[int]:
+        """Numbers of those whose last part has not come."""
+        return self._unfinished
+
+    @property
     def window(self) -> tuple[int, int]:
         """The bytes at hand: from where to where in `staging`."""
         return self._at, self._end
@@ -174,7 +185,8 @@ class StreamReader:
         :raise StreamError: When the stream ends, or its channel fails.
         """
         if not self._fill():
-            raise self.error("the stream is cut short here", at=self._base + self._end)
+            after = f", after section {self._last!r}" if self._section is None and self._last else ""
+            raise self.error(f"the stream is cut short here{after}", at=self._base + self._end)
 
     def take(self, size: int) -> bytes:
         if size > TAKE_LIMIT:
@@ -308,7 +320,7 @@ class StreamReader:
             raise self.error(f"the configuration section is missing: {kind:#04x} begins another part", 8)
         self._section = CONFIGURATION_SECTION
         configuration = Configuration.from_state(CONFIGURATION.decode(self))
-        self._section = None
+        self._leave()
         return configuration
 
     def _read_opening(self, kind: SectionType) -> SectionPiece:
@@ -351,6 +363,9 @@ class StreamReader:
         self._open = header
         self._section = str(header)
 
+    def _leave(self) -> None:
+        self._last, self._section = self._section, None
+
     def _read_footer(self, header: SectionHeader) -> None:
         at = self.offset
         kind = self.take(1)[0]
@@ -360,7 +375,7 @@ class StreamReader:
         if section_id != header.section_id:
             raise self.error(f"the footer is that of section {section_id}, not {header.section_id}", at)
         self._open = None
-        self._section = None
+        self._leave()
 
     def _read_command(self) -> CommandPiece:
         at = self.offset - 1
@@ -371,7 +386,7 @@ class StreamReader:
         if expected is not None and size != expected:
             raise self.error(f"{Command(kind).name} has {size} bytes of payload, not {expected}", at)
         piece = CommandPiece(kind, self.take(size))
-        self._section = None
+        self._leave()
         return piece
 
     def _read_description(self) -> VmDescription | CommandPiece | None:
@@ -394,5 +409,5 @@ class StreamReader:
         if size > VMDESC_LIMIT:
             raise self.error(f"a description of {size} bytes, the limit is {VMDESC_LIMIT}", at)
         text = self.take(size)
-        self._section = None
+        self._leave()
         return VmDescription(text)

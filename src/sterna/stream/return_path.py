@@ -62,25 +62,33 @@ def pong(value: int) -> ReturnMessage:
 
 
 class ReturnPathDecoder:
-    """Takes messages from bytes as they come in, in pieces of any size."""
+    """Takes messages from bytes as they come in, in pieces of any size. After an error it cannot go on."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
         self._offset = 0
+        self._error: StreamError | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[ReturnMessage]:
         """The messages that `data` completes.
 
         :raise StreamError: When a message has an unknown type or an impossible length, as soon as its header
-            is there.
+            is there. If messages came before it in `data`, they are returned, and `check` and the next call raise.
         """
+        self.check()
         self._pending += data
-        messages = []
+        messages: list[ReturnMessage] = []
         at = 0
         while len(self._pending) - at >= _HEADER_BYTES:
             kind = int.from_bytes(self._pending[at : at + 2], "big")
             size = int.from_bytes(self._pending[at + 2 : at + 4], "big")
-            _check(kind, size, self._offset + at)
+            try:
+                _check(kind, size, self._offset + at)
+            except StreamError as error:
+                self._error = error
+                if not messages:
+                    raise
+                break
             if len(self._pending) - at < _HEADER_BYTES + size:
                 break
             at += _HEADER_BYTES
@@ -90,11 +98,20 @@ class ReturnPathDecoder:
         self._offset += at
         return messages
 
+    def check(self) -> None:
+        """Look whether there is anything wrong with what came after the messages returned so far.
+
+        :raise StreamError: When there is.
+        """
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """There are no more bytes.
 
-        :raise StreamError: When the last message is cut short.
+        :raise StreamError: When the last message is cut short, or something was wrong before.
         """
+        self.check()
         if self._pending:
             end = self._offset + len(self._pending)
             raise StreamError("the return path is cut short within a message", _SECTION, end)

@@ -12,6 +12,7 @@ and `vmdesc` describes the body as the JSON at the end of a stream does.
 """
 
 import struct as packing
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,7 +61,7 @@ class VmStateDescription:
         if self.minimum_version < 0:
             object.__setattr__(self, "minimum_version", self.version)
         names = [part.name for part in self.fields if part.valued]
-        double = {name for name in names if names.count(name) > 1}
+        double = {name for name, count in Counter(names).items() if count > 1}
         if double or SUBSECTIONS in names:
             raise ValueError(f"description {self.name!r}: field names {double or SUBSECTIONS} are not free")
         for i, part in enumerate(self.fields):

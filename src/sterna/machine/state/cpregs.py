@@ -13,6 +13,7 @@ _AARCH64 = 0x6030_0000_0013_0000
 _AARCH32 = 0x4020_0000_000F_0000
 _AARCH32_WIDE = 0x4030_0000_000F_0000
 _KIND = ~0xFFFF
+_SIZE = 0x00F0_0000_0000_0000
 
 
 def aarch64_id(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
@@ -99,15 +100,6 @@ WIRE[_VBAR] = (Part(_VBAR),)
 """What each id on the wire holds of our registers."""
 _ON_WIRE = {part.register for parts in WIRE.values() for part in parts}
 
-_CBAR = aarch32_id(15, 4, 0, 0)
-_L2CTLR = aarch32_id(9, 1, 0, 2)
-_PMCR_EL0 = aarch64_id(3, 3, 9, 12, 0)
-_CNTFRQ_EL0 = aarch64_id(3, 3, 14, 0, 0)
-_HARDWARE = {_CBAR, _L2CTLR, _PMCR_EL0, _CNTFRQ_EL0}
-"""Registers, besides those of CRn 0, that say what the hardware is and hold no state of the guest's."""
-_CP14 = 0x000E_0000
-_COPROCESSOR_MASK = 0x000F_0000
-
 
 def to_wire(registers: Mapping[int, int], others: Mapping[int, int]) -> dict[int, int]:
     """Values by wire id, ids ascending. Registers without a place among QEMU's go under their own id.
@@ -126,11 +118,14 @@ def to_wire(registers: Mapping[int, int], others: Mapping[int, int]) -> dict[int
     return dict(sorted(values.items()))
 
 
-def from_wire(values: Mapping[int, int], known: Collection[int]) -> tuple[dict[int, int], dict[int, int]]:
+def from_wire(
+    values: Mapping[int, int], known: Collection[int], others: Mapping[int, int]
+) -> tuple[dict[int, int], dict[int, int]]:
     """Registers by one-reg id, and what was left out although it may matter: values by wire id.
 
     :param values: values by wire id, in the order of the wire; where two ids hold the same register, the later counts
     :param known: registers that the hypervisor keeps
+    :param others: values, by wire id, of registers that it does not keep and that never change; of those not listed, 0
     """
     registers: dict[int, int] = {}
     left_out: dict[int, int] = {}
@@ -139,16 +134,19 @@ def from_wire(values: Mapping[int, int], known: Collection[int]) -> tuple[dict[i
         kept = [part for part in parts if part.register in known]
         for part in kept:
             registers[part.register] = value >> part.shift & part.mask
-        if not kept and value and not _harmless(wire_id):
+        if not kept and value != others.get(wire_id, 0):
             left_out[wire_id] = value
     return registers, left_out
 
 
-def _harmless(wire_id: int) -> bool:
-    """Whether a register has nothing to do with how our guests run: identification, debug, the bank of the other world."""
+def register_name(wire_id: int) -> str:
+    """A register as its instructions name it: `S3_0_C1_C0_1`, or `p15, 0, c1, c0, 1`."""
     if wire_id & _KIND == _AARCH64:
-        debug = wire_id >> 14 & 3 == 2
-        return debug or wire_id >> 7 & 15 == 0 or wire_id in _HARDWARE
-    secure = not wire_id & NON_SECURE_BANK
-    debug = wire_id & _COPROCESSOR_MASK == _CP14
-    return secure or debug or wire_id >> 11 & 15 == 0 or wire_id & ~NON_SECURE_BANK in _HARDWARE
+        op0, op1, crn, crm, op2 = (
+            wire_id >> shift & mask for shift, mask in ((14, 3), (11, 7), (7, 15), (3, 15), (0, 7))
+        )
+        return f"S{op0}_{op1}_C{crn}_C{crm}_{op2}"
+    coprocessor, wide = wire_id >> 16 & 15, wire_id & _SIZE == _AARCH32_WIDE & _SIZE
+    opc1, crm = wire_id >> 3 & 15, wire_id >> 7 & 15
+    name = f"{opc1}, c{crm}" if wide else f"{opc1}, c{wire_id >> 11 & 15}, c{crm}, {wire_id & 7}"
+    return f"p{coprocessor}, {name}" + ("" if wire_id & NON_SECURE_BANK else " (secure)")

@@ -6,7 +6,7 @@ from typing import Any
 
 from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.state.clock import counter_to_ns
-from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, to_wire
+from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
 from sterna.stream.vmstate import (
     DeviceState,
     Field,
@@ -91,6 +91,7 @@ _MVFR0, _MVFR1 = 0x1011_0222, 0x1111_1111
 # env.vfp.xregs has the VFP's system registers by number, from 2 on.
 _FPEXC_AT, _MVFR0_AT, _MVFR1_AT = 6, 5, 4
 _NO_RESERVATION = (1 << 64) - 1
+_FOREIGN = {"env.xregs": "AArch64", "env.pc": "AArch64", "env.elr_el": "EL2 or EL3", "env.sp_el": "AArch64"}
 _POWER_ON, _POWER_OFF, _POWER_ON_PENDING = 0, 1, 2
 _IRQ_LINE = 2
 _TIMER_OFF = -1
@@ -102,11 +103,11 @@ _TIMER_ENABLE, _TIMER_MASKED = 1, 2
 class LoadedCpu:
     """What a CPU's sections say.
 
-    :ivar left_out: system registers, by wire id, that the hypervisor does not keep and that may matter to the guest
+    :ivar left_out: what has no place in the state although the guest may need it: by field, what it is
     """
 
     state: ArmVcpuState
-    left_out: dict[int, int]
+    left_out: dict[str, str]
 
 
 def timer_line(state: ArmVcpuState) -> bool:
@@ -166,11 +167,12 @@ def save_cpu(
     return common, DeviceState(CPU.name, index, CPU.version, fields, subsections)
 
 
-def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCpu:
+def load_cpu(cpu: DeviceState, counter: int, known: Collection[int], others: Mapping[int, int]) -> LoadedCpu:
     """A CPU's state from its section. (`cpu_common` has nothing that a CPU of ours would need.)
 
     :param counter: the guest's counter, which has a section of its own
     :param known: system registers that the hypervisor keeps
+    :param others: values by wire id of registers that it does not keep and that never change
     :raise StreamError: When the mode or power state is not one that our CPUs have, or registers are missing.
     """
     fields = cpu.fields
@@ -181,8 +183,11 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCp
             "cpsr"
         )
     power = fields["power_state"]
-    if power not in (_POWER_ON, _POWER_OFF, _POWER_ON_PENDING):
-        raise StreamError(f"{power} is not a power state", _name(cpu)).inside("power_state")
+    if power not in (_POWER_ON, _POWER_OFF):
+        what = (
+            "the CPU is just being started" if power == _POWER_ON_PENDING else f"{power} is not a power state"
+        )
+        raise StreamError(what, _name(cpu)).inside("power_state")
     vfp = next((part.fields for part in cpu.subsections if part.name == _VFP.name), None)
     if vfp is None:
         raise StreamError(f"subsection {_VFP.name!r} is missing", _name(cpu))
@@ -200,7 +205,7 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCp
         banked[f"r{i}_usr"] = fields["env.usr_regs"][position] if bank == "fiq" else regs[i]
         banked[f"r{i}_fiq"] = regs[i] if bank == "fiq" else fields["env.fiq_regs"][position]
     values = dict(zip(fields["cpreg_vmstate_indexes"], fields["cpreg_vmstate_values"], strict=True))
-    cp15, left_out = from_wire(values, known)
+    cp15, registers = from_wire(values, known, others)
     if missing := set(known) - set(cp15):
         raise StreamError(f"system register {min(missing):#x} is missing", _name(cpu)).inside(
             "cpreg_vmstate_indexes"
@@ -216,7 +221,31 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int]) -> LoadedCp
         counter=counter,
         powered_off=power == _POWER_OFF,
     )
-    return LoadedCpu(state, left_out)
+    return LoadedCpu(state, _left_out(cpu, registers, others))
+
+
+def _left_out(cpu: DeviceState, registers: Mapping[int, int], others: Mapping[int, int]) -> dict[str, str]:
+    """What has no place in our state: AArch64, the modes of EL2 and EL3, ThumbEE, and system registers."""
+    found: dict[str, str] = {}
+    for name, what in _FOREIGN.items():
+        if any(fields := cpu.fields[name] if isinstance(cpu.fields[name], list) else [cpu.fields[name]]):
+            found[name] = f"{max(fields):#x}: {what}"
+    for name in ("env.banked_spsr", "env.banked_r13", "env.banked_r14"):
+        for number in range(len(_BANKS), _BANK_SLOTS):
+            if value := cpu.fields[name][number]:
+                found[f"{name}[{number}]"] = f"{value:#x}: a mode of EL2 or EL3"
+    for part in cpu.subsections:
+        if part.name == _THUMB2EE.name:
+            found |= {
+                f"<{part.name}>.{name}": f"{value:#x}: ThumbEE"
+                for name, value in part.fields.items()
+                if value
+            }
+    for wire_id, value in registers.items():
+        found[f"cpreg_vmstate_values[{wire_id:#x}]"] = (
+            f"system register {register_name(wire_id)} is {value:#x}, and always {others.get(wire_id, 0):#x} here"
+        )
+    return found
 
 
 def _name(cpu: DeviceState) -> str:

@@ -75,23 +75,28 @@ _MATRICES = {
 def save_gic(registers: GicRegisters, current_pending: Sequence[int]) -> DeviceState:
     """The section of a GIC.
 
+    With one CPU the target registers read as zero and it gets all interrupts (ARM IHI 0048B, 4.3.12); QEMU keeps that as
+    targets that are all CPU 0.
+
     :param current_pending: the highest pending interrupt of each CPU that there is
     """
+    only_cpu = len(current_pending) == 1
     fields: dict[str, Any] = {name: list(getattr(registers, name)) for name in _DIRECT}
     fields |= {name: list(chain(*getattr(registers, attribute))) for name, attribute in _MATRICES.items()}
     fields |= {
         "ctlr": registers.ctlr,
         "irq_state": [vars(irq).copy() for irq in registers.irqs],
-        "irq_target": list(registers.target),
+        "irq_target": [1] * MAX_IRQS if only_cpu else list(registers.target),
         "priority2": list(registers.priority),
         "current_pending": [*current_pending, *[0] * (CPU_SLOTS - len(current_pending))],
     }
     return DeviceState(ARM_GIC.name, 0, ARM_GIC.version, fields)
 
 
-def load_gic(state: DeviceState) -> GicRegisters:
+def load_gic(state: DeviceState, cpus: int) -> GicRegisters:
     """A GIC's registers.
 
+    :param cpus: number of CPUs; targets that a single one cannot read are not kept
     :raise StreamError: When a priority or binary point is beyond what the hardware has.
     """
     fields = state.fields
@@ -109,7 +114,7 @@ def load_gic(state: DeviceState) -> GicRegisters:
     registers = GicRegisters(
         ctlr=fields["ctlr"],
         irqs=[Irq(**irq) for irq in fields["irq_state"]],
-        target=list(fields["irq_target"]),
+        target=[0] * MAX_IRQS if cpus == 1 else list(fields["irq_target"]),
         priority=list(fields["priority2"]),
     )
     for name in _DIRECT:

@@ -56,12 +56,19 @@ def save(state: MachineState, current_pending: Sequence[int], board: Board) -> l
     return sections
 
 
-def load(sections: Sequence[DeviceState], board: Board, smp: int, known: Collection[int]) -> MachineState:
+def load(
+    sections: Sequence[DeviceState],
+    board: Board,
+    smp: int,
+    known: Collection[int],
+    ignored: Collection[str] = (),
+) -> MachineState:
     """A machine's state from its sections. Nothing is applied: what this returns has been checked as a whole.
 
     :param known: system registers that the hypervisor keeps
+    :param ignored: names of sections of which what has no place here does not matter
     :raise StreamError: When a section is missing, comes twice, belongs to no device of this machine, or has values that the
-        device cannot have.
+        device cannot have, or that have no place here.
     """
     required = {(TIMER.name, 0), (ARM_GIC.name, 0), *((PL011.name, i) for i in range(len(board.uarts)))}
     required |= {(name, index) for name in (CPU_COMMON.name, CPU.name) for index in range(smp)}
@@ -84,16 +91,21 @@ def load(sections: Sequence[DeviceState], board: Board, smp: int, known: Collect
         )
     counter = load_counter(found[TIMER.name, 0])
     cpus = []
+    others = reset_values(smp, board.peripheral_base)
     for index in range(smp):
-        cpu = load_cpu(found[CPU.name, index], counter, known)
-        for wire_id, value in cpu.left_out.items():
-            log.warning("CPU %d: system register %#x = %#x has no place here", index, wire_id, value)
+        cpu = load_cpu(found[CPU.name, index], counter, known, others)
+        for field, what in cpu.left_out.items():
+            if CPU.name not in ignored:
+                raise StreamError(
+                    f"{what}; this machine has no place for it", _text((CPU.name, index))
+                ).inside(field)
+            log.warning("CPU %d: field %s, %s, has no place here", index, field, what)
         cpus.append(cpu.state)
     run_state = found.get((GLOBAL_STATE.name, 0))
     return MachineState(
         counter=counter,
         cpus=tuple(cpus),
-        gic=load_gic(found[ARM_GIC.name, 0]),
+        gic=load_gic(found[ARM_GIC.name, 0], smp),
         uarts=tuple(load_pl011(found[PL011.name, index]) for index in range(len(board.uarts))),
         run_state=None if run_state is None else load_run_state(run_state),
     )

@@ -7,6 +7,7 @@ channel reads on: RAM is verified, and then the guest's.
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,15 +36,17 @@ class MultifdReceiver:
     """The channels of one attempt to take in a guest.
 
     :param count: how many channels there must be, 0 while multifd is off
+    :param machine_uuid: of this machine, 16 bytes, or None; the source's must be the same
     :param check: raises when the attempt is to end
     :param on_error: called when a channel fails, on its thread: the main channel is not to wait any longer
     """
 
     def __init__(
-        self, count: int, blocks: Sequence[RamBlock], check: Callable[[], None], on_error: Callable[[], None]
+        self, count: int, machine_uuid: bytes | None, check: Callable[[], None], on_error: Callable[[], None]
     ) -> None:
         self.count = count
-        self._blocks = {block.name: block for block in blocks}
+        self._uuid = machine_uuid or NO_UUID
+        self._blocks: Mapping[str, RamBlock] = {}
         self._check = check
         self._on_error = on_error
         self._changed = threading.Condition()
@@ -64,9 +67,10 @@ class MultifdReceiver:
 
     # -- the main channel --------------------------------------------------------------------------------------
 
-    def begin(self, page_bits: int) -> None:
-        """The stream's page size is known: channels may be read."""
+    def begin(self, blocks: Sequence[RamBlock], page_bits: int) -> None:
+        """The source's RAM blocks and the stream's page size are known: channels may be read."""
         with self._changed:
+            self._blocks = {block.name: block for block in blocks}
             self._page_bits = page_bits
             for index in self._admitted:
                 self._start(index)
@@ -169,9 +173,11 @@ class MultifdReceiver:
     def _refusal(self, init: Init) -> Refused | None:
         if not self.count:
             return Refused("multifd is on at the source, but off here")
-        if init.uuid != NO_UUID:
+        if init.uuid != self._uuid:
+            # QEMU's words.
+            theirs, ours = uuid.UUID(bytes=init.uuid), uuid.UUID(bytes=self._uuid)
             return Refused(
-                f"multifd channel {init.id} belongs to the machine with UUID {init.uuid.hex()}, this one has none"
+                f"multifd: received uuid '{theirs}' and expected uuid '{ours}' for channel {init.id}"
             )
         if init.id >= self.count:
             return Refused(f"multifd channel {init.id} connected, but multifd-channels is {self.count} here")

@@ -38,11 +38,13 @@ _ROUND_SECONDS = 1.0
 class MultifdSettings:
     """:ivar channels: 1 to 255
     :ivar level: of the compression, where there is one
+    :ivar uuid: of the machine, 16 bytes; zeros when it has none
     """
 
     channels: int
     compression: Compression = Compression.NONE
     level: int = 0
+    uuid: bytes = NO_UUID
 
 
 class MultifdSender:
@@ -94,7 +96,7 @@ class MultifdSender:
                         cancellation,
                     )
                 )
-                channel.send(Init(NO_UUID, index).encode())
+                channel.send(Init(settings.uuid, index).encode())
             for sending in self._channels:
                 sending.start()
         except BaseException:
