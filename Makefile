@@ -20,8 +20,8 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/stage2.py
-	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/ratelimit.py
+	$(BIN)/sterna bench
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build

@@ -11,6 +11,7 @@ from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 
 COMMANDS = {
+    "bench": "Measure migrations, side by side with QEMU's where it is installed.",
     "demo": "Migrate a guest that dirties memory between two processes, and check everything.",
     "doctor": "Say what this host can do, and why not.",
     "migrate": "Migrate a running VM, and show how it goes.",

@@ -60,7 +60,7 @@ class GuestRam:
         at = self._offset(ipa, size)
         return bytes(self.block.view[at : at + size])
 
-    def write(self, ipa: int, data: bytes) -> None:
+    def write(self, ipa: int, data: bytes | memoryview) -> None:
         """Write to guest RAM for the host, through the dirty log.
 
         :raise AddressError: When the range is not within RAM.

@@ -1,5 +1,6 @@
 """Loading a guest: an ELF file's segments, with the device tree at the start of RAM."""
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ class Segment:
     """A piece of a guest's image: `data`, then zeros up to `size` bytes.
 
     :ivar ipa: physical address of the first byte
+    :ivar data: the file's bytes, where the kernel has them
     """
 
     ipa: int
-    data: bytes
+    data: "memoryview[int]"
     size: int
 
 
@@ -47,14 +49,15 @@ def read_image(path: Path, board: Board, memory_bytes: int, device_tree_bytes: i
         or on the device tree.
     """
     try:
-        file_bytes = path.stat().st_size
+        path.stat()  # says why a file cannot be had; is_file does not
         if not path.is_file():  # opening a pipe would wait for its other end
             raise LoadError(f"kernel {path}: not a regular file")
         with path.open("rb") as file:
             if file.read(4) != b"\x7fELF":
                 raise LoadError(f"kernel {path}: not an ELF file")
             file.seek(0)
-            return _parse(path, ELFFile(file), file_bytes, board, memory_bytes, device_tree_bytes)
+            image = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return _parse(path, ELFFile(file), image, board, memory_bytes, device_tree_bytes)
     except OSError as error:
         raise LoadError(f"kernel {path}: {error.strerror or error}") from error
     except LoadError:
@@ -65,7 +68,7 @@ def read_image(path: Path, board: Board, memory_bytes: int, device_tree_bytes: i
 
 
 def _parse(
-    path: Path, elf: ELFFile, file_bytes: int, board: Board, memory_bytes: int, device_tree_bytes: int
+    path: Path, elf: ELFFile, file: "memoryview[int]", board: Board, memory_bytes: int, device_tree_bytes: int
 ) -> Image:
     if elf.elfclass != 32:
         raise LoadError(f"kernel {path}: {elf.elfclass}-bit ELF file, a {board.name} guest is 32-bit")
@@ -95,16 +98,19 @@ def _parse(
             raise LoadError(
                 f"{what} overlaps the device tree, which ends at {board.ram_base + device_tree_bytes:#x}"
             )
-        if header["p_offset"] + stored > file_bytes:
-            raise LoadError(f"{what} is cut short: the file ends at byte {file_bytes}")
-        segments.append(Segment(start, header.data(), size))
+        at = header["p_offset"]
+        if at + stored > len(file):
+            raise LoadError(f"{what} is cut short: the file ends at byte {len(file)}")
+        segments.append(Segment(start, file[at : at + stored], size))
     entry = elf["e_entry"]
     if not any(segment.ipa <= entry & ~1 < segment.ipa + segment.size for segment in segments):
         raise LoadError(f"kernel {path}: its entry {entry:#x} is in none of its segments")
     return Image(entry, tuple(segments))
 
 
-def place(image: Image, device_tree: bytes, board: Board, write: Callable[[int, bytes], None]) -> None:
+def place(
+    image: Image, device_tree: bytes, board: Board, write: Callable[[int, bytes | memoryview], None]
+) -> None:
     """Put a guest and its device tree into RAM, which is all zeros before.
 
     :param write: writes bytes to a physical address

@@ -88,7 +88,7 @@ class Vm(ABC):
 
     def _enter(self) -> None:
         """In the child."""
-        _die_with_parent()
+        die_with_parent()
         self.host.enter()
 
     @property
@@ -281,7 +281,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _parent = os.getpid()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: SIGKILL comes when the parent ends, however it does."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != _parent:

@@ -1,0 +1,128 @@
+"""`sterna bench`: migrations measured, side by side with QEMU's where it is installed."""
+
+import json as json_module
+import sys
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+
+_QUICK_MEMORY = "64M"
+_QUICK_TIMEOUT = 10.0
+_WIDTH = 110
+
+
+@click.command("bench")
+@click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
+@click.option("--list", "listing", is_flag=True, help="List workloads and variants, and measure nothing.")
+@click.option("--runs", type=click.IntRange(1, 100), help="Runs behind each median.  [default: 5]")
+@click.option(
+    "--memory", help="Guest RAM instead of each workload's own; what the guest writes scales with it."
+)
+@click.option(
+    "--only", multiple=True, metavar="VARIANT", help="Measure this variant only; may be given again."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1, max=86400),
+    help="Seconds after which a migration counts as not converging.  [default: 60]",
+)
+@click.option("--quick", is_flag=True, help="A small guest, few workloads and variants, one run.")
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def command(
+    names: tuple[str, ...],
+    listing: bool,
+    runs: int | None,
+    memory: str | None,
+    only: tuple[str, ...],
+    timeout: float | None,
+    quick: bool,
+    json: bool,
+) -> int:
+    """Measure migrations between two processes of this host: sterna's, QEMU's where it is installed, and two
+    processes that only pass memory on, the raw ceiling.
+
+    All migrate the same guest image with the same memory and limits, in turn. Without WORKLOAD all of them are
+    measured, which takes a good hour.
+    """
+    from sterna.cli.bench.campaign import Settings, compare, guest_config
+    from sterna.cli.bench.machines import QEMU, qemu_installed
+    from sterna.cli.bench.report import print_report, to_json
+    from sterna.cli.bench.workloads import VARIANTS, WORKLOADS, Who
+    from sterna.cli.display import Display
+    from sterna.cli.follow import Interrupts
+    from sterna.cli.rehearsal import rehearse
+    from sterna.guests.catalog import GuestError
+    from sterna.machine.config import ConfigError, parse_memory
+
+    if listing:
+        _list()
+        return ExitCode.OK
+    for given, known, what in ((names, WORKLOADS, "workload"), (only, VARIANTS, "variant")):
+        for name in given:
+            if name not in known:
+                raise UsageError(f"no {what} {name!r:.80}; there are: {', '.join(known)}")
+    workloads = [WORKLOADS[name] for name in WORKLOADS if name in names or not names]
+    variants = [VARIANTS[name] for name in VARIANTS if name in only or not only]
+    if quick:
+        workloads = [one for one in workloads if one.quick or names]
+        variants = [one for one in variants if one.quick or only]
+    try:
+        size = memory or (_QUICK_MEMORY if quick else None)
+        settings = Settings(
+            runs or (1 if quick else 5),
+            None if size is None else parse_memory(size),
+            timeout or (_QUICK_TIMEOUT if quick else 60.0),
+        )
+        for workload in workloads:
+            guest_config(workload, settings.memory_bytes)
+    except (ConfigError, GuestError) as error:
+        raise UsageError(str(error)) from error
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if not qemu_installed() and any(one.who is Who.QEMU for one in variants):
+        note(f"{QEMU} is not installed: sterna is measured alone")
+        variants = [one for one in variants if one.who is not Who.QEMU]
+    if not any(one.fits(workload) for one in variants for workload in workloads):
+        raise UsageError("none of these variants is measured with these workloads; see sterna bench --list")
+    with Interrupts().caught() as interrupts:
+
+        def check() -> None:
+            if interrupts.count:
+                raise CliError("interrupted", ExitCode.INTERRUPTED)
+
+        rehearse(Display(), interrupts)
+        done = [compare(workload, variants, settings, check, note) for workload in workloads]
+    if json:
+        click.echo(json_module.dumps(to_json(done, settings)))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = _WIDTH
+        print_report(console, done, settings)
+    failed = [run for one in done for row in one.series for run in row.measurements if run.error]
+    return ExitCode.FAILURE if failed else ExitCode.OK
+
+
+def _list() -> None:
+    from sterna.cli.bench.workloads import VARIANTS, WORKLOADS
+    from sterna.monitor.units import format_size
+
+    click.echo("Workloads:")
+    for workload in WORKLOADS.values():
+        click.echo(f"  {workload.name:<26}{workload.title}, {format_size(workload.memory_bytes)}")
+    click.echo("Variants:")
+    for variant in VARIANTS.values():
+        settings = [*variant.capabilities, *(f"{name}={value}" for name, value in variant.parameters.items())]
+        click.echo(f"  {variant.name:<26}{', '.join(settings) or _PLAIN[variant.who.value]}")
+
+
+_PLAIN = {
+    "sterna": "as it is, RAM verified",
+    "qemu": "as it is",
+    "raw": "two processes that pass memory on, one connection",
+}

@@ -1,0 +1,153 @@
+"""Workload after workload: every variant in turn, another one first each time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
+from sterna.cli.bench.image import guest_image
+from sterna.cli.bench.machines import Unavailable, machine_pair
+from sterna.cli.bench.migration import Measurement, Outcome, migrate
+from sterna.cli.bench.workloads import MEBIBYTE, Variant, Who, Workload
+from sterna.cli.errors import CliError
+from sterna.guests.catalog import GuestError, validate
+from sterna.guests.layout import WORK_OFFSET
+from sterna.machine.config import ConfigError, MachineConfig
+from sterna.testbed.errors import BedError
+
+_GIVE_UP_AFTER = 2
+"""Runs that did not converge after which a variant is not run again: nothing about it changes."""
+_ROUND = 2 * MEBIBYTE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """:ivar memory_bytes: of the guests; None leaves each workload its own
+    :ivar timeout: seconds after which a migration is cancelled
+    """
+
+    runs: int = 5
+    memory_bytes: int | None = None
+    timeout: float = 60.0
+
+
+@dataclass
+class Series:
+    """What the runs of one variant with one workload gave.
+
+    :ivar unavailable: why there are none
+    """
+
+    variant: Variant
+    measurements: list[Measurement] = field(default_factory=list)
+    unavailable: str = ""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether more runs would tell nothing new."""
+        diverged = sum(one.outcome is Outcome.DIVERGED for one in self.measurements)
+        return bool(self.unavailable) or diverged >= _GIVE_UP_AFTER
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The series of one workload.
+
+    :ivar append: the guest's arguments
+    """
+
+    workload: Workload
+    config: MachineConfig
+    series: tuple[Series, ...]
+
+
+def guest_config(workload: Workload, memory_bytes: int | None) -> MachineConfig:
+    """The machine of a workload; another size of memory scales what its guest writes.
+
+    :raise GuestError, ConfigError: When such a guest cannot be.
+    """
+    size = memory_bytes or workload.memory_bytes
+    share = max(0, size - WORK_OFFSET) / (workload.memory_bytes - WORK_OFFSET)
+    load = workload.load and workload.load.scaled(share)
+    kernel, append = ("dirtyram", str(load)) if load else ("clock", "")
+    config = MachineConfig(memory_bytes=size, kernel=kernel, append=append)
+    validate(kernel, append, memory_bytes=size, board=config.machine)
+    return config
+
+
+def compare(
+    workload: Workload,
+    variants: Sequence[Variant],
+    settings: Settings,
+    check: Callable[[], None],
+    note: Callable[[str], None],
+) -> Comparison:
+    """Measure one workload with every variant that fits it.
+
+    :param check: called now and then; may raise
+    :param note: is told of each measurement
+    :raise CliError: When something other than a migration fails.
+    """
+    try:
+        config = guest_config(workload, settings.memory_bytes)
+    except (GuestError, ConfigError) as error:
+        raise CliError(f"{workload.name}: {error}") from error
+    series = [Series(variant) for variant in variants if variant.fits(workload)]
+    assert config.kernel is not None
+    base = int(config.board.ram_base)
+    with guest_image(config.kernel, config.machine, base, config.memory_bytes, workload.content) as path:
+        for number, one in _turns(series, settings.runs):
+            if one.hopeless:
+                continue
+            measured = _measure(one, workload, config, path, settings.timeout, check)
+            what = one.unavailable if measured is None else _in_words(measured)
+            note(f"{workload.name}, run {number + 1} of {settings.runs}, {one.variant.name}: {what}")
+    return Comparison(workload, config, tuple(series))
+
+
+def _turns(series: list[Series], runs: int) -> Iterator[tuple[int, Series]]:
+    for number in range(runs):
+        first = number % len(series) if series else 0
+        for one in series[first:] + series[:first]:
+            yield number, one
+
+
+def _measure(
+    series: Series,
+    workload: Workload,
+    config: MachineConfig,
+    path: str,
+    timeout: float,
+    check: Callable[[], None],
+) -> Measurement | None:
+    check()
+    variant = series.variant
+    try:
+        if variant.who is Who.RAW:
+            ceiling = measure_ceiling(config.memory_bytes // _ROUND * _ROUND, variant.channels, check)
+            measured = Measurement(
+                Outcome.COMPLETED,
+                ceiling.seconds,
+                bytes=ceiling.bytes,
+                source_cpu_s=ceiling.source_cpu_s,
+                destination_cpu_s=ceiling.destination_cpu_s,
+            )
+        else:
+            guest = MachineConfig(
+                memory_bytes=config.memory_bytes, kernel=path, append=config.append, accel=config.accel
+            )
+            with machine_pair(variant, workload, guest, check) as pair:
+                measured = migrate(pair, guest, timeout, check)
+    except Unavailable as error:
+        series.unavailable = str(error)
+        return None
+    except (CeilingError, BedError) as error:
+        raise CliError(str(error)) from error
+    series.measurements.append(measured)
+    return measured
+
+
+def _in_words(measured: Measurement) -> str:
+    if measured.outcome is Outcome.COMPLETED:
+        return f"{measured.seconds:.2f} s, {measured.bytes / measured.seconds / 1e9:.2f} GB/s"
+    reason = f": {measured.error}" if measured.error else ""
+    return f"{measured.outcome.value}{reason}"

@@ -1,0 +1,82 @@
+"""The two hypervisors as pairs of processes: started as a user would, driven through QMP alike."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from sterna.cli.bench.workloads import Variant, Who, Workload
+from sterna.machine.config import MachineConfig
+from sterna.testbed.errors import VmError
+from sterna.testbed.vm import QemuVm, SternaVm, Vm
+
+QEMU = "qemu-system-arm"
+
+# What stands for no limit: QEMU takes 0 as it is meant since 8.2 only.
+_NO_LIMIT = {Who.STERNA: 0, Who.QEMU: 1 << 40}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source whose guest runs, and a destination that waits for it."""
+
+    source: Vm
+    destination: Vm
+
+
+def qemu_installed() -> bool:
+    return shutil.which(QEMU) is not None
+
+
+class Unavailable(Exception):
+    """A hypervisor does not have what a variant needs; one line."""
+
+
+@contextmanager
+def machine_pair(
+    variant: Variant, workload: Workload, config: MachineConfig, check: Callable[[], None]
+) -> Iterator[Pair]:
+    """Both processes, with their capabilities and parameters set.
+
+    :param config: of the source; its kernel is the path of an image
+    :param check: called now and then; may raise
+    :raise Unavailable: When a capability or a parameter of the variant is refused.
+    :raise VmError: When a process does not start.
+    """
+    make = _sterna if variant.who is Who.STERNA else _qemu
+    with make("source", config) as source, make("destination", replace(config, incoming=True)) as destination:
+        for vm in (source, destination):
+            vm.ready(check)
+        limits = {
+            "max-bandwidth": workload.bandwidth or _NO_LIMIT[variant.who],
+            "downtime-limit": workload.downtime_limit_ms,
+        }
+        source.command("migrate-set-parameters", **limits)
+        try:
+            for vm in (source, destination):
+                states = [{"capability": name, "state": True} for name in ("events", *variant.capabilities)]
+                vm.command("migrate-set-capabilities", capabilities=states)
+                if variant.parameters:
+                    vm.command("migrate-set-parameters", **variant.parameters)
+        except VmError as error:
+            raise Unavailable(str(error)) from error
+        destination.command("migrate-incoming", uri="tcp:127.0.0.1:0")
+        yield Pair(source, destination)
+
+
+def _sterna(name: str, config: MachineConfig) -> Vm:
+    arguments = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
+    arguments += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel, "--serial", "null"]
+    if config.incoming:
+        return SternaVm(name, [*arguments, "--incoming", "defer"])
+    return SternaVm(name, [*arguments, "--kernel", config.kernel or "", "--append", config.append])
+
+
+def _qemu(name: str, config: MachineConfig) -> Vm:
+    arguments = ["-M", config.machine, "-cpu", config.cpu, "-smp", str(config.smp)]
+    arguments += ["-m", f"{config.memory_bytes >> 20}M", "-serial", "null"]
+    if config.incoming:
+        arguments += ["-incoming", "defer"]
+    else:
+        arguments += ["-kernel", config.kernel or "", "-append", config.append]
+    return QemuVm(f"QEMU {name}", QEMU, arguments)

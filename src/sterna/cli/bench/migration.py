@@ -1,0 +1,195 @@
+"""One migration, measured: the same steps and clocks whichever hypervisor does it.
+
+- **Seconds**: from the `migrate` command to the event that the migration completed, as its user sees it.
+- **Total time, downtime, bytes, passes**: as the source's query-migrate tells when it is over. **Predicted** downtime: the
+last `expected-downtime` before it was.
+- **CPU**: user and system time of the process between those two moments, its guest's included.
+- **Writes**: of `dirtyram`, a page each, from the guest's own counter: in the second before the migration, and during it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from sterna.cli.bench.host import cpu_seconds, recycle_memory
+from sterna.cli.bench.machines import Pair
+from sterna.cli.result import FINAL
+from sterna.guests.layout import DirtyramWord, GuestState, ProgramId, Status
+from sterna.machine.config import MachineConfig
+from sterna.monitor.client import ConnectionLost
+from sterna.testbed.errors import VmError
+from sterna.testbed.guestview import guest_status, has_warmed_up
+from sterna.testbed.vm import Vm
+
+_WARM_UP_SECONDS = 300.0
+_LOOK_SECONDS = 0.1
+"""How often the migration is asked how it goes: often enough for a prediction, too rarely to be felt."""
+_PAUSE_SECONDS = 0.05
+_RATE_SECONDS = 1.0
+_CANCEL_SECONDS = 30.0
+
+
+class Outcome(Enum):
+    COMPLETED = "completed"
+    DIVERGED = "did not converge"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One migration. Times that QEMU tells are whole ms.
+
+    :ivar error: why it failed
+    :ivar verified: both ends' RAM was compared and equal; None when it was not compared
+    :ivar predicted_ms: None when nothing was predicted
+    :ivar writes_before: pages the guest wrote in a second before; None for an idle guest
+    :ivar throttle_percent: the most that was seen
+    """
+
+    outcome: Outcome
+    seconds: float
+    bytes: int = 0
+    total_ms: float | None = None
+    downtime_ms: float | None = None
+    predicted_ms: float | None = None
+    passes: int | None = None
+    source_cpu_s: float = 0.0
+    destination_cpu_s: float = 0.0
+    verified: bool | None = None
+    error: str = ""
+    writes_before: float | None = None
+    writes_during: float | None = None
+    throttle_percent: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"outcome": self.outcome.value}
+
+
+def migrate(pair: Pair, config: MachineConfig, timeout: float, check: Callable[[], None]) -> Measurement:
+    """Wait until the guest works at its steady pace, and migrate it.
+
+    :param config: of the guest
+    :param timeout: seconds after which it is cancelled and counts as not converging
+    :param check: called now and then; may raise
+    :raise VmError: When anything but the migration fails.
+    """
+    source, destination, ram_base = pair.source, pair.destination, int(config.board.ram_base)
+    before = _warm_up(source, ram_base, check)
+    rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
+    uri = destination.incoming_uri()
+    recycle_memory(config.memory_bytes)
+    writes = _writes(_status(source, ram_base))
+    cpu = [cpu_seconds(vm.pid) for vm in (source, destination)]
+    started = time.monotonic()
+    source.command("migrate", uri=uri)
+    watched = _watch(source, started + timeout, check)
+    seconds = time.monotonic() - started
+    source_cpu, destination_cpu = (
+        cpu_seconds(vm.pid) - spent for vm, spent in zip((source, destination), cpu, strict=True)
+    )
+    info = watched.info
+    status = info.get("status")
+    during = None
+    if rate is not None and status == "completed":
+        during = (_writes(_status(destination, ram_base)) - writes) / (time.monotonic() - started)
+    own = info.get("x-sterna", {})
+    ram = info.get("ram", {})
+    outcome = {"completed": Outcome.COMPLETED, "cancelled": Outcome.DIVERGED}.get(str(status), Outcome.FAILED)
+    return Measurement(
+        outcome,
+        seconds,
+        bytes=ram.get("transferred", 0),
+        total_ms=own.get("total-ms", info.get("total-time")),
+        downtime_ms=own.get("downtime-ms", info.get("downtime")) if outcome is Outcome.COMPLETED else None,
+        predicted_ms=watched.predicted_ms,
+        passes=ram.get("dirty-sync-count"),
+        source_cpu_s=source_cpu,
+        destination_cpu_s=destination_cpu,
+        verified=own.get("verified"),
+        error=str(info.get("error-desc", "")),
+        writes_before=rate,
+        writes_during=during,
+        throttle_percent=watched.throttle_percent,
+    )
+
+
+@dataclass
+class _Watched:
+    info: Mapping[str, Any]
+    predicted_ms: float | None = None
+    throttle_percent: int = 0
+
+
+def _watch(source: Vm, deadline: float, check: Callable[[], None]) -> _Watched:
+    """Follow the migration to its end; past the deadline, cancel it."""
+    watched = _Watched({})
+    cancelled = False
+    while True:
+        ended = _wait_for_end(source)
+        watched.info = info = source.command("query-migrate")
+        if info.get("status") in FINAL:
+            return watched
+        if ended:
+            continue
+        check()
+        watched.predicted_ms = info.get("expected-downtime", watched.predicted_ms)
+        watched.throttle_percent = max(watched.throttle_percent, info.get("cpu-throttle-percentage", 0))
+        now = time.monotonic()
+        if cancelled and now > deadline:
+            raise VmError(f"the {source.name} did not cancel its migration in {_CANCEL_SECONDS:g} s")
+        if now > deadline:
+            cancelled, deadline = True, now + _CANCEL_SECONDS
+            source.command("migrate_cancel")
+
+
+def _wait_for_end(source: Vm) -> bool:
+    try:
+        source.qmp.wait_event(
+            lambda event: event["event"] == "MIGRATION" and event["data"]["status"] in FINAL, _LOOK_SECONDS
+        )
+    except TimeoutError:
+        return False
+    except ConnectionLost as error:
+        raise VmError(f"the {source.name} was lost during the migration: {error}") from error
+    return True
+
+
+# -- the guest -----------------------------------------------------------------------------------------------
+
+
+def _warm_up(source: Vm, ram_base: int, check: Callable[[], None]) -> Status:
+    deadline = time.monotonic() + _WARM_UP_SECONDS
+    while True:
+        status = guest_status(source, ram_base)
+        if status is not None and status.state is GuestState.ERROR:
+            raise VmError(f"the guest gave up: {status.error.name}")
+        if status is not None and has_warmed_up(status):
+            return status
+        check()
+        if time.monotonic() > deadline:
+            raise VmError(f"the guest of the {source.name} was not ready in {_WARM_UP_SECONDS:g} s")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
+    before, started = _writes(_status(source, ram_base)), time.monotonic()
+    while time.monotonic() < started + _RATE_SECONDS:
+        check()
+        time.sleep(_PAUSE_SECONDS)
+    now = _writes(_status(source, ram_base))
+    return (now - before) / (time.monotonic() - started)
+
+
+def _status(vm: Vm, ram_base: int) -> Status:
+    status = guest_status(vm, ram_base)
+    if status is None:
+        raise VmError(f"the RAM of the {vm.name} holds no status page of a guest program")
+    return status
+
+
+def _writes(status: Status) -> int:
+    if status.program is not ProgramId.DIRTYRAM:
+        return 0
+    return sum(status.word(cpu, DirtyramWord.WRITES) for cpu in range(status.cpus))
