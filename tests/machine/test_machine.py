@@ -239,7 +239,7 @@ def test_shutdown_by_the_host(make_machine):
 def test_dirty_log(make_machine, make_kernel):
     machine = make_machine(kernel=make_kernel(COUNT))
     vcpu_page = 0x300
-    machine._vcpus[0].set_state(with_register(machine, 1, RAM_BASE + vcpu_page * 4096))
+    machine._platform.vcpus[0].set_state(with_register(machine, 1, RAM_BASE + vcpu_page * 4096))
     machine.cont()
     machine.start_dirty_logging()
     machine.start_dirty_logging()
@@ -263,7 +263,7 @@ def test_dirty_log(make_machine, make_kernel):
 
 
 def with_register(machine, number, value):
-    state = machine._vcpus[0].get_state()
+    state = machine._platform.vcpus[0].get_state()
     state.regs[number] = value
     return state
 
@@ -425,7 +425,8 @@ def test_memory_outside_ram(make_machine):
         ({"kernel": "/nonexistent.elf"}, LoadError, "No such file"),
         ({"kernel": "dirtyram", "append": "0 0 0"}, GuestError, "PAGES"),
         ({"kernel": "dirtyram", "append": "999999 1 1"}, GuestError, "room for"),
-        ({"accel": "kvm"}, HypervisorError, "accel kvm: "),
+        ({"accel": "kvm", "machine": "vexpress-a15"}, HypervisorError, "accel kvm: "),
+        ({"machine": "pc-min"}, HypervisorError, "no x86_64 CPU"),
         ({"serial": "file:/nonexistent/log"}, SerialError, "No such file"),
     ],
 )

@@ -11,19 +11,29 @@ GENERAL_REGISTERS = (
     *("rip", "rflags"),
 )
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-SEGMENT_PARTS = (
-    *("base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"),
-)
-"""A segment register and what the CPU has cached of its descriptor (Intel SDM vol. 3, 3.4.5)."""
+SEGMENT_PARTS = {
+    "base": 64,
+    "limit": 32,
+    "selector": 16,
+    **dict.fromkeys(("type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable"), 8),
+}
+"""A segment register and what the CPU has cached of its descriptor (Intel SDM vol. 3, 3.4.5): bits of each part."""
 CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
-EVENT_PARTS = (
-    *("exception_injected", "exception_nr", "exception_has_error_code", "exception_pending"),
-    *("exception_error_code", "exception_has_payload", "exception_payload"),
-    *("interrupt_injected", "interrupt_nr", "interrupt_soft", "interrupt_shadow"),
-    *("nmi_injected", "nmi_pending", "nmi_masked", "sipi_vector"),
-    *("smi_smm", "smi_pending", "smi_inside_nmi", "smi_latched_init", "triple_fault_pending", "flags"),
-)
-"""struct kvm_vcpu_events, flattened."""
+EVENT_PARTS = {
+    **dict.fromkeys(
+        ("exception_injected", "exception_nr", "exception_has_error_code", "exception_pending"), 8
+    ),
+    "exception_error_code": 32,
+    "exception_has_payload": 8,
+    "exception_payload": 64,
+    **dict.fromkeys(("interrupt_injected", "interrupt_nr", "interrupt_soft", "interrupt_shadow"), 8),
+    **dict.fromkeys(("nmi_injected", "nmi_pending", "nmi_masked"), 8),
+    "sipi_vector": 32,
+    **dict.fromkeys(("smi_smm", "smi_pending", "smi_inside_nmi", "smi_latched_init"), 8),
+    "triple_fault_pending": 8,
+    "flags": 32,
+}
+"""struct kvm_vcpu_events, flattened: bits of each part."""
 
 CLOCK_HZ = 1_000_000_000
 """Frequency of the VM's clock (kvmclock), which is the guests' counter."""

@@ -1,35 +1,50 @@
 """Which hypervisor runs a machine: the one place that knows the implementations."""
 
-import errno
-import os
 import platform
 
-from sterna.hypervisor.interface import HypervisorError, Vm
-from sterna.machine.boards import Board
+from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Vm
+from sterna.machine.boards import ArmBoard, Board, Isa
 
-_KVM_DEVICE = "/dev/kvm"
+_KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64"}
+"""The hosts whose KVM runs such guests."""
 
 
-def create_vm(accel: str, board: Board, smp: int) -> Vm:
+def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = DirtyLogMode.BITMAP) -> Vm:
     """A VM without memory, devices and vCPUs.
 
     :param accel: ``emulated`` or ``kvm``
+    :param dirty_log: how it is to keep its dirty log
     :raise HypervisorError: When this host cannot have it; the text says what is missing.
     """
-    if accel == "emulated":
-        # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
-        from sterna.hypervisor.emulated.vm import EmulatedVm
-
-        return EmulatedVm(smp, secondaries_off=board.psci)
-    raise HypervisorError(f"accel {accel}: {_what_kvm_lacks()}; use accel emulated")
+    return _emulated(board, smp, dirty_log) if accel == "emulated" else _kvm(board, smp, dirty_log)
 
 
-def _what_kvm_lacks() -> str:
-    if platform.machine() != "aarch64":
-        return f"ARM guests need an arm64 host's KVM, this host is {platform.machine()}"
+def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+    if not isinstance(board, ArmBoard):
+        raise HypervisorError(
+            f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARM board"
+        )
+    # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
+    from sterna.hypervisor.emulated.vm import EmulatedVm
+
+    vm = EmulatedVm(smp, secondaries_off=board.psci)
+    if dirty_log is DirtyLogMode.MANUAL:
+        vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+    return vm
+
+
+def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+    host = _KVM_HOSTS[board.isa]
+    if platform.machine() != host:
+        raise HypervisorError(
+            f"accel kvm: {board.isa.value} guests need a host that is {host}, this one is {platform.machine()}; "
+            "use accel emulated, or another board"
+        )
+    if board.isa is not Isa.X86_64:
+        raise HypervisorError(f"accel kvm: board {board.name} runs with accel emulated only")
+    from sterna.hypervisor.kvm.x86.vm import X86KvmVm
+
     try:
-        os.close(os.open(_KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        hint = " (add yourself to the group kvm)" if error.errno == errno.EACCES else ""
-        return f"cannot open {_KVM_DEVICE}: {error.strerror}{hint}"
-    return f"this version has no driver for {_KVM_DEVICE}"
+        return X86KvmVm(smp, dirty_log=dirty_log)
+    except HypervisorError as error:
+        raise HypervisorError(f"accel kvm: {error}") from error

@@ -1,6 +1,7 @@
-"""The boards: where their memory and devices are. Addresses and interrupts are those of QEMU's boards of the same names."""
+"""The boards: where their memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from sterna.memory.address import Ipa
 
@@ -9,10 +10,19 @@ GIC_SPI_BASE = 32
 VIRTUAL_TIMER_IRQ = 27
 """The virtual timer's PPI (ARM DDI 0438, 8.2.3)."""
 MAX_CPUS = 4
+PAGE_TABLE_BYTES = 6 * 4096
+"""What an x86_64 guest's page tables take."""
 ADDRESS_LIMIT = 1 << 32
 """A 32-bit guest without LPAE sees nothing beyond."""
 DEVICE_TREE_ROOM = 1 << 20
 """The device tree is at the start of RAM and ends below this offset."""
+
+
+class Isa(Enum):
+    """What a guest's instructions are."""
+
+    ARMV7 = "armv7"
+    X86_64 = "x86_64"
 
 
 @dataclass(frozen=True)
@@ -52,35 +62,77 @@ class Board:
     """What a machine is made of, apart from what its user chooses.
 
     :ivar name: as the user says it
+    :ivar isa: of its CPUs
     :ivar machine_type: the name in a migration stream's configuration section
     :ivar page_bits: log2 of the page size that the configuration section names, or None if it names none
     :ivar ram_name: the RAM block's name in a migration stream
     :ivar uarts: the first is the console
-    :ivar peripheral_base: what CBAR says
-    :ivar psci: whether CPUs are started by PSCI (and all but the first are off until then); otherwise all start at once
     :ivar model: the device tree's `model` and `compatible`
+    :ivar ram_end: RAM ends below
     """
 
     name: str
+    isa: Isa
     machine_type: str
     page_bits: int | None
     ram_base: Ipa
     ram_name: str
-    gic: Gic
     uarts: tuple[Uart, ...]
-    peripheral_base: int
-    psci: bool
     model: str
     compatible: tuple[str, ...]
+    ram_end: int = ADDRESS_LIMIT
 
     @property
     def ram_limit(self) -> int:
-        """The most RAM that fits below 4 GiB, in bytes."""
-        return ADDRESS_LIMIT - self.ram_base
+        """The most RAM that fits, in bytes."""
+        return self.ram_end - self.ram_base
+
+    def reserved_bytes(self, device_tree_bytes: int) -> int:
+        """How much of RAM, from its start, a kernel must leave alone."""
+        return device_tree_bytes
 
 
-VIRT = Board(
+@dataclass(frozen=True, kw_only=True)
+class ArmBoard(Board):
+    """A board with ARM CPUs.
+
+    :ivar peripheral_base: what CBAR says
+    :ivar psci: whether CPUs are started by PSCI (and all but the first are off until then); otherwise all start at once
+    """
+
+    gic: Gic
+    peripheral_base: int
+    psci: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class X86Board(Board):
+    """A board with x86_64 CPUs, which all start at once.
+
+    :ivar sleep_timer: address of the device that a CPU sleeps by
+    """
+
+    sleep_timer: Ipa
+
+    @property
+    def page_tables(self) -> Ipa:
+        """Where the loader puts the page tables."""
+        return Ipa(self.ram_base + DEVICE_TREE_ROOM)
+
+    def time_record(self, cpu: int) -> Ipa:
+        """Where a CPU's time record is (struct pvclock_vcpu_time_info)."""
+        return Ipa(self.page_tables + PAGE_TABLE_BYTES + cpu * _TIME_RECORD_BYTES)
+
+    def reserved_bytes(self, device_tree_bytes: int) -> int:
+        """Device tree, page tables, time records."""
+        return self.time_record(MAX_CPUS) - self.ram_base
+
+
+_TIME_RECORD_BYTES = 64
+
+VIRT = ArmBoard(
     name="virt",
+    isa=Isa.ARMV7,
     machine_type="virt-7.2",
     page_bits=12,
     ram_base=Ipa(0x4000_0000),
@@ -93,8 +145,9 @@ VIRT = Board(
     compatible=("linux,dummy-virt",),
 )
 
-VEXPRESS_A15 = Board(
+VEXPRESS_A15 = ArmBoard(
     name="vexpress-a15",
+    isa=Isa.ARMV7,
     machine_type="vexpress-a15",
     page_bits=None,
     ram_base=Ipa(0x8000_0000),
@@ -107,4 +160,19 @@ VEXPRESS_A15 = Board(
     compatible=("arm,vexpress,v2p-ca15", "arm,vexpress"),
 )
 
-BOARDS = {board.name: board for board in (VIRT, VEXPRESS_A15)}
+PC_MIN = X86Board(
+    name="pc-min",
+    isa=Isa.X86_64,
+    machine_type="pc-min",
+    page_bits=12,
+    ram_base=Ipa(0x4000_0000),
+    ram_name="pc-min.ram",
+    uarts=(Uart(Ipa(0x0900_0000), 1),),
+    model="pc-min",
+    compatible=("sterna,pc-min",),
+    # Above are the pages that KVM keeps for itself.
+    ram_end=0xF000_0000,
+    sleep_timer=Ipa(0x0901_0000),
+)
+
+BOARDS: dict[str, Board] = {board.name: board for board in (VIRT, VEXPRESS_A15, PC_MIN)}

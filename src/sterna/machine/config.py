@@ -1,18 +1,21 @@
 """What a machine's user chooses, checked."""
 
 import os
+import platform
 import re
 from dataclasses import dataclass
 from uuid import UUID
 
-from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
+from sterna.hypervisor.interface import DirtyLogMode
+from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, PC_MIN, VIRT, Board, Isa
 from sterna.memory.address import PAGE_SIZE
 
 MEBIBYTE = 1 << 20
 _UNITS = {"": MEBIBYTE, "B": 1, "K": 1 << 10, "M": MEBIBYTE, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
-CPUS = ("cortex-a15",)
+CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.X86_64: ("host",)}
+"""CPU models of each kind of board; the first is the default."""
 ACCELERATORS = ("emulated", "kvm")
 MAX_APPEND_BYTES = 4096
 SMALLEST_MEMORY = 2 * DEVICE_TREE_ROOM
@@ -26,11 +29,12 @@ class ConfigError(Exception):
 class MachineConfig:
     """A machine's settings.
 
-    :ivar machine: the board, ``virt`` or ``vexpress-a15``
-    :ivar cpu: the CPU model
+    :ivar machine: the board, ``virt``, ``vexpress-a15`` or ``pc-min``; empty for the one that goes with the hypervisor
+    :ivar cpu: the CPU model; empty for the board's
     :ivar smp: number of CPUs
     :ivar memory_bytes: size of RAM
     :ivar accel: the hypervisor, ``emulated`` or ``kvm``
+    :ivar dirty_log: how the hypervisor keeps its dirty log, ``bitmap``, ``manual`` or ``ring``
     :ivar kernel: name of a guest that ships with sterna, or path of an ELF file; None for an incoming machine, or RAM that
         starts empty
     :ivar append: the kernel's arguments
@@ -43,11 +47,12 @@ class MachineConfig:
     :raise ConfigError: When a setting is not possible.
     """
 
-    machine: str = "virt"
-    cpu: str = "cortex-a15"
+    machine: str = ""
+    cpu: str = ""
     smp: int = 1
     memory_bytes: int = 128 * MEBIBYTE
     accel: str = "emulated"
+    dirty_log: str = DirtyLogMode.BITMAP
     kernel: str | None = None
     append: str = ""
     serial: str = "null"
@@ -57,9 +62,17 @@ class MachineConfig:
     uuid: UUID | None = None
 
     def __post_init__(self) -> None:
-        _choice("machine", self.machine, tuple(BOARDS))
-        _choice("cpu", self.cpu, CPUS)
         _choice("accel", self.accel, ACCELERATORS)
+        object.__setattr__(self, "machine", self.machine or default_board(self.accel).name)
+        _choice("machine", self.machine, tuple(BOARDS))
+        cpus = CPUS[self.board.isa]
+        object.__setattr__(self, "cpu", self.cpu or cpus[0])
+        _choice("cpu", self.cpu, cpus)
+        _choice("dirty log", self.dirty_log, tuple(DirtyLogMode))
+        if self.dirty_log == DirtyLogMode.RING and self.accel == "emulated":
+            raise ConfigError(
+                "dirty log: the emulated hypervisor has no dirty rings; choose bitmap or manual"
+            )
         if not 1 <= self.smp <= MAX_CPUS:
             raise ConfigError(f"smp: {self.smp} CPUs asked for, the board has 1 to {MAX_CPUS}")
         check_memory(self.memory_bytes, self.board)
@@ -71,6 +84,11 @@ class MachineConfig:
     def board(self) -> Board:
         """The description of the board."""
         return BOARDS[self.machine]
+
+
+def default_board(accel: str) -> Board:
+    """The board of a machine whose user names none: with KVM, one whose CPUs are this host's."""
+    return PC_MIN if accel == "kvm" and platform.machine() == "x86_64" else VIRT
 
 
 def parse_memory(text: str) -> int:

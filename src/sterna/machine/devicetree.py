@@ -5,7 +5,7 @@ Its shape is that of the trees QEMU makes for these boards, as far as the device
 
 import fdt
 
-from sterna.machine.boards import DEVICE_TREE_ROOM, Board
+from sterna.machine.boards import DEVICE_TREE_ROOM, ArmBoard, Board, Isa
 from sterna.machine.config import MachineConfig
 
 _GIC_PHANDLE = 0x8001
@@ -14,6 +14,7 @@ _SPI, _PPI = 0, 1
 _LEVEL_HIGH = 4
 _CPU_MASK_SHIFT = 8
 _DTB_VERSION = 17
+_CPU_COMPATIBLE = {Isa.ARMV7: "arm,cortex-a15", Isa.X86_64: "x86,x86-64"}
 _CLOCK_HZ = 24_000_000
 _PPI_BASE = 16
 # PSCI 0.1 had no fixed numbers: older guests take them from the tree (ARM DEN 0022, 5.1 has those of 0.2).
@@ -34,7 +35,8 @@ def build(config: MachineConfig) -> bytes:
     root = tree.root
     _strings(root, "model", board.model)
     _strings(root, "compatible", *board.compatible)
-    _words(root, "interrupt-parent", _GIC_PHANDLE)
+    if isinstance(board, ArmBoard):
+        _words(root, "interrupt-parent", _GIC_PHANDLE)
     _words(root, "#address-cells", 2)
     _words(root, "#size-cells", 2)
     console = f"/pl011@{board.uarts[0].base:x}"
@@ -48,25 +50,32 @@ def build(config: MachineConfig) -> bytes:
     _strings(memory, "device_type", "memory")
     _region(memory, (board.ram_base, config.memory_bytes))
     _cpus(root, board, config.smp)
+    if isinstance(board, ArmBoard):
+        _arm(root, board, config.smp)
+    for uart in board.uarts:
+        node = _node(root, f"pl011@{uart.base:x}")
+        _strings(node, "compatible", "arm,pl011", "arm,primecell")
+        _region(node, (uart.base, 0x1000))
+        if isinstance(board, ArmBoard):
+            _words(node, "interrupts", _SPI, uart.spi, _LEVEL_HIGH)
+            _words(node, "clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE)
+            _strings(node, "clock-names", "uartclk", "apb_pclk")
+    blob = bytes(tree.to_dtb(_DTB_VERSION))
+    assert len(blob) <= DEVICE_TREE_ROOM
+    return blob
+
+
+def _arm(root: fdt.Node, board: ArmBoard, smp: int) -> None:
+    """What an ARM board has besides its CPUs and UARTs."""
     if board.psci:
         psci = _node(root, "psci")
         _strings(psci, "compatible", "arm,psci-1.0", "arm,psci-0.2", "arm,psci")
         _strings(psci, "method", "hvc")
         for name, number in _PSCI_NUMBERS.items():
             _words(psci, name, number)
-    _timer(root, config.smp)
+    _timer(root, smp)
     _clock(root)
     _gic(root, board)
-    for uart in board.uarts:
-        node = _node(root, f"pl011@{uart.base:x}")
-        _strings(node, "compatible", "arm,pl011", "arm,primecell")
-        _region(node, (uart.base, 0x1000))
-        _words(node, "interrupts", _SPI, uart.spi, _LEVEL_HIGH)
-        _words(node, "clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE)
-        _strings(node, "clock-names", "uartclk", "apb_pclk")
-    blob = bytes(tree.to_dtb(_DTB_VERSION))
-    assert len(blob) <= DEVICE_TREE_ROOM
-    return blob
 
 
 def _cpus(root: fdt.Node, board: Board, smp: int) -> None:
@@ -76,8 +85,8 @@ def _cpus(root: fdt.Node, board: Board, smp: int) -> None:
     for index in range(smp):
         cpu = _node(cpus, f"cpu@{index}")
         _strings(cpu, "device_type", "cpu")
-        _strings(cpu, "compatible", "arm,cortex-a15")
-        if board.psci:
+        _strings(cpu, "compatible", _CPU_COMPATIBLE[board.isa])
+        if isinstance(board, ArmBoard) and board.psci:
             _strings(cpu, "enable-method", "psci")
         _words(cpu, "reg", index)
 
@@ -99,7 +108,7 @@ def _clock(root: fdt.Node) -> None:
     _words(clock, "phandle", _CLOCK_PHANDLE)
 
 
-def _gic(root: fdt.Node, board: Board) -> None:
+def _gic(root: fdt.Node, board: ArmBoard) -> None:
     gic = _node(root, f"intc@{board.gic.distributor:x}")
     _strings(gic, "compatible", "arm,cortex-a15-gic")
     _words(gic, "#interrupt-cells", 3)

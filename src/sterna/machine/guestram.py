@@ -17,10 +17,13 @@ class GuestRam:
 
     :ivar block: the memory
     :ivar logging: whether writes are logged
+
+    :param initially_set: the VM's logs start with all pages dirty
     """
 
-    def __init__(self, vm: Vm, block: RamBlock, base: Ipa) -> None:
+    def __init__(self, vm: Vm, block: RamBlock, base: Ipa, *, initially_set: bool = False) -> None:
         self.block = block
+        self._initially_set = initially_set
         self.logging = False
         self._vm = vm
         self._base = base
@@ -33,6 +36,9 @@ class GuestRam:
         """Log writes from now on. Does nothing when they are logged already."""
         if not self.logging:
             self._set_slot(SlotFlags.LOG_DIRTY_PAGES)
+            if self._initially_set:
+                # A log that starts full says nothing: taken once, its pages are protected.
+                self._vm.harvest_dirty_log(_SLOT)
             self.logging = True
 
     def stop_logging(self) -> None:
@@ -41,7 +47,7 @@ class GuestRam:
             return
         # Pages that are writable now would stay in 4 KiB entries for good: no fault would come to rebuild their block. Taken
         # from the log once more, all are write-protected, and the next write to each block makes it whole again.
-        self._vm.get_dirty_log(_SLOT)
+        self._vm.harvest_dirty_log(_SLOT)
         self._set_slot(SlotFlags.NONE)
         self.logging = False
 
@@ -50,7 +56,7 @@ class GuestRam:
 
         :raise HypervisorError: When writes are not logged.
         """
-        return DirtyBatch(self.block.name, self._vm.get_dirty_log(_SLOT))
+        return DirtyBatch(self.block.name, self._vm.harvest_dirty_log(_SLOT))
 
     def read(self, ipa: int, size: int) -> bytes:
         """Bytes of guest RAM.

@@ -8,10 +8,12 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from sterna.machine.boards import Board
+from sterna.machine.boards import Board, Isa
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024
+_ELF = {Isa.ARMV7: (32, "EM_ARM"), Isa.X86_64: (64, "EM_X86_64")}
+"""Bits and machine of the executables that a CPU runs."""
 
 
 class LoadError(Exception):
@@ -42,7 +44,7 @@ class Image:
     segments: tuple[Segment, ...]
 
 
-def read_image(path: Path, board: Board, memory_bytes: int, device_tree_bytes: int) -> Image:
+def read_image(path: Path, board: Board, memory_bytes: int, reserved_bytes: int) -> Image:
     """Read a 32-bit little-endian ARM executable and check that all of it lies in RAM, behind the device tree.
 
     :raise LoadError: When the file cannot be read, is not such an executable, is cut short, or a segment lies outside RAM
@@ -57,7 +59,7 @@ def read_image(path: Path, board: Board, memory_bytes: int, device_tree_bytes: i
                 raise LoadError(f"kernel {path}: not an ELF file")
             file.seek(0)
             image = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            return _parse(path, ELFFile(file), image, board, memory_bytes, device_tree_bytes)
+            return _parse(path, ELFFile(file), image, board, memory_bytes, reserved_bytes)
     except OSError as error:
         raise LoadError(f"kernel {path}: {error.strerror or error}") from error
     except LoadError:
@@ -68,14 +70,15 @@ def read_image(path: Path, board: Board, memory_bytes: int, device_tree_bytes: i
 
 
 def _parse(
-    path: Path, elf: ELFFile, file: "memoryview[int]", board: Board, memory_bytes: int, device_tree_bytes: int
+    path: Path, elf: ELFFile, file: "memoryview[int]", board: Board, memory_bytes: int, reserved_bytes: int
 ) -> Image:
-    if elf.elfclass != 32:
-        raise LoadError(f"kernel {path}: {elf.elfclass}-bit ELF file, a {board.name} guest is 32-bit")
+    bits, machine = _ELF[board.isa]
+    if elf.elfclass != bits:
+        raise LoadError(f"kernel {path}: {elf.elfclass}-bit ELF file, a {board.name} guest is {bits}-bit")
     if not elf.little_endian:
         raise LoadError(f"kernel {path}: big-endian ELF file, a {board.name} guest is little-endian")
-    if elf["e_machine"] != "EM_ARM":
-        raise LoadError(f"kernel {path}: ELF file for {elf['e_machine']}, a {board.name} guest is EM_ARM")
+    if elf["e_machine"] != machine:
+        raise LoadError(f"kernel {path}: ELF file for {elf['e_machine']}, a {board.name} guest is {machine}")
     if elf["e_type"] != "ET_EXEC":
         raise LoadError(
             f"kernel {path}: ELF file of type {elf['e_type']}, a guest is a linked executable (ET_EXEC)"
@@ -94,9 +97,9 @@ def _parse(
             raise LoadError(
                 f"{what} is outside RAM, {board.ram_base:#x} to {board.ram_base + memory_bytes:#x}"
             )
-        if start < board.ram_base + device_tree_bytes:
+        if start < board.ram_base + reserved_bytes:
             raise LoadError(
-                f"{what} overlaps the device tree, which ends at {board.ram_base + device_tree_bytes:#x}"
+                f"{what} overlaps the device tree, which ends at {board.ram_base + reserved_bytes:#x}"
             )
         at = header["p_offset"]
         if at + stored > len(file):

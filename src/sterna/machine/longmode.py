@@ -7,9 +7,7 @@ handlers: an exception ends in a triple fault, which the machine reports. It get
 import struct
 
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86VcpuState
-
-PAGE_TABLE_BYTES = 6 * 4096
-"""What `page_tables` makes: one page map level 4, one directory pointer table, four directories."""
+from sterna.machine.boards import PAGE_TABLE_BYTES
 
 _GIB = 1 << 30
 _MAPPED_GIB = 4
@@ -41,7 +39,9 @@ def page_tables(base: int) -> bytes:
             for number in range(_MAPPED_GIB)
         ),
     ]
-    return b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(4096, b"\0") for table in tables)
+    result = b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(4096, b"\0") for table in tables)
+    assert len(result) == PAGE_TABLE_BYTES
+    return result
 
 
 def start(state: X86VcpuState, entry: int, cpu: int, tables: int, time_record: int) -> None:

@@ -6,25 +6,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
-from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
-from sterna.hypervisor.interface import Exit, ExitReason, SystemEvent
+from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
 from sterna.machine import devicetree, kernel
 from sterna.machine.accel import create_vm
 from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
-from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
-from sterna.machine.registerdump import dump_registers
+from sterna.machine.platforms import Common
+from sterna.machine.platforms.factory import create_platform
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
-from sterna.machine.state import absent, sections
+from sterna.machine.state import absent
 from sterna.machine.state.clock import ns_to_counter
-from sterna.machine.state.cpu import timer_line
 from sterna.machine.throttle import Throttle
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch
@@ -34,9 +32,6 @@ from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Takes an event: its name and data, as QMP has them. Called with the machine's lock held; must not wait for the machine."""
-
-_SVC_MODE_MASKED = 0x1D3
-_THUMB = 1 << 5
 
 
 @dataclass(frozen=True)
@@ -72,14 +67,13 @@ class Machine:
         self.machine_type = config.board.machine_type
         self.page_bits = config.board.page_bits
         self.uuid = None if config.uuid is None else config.uuid.bytes
-        self.descriptions: Mapping[str, VmStateDescription] = sections.DESCRIPTIONS
         self.error: str | None = None
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._collector = CollectorHold()
         self._run_state = RunState.INMIGRATE if config.incoming else RunState.PRELAUNCH
         self._before_migration = self._run_state
-        self._incoming: sections.MachineState | None = None
+        self._incoming: Common | None = None
         self._start_after_incoming = not config.paused
         # The counter while it stands still; None while it runs.
         self._stopped_counter: int | None = 0
@@ -92,35 +86,34 @@ class Machine:
         boot = None
         if config.kernel is not None and not config.incoming:
             device_tree = devicetree.build(config)
-            boot = kernel.find(config, len(device_tree)), device_tree
+            boot = kernel.find(config, board.reserved_bytes(len(device_tree))), device_tree
         try:
             block = stack.enter_context(RamBlock(board.ram_name, config.memory_bytes))
         except RamError as error:
             raise ConfigError(f"memory: {error}") from error
-        self._vm = create_vm(config.accel, board, config.smp)
+        self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))
         stack.callback(self._vm.close)
         self.ram_blocks: Sequence[RamBlock] = (block,)
-        self._ram = GuestRam(self._vm, block, board.ram_base)
-        self._vcpus: list[ArmVcpu] = [cast(ArmVcpu, self._vm.create_vcpu(i)) for i in range(config.smp)]
-        self._known_registers = frozenset(self._vcpus[0].get_state().cp15)
-        self._build_devices(stack)
+        self._ram = GuestRam(
+            self._vm, block, board.ram_base, initially_set=config.dirty_log == DirtyLogMode.MANUAL
+        )
+        self._platform = create_platform(self._vm, board, config.smp)
+        self.descriptions: Mapping[str, VmStateDescription] = self._platform.descriptions
+        self._build_uarts(stack)
         if boot is not None:
             self._load(*boot)
-        self._threads = CpuThreads(self._vcpus, self._vcpu_left)
+        self._threads = CpuThreads(self._platform.vcpus, self._vcpu_left)
         stack.callback(self._threads.close)
         self._throttle = Throttle(self._threads)
         stack.callback(self._throttle.set, 0)
 
-    def _build_devices(self, stack: ExitStack) -> None:
+    def _build_uarts(self, stack: ExitStack) -> None:
         board = self.config.board
-        self._gic = Gic(board.gic.irqs, self._vcpus)
-        self._vm.add_mmio(board.gic.distributor, board.gic.distributor_bytes, GicDistributor(self._gic))
-        self._vm.add_mmio(board.gic.cpu_interface, board.gic.cpu_interface_bytes, GicCpuInterface(self._gic))
         self.serial: SerialBackend = open_serial(self.config.serial)
         stack.callback(self.serial.close)
         lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
         self._uarts = [
-            Pl011(line, self._gic.line(uart.irq)) for uart, line in zip(board.uarts, lines, strict=True)
+            Pl011(line, self._platform.line(uart.irq)) for uart, line in zip(board.uarts, lines, strict=True)
         ]
         for uart, device in zip(board.uarts, self._uarts, strict=True):
             self._vm.add_mmio(uart.base, PAGE_SIZE, device)
@@ -128,11 +121,7 @@ class Machine:
 
     def _load(self, image: Image, device_tree: bytes) -> None:
         place(image, device_tree, self.config.board, self._ram.write)
-        for vcpu in self._vcpus:
-            state = vcpu.get_state()
-            state.regs[15] = image.entry & ~1
-            state.cpsr = _SVC_MODE_MASKED | (_THUMB if image.entry & 1 else 0)
-            vcpu.set_state(state)
+        self._platform.start(image.entry, self._ram)
 
     # -- run state and events ----------------------------------------------------------------------------------------------
 
@@ -292,7 +281,7 @@ class Machine:
                     self._threads.resume()
 
     def _dump(self, cpu: int) -> str:
-        return dump_registers(self._vcpus[cpu].get_state())
+        return self._platform.dump(cpu)
 
     # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
 
@@ -387,22 +376,8 @@ class Machine:
         with self._lock:
             require("save the devices", self._run_state, RunState.FINISH_MIGRATE)
             assert self._stopped_counter is not None
-            cpus = [self._cpu_state(vcpu, self._stopped_counter) for vcpu in self._vcpus]
-            gic, pending = self._gic.save([timer_line(cpu) for cpu in cpus])
-            state = sections.MachineState(
-                counter=self._stopped_counter,
-                cpus=tuple(cpus),
-                gic=gic,
-                uarts=tuple(uart.save() for uart in self._uarts),
-                run_state=self._before_migration,
-            )
-            return sections.save(state, pending, self.config.board)
-
-    @staticmethod
-    def _cpu_state(vcpu: ArmVcpu, counter: int) -> ArmVcpuState:
-        state = vcpu.get_state()
-        state.counter = counter
-        return state
+            uarts = tuple(uart.save() for uart in self._uarts)
+            return self._platform.save(Common(self._stopped_counter, uarts, self._before_migration))
 
     def judge_section(self, state: DeviceState) -> Judgement:
         """Whether the guest can do without a device of the source's."""
@@ -421,10 +396,8 @@ class Machine:
         """
         with self._lock, self._collector.until_error():
             require("load the devices", self._run_state, RunState.INMIGRATE)
-            state = sections.load(states, self.config.board, self.config.smp, self._known_registers, ignored)
-            for vcpu, cpu in zip(self._vcpus, state.cpus, strict=True):
-                vcpu.set_state(cpu)
-            self._gic.load(state.gic)
+            state, apply = self._platform.load(states, ignored)
+            apply()
             for uart, registers in zip(self._uarts, state.uarts, strict=True):
                 uart.load(registers)
             self._stopped_counter = state.counter
@@ -437,4 +410,4 @@ class Machine:
             if self._incoming is None or self._incoming.run_state not in (None, RunState.RUNNING):
                 return
             assert self._stopped_counter is not None
-            self._stopped_counter += ns_to_counter(max(elapsed_ns, 0))
+            self._stopped_counter += ns_to_counter(max(elapsed_ns, 0), self._vm.counter_hz)

@@ -1,11 +1,11 @@
-"""The sections of a machine: which there are, and a whole machine's state from and to them."""
+"""The sections of an ARM machine: which there are, and a whole machine's state from and to them."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.boards import Board
+from sterna.machine.boards import ArmBoard, Board
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.runstate import RunState
@@ -25,9 +25,13 @@ DESCRIPTIONS: Mapping[str, VmStateDescription] = {
 """How each section is laid out, by its name."""
 
 
+SectionKey = tuple[str, int]
+"""A section's name and instance."""
+
+
 @dataclass(frozen=True)
 class MachineState:
-    """All of a stopped machine but its RAM.
+    """All of a stopped ARM machine but its RAM.
 
     :ivar counter: the guest's counter, in ticks
     :ivar run_state: the state the machine was in before it stopped for the migration; None when the stream does not say
@@ -40,7 +44,7 @@ class MachineState:
     run_state: RunState | None
 
 
-def save(state: MachineState, current_pending: Sequence[int], board: Board) -> list[DeviceState]:
+def save(state: MachineState, current_pending: Sequence[int], board: ArmBoard) -> list[DeviceState]:
     """A machine's sections, in the order they are sent.
 
     :param current_pending: the GIC's highest pending interrupt of each CPU
@@ -58,7 +62,7 @@ def save(state: MachineState, current_pending: Sequence[int], board: Board) -> l
 
 def load(
     sections: Sequence[DeviceState],
-    board: Board,
+    board: ArmBoard,
     smp: int,
     known: Collection[int],
     ignored: Collection[str] = (),
@@ -70,25 +74,7 @@ def load(
     :raise StreamError: When a section is missing, comes twice, belongs to no device of this machine, or has values that the
         device cannot have, or that have no place here.
     """
-    required = {(TIMER.name, 0), (ARM_GIC.name, 0), *((PL011.name, i) for i in range(len(board.uarts)))}
-    required |= {(name, index) for name in (CPU_COMMON.name, CPU.name) for index in range(smp)}
-    found: dict[tuple[str, int], DeviceState] = {}
-    for section in sections:
-        key = (section.name, section.instance_id)
-        if key not in required and key != (GLOBAL_STATE.name, 0):
-            if section.name in (CPU.name, CPU_COMMON.name):
-                raise StreamError(
-                    f"the source has a CPU {section.instance_id}, this machine has {smp} (set smp to match)",
-                    _text(key),
-                )
-            raise StreamError(f"this machine ({board.name}) has no such device", _text(key))
-        if key in found:
-            raise StreamError("the section comes twice", _text(key))
-        found[key] = section
-    if missing := sorted(required - set(found)):
-        raise StreamError(
-            f"the section is missing; this machine ({board.name}, {smp} CPUs) has it", _text(missing[0])
-        )
+    found = collect(sections, board, smp, per_cpu=(CPU_COMMON.name, CPU.name), others=(ARM_GIC.name,))
     counter = load_counter(found[TIMER.name, 0])
     cpus = []
     others = reset_values(smp, board.peripheral_base)
@@ -111,6 +97,43 @@ def load(
     )
 
 
-def _text(key: tuple[str, int]) -> str:
+def collect(
+    sections: Sequence[DeviceState],
+    board: Board,
+    smp: int,
+    *,
+    per_cpu: Collection[str],
+    others: Collection[str],
+) -> dict[SectionKey, DeviceState]:
+    """The sections by name and instance.
+
+    :param per_cpu: sections that each CPU has
+    :param others: sections of which there is one, besides those that every machine has
+    :raise StreamError: When a section is missing, comes twice, or belongs to no device of this machine.
+    """
+    required = {(name, 0) for name in (TIMER.name, *others)}
+    required |= {(PL011.name, index) for index in range(len(board.uarts))}
+    required |= {(name, index) for name in per_cpu for index in range(smp)}
+    found: dict[SectionKey, DeviceState] = {}
+    for section in sections:
+        key = (section.name, section.instance_id)
+        if key not in required and key != (GLOBAL_STATE.name, 0):
+            if section.name in per_cpu:
+                raise StreamError(
+                    f"the source has a CPU {section.instance_id}, this machine has {smp} (set smp to match)",
+                    _text(key),
+                )
+            raise StreamError(f"this machine ({board.name}) has no such device", _text(key))
+        if key in found:
+            raise StreamError("the section comes twice", _text(key))
+        found[key] = section
+    if missing := sorted(required - set(found)):
+        raise StreamError(
+            f"the section is missing; this machine ({board.name}, {smp} CPUs) has it", _text(missing[0])
+        )
+    return found
+
+
+def _text(key: SectionKey) -> str:
     name, instance = key
     return f"{name} {instance}"

@@ -5,6 +5,8 @@ import ctypes
 from sterna.hypervisor.kvm.ioctl import Descriptor, ior, iow
 from sterna.hypervisor.x86 import CONTROL_REGISTERS, GENERAL_REGISTERS, SEGMENT_PARTS, SEGMENTS
 
+_UNSIGNED = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
+
 
 class Regs(ctypes.Structure):
     """struct kvm_regs"""
@@ -16,10 +18,8 @@ class Segment(ctypes.Structure):
     """struct kvm_segment"""
 
     _fields_ = (
-        ("base", ctypes.c_uint64),
-        ("limit", ctypes.c_uint32),
-        ("selector", ctypes.c_uint16),
-        *((name, ctypes.c_uint8) for name in (*SEGMENT_PARTS[3:], "padding")),
+        *((name, _UNSIGNED[bits]) for name, bits in SEGMENT_PARTS.items()),
+        ("padding", ctypes.c_uint8),
     )
 
 

@@ -1,6 +1,7 @@
 """An x86_64 vCPU: its own exits, and its state."""
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 from sterna.hypervisor.interface import Exit
@@ -98,5 +99,5 @@ class X86KvmVcpu(KvmVcpu):
         self.fd.call(registers.SET_REGS, registers.Regs(**state.regs))
 
 
-def _by_name(structure: Any, names: tuple[str, ...]) -> dict[str, int]:
+def _by_name(structure: Any, names: Iterable[str]) -> dict[str, int]:
     return {name: getattr(structure, name) for name in names}
