@@ -46,11 +46,12 @@ def test_a_source_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pyt
 
 @ALL
 def test_layout_of_the_images(program: str, board: str) -> None:
-    base = {"virt": 0x40000000, "vexpress-a15": 0x80000000}[board]
+    base = {"virt": 0x40000000, "vexpress-a15": 0x80000000, "pc-min": 0x40000000}[board]
+    machine = "EM_X86_64" if board == "pc-min" else "EM_ARM"
     path = find(program, board)
     with path.open("rb") as file:
         elf = ELFFile(file)
-        assert (elf["e_machine"], elf["e_type"], elf.little_endian) == ("EM_ARM", "ET_EXEC", True)
+        assert (elf["e_machine"], elf["e_type"], elf.little_endian) == (machine, "ET_EXEC", True)
         (segment,) = [s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD"]
         assert elf["e_entry"] == base + STATUS_OFFSET + 4096
         assert segment["p_paddr"] == segment["p_vaddr"] == base + STATUS_OFFSET

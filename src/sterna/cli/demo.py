@@ -9,8 +9,18 @@ from sterna.cli.errors import ExitCode, UsageError
 
 
 @click.command("demo")
-@click.option("--machine", default="virt", show_default=True, help="The board: virt or vexpress-a15.")
-@click.option("--accel", default="emulated", show_default=True, help="The hypervisor.")
+@click.option(
+    "--machine",
+    default="",
+    help="The board: virt or vexpress-a15; pc-min with kvm on x86_64.  [default: virt, or pc-min where kvm runs it]",
+)
+@click.option("--accel", default="emulated", show_default=True, help="The hypervisor: emulated or kvm.")
+@click.option(
+    "--dirty-log",
+    default="bitmap",
+    show_default=True,
+    help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
+)
 @click.option("--kernel", default="dirtyram", show_default=True, help="The guest: dirtyram, clock or random.")
 @click.option("--append", help="The guest's arguments.  [default: 102580 812 30 for dirtyram]")
 @click.option("--memory", default="1792M", show_default=True, help="Size of RAM.")
@@ -31,6 +41,7 @@ from sterna.cli.errors import ExitCode, UsageError
 def command(
     machine: str,
     accel: str,
+    dirty_log: str,
     kernel: str,
     append: str | None,
     memory: str,
@@ -67,17 +78,18 @@ def command(
             smp=smp,
             memory_bytes=parse_memory(memory),
             accel=accel,
+            dirty_log=dirty_log,
             kernel=kernel,
             append=append,
         )
-        validate(kernel, append, cpus=smp, memory_bytes=config.memory_bytes, board=machine)
+        validate(kernel, append, cpus=smp, memory_bytes=config.memory_bytes, board=config.machine)
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
     settings = TrialSettings(
         config, bandwidth_value(bandwidth), duration_value(downtime_limit), auto_converge
     )
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
-        rehearse(display, interrupts)
+        rehearse(display, interrupts, accel)
         result = run_trial(settings, display, interrupts)
     if json:
         click.echo(json_module.dumps(result))

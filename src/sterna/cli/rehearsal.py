@@ -9,18 +9,18 @@ from sterna.machine.config import MEBIBYTE, MachineConfig
 _MEMORY = 16 * MEBIBYTE
 
 
-def rehearse(display: Display, interrupts: Interrupts) -> None:
-    """Migrate a small guest unless that has been done with this program, Python and numba before.
+def rehearse(display: Display, interrupts: Interrupts, accel: str = "emulated") -> None:
+    """Migrate a small guest unless that has been done with this program, Python, numba and hypervisor before.
 
     :raise CliError: When it fails.
     """
     from sterna.cli.trial import TrialSettings, run_trial
 
-    stamp = Stamp("rehearsed")
+    stamp = Stamp("rehearsed" if accel == "emulated" else f"rehearsed-{accel}")
     if stamp.exists():
         return
     display.note(COMPILING)
-    config = MachineConfig(memory_bytes=_MEMORY, kernel="dirtyram", append="64 16 1")
+    config = MachineConfig(memory_bytes=_MEMORY, accel=accel, kernel="dirtyram", append="64 16 1")
     result = run_trial(
         TrialSettings(config, bandwidth=0, downtime_limit_ms=300, auto_converge=True), Display(), interrupts
     )

@@ -21,13 +21,23 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option("--machine", default="virt", show_default=True, help="The board: virt or vexpress-a15.")
-@click.option("--cpu", default="cortex-a15", show_default=True, help="The CPU model.")
+@click.option(
+    "--machine",
+    default="",
+    help="The board: virt or vexpress-a15; pc-min with kvm on x86_64.  [default: virt, or pc-min where kvm runs it]",
+)
+@click.option("--cpu", default="", help="The CPU model.  [default: cortex-a15, or host with kvm]")
 @click.option("--smp", type=int, default=1, show_default=True, help="Number of CPUs.")
 @click.option(
     "--memory", default="128M", show_default=True, help="Size of RAM, such as 1792M; a number is MiB."
 )
 @click.option("--accel", default="emulated", show_default=True, help="The hypervisor: emulated or kvm.")
+@click.option(
+    "--dirty-log",
+    default="bitmap",
+    show_default=True,
+    help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
+)
 @click.option("--kernel", help="The guest: dirtyram, clock, random, or the path of an ELF file.")
 @click.option("--append", default="", help="The kernel's arguments.")
 @click.option("--incoming", metavar="URI|defer", help="Wait for a migration instead of starting a guest.")
@@ -58,6 +68,7 @@ def command(
     smp: int,
     memory: str,
     accel: str,
+    dirty_log: str,
     kernel: str | None,
     append: str,
     incoming: str | None,
@@ -94,6 +105,7 @@ def command(
             smp=smp,
             memory_bytes=parse_memory(memory),
             accel=accel,
+            dirty_log=dirty_log,
             kernel=kernel,
             append=append,
             serial=serial or ("null" if monitor == "stdio" or incoming == "fd:0" else "stdio"),

@@ -74,6 +74,7 @@ class _Trial:
         config = self._settings.config
         common = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
         common += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel]
+        common += ["--dirty-log", config.dirty_log]
         assert config.kernel is not None
         guest = ["--kernel", config.kernel, "--append", config.append]
         self._source = stack.enter_context(SternaVm("source", [*common, *guest]))

@@ -16,15 +16,30 @@ from sterna.guests.catalog import BOARDS, IMAGES, PROGRAMS
 SOURCES = Path(__file__).parent / "src"
 COMPILER_FILE = "COMPILER"
 
-_COMMON = ("start.S", "main.c", "counter.c", "uart.c", "fdt.c")
-_FLAGS = (
+_COMMON = ("main.c", "counter.c", "uart.c", "fdt.c")
+_ARM_SOURCES = ("start-arm.S", "arm.c")
+_SOURCES = {"virt": _ARM_SOURCES, "vexpress-a15": _ARM_SOURCES, "pc-min": ("start-x86_64.S", "x86_64.c")}
+"""What an architecture adds, by board."""
+# No floating point or vectors from the compiler: `random` keeps values of its own in all such registers.
+_ARM_FLAGS = (
     "-target",
     "arm-freestanding-eabi",
-    # No floating point or vectors from the compiler: `random` keeps values of its own in all VFP registers.
     "-mcpu=cortex_a15-neon-vfp4-vfp3-vfp2-fp16-fpregs",
     "-mfloat-abi=soft",
     "-marm",
     "-mno-unaligned-access",  # with the MMU off, memory is strongly ordered and unaligned accesses abort
+)
+_X86_FLAGS = (
+    "-target",
+    "x86_64-freestanding-none",
+    "-mcpu=x86_64",
+    "-mno-sse",
+    "-mno-mmx",
+    "-mno-80387",
+    "-msoft-float",
+)
+_TARGET_FLAGS = {"virt": _ARM_FLAGS, "vexpress-a15": _ARM_FLAGS, "pc-min": _X86_FLAGS}
+_FLAGS = (
     "-std=c11",
     "-O2",
     "-g0",
@@ -65,7 +80,18 @@ def build(program: str, board: str, directory: Path) -> Path:
     define = "BOARD_" + board.upper().replace("-", "_")
     # Relative names, from the folder of the sources: no path of this machine can get into the image.
     _zig(
-        ["cc", *_FLAGS, f"-D{define}", f"-Wl,-T,{board}.ld", "-o", str(image), *_COMMON, f"{program}.c"],
+        [
+            "cc",
+            *_TARGET_FLAGS[board],
+            *_FLAGS,
+            f"-D{define}",
+            f"-Wl,-T,{board}.ld",
+            "-o",
+            str(image),
+            *_SOURCES[board],
+            *_COMMON,
+            f"{program}.c",
+        ],
         SOURCES,
     )
     return image

@@ -45,6 +45,7 @@ class BoardId(IntEnum):
 
     VIRT = 1
     VEXPRESS_A15 = 2
+    PC_MIN = 3
 
 
 class GuestState(IntEnum):

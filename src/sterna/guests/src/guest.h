@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the parts of a guest program share. MMU off, IRQs masked, no libc; each CPU has its own stack and record. */
+/* What the parts of a guest program share. Interrupts masked, no libc; each CPU has its own stack and record. */
 #ifndef GUEST_H
 #define GUEST_H
 
@@ -20,8 +20,13 @@
 #define GIC_DISTRIBUTOR 0x2c001000u
 #define GIC_CPU_INTERFACE 0x2c002000u
 #define HAVE_PSCI 0 /* all CPUs start at the entry point */
+#elif defined(BOARD_PC_MIN)
+#define BOARD_ID BOARD_ID_PC_MIN
+#define RAM_BASE 0x40000000u
+#define UART_BASE 0x09000000u
+#define SLEEP_TIMER 0x09010000u
 #else
-#error "define BOARD_VIRT or BOARD_VEXPRESS_A15"
+#error "define BOARD_VIRT, BOARD_VEXPRESS_A15 or BOARD_PC_MIN"
 #endif
 
 #define PAGE_SIZE 4096u
@@ -30,29 +35,44 @@
 
 extern volatile struct status status;
 
+/* All addresses that a program uses are below 4 GiB. */
+static inline volatile void *at(u32 address)
+{
+	return (volatile void *)(uintptr_t)address;
+}
+
 static inline volatile u32 *mmio(u32 address)
 {
-	return (volatile u32 *)address;
+	return at(address);
 }
 
-/* One instruction, so that the host never sees half of a 64-bit value (ARM ARM A3.5.3: with LPAE, single-copy atomic). */
-static inline void put64(volatile u64 *where, u64 value)
-{
-	__asm__ volatile("strd %Q1, %R1, %0" : "=Q"(*where) : "r"(value) : "memory");
-}
+/*
+ * What the architecture's header and source add:
+ *
+ * put64, get64     one instruction, so that the host never sees half of a value
+ * relax            in a loop that waits for another CPU
+ * counter          the latest value of this CPU's counter
+ * counter_frequency
+ * sleep_for        stand still for so many ticks, or less
+ * cpu_number       what the hardware calls this CPU
+ * start_cpus       let the others come to the entry point, if they are not there; 0: one cannot
+ * machine_init     on CPU 0, before others start
+ * cpu_init         on each
+ */
+#if defined(__arm__)
+#include "arm.h"
+#elif defined(__x86_64__)
+#include "x86_64.h"
+#else
+#error "no header for this architecture"
+#endif
 
-static inline u64 get64(const volatile u64 *where)
-{
-	u64 value;
-
-	__asm__ volatile("ldrd %Q0, %R0, %1" : "=r"(value) : "Q"(*where) : "memory");
-	return value;
-}
-
-static inline void wfi(void)
-{
-	__asm__ volatile("dsb\n\twfi" ::: "memory");
-}
+u32 counter_frequency(void);
+void sleep_for(u32 cpu, u64 ticks);
+u32 cpu_number(u32 cpu);
+int start_cpus(u32 cpus);
+void machine_init(void);
+void cpu_init(void);
 
 /* A program: one per image. */
 struct program {
@@ -81,10 +101,8 @@ u64 divide(u64 dividend, u64 divisor, u64 *remainder);
 /* counter.c */
 u64 read_counter(u32 cpu);
 u64 milliseconds(u64 ms); /* in ticks */
-void sleep_until(u32 cpu, u64 counter);
+void sleep_until(u32 cpu, u64 until);
 void counter_init(void);
-void gic_init_distributor(void);
-void gic_init_cpu(void);
 
 /* uart.c: each print reads the counter now and then, as a slow UART would look like a gap. */
 void uart_init(void);

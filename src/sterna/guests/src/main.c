@@ -2,9 +2,6 @@
 /* From the entry point to the program: what machine this is, the arguments, the other CPUs. */
 #include "guest.h"
 
-#define PSCI_CPU_ON 0x84000003u /* ARM DEN 0022: CPU_ON, 32-bit calls */
-#define PSCI_ALREADY_ON -4
-
 volatile struct status status __attribute__((section(".status"))) = {
 	.magic = STATUS_MAGIC,
 	.version = STATUS_VERSION,
@@ -22,12 +19,6 @@ void *memset(void *where, int value, size_t length)
 	return where;
 }
 
-_Noreturn void halt(void)
-{
-	for (;;)
-		wfi();
-}
-
 _Noreturn void fail(enum error_code code, const char *message)
 {
 	status.error = code;
@@ -37,41 +28,6 @@ _Noreturn void fail(enum error_code code, const char *message)
 	print(message);
 	print("\nusage: ");
 	print(program.usage);
-	print("\n");
-	halt();
-}
-
-/* Called from the vectors; nothing here expects an exception. */
-_Noreturn void exception_taken(u32 vector, u32 pc, u32 cpu)
-{
-	volatile struct cpu_record *record = &status.cpu[cpu];
-	u32 address, syndrome;
-
-	if (vector == 0x0c) {
-		__asm__ volatile("mrc p15, 0, %0, c6, c0, 2" : "=r"(address));
-		__asm__ volatile("mrc p15, 0, %0, c5, c0, 1" : "=r"(syndrome));
-	} else {
-		__asm__ volatile("mrc p15, 0, %0, c6, c0, 0" : "=r"(address));
-		__asm__ volatile("mrc p15, 0, %0, c5, c0, 0" : "=r"(syndrome));
-	}
-	record->fault_pc = pc;
-	record->fault_address = address;
-	record->fault_status = syndrome;
-	record->fault_vector = vector;
-	record->state = CPU_STOPPED;
-	status.error = ERROR_EXCEPTION;
-	status.state = STATE_ERROR;
-	print(program.name);
-	print(": error: exception at vector ");
-	print_hex(vector);
-	print(", cpu ");
-	print_number(cpu);
-	print(", pc ");
-	print_hex(pc);
-	print(", address ");
-	print_hex(address);
-	print(", status ");
-	print_hex(syndrome);
 	print("\n");
 	halt();
 }
@@ -149,28 +105,6 @@ static void read_arguments(const char *text, u32 length)
 		fail(ERROR_ARGUMENT_COUNT, "too few arguments");
 }
 
-static void start_others(void)
-{
-	status.state = STATE_RUNNING; /* on boards without PSCI this releases them */
-	__asm__ volatile("dsb\n\tsev" ::: "memory");
-#if HAVE_PSCI
-	for (u32 cpu = 1; cpu < status.cpus; cpu++) {
-		extern void _start(void);
-		register u32 r0 __asm__("r0") = PSCI_CPU_ON;
-		register u32 r1 __asm__("r1") = cpu; /* MPIDR affinity: all in cluster 0 */
-		register u32 r2 __asm__("r2") = (u32)&_start;
-		register u32 r3 __asm__("r3") = cpu;
-
-		__asm__ volatile(".arch_extension virt\n\thvc #0"
-				 : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3)
-				 :
-				 : "r12", "memory");
-		if (r0 != 0 && (int)r0 != PSCI_ALREADY_ON)
-			fail(ERROR_CPU_START, "a CPU of the device tree cannot be started by PSCI");
-	}
-#endif
-}
-
 static void boot(void)
 {
 	struct machine machine = {0};
@@ -179,14 +113,14 @@ static void boot(void)
 	uart_init();
 	counter_init();
 	status.program = program.id;
-	tree = fdt_read((const void *)RAM_BASE, STATUS_OFFSET, RAM_BASE, &machine);
+	tree = fdt_read((const void *)at(RAM_BASE), STATUS_OFFSET, RAM_BASE, &machine);
 	if (tree < 0)
 		fail(ERROR_DEVICE_TREE, "the device tree at the start of RAM is damaged");
 	if (tree > 0)
-		status.device_tree_bytes = __builtin_bswap32(*(const u32 *)(RAM_BASE + 4));
+		status.device_tree_bytes = __builtin_bswap32(*mmio(RAM_BASE + 4));
 	if (!machine.ram_bytes)
 		machine.ram_bytes = DEFAULT_RAM_BYTES;
-	/* Physical addresses above 4 GiB are out of reach with the MMU off. */
+	/* Addresses above 4 GiB are out of reach. */
 	if (machine.ram_bytes > 0 - RAM_BASE)
 		machine.ram_bytes = 0 - RAM_BASE;
 	if (!machine.cpus)
@@ -206,25 +140,25 @@ static void boot(void)
 		put64(&status.args[i], program.defaults[i]);
 	read_arguments(machine.bootargs, machine.bootargs_length);
 	program.check();
-	gic_init_distributor();
-	start_others();
+	machine_init();
+	status.state = STATE_RUNNING; /* on boards where all CPUs start at once this releases the others */
+	if (!start_cpus(status.cpus))
+		fail(ERROR_CPU_START, "a CPU of the device tree cannot be started");
 }
 
 _Noreturn void guest_main(u32 cpu)
 {
 	volatile struct cpu_record *record = &status.cpu[cpu];
-	u32 mpidr;
 
 	if (cpu == 0)
 		boot();
 	else
 		while (status.state == STATE_STARTING)
-			__asm__ volatile("yield");
+			relax();
 	if (status.state == STATE_ERROR || cpu >= status.cpus)
 		halt();
-	__asm__ volatile("mrc p15, 0, %0, c0, c0, 5" : "=r"(mpidr));
-	gic_init_cpu();
-	record->mpidr = mpidr;
+	cpu_init();
+	record->mpidr = cpu_number(cpu);
 	record->state = CPU_RUNNING;
 	program.run(cpu);
 	halt();

@@ -14,8 +14,8 @@
  *
  * The checksum is kept up with every write from the value written and the value found, so a page that was replaced by an
  * older copy of itself makes it differ from the sum of all pages for ever. All pages are read back little by little to
- * see that; a stale page that is written before then shows by its tag. All 32 VFP registers hold values derived from
- * the step count and the checksum, so that a lost status page or lost registers show as well.
+ * see that; a stale page that is written before then shows by its tag. All vector registers (32 of VFP, 16 of SSE) hold
+ * values derived from the step count and the checksum, so that a lost status page or lost registers show as well.
  *
  * LOSE (for tests): the page write of step number LOSE (from 1) is left out, as if the page had been lost.
  */
@@ -31,8 +31,8 @@
 
 enum { SEED, PAGES, STEPS_PER_MS, LOSE };
 
-void vfp_store(const u64 values[32]);
-void vfp_fetch(u64 values[32]);
+void registers_store(const u64 values[32]);
+void registers_fetch(u64 values[32]);
 
 struct generator {
 	u32 cpu;
@@ -57,7 +57,7 @@ static u64 mix(u64 z)
 
 static volatile u64 *page_words(const struct generator *g, u32 page)
 {
-	return (volatile u64 *)(g->data + page * PAGE_SIZE);
+	return at(g->data + page * PAGE_SIZE);
 }
 
 static void report(struct generator *g, enum random_error kind, u64 page)
@@ -136,7 +136,7 @@ static void sweep(struct generator *g)
 	g->sweep_sum = 0;
 }
 
-/* What register d`i` must hold, from the values in the status page. */
+/* What 64 bits of register storage, number i, must hold, from the values in the status page. */
 static u64 register_value(const struct generator *g, u32 i)
 {
 	u64 steps = get64(&g->record->words[RANDOM_STEPS]), checksum = get64(&g->record->words[RANDOM_CHECKSUM]);
@@ -150,14 +150,14 @@ static void keep_registers(const struct generator *g)
 
 	for (u32 i = 0; i < 32; i++)
 		values[i] = register_value(g, i);
-	vfp_store(values);
+	registers_store(values);
 }
 
 static void check_registers(struct generator *g)
 {
 	u64 values[32];
 
-	vfp_fetch(values);
+	registers_fetch(values);
 	for (u32 i = 0; i < 32; i++)
 		if (values[i] != register_value(g, i)) {
 			report(g, RANDOM_REGISTERS, ~0ull);
@@ -219,7 +219,7 @@ static void run(u32 cpu)
 	share(get64(&status.args[PAGES]), cpu, &first, &pages);
 	tables = table_pages((u32)pages);
 	g->pages = (u32)(pages - tables);
-	g->table = (volatile u32 *)(WORK_BASE + (u32)first * PAGE_SIZE);
+	g->table = at(WORK_BASE + (u32)first * PAGE_SIZE);
 	g->data = WORK_BASE + (u32)(first + tables) * PAGE_SIZE;
 	g->seed = mix(get64(&status.args[SEED]) + (cpu + 1) * G);
 	g->lose = get64(&status.args[LOSE]);

@@ -28,7 +28,7 @@
 
 enum program_id { PROGRAM_DIRTYRAM = 1, PROGRAM_CLOCK = 2, PROGRAM_RANDOM = 3 };
 
-enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2 };
+enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2, BOARD_ID_PC_MIN = 3 };
 
 enum guest_state { STATE_STARTING = 0, STATE_RUNNING = 1, STATE_ERROR = 2 };
 
@@ -52,7 +52,7 @@ struct gap {
 
 struct cpu_record {
 	uint32_t state;             /* 0x00 enum cpu_state */
-	uint32_t mpidr;             /* 0x04 */
+	uint32_t mpidr;             /* 0x04 what the hardware calls it */
 	uint64_t steps;             /* 0x08 heartbeat: steps of the program's main loop */
 	uint64_t last_counter;      /* 0x10 the latest reading of the counter */
 	uint64_t largest_gap;       /* 0x18 ticks between two consecutive readings */
@@ -135,7 +135,7 @@ enum random_word {
 enum random_error {
 	RANDOM_STALE_PAGE = 1, /* a page's tag differs from the table's: the page or the table is not the latest */
 	RANDOM_SUM = 2,        /* reading all pages back gave another checksum */
-	RANDOM_REGISTERS = 3,  /* the VFP registers differ from the status page */
+	RANDOM_REGISTERS = 3,  /* the vector registers differ from the status page */
 };
 
 #endif

@@ -60,17 +60,17 @@ exception:
 	mov	r2, r4
 	b	exception_taken
 
-	@ void vfp_store(const u64 values[32]): d0-d31 from memory
+	@ void registers_store(const u64 values[32]): d0-d31 from memory
 	.section .text.vfp, "ax"
-	.global vfp_store
-vfp_store:
+	.global registers_store
+registers_store:
 	vldmia	r0!, {d0-d15}
 	vldmia	r0, {d16-d31}
 	bx	lr
 
-	@ void vfp_fetch(u64 values[32]): d0-d31 to memory
-	.global vfp_fetch
-vfp_fetch:
+	@ void registers_fetch(u64 values[32]): d0-d31 to memory
+	.global registers_fetch
+registers_fetch:
 	vstmia	r0!, {d0-d15}
 	vstmia	r0, {d16-d31}
 	bx	lr
