@@ -52,6 +52,11 @@ class Qemu:
         assert "return" in reply, reply
         return reply["return"]
 
+    def kill(self) -> None:
+        """As a host that loses its power does."""
+        self._process.kill()
+        self._process.wait()
+
     def wait_event(self, name: str, **data: object) -> None:
         while True:
             for event in self.events:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sterna.stream import survey_tallies
 from sterna.stream.capture import survey_file
-from sterna.stream.channel_survey import ChannelSource
+from sterna.stream.channel_survey import ChannelSource, StoredChannels
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.multifd import Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
@@ -53,7 +53,7 @@ def survey_all(
 ) -> StreamSurvey:
     given = [c.data if isinstance(c, Sender) else c for c in channels]
     sources = [ChannelSource(f"channel {i}", PieceSource(data, step)) for i, data in enumerate(given)]
-    return survey(PieceSource(main, step), digests=digests, channels=lambda: sources)
+    return survey(PieceSource(main, step), digests=digests, channels=StoredChannels(sources))
 
 
 def whole(compression: Compression = Compression.NONE) -> tuple[bytes, list[Sender]]:
@@ -214,5 +214,5 @@ def test_the_kernel_and_its_twin_agree(packets: list[list[int]], hold: bool) -> 
 
 def test_a_main_stream_alone_needs_no_channel() -> None:
     main = HEADER + END
-    assert survey(PieceSource(main), channels=list).flaw() is not None
+    assert survey(PieceSource(main), channels=StoredChannels([])).flaw() is not None
     assert survey_all(ram_stream(records("0 1 2 3 4 5 6 7"))).flaw() is None

@@ -45,7 +45,7 @@ def stream_of(
     out += sections.end_of_stream()
     if described:
         out += sections.vm_description(stream_description(devices, 1 << bits))
-    found = survey(PieceSource(out), description=find_description(out), digests=True)
+    found = survey(PieceSource(out), description=find_description(out), page_digests=True)
     assert found.flaw() is None, found.flaw()
     return found
 
@@ -83,7 +83,7 @@ def test_the_last_version_of_a_page_counts(block: RamBlock) -> None:
             suffix=END_OF_RECORDS + sections.footer(2),
         ).tobytes()
     out += sections.section_end(2) + END_OF_RECORDS + sections.footer(2) + sections.end_of_stream()
-    found = survey(PieceSource(out), digests=True)
+    found = survey(PieceSource(out), page_digests=True)
     assert found.fault is None
     assert compare(new, found).blocks == ()
 

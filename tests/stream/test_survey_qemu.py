@@ -41,7 +41,7 @@ def test_all_of_qemus_streams_is_understood(
     qemu: str, tmp_path: Path, machine: str, ram: str, page_bytes: int
 ) -> None:
     path = record(qemu, tmp_path / "stream", machine)
-    found = survey_file(path, digests=True)
+    found = survey_file(path, page_digests=True)
     assert found.flaw() is None, found.flaw()
     assert 1 << found.page_bits == page_bytes
     assert found.described
@@ -61,12 +61,12 @@ def test_all_of_qemus_streams_is_understood(
 
 def test_with_and_without_the_description_beforehand(qemu: str, tmp_path: Path) -> None:
     stream = record(qemu, tmp_path / "stream", "virt,dtb-randomness=off").read_bytes()
-    known = survey(PieceSource(stream), description=find_description(stream), digests=True)
-    searched = survey(PieceSource(stream), digests=True)
+    known = survey(PieceSource(stream), description=find_description(stream), page_digests=True)
+    searched = survey(PieceSource(stream), page_digests=True)
     assert known == searched
     # QEMU can be asked to leave the description out; the devices are told apart all the same.
     bare = record(qemu, tmp_path / "bare", "virt,suppress-vmdesc=on").read_bytes()
-    found = survey(PieceSource(bare), digests=True)
+    found = survey(PieceSource(bare), page_digests=True)
     assert found.flaw() is None
     assert not found.described
     assert [replace(section, state=None, digest=0) for section in found.sections] == [
@@ -77,11 +77,11 @@ def test_with_and_without_the_description_beforehand(qemu: str, tmp_path: Path) 
 def test_two_guests_that_differ(qemu: str, tmp_path: Path) -> None:
     content = tmp_path / "content"
     content.write_bytes(b"sterna" * 1000)
-    plain = survey_file(record(qemu, tmp_path / "plain", "virt,dtb-randomness=off"), digests=True)
-    again = survey_file(record(qemu, tmp_path / "again", "virt,dtb-randomness=off"), digests=True)
+    plain = survey_file(record(qemu, tmp_path / "plain", "virt,dtb-randomness=off"), page_digests=True)
+    again = survey_file(record(qemu, tmp_path / "again", "virt,dtb-randomness=off"), page_digests=True)
     loader = f"loader,file={content},addr=0x40400ffc,force-raw=on"
     loaded = survey_file(
-        record(qemu, tmp_path / "loaded", "virt,dtb-randomness=off", "-device", loader), digests=True
+        record(qemu, tmp_path / "loaded", "virt,dtb-randomness=off", "-device", loader), page_digests=True
     )
     [difference] = compare(plain, loaded).blocks
     assert (difference.block, difference.ranges) == ("mach-virt.ram", ((0x400, 0x402),))

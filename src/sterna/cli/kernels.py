@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import sterna
@@ -46,7 +47,18 @@ def prepare_kernels() -> None:
     """Have the kernels of the stream at hand before a guest needs them; say so when that takes a while."""
     from sterna.stream.ram import warm_up
 
-    stamp = Stamp("warmed-up")
+    _prepare("warmed-up", warm_up)
+
+
+def prepare_survey_kernels() -> None:
+    """The same for those that look at a live stream."""
+    from sterna.stream.ram_survey import warm_up
+
+    _prepare("survey-warmed-up", warm_up)
+
+
+def _prepare(name: str, warm_up: Callable[[], None]) -> None:
+    stamp = Stamp(name)
     if stamp.exists() or "numba" not in sys.modules:
         warm_up()
         return

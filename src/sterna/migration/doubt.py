@@ -21,6 +21,7 @@ from sterna.migration.errors import ChannelError, ConnectionRefused, InDoubt
 QUESTION = b"STRNASK1"
 _ANSWER = struct.Struct(">8sBQ")
 _CHECK_BYTES = 4
+ANSWER_BYTES = _ANSWER.size + _CHECK_BYTES
 _ANSWER_MAGIC = b"STRNANS1"
 ID_BYTES = 16
 _ANSWER_SECONDS = 5.0
@@ -141,7 +142,7 @@ def _ask_once(
 ) -> tuple[Outcome, int]:
     with uri.connect(cancellation, seconds) as channel:
         channel.send(QUESTION + migration_id)
-        data = bytearray(_ANSWER.size + _CHECK_BYTES)
+        data = bytearray(ANSWER_BYTES)
         view, got = memoryview(data), 0
         while got < len(data):
             if not channel.wait_readable(seconds):
@@ -150,12 +151,21 @@ def _ask_once(
             if not more:
                 raise ChannelError(f"{uri} closed the connection without an answer")
             got += more
-    body, check = bytes(data[: _ANSWER.size]), bytes(data[_ANSWER.size :])
+    return decode_answer(bytes(data), str(uri))
+
+
+def decode_answer(data: bytes, peer: str) -> tuple[Outcome, int]:
+    """
+    :param data: `ANSWER_BYTES` bytes
+    :return: UNKNOWN, RUNNING or ABANDONED, and the clock before the first guest instruction
+    :raise ChannelError: When it is no answer.
+    """
+    body, check = data[: _ANSWER.size], data[_ANSWER.size :]
     magic, outcome, clock_ns = _ANSWER.unpack(body)
     if (
         xxhash.xxh32_digest(body) != check
         or magic != _ANSWER_MAGIC
         or outcome not in (Outcome.UNKNOWN, Outcome.RUNNING, Outcome.ABANDONED)
     ):
-        raise ChannelError(f"{uri} does not answer as a sterna does")
+        raise ChannelError(f"{peer} does not answer as a sterna does")
     return Outcome(outcome), int(clock_ns)

@@ -10,7 +10,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import cast
 
-from sterna.stream.channel_survey import ChannelSource
+from sterna.stream.channel_survey import ChannelSource, StoredChannels
 from sterna.stream.description import find_description
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.reader import StreamSource
@@ -26,11 +26,14 @@ def channel_file(number: int) -> str:
     return CHANNEL_FILES.replace("*", str(number))
 
 
-def survey_file(path: Path, channels: Sequence[Path] = (), *, digests: bool = False) -> StreamSurvey:
+def survey_file(
+    path: Path, channels: Sequence[Path] = (), *, digests: bool = False, page_digests: bool = False
+) -> StreamSurvey:
     """Survey a stream in a file, in anything else that can be read as one, or in a capture.
 
     :param channels: files of the channels of multifd
     :param digests: as for `survey`
+    :param page_digests: as for `survey`
     :raise OSError: When a file cannot be opened or searched.
     """
     if path.is_dir() and (path / MAIN_FILE).exists():
@@ -52,7 +55,8 @@ def survey_file(path: Path, channels: Sequence[Path] = (), *, digests: bool = Fa
             _source(file),
             description=text,
             digests=digests,
-            channels=(lambda: sources) if sources else None,
+            page_digests=page_digests,
+            channels=StoredChannels(sources) if sources else None,
         )
 
 

@@ -3,11 +3,16 @@
 Wherever the main stream has the end of a part of its ram section, each channel has a packet with SYNC. So the stream falls
 into epochs: a part of the main stream, and on each channel the packets up to the next SYNC. Within one no page comes
 twice, so it does not matter that the channels' pages are looked at before those of the main stream.
+
+A live source does not wait with its channels until what it wrote to the main stream has left its own buffer. So
+channels are read whenever there is something on them, also while the main stream is waited for: whoever forwards
+them could not forward more otherwise.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from sterna.stream import multifd
 from sterna.stream.multifd import Compression, PacketFormat
@@ -28,10 +33,37 @@ class ChannelSource:
     source: StreamSource
 
 
-Channels = Callable[[], Sequence[ChannelSource]]
-"""The channels that there are by now. They are asked for whenever an epoch begins, all of them each time; before the
-first ends all should be there.
-"""
+class Channels(Protocol):
+    """The channels of a stream."""
+
+    def sources(self) -> Sequence[ChannelSource]:
+        """Those that there are by now; when the first part of the ram section has ended, all of them."""
+        ...
+
+    def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
+        """Wait until a channel or the main stream can be read without waiting; their end counts.
+
+        :param labels: the channels that matter, at least one
+        :param main: whether the main stream matters
+        :return: a channel's label, or None for the main stream
+        """
+        ...
+
+
+class StoredChannels:
+    """Channels that are all there, so that nobody waits: they are read in their order, after the main stream.
+
+    :param sources: the channels
+    """
+
+    def __init__(self, sources: Sequence[ChannelSource]) -> None:
+        self._sources = sources
+
+    def sources(self) -> Sequence[ChannelSource]:
+        return self._sources
+
+    def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
+        return None if main else labels[0]
 
 
 @dataclass(frozen=True)
@@ -89,11 +121,6 @@ class _Channel:
         with _named(self.label, 0):
             self.id = multifd.decode_init(self._reader.take(multifd.INIT_BYTES)).id
 
-    def read_until(self, syncs: int, ram: RamSurveyor) -> None:
-        """Read on until there have been so many packets with SYNC."""
-        while self.syncs < syncs:
-            self._read_packet(ram)
-
     def read_rest(self) -> None:
         """Read what follows the last SYNC: packets, perhaps, but no pages."""
         while self._reader.peek(1):
@@ -104,7 +131,8 @@ class _Channel:
                     raise StreamError("a multifd packet after the end of guest RAM")
                 self._packets += 1
 
-    def _read_packet(self, ram: RamSurveyor) -> None:
+    def read_packet(self, ram: RamSurveyor) -> None:
+        """Read one packet, and put its pages where they belong."""
         at = self._reader.offset
         with _named(self.label, at):
             packet = self._format.decode(self._reader.take(self._format.header_bytes))
@@ -155,38 +183,64 @@ class ChannelSurveyor:
 
     :param channels: where they come from
     :param page_bits: log2 of the stream's page size
+    :param ram: where pages go
     """
 
-    def __init__(self, channels: Channels, page_bits: int) -> None:
+    def __init__(self, channels: Channels, page_bits: int, ram: RamSurveyor) -> None:
         self._given = channels
+        self._ram = ram
         self._format = PacketFormat(page_bits)
         self._channels: dict[str, _Channel] = {}
-        self._epochs = 0
+        self._epoch = 1
+        self._begun = False
 
     def surveys(self) -> tuple[ChannelSurvey, ...]:
         """The channels so far."""
         return tuple(channel.survey() for channel in sorted(self._channels.values(), key=lambda c: c.id))
 
-    def read_epoch(self, ram: RamSurveyor, offset: int) -> None:
-        """Read each channel up to its next SYNC.
+    def read_ahead(self, offset: int) -> None:
+        """Read what there is of the epoch, until the main stream can be read.
 
-        :param offset: offset in the main stream where the epoch begins
+        :param offset: offset in the main stream
         :raise StreamError: When a channel is broken.
         """
-        self._epochs += 1
-        for given in self._given():
+        while labels := self._unfinished():
+            label = self._given.wait(labels, main=True)
+            if label is None:
+                return
+            self._read(label, offset)
+
+    def read_epoch(self, offset: int) -> None:
+        """Read each channel up to its next SYNC; a part of the main stream's ram section follows.
+
+        :param offset: offset in the main stream
+        :raise StreamError: When a channel is broken.
+        """
+        for given in self._given.sources():
             if given.label not in self._channels:
                 channel = self._channels[given.label] = _Channel(given, self._format)
                 channel.open()
                 if sum(other.id == channel.id for other in self._channels.values()) > 1:
-                    raise StreamError(
-                        f"there is a channel with the number {channel.id} already", given.label, 0
-                    )
-        if not self._channels:
-            return
-        ram.begin_epoch(offset)
-        for channel in self._channels.values():
-            channel.read_until(self._epochs, ram)
+                    text = f"there is a channel with the number {channel.id} already"
+                    raise StreamError(text, given.label, 0)
+        while labels := self._unfinished():
+            label = self._given.wait(labels, main=False)
+            assert label is not None
+            self._read(label, offset)
+
+    def end_epoch(self) -> None:
+        """The part of the main stream has ended, and another will follow."""
+        self._epoch += 1
+        self._begun = False
+
+    def _unfinished(self) -> list[str]:
+        return [label for label, channel in self._channels.items() if channel.syncs < self._epoch]
+
+    def _read(self, label: str, offset: int) -> None:
+        if not self._begun:
+            self._begun = True
+            self._ram.begin_epoch(offset)
+        self._channels[label].read_packet(self._ram)
 
     def read_end(self) -> None:
         """Read what is left of the channels when all of guest RAM has come.
@@ -196,8 +250,7 @@ class ChannelSurveyor:
         numbers = {channel.id for channel in self._channels.values()}
         for number in range(len(numbers)):
             if number not in numbers:
-                raise StreamError(
-                    f"channel {number} is missing; there is one with the number {max(numbers)}", "multifd"
-                )
+                text = f"channel {number} is missing; there is one with the number {max(numbers)}"
+                raise StreamError(text, "multifd")
         for channel in self._channels.values():
             channel.read_rest()

@@ -8,7 +8,7 @@ from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, mis
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
-from sterna.stream.wire import RAM_SECTION, Command, StreamError
+from sterna.stream.wire import RAM_SECTION, Command, StreamCut, StreamError
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Fault:
     :ivar section: the section, where one was being read
     :ivar field: path of the field within it
     :ivar offset: offset of the first bad byte, where there is one
+    :ivar cut: there is no bad byte, the stream has ended
     """
 
     text: str
@@ -27,10 +28,12 @@ class Fault:
     section: str | None
     field: str | None
     offset: int | None
+    cut: bool = False
 
     @staticmethod
     def of(error: StreamError) -> "Fault":
-        return Fault(str(error), error.message, error.section, error.field, error.offset)
+        cut = isinstance(error, StreamCut)
+        return Fault(str(error), error.message, error.section, error.field, error.offset, cut)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class StreamSurvey:
     :ivar bytes: how many bytes there are, up to the fault if there is one, without those of multifd's channels
     :ivar configuration: None when the stream broke before it
     :ivar page_bits: log2 of the page size of RAM records
+    :ivar complete: whether the byte came that ends the stream; only its description may follow
     :ivar described: whether the stream describes its devices
     :ivar absent: devices that it describes but does not have
     :ivar ledgers: what is remembered of each page, by block
@@ -135,6 +139,7 @@ class StreamSurvey:
     ledgers: tuple[PageLedger, ...] = field(repr=False, compare=False)
     digest: RamDigest | None = field(default=None, repr=False, compare=False)
     channels: tuple[ChannelSurvey, ...] = ()
+    complete: bool = False
 
     @property
     def total_bytes(self) -> int:

@@ -94,15 +94,7 @@ def until_footer(reader: StreamReader, section_id: int) -> Iterator[bytes]:
         if len(reader.peek(left + 1)) == left:
             if found >= 0:
                 return  # the stream ends within what follows the footer
-            raise reader.error(
-                "the stream is cut short here: the section's footer never came", end_of(reader)
-            )
-
-
-def end_of(reader: StreamReader) -> int:
-    """Offset of the byte after those at hand."""
-    at, end = reader.window
-    return reader.offset + end - at
+            raise reader.cut("the stream is cut short here: the section's footer never came")
 
 
 def _find_footer(data: bytes, mark: bytes, following: Following) -> tuple[int, bool]:

@@ -33,6 +33,7 @@ from sterna.stream.wire import (
     VMDESC_LIMIT,
     Command,
     SectionType,
+    StreamCut,
     StreamError,
 )
 
@@ -186,7 +187,7 @@ class StreamReader:
         """
         if not self._fill():
             after = f", after section {self._last!r}" if self._section is None and self._last else ""
-            raise self.error(f"the stream is cut short here{after}", at=self._base + self._end)
+            raise self.cut(f"the stream is cut short here{after}")
 
     def take(self, size: int) -> bytes:
         if size > TAKE_LIMIT:
@@ -214,7 +215,7 @@ class StreamReader:
         while done < len(buffer):
             got = self._read(buffer[done:])
             if not got:
-                raise self.error("the stream is cut short here")
+                raise self.cut("the stream is cut short here")
             self._base += got
             done += got
 
@@ -227,6 +228,10 @@ class StreamReader:
     def error(self, message: str, at: int | None = None) -> StreamError:
         """An error in the current section, at the current position if `at` does not say otherwise."""
         return StreamError(message, self._section, self.offset if at is None else at)
+
+    def cut(self, message: str) -> StreamCut:
+        """An error at the stream's end."""
+        return StreamCut(message, self._section, self._base + self._end)
 
     def _fill(self) -> int:
         # What is left is less than one record, so that moving it costs little and makes room for a large

@@ -60,17 +60,31 @@ def survey(
     *,
     description: bytes | None = None,
     digests: bool = False,
+    page_digests: bool = False,
     channels: Channels | None = None,
 ) -> StreamSurvey:
     """Survey a stream. Does not raise: what is wrong is in the survey.
 
     :param description: the stream's description, if it is known before the stream is read
     :param digests: hold guest RAM as the destination ends up with it, and digest it
+    :param page_digests: and each page of it
     :param channels: of multifd
     """
-    surveyor = Surveyor(source, description, digests, channels)
+    surveyor = Surveyor(source, description, digests or page_digests, channels)
     surveyor.read()
-    return surveyor.result()
+    return surveyor.result(page_digests=page_digests)
+
+
+class _Beside:
+    """A source that has something else done whenever it would be waited for."""
+
+    def __init__(self, source: StreamSource, action: Callable[[], None]) -> None:
+        self._source = source
+        self._action = action
+
+    def readinto(self, buffer: memoryview) -> int:
+        self._action()
+        return self._source.readinto(buffer)
 
 
 class _Metered:
@@ -140,11 +154,11 @@ class Surveyor:
         watch: Callable[["Surveyor"], None] = lambda surveyor: None,
     ) -> None:
         self._fault: Fault | None = None
-        self._ended = False
+        self._complete = self._ended = False
         self._watch = watch
         self._given_channels = channels
         self._channels: ChannelSurveyor | None = None
-        self._reader = StreamReader(source)
+        self._reader = StreamReader(_Beside(source, self._read_ahead))
         self._digests = digests
         self._page_bytes: int | None = None
         self._descriptions: dict[tuple[str, int], VmStateDescription] = {}
@@ -165,8 +179,11 @@ class Surveyor:
             ("ram_blocks", "record_parts", "devices", "commands", "header", "description", "trailing"), 0
         )
 
-    def result(self) -> StreamSurvey:
-        """What has been read."""
+    def result(self, *, page_digests: bool = False) -> StreamSurvey:
+        """What has been read.
+
+        :param page_digests: digest pages too, if pages are held and all was read
+        """
         whole = self._digests and self._ended and self._fault is None
         channels = self._channels.surveys() if self._channels else ()
         kinds, ram = dict(self._kinds), self._ram
@@ -196,10 +213,20 @@ class Surveyor:
             self._described,
             self._absent,
             self._fault,
-            ram.ledgers(digests=whole) if ram else (),
+            ram.ledgers(digests=whole and page_digests) if ram else (),
             ram.digest() if ram and whole else None,
             channels,
+            self._complete,
         )
+
+    def _read_ahead(self) -> None:
+        if self._channels:
+            self._channels.read_ahead(self._reader.offset)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the byte came that ends the stream."""
+        return self._complete
 
     @contextmanager
     def _counted(self, kind: str) -> Iterator[None]:
@@ -237,6 +264,8 @@ class Surveyor:
                 case CommandPiece() as command:
                     self._note_command(command)
                 case EndOfStream():
+                    self._complete = True
+                    self._watch(self)
                     break
         self._read_end()
         if self._channels:
@@ -292,15 +321,18 @@ class Surveyor:
             with self._counted("ram_blocks"):
                 self._ram.read_setup(reader)
             if self._given_channels:
-                self._channels = ChannelSurveyor(self._given_channels, self._page_bits)
-                self._channels.read_epoch(self._ram, reader.offset)
+                self._channels = ChannelSurveyor(self._given_channels, self._page_bits, self._ram)
+                self._channels.read_epoch(reader.offset)
+                self._channels.end_epoch()
         elif piece.type is SectionType.FULL or self._ram is None:
             raise reader.error("the section must come in parts")
         else:
             if self._channels:
-                self._channels.read_epoch(self._ram, reader.offset)
+                self._channels.read_epoch(reader.offset)
             with self._counted("record_parts"):
                 self._ram.read_records(reader)
+            if self._channels and piece.type is not SectionType.END:
+                self._channels.end_epoch()
 
     def _read_part(self, section: _Section) -> None:
         """A part of a section that only its owner understands."""

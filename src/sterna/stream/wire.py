@@ -128,3 +128,7 @@ class StreamError(Exception):
         ]
         text = ", ".join(part for part in where if part)
         return f"{text}: {self.message}" if text else self.message
+
+
+class StreamCut(StreamError):
+    """The stream ended too early."""

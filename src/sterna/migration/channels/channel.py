@@ -91,7 +91,21 @@ class Channel:
         :raise ChannelError: When the peer is gone or the descriptor fails.
         :raise Cancelled: When the migration is cancelled before all of it was accepted.
         """
-        self.send_vectors(vectors_of(data))
+        # One piece is written without a list: for a proxy the difference is a third of its time.
+        view = memoryview(data).cast("B")
+        while view:
+            self._cancellation.check()
+            if self._write_fd is None or self._closed:
+                raise ChannelError(f"{self.peer} is not open for writing")
+            try:
+                sent = os.write(self._write_fd, view)
+            except BlockingIOError:
+                self._wait(self._write_fd, select.POLLOUT)
+                continue
+            except OSError as error:
+                raise ChannelError(f"writing to {self.peer}: {describe(error)}") from error
+            self.transferred += sent
+            view = view[sent:]
 
     def send_vectors(self, vectors: Vectors) -> None:
         """Write what `vectors` points at, in order, without copying it. The memory must stay where it is

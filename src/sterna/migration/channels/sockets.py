@@ -238,6 +238,13 @@ class Listener:
             except OSError:  # the peer is gone already
                 sock.close()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a peer has connected that was not accepted yet."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Stop listening."""
         if not self._closed:

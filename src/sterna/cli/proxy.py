@@ -1,0 +1,258 @@
+"""`sterna stream proxy`: sit between the two ends of a live migration, and say what goes through."""
+
+import json as json_module
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.streamreport import plain, print_table, show_survey, survey_report
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from sterna.cli.follow import Interrupts
+    from sterna.migration.channels.uri import ListeningUri
+    from sterna.migration.proxy.proxy import Proxy, ProxyView
+
+_LINE_SECONDS = 1.0
+_LIVE_PASSES = 12
+
+
+@click.command("proxy")
+@click.argument("listen")
+@click.argument("destination")
+@click.option(
+    "--record",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep all that goes through in DIR, for `info`, `verify` and `diff`.",
+)
+@click.option(
+    "--digests/--no-digests",
+    default=True,
+    help="Hold guest RAM as the destination has it, to digest it at the end. On by default.",
+)
+@click.option("--json", is_flag=True, help="Print one JSON object at the end.")
+def command(listen: str, destination: str, record: Path | None, digests: bool, json: bool) -> int:
+    """Forward one live migration from LISTEN to DESTINATION, and show what is in it.
+
+    Both are migration URIs (tcp:HOST:PORT, unix:PATH): the source migrates to LISTEN, the destination waits at
+    DESTINATION. Not a byte is changed. Shown are passes while they run, and at the end sections, bytes by
+    kind, digests of the RAM that the destination ends up with, and how the migration ended.
+
+    Ctrl-C cuts the migration: the guest goes on at the source. Once the destination has everything it waits
+    for its answer; again Ctrl-C does not.
+
+    \b
+    Exit codes: 0 completed, 1 could not start or reach the destination, 2 wrong call, 3 failed, 4 cancelled here,
+    5 completed, but what went through could not be understood, 6 outcome unknown, 130 nothing came.
+    """
+    from sterna.cli.follow import Interrupts
+    from sterna.cli.kernels import prepare_survey_kernels
+    from sterna.migration.errors import MigrationError
+    from sterna.migration.proxy.proxy import Proxy
+
+    try:
+        proxy = Proxy(_listening_uri(listen), _listening_uri(destination), digests=digests, record=record)
+    except MigrationError as error:
+        raise CliError(str(error)) from error
+    prepare_survey_kernels()
+    with proxy, Interrupts().caught() as interrupts:
+        print(f"sterna: listening on {proxy.uri}, forwarding to {destination}", file=sys.stderr, flush=True)
+        with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
+            view = proxy.run(display.show)
+    if json:
+        click.echo(json_module.dumps(_report(view)))
+    else:
+        _show(view)
+    return _exit(view)
+
+
+def _listening_uri(text: str) -> "ListeningUri":
+    from sterna.migration.channels.tcp import TcpUri
+    from sterna.migration.channels.unix import UnixUri
+    from sterna.migration.channels.uri import parse
+    from sterna.migration.errors import UriError
+
+    try:
+        uri = parse(text)
+    except UriError as error:
+        raise UsageError(str(error)) from error
+    if not isinstance(uri, TcpUri | UnixUri):
+        raise UsageError(f"{text[:80]!r}: a proxy forwards between tcp:HOST:PORT and unix:PATH")
+    return uri
+
+
+class _Display:
+    """Shows a migration as it goes through: live on a terminal, as lines elsewhere."""
+
+    def __init__(self, interrupts: "Interrupts", *, live: bool, lines: bool) -> None:
+        self._interrupts = interrupts
+        self._seen_interrupts = 0
+        self._wants_live, self._lines = live, lines
+        self._live: Live | None = None
+        self._shown = time.monotonic()
+        self._bytes = self._passes = 0
+
+    def __enter__(self) -> "_Display":
+        if self._wants_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, proxy: "Proxy") -> None:
+        """Called again and again while the proxy runs."""
+        while self._seen_interrupts < self._interrupts.count:
+            self._seen_interrupts += 1
+            proxy.interrupt()
+        now = time.monotonic()
+        if not (self._live or self._lines) or now - self._shown < (0.25 if self._live else _LINE_SECONDS):
+            return
+        view = proxy.view()
+        line = self._line(view, now)
+        self._shown, self._bytes = now, view.forwarded
+        if not view.forwarded:
+            return
+        if self._live:
+            from rich.console import Group
+            from rich.text import Text
+
+            rows = [Text(text) for text in _pass_lines(view)[-_LIVE_PASSES:]]
+            self._live.update(Group(*rows, Text(line)), refresh=True)
+            return
+        lines = _pass_lines(view)[self._passes : -1]
+        self._passes += len(lines)
+        for text in [*lines, line]:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self, view: "ProxyView", now: float) -> str:
+        from sterna.monitor.units import format_rate, format_size
+
+        rate = (view.forwarded - self._bytes) / (now - self._shown)
+        parts = [f"{format_size(view.forwarded)} in {view.seconds:.1f} s", format_rate(rate)]
+        if view.survey and view.survey.passes:
+            parts.insert(0, f"pass {len(view.survey.passes)}")
+            parts.append(f"{sum(block.repeated for block in view.survey.blocks)} pages sent again")
+        if (channels := len(view.connections) - 1) > 0:
+            parts.append(f"{channels} more connections")
+        return ", ".join(parts)
+
+
+def _pass_lines(view: "ProxyView") -> list[str]:
+    from sterna.monitor.units import format_size
+
+    if not view.survey:
+        return []
+    return [
+        f"pass {one.number} from {start:.2f} s: {one.normal} full, {one.zero} zero"
+        + (f", {one.changed} changed" if one.changed else "")
+        + f" pages, {format_size(one.bytes)}"
+        for one, start in zip(view.survey.passes, view.pass_starts, strict=True)
+    ]
+
+
+def _speed(view: "ProxyView") -> float:
+    return view.forwarded / view.seconds if view.seconds else 0.0
+
+
+def _pass_seconds(view: "ProxyView") -> list[float]:
+    """How long each pass took; the last lasts until the end."""
+    ends = [*view.pass_starts[1:], view.seconds]
+    return [end - start for start, end in zip(view.pass_starts, ends, strict=True)]
+
+
+def _report(view: "ProxyView") -> dict[str, Any]:
+    answers, survey = view.answers, view.survey
+    stream = survey_report(survey) if survey else None
+    if stream:
+        seconds = _pass_seconds(view)
+        for one, start, length in zip(stream["passes"], view.pass_starts, seconds, strict=False):
+            one |= {"start_seconds": round(start, 6), "seconds": round(length, 6)}
+    flaw = survey.flaw() if survey else None
+    return {
+        "outcome": view.verdict.outcome.value,
+        "reason": view.verdict.reason,
+        "forwarded_bytes": view.forwarded,
+        "seconds": round(view.seconds, 6),
+        "bytes_per_second": round(_speed(view)),
+        "stalled_seconds": round(view.stalled_seconds, 6),
+        "confirmed_seconds": view.confirmed_seconds,
+        "connections": [
+            {"kind": one.kind.value, "forwarded_bytes": one.forwarded, "returned_bytes": one.returned}
+            for one in view.connections
+        ],
+        "return_path": dict(answers.counts),
+        "stream": stream,
+        "flaw": asdict(flaw) if flaw else None,
+        "analysis_fault": view.analysis_fault or None,
+        "recording_fault": view.recording_fault or None,
+    }
+
+
+def _show(view: "ProxyView") -> None:
+    from sterna.monitor.units import format_rate, format_size
+
+    if view.survey and view.survey.configuration:
+        show_survey("stream", view.survey)
+        rows = [
+            (
+                one.number,
+                f"{start:.3f}",
+                f"{length:.3f}",
+                format_rate(one.bytes / length if length > 0 else 0),
+            )
+            for one, start, length in zip(
+                view.survey.passes, view.pass_starts, _pass_seconds(view), strict=True
+            )
+        ]
+        print_table("Passes in time", ("pass", "from (s)", "seconds", "speed"), rows, texts=0)
+    connections = [(one.kind.value, one.forwarded, one.returned) for one in view.connections]
+    print_table("Connections", ("carries", "bytes forward", "bytes back"), connections)
+    print_table("Return path", ("message", "count"), sorted(view.answers.counts.items()))
+    if view.forwarded:
+        click.echo(
+            f"\n{format_size(view.forwarded)} in {view.seconds:.2f} s, {format_rate(_speed(view))}; "
+            f"forwarding waited {view.stalled_seconds:.2f} s for analysis and recording"
+        )
+    reason = f": {view.verdict.reason}" if view.verdict.reason else ""
+    click.echo(plain(f"{view.verdict.outcome.value}{reason}"))
+
+
+def _exit(view: "ProxyView") -> int:
+    """:raise CliError: With the exit code, when not all is well."""
+    from sterna.migration.proxy.outcome import Outcome
+
+    codes = {
+        Outcome.COMPLETED: ExitCode.OK,
+        Outcome.UNCONFIRMED: ExitCode.OK,
+        Outcome.FAILED: ExitCode.MIGRATION_FAILED,
+        Outcome.CANCELLED: ExitCode.CANCELLED,
+        Outcome.UNREACHABLE: ExitCode.FAILURE,
+        Outcome.IN_DOUBT: ExitCode.LOST,
+        Outcome.UNKNOWN: ExitCode.LOST,
+        Outcome.NOTHING: ExitCode.INTERRUPTED,
+    }
+    code = codes[view.verdict.outcome]
+    flaw = view.survey.flaw() if view.survey else None
+    if code is not ExitCode.OK:
+        raise CliError(f"{view.verdict.outcome.value}: {plain(view.verdict.reason)}", code)
+    if view.analysis_fault or flaw:
+        text = view.analysis_fault or (flaw.text if flaw else "")
+        raise CliError(
+            f"completed, but the stream cannot be understood: {plain(text)}", ExitCode.NOT_VERIFIED
+        )
+    if view.recording_fault:
+        raise CliError(f"completed, but the recording is not whole: {plain(view.recording_fault)}")
+    return ExitCode.OK

@@ -1,0 +1,204 @@
+"""One connection through the proxy: two channels, and a thread for each direction between them."""
+
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from sterna.migration import doubt
+from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.errors import Cancelled, ChannelError
+from sterna.migration.proxy.answers import Answers
+from sterna.migration.proxy.tap import HEAD_BYTES, Tap
+from sterna.stream import multifd, wire
+
+_BACK_BYTES = 64 << 10
+_LINGER_SECONDS = 5.0
+
+
+class Kind(Enum):
+    """What a connection carries, by its first bytes."""
+
+    UNKNOWN = "unknown"
+    """Too few bytes have come to tell."""
+    MAIN = "main"
+    CHANNEL = "channel"
+    """A channel of multifd."""
+    QUESTION = "question"
+    """A sterna asks who runs a guest (`sterna.migration.doubt`)."""
+    OTHER = "other"
+    """Nothing that is known here, such as TLS."""
+
+
+_OPENINGS = {
+    wire.MAGIC.to_bytes(4, "big"): Kind.MAIN,
+    multifd.MAGIC.to_bytes(4, "big"): Kind.CHANNEL,
+    doubt.QUESTION[:4]: Kind.QUESTION,
+}
+
+
+class End(Enum):
+    """How a direction ended."""
+
+    CLOSED = "closed"
+    """The side that writes closed it in order."""
+    SENDER_LOST = "sender lost"
+    RECEIVER_LOST = "receiver lost"
+    CANCELLED = "cancelled"
+
+
+class Connection:
+    """Forwards between `near`, the source's side, and `far`, the destination's.
+
+    :param identified: called once, in the forwarding thread, when the kind is known
+    :param keep: called with the bytes that go back
+    :param bell: called when there is something to read on the tap
+
+    :ivar tap: what goes forward
+    :ivar answers: what comes back
+    :ivar head_back: the first bytes of that, as many as an answer to a question has
+    :ivar forward_end: how the direction to the destination ended, None while it has not
+    :ivar backward_end: the other one
+    :ivar first_end: what ended first, in words
+    :ivar forward_ended_ns: CLOCK_MONOTONIC when the direction to the destination ended, 0 before
+    """
+
+    def __init__(
+        self,
+        near: SocketChannel,
+        far: SocketChannel,
+        identified: Callable[["Connection"], None],
+        keep: Callable[["Connection", memoryview], None] = lambda connection, data: None,
+        bell: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.near, self.far = near, far
+        self.tap = Tap(bell=bell)
+        self.answers = Answers()
+        self.kind = Kind.UNKNOWN
+        self.started_ns = time.monotonic_ns()
+        self.returned = 0
+        self.head_back = b""
+        self.forward_end: End | None = None
+        self.backward_end: End | None = None
+        self.first_end = ""
+        self.forward_ended_ns = 0
+        self._identified = identified
+        self._keep = keep
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Forward until both directions have ended; then both channels are closed."""
+        back = threading.Thread(target=self._return, name="proxy-back", daemon=True)
+        back.start()
+        try:
+            self._forward()
+        finally:
+            self.tap.end()
+            if self.kind is Kind.UNKNOWN and self.tap.head:
+                self._identify(Kind.OTHER)
+            if self.forward_end is End.SENDER_LOST:
+                # A destination that hangs is not waited for: nobody is left to hear it.
+                self.far.end_writing()
+                back.join(_LINGER_SECONDS)
+                self.far.shut_down()
+            back.join()
+            if self.forward_end is End.RECEIVER_LOST:
+                # The destination's last words reach the source before it hears that the connection is gone.
+                self._quietly(self.near.drain)
+            self.near.close()
+            self.far.close()
+
+    def _forward(self) -> None:
+        end = End.CANCELLED
+        try:
+            end = self._pump_forward()
+        except Cancelled:
+            pass
+        finally:
+            self._note_end("forward_end", end)
+
+    def _pump_forward(self) -> End:
+        tap = self.tap
+        while True:
+            room = tap.room()
+            try:
+                got = self.near.readinto(room)
+            except ChannelError:
+                return End.SENDER_LOST
+            if not got:
+                self._note_end("forward_end", End.CLOSED)
+                self.far.end_writing()
+                return End.CLOSED
+            if self.kind is Kind.UNKNOWN and len(head := tap.head + bytes(room[: min(got, HEAD_BYTES)])) >= 4:
+                # Before the destination can answer.
+                self._identify(_OPENINGS.get(head[:4], Kind.OTHER))
+            before = self.far.transferred
+            try:
+                self.far.send(room[:got])
+            except ChannelError:
+                tap.commit(self.far.transferred - before)
+                return End.RECEIVER_LOST
+            except Cancelled:
+                tap.commit(self.far.transferred - before)
+                raise
+            tap.commit(got)
+
+    def _identify(self, kind: Kind) -> None:
+        self.kind = kind
+        self._identified(self)
+
+    def _return(self) -> None:
+        end = End.CANCELLED
+        try:
+            end = self._pump_back()
+        except Cancelled:
+            pass
+        finally:
+            self._note_end("backward_end", end)
+            if end is End.SENDER_LOST:
+                # Whatever the source writes now, nobody reads it.
+                self.near.end_writing()
+
+    def _pump_back(self) -> End:
+        buffer = memoryview(bytearray(_BACK_BYTES))
+        while True:
+            try:
+                got = self.far.readinto(buffer)
+            except ChannelError:
+                return End.SENDER_LOST
+            if not got:
+                self._note_end("backward_end", End.CLOSED)
+                self.near.end_writing()
+                return End.CLOSED
+            try:
+                self.near.send(buffer[:got])
+            except ChannelError:
+                return End.RECEIVER_LOST
+            self.returned += got
+            self.head_back += bytes(buffer[: min(got, doubt.ANSWER_BYTES - len(self.head_back))])
+            self.answers.feed(buffer[:got])
+            self._keep(self, buffer[:got])
+
+    def _note_end(self, name: str, end: End) -> None:
+        with self._lock:
+            setattr(self, name, end)
+            if name == "forward_end":
+                self.forward_ended_ns = self.forward_ended_ns or time.monotonic_ns()
+            if not self.first_end and end is not End.CANCELLED:
+                self.first_end = _WHO[name, end]
+
+    def _quietly(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (ChannelError, Cancelled):
+            pass
+
+
+_WHO = {
+    ("forward_end", End.CLOSED): "the source closed the connection",
+    ("forward_end", End.SENDER_LOST): "the connection to the source broke",
+    ("forward_end", End.RECEIVER_LOST): "the connection to the destination broke",
+    ("backward_end", End.CLOSED): "the destination closed the connection",
+    ("backward_end", End.SENDER_LOST): "the connection to the destination broke",
+    ("backward_end", End.RECEIVER_LOST): "the connection to the source broke",
+}

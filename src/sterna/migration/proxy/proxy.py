@@ -1,0 +1,410 @@
+"""The proxy itself: it listens, connects on, forwards, and follows the migration until it has ended.
+
+Analysis and recording have threads of their own. A proxy is for one migration: it ends when that has. Only when the
+destination was told to run the guest and the connection broke before the source learnt that it does, the
+proxy stays for a while, so that the source can ask: whoever finds nobody listening takes the destination for dead.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from sterna.migration import doubt
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.channels.uri import ListeningUri
+from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused
+from sterna.migration.proxy.answers import Answers
+from sterna.migration.proxy.connection import Connection, Kind
+from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
+from sterna.migration.proxy.recording import Recording
+from sterna.migration.proxy.tap import TapReader
+from sterna.stream.channel_survey import ChannelSource
+from sterna.stream.findings import StreamSurvey
+from sterna.stream.survey import Surveyor
+
+log = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 60.0
+"""How long the source has to ask who runs the guest."""
+_CHANNELS_SECONDS = 2.0
+"""How long the first look at the channels waits for those that have connected and not said yet what they are."""
+_SURVEY_SECONDS = 0.2
+_OTHERS_SECONDS = 5.0
+"""How long connections may outlast that of the main stream."""
+
+
+@dataclass(frozen=True)
+class ConnectionView:
+    """A connection, by what went through.
+
+    :ivar forwarded: bytes to the destination
+    :ivar returned: bytes to the source
+    """
+
+    kind: Kind
+    forwarded: int
+    returned: int
+
+
+@dataclass(frozen=True)
+class ProxyView:
+    """What the proxy has seen so far.
+
+    :ivar survey: of the main stream, a moment old; with digests when all of it went through
+    :ivar analysis_fault: why there is no survey, or not of everything
+    :ivar answers: what came back on the main connection
+    :ivar seconds: from the first connection until now, or the end
+    :ivar pass_starts: for each pass of the survey, seconds from the first connection
+    :ivar confirmed_seconds: from the last byte of the stream to the destination's verdict
+    :ivar stalled_seconds: how long forwarding waited for analysis or recording
+    """
+
+    verdict: Verdict
+    survey: StreamSurvey | None
+    analysis_fault: str
+    answers: Answers
+    connections: tuple[ConnectionView, ...]
+    seconds: float
+    pass_starts: tuple[float, ...]
+    confirmed_seconds: float | None
+    stalled_seconds: float
+    recording_fault: str
+
+    @property
+    def forwarded(self) -> int:
+        return sum(connection.forwarded for connection in self.connections)
+
+
+class _LiveChannels:
+    """The channels of a migration that goes through a proxy."""
+
+    def __init__(self, proxy: "Proxy", main: TapReader) -> None:
+        self._proxy = proxy
+        self._main = main
+        self._readers: dict[str, TapReader] = {}
+
+    def sources(self) -> list[ChannelSource]:
+        self._readers = dict(self._proxy.channels())
+        return [ChannelSource(label, reader) for label, reader in self._readers.items()]
+
+    def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
+        candidates = {self._readers[label]: label for label in labels}
+        ready = self._proxy.wait_ready([*([self._main] if main else []), *candidates])
+        return candidates.get(ready)
+
+
+class Proxy:
+    """Between a source that connects to `listen` and a destination that waits at `destination`.
+
+    :param digests: hold guest RAM as the destination has it, and digest it at the end
+    :param record: directory for what goes through
+    :raise RecordingError: When nothing can be recorded there.
+    :raise ChannelError: When it cannot be listened at `listen`.
+    """
+
+    def __init__(
+        self,
+        listen: ListeningUri,
+        destination: ListeningUri,
+        *,
+        digests: bool = True,
+        record: Path | None = None,
+    ) -> None:
+        self._destination = destination
+        self._digests = digests
+        self._recording = Recording(record) if record else None
+        self._changed = threading.Condition()
+        self._connections: list[Connection] = []
+        self._readers: dict[Connection, tuple[TapReader, TapReader | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._analysis: threading.Thread | None = None
+        self._main: Connection | None = None
+        self._main_ended = 0.0
+        self._channels_known = self._analysis_over = False
+        self._survey: StreamSurvey | None = None
+        self._surveyed = 0.0
+        self._analysis_fault = ""
+        self._unreachable = ""
+        self._bell = threading.Event()
+        self._answer: doubt.Outcome | None = None
+        self._interrupts = 0
+        self._cut_by_user = False
+        self._started_ns = self._ended_ns = 0
+        self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
+        self._listener = listen.listen()
+
+    @property
+    def uri(self) -> str:
+        """Where it listens: connect to this."""
+        return self._listener.uri
+
+    def run(self, watch: Callable[["Proxy"], None] = lambda proxy: None, seconds: float = 0.1) -> ProxyView:
+        """Forward one migration.
+
+        :param watch: called every so many seconds in the calling thread
+        """
+        accepting = threading.Thread(target=self._accept, name="proxy-accept", daemon=True)
+        accepting.start()
+        try:
+            while True:
+                with self._changed:
+                    if self._is_over():
+                        break
+                    self._changed.wait(seconds)
+                watch(self)
+        finally:
+            self._ended_ns = time.monotonic_ns()
+            for cancellation in (self._enough, self._cut, self._late):
+                cancellation.set()
+            accepting.join()
+            self._listener.close()
+            for thread in self._threads:
+                thread.join()
+            if self._analysis:
+                self._analysis.join()
+            if self._recording:
+                self._recording.join()
+        return self.view()
+
+    def interrupt(self) -> None:
+        """Cut the migration. When the destination has all of the stream it may run the guest at any moment: then wait for
+        its answer. A second time: wait for nothing.
+        """
+        with self._changed:
+            self._interrupts += 1
+            if self._interrupts > 1 or self._survey is None or not self._survey.complete:
+                self._cut_by_user = True
+                self._cut.set()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop listening, if it was never run."""
+        self._listener.close()
+        for cancellation in (self._enough, self._cut, self._late):
+            cancellation.close()
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what has been seen ----------------------------------------------------------------------------------
+
+    def view(self) -> ProxyView:
+        """What has been seen until now."""
+        with self._changed:
+            main, survey, fault = self._main, self._survey, self._analysis_fault
+            connections = list(self._connections)
+        started = self._started_ns
+        starts: tuple[float, ...] = ()
+        confirmed = None
+        if main and survey:
+            times = [main.tap.time_at(one.offset) for one in survey.passes]
+            starts = tuple(max(0.0, (at - started) / 1e9) for at in times)
+        if main and main.answers.decided_ns:
+            confirmed = max(0.0, (main.answers.decided_ns - main.tap.last_ns) / 1e9)
+        ended = self._ended_ns or time.monotonic_ns()
+        return ProxyView(
+            self._verdict(),
+            survey,
+            fault,
+            main.answers if main else Answers(),
+            tuple(ConnectionView(one.kind, one.tap.forwarded, one.returned) for one in connections),
+            (ended - started) / 1e9 if started else 0.0,
+            starts,
+            confirmed,
+            sum(one.tap.stalled_seconds for one in connections),
+            self._recording.fault if self._recording else "",
+        )
+
+    def _verdict(self) -> Verdict:
+        main = self._main
+        if main is None:
+            if self._unreachable:
+                return Verdict(Outcome.UNREACHABLE, self._unreachable)
+            return Verdict(Outcome.NOTHING, "no migration came")
+        return judge(
+            self._survey if not self._analysis_fault else None,
+            main.answers,
+            main.first_end or "the connection was cut",
+            closed_first=0 < main.forward_ended_ns < main.answers.decided_ns,
+            interrupted=self._cut_by_user,
+            answer=self._answer,
+        )
+
+    def _is_over(self) -> bool:
+        alive = [thread for thread in self._threads if thread.is_alive()]
+        if self._main is None:
+            return not alive and (self._interrupts > 0 or bool(self._unreachable))
+        if not self._main_ended or (self._analysis and self._analysis.is_alive()):
+            return False
+        if self._is_in_doubt():
+            waited = time.monotonic() - self._main_ended
+            return self._interrupts > 1 or waited > DOUBT_SECONDS
+        return not alive or time.monotonic() - self._main_ended > _OTHERS_SECONDS
+
+    def _is_in_doubt(self) -> bool:
+        assert self._main is not None
+        answers = self._main.answers
+        told = answers.runs or answers.refusal or self._answer is not None
+        return was_committed(self._survey) and not told
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near = self._listener.accept(self._enough, self._cut)
+            except Cancelled:
+                return
+            except ChannelError as error:
+                with self._changed:
+                    self._unreachable = str(error)
+                return
+            near.watch(self._cancellation())
+            thread = threading.Thread(target=self._serve, args=(near,), name="proxy-connection", daemon=True)
+            with self._changed:
+                self._threads = [other for other in self._threads if other.is_alive()]
+                self._threads.append(thread)
+                self._started_ns = self._started_ns or time.monotonic_ns()
+                try:
+                    thread.start()
+                except RuntimeError:  # the operating system has no thread to spare
+                    self._threads.remove(thread)
+                    near.close()
+
+    def _cancellation(self) -> Cancellation:
+        """What ends a new connection: after the migration was cut only questions come, which are let through."""
+        return self._late if self._cut.is_set else self._cut
+
+    def _serve(self, near: SocketChannel) -> None:
+        try:
+            with near:
+                try:
+                    far = self._destination.connect(self._cancellation())
+                except Cancelled:
+                    return
+                except ChannelError as error:
+                    with self._changed:
+                        self._unreachable = str(error)
+                        # To ask further would be to be turned away here in the place of a process that is gone.
+                        if isinstance(error, ConnectionRefused):
+                            self._answer = self._answer or doubt.Outcome.UNKNOWN
+                    return
+                connection = self._connect(near, far)
+                connection.run()
+                self._finish(connection)
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _connect(self, near: SocketChannel, far: SocketChannel) -> Connection:
+        recording = self._recording
+        connection = Connection(
+            near,
+            far,
+            self._identified,
+            recording.take_answer if recording else lambda connection, data: None,
+            self._bell.set,
+        )
+        record = connection.tap.attach() if recording else None
+        with self._changed:
+            self._readers[connection] = connection.tap.attach(), record
+            self._connections.append(connection)
+        return connection
+
+    def _identified(self, connection: Connection) -> None:
+        reader, record = self._readers[connection]
+        if record and self._recording:
+            self._recording.start(connection, record)
+        with self._changed:
+            if connection.kind is Kind.MAIN and self._main is None:
+                self._main = connection
+                self._analysis = threading.Thread(
+                    target=self._analyse, args=(reader,), name="proxy-analysis", daemon=True
+                )
+                self._analysis.start()
+            elif connection.kind is not Kind.CHANNEL or self._analysis_over:
+                reader.close()
+            self._changed.notify_all()
+
+    def _finish(self, connection: Connection) -> None:
+        if connection.kind is Kind.UNKNOWN:  # it said nothing
+            for reader in self._readers[connection]:
+                if reader:
+                    reader.close()
+        with self._changed:
+            if connection is self._main:
+                self._main_ended = time.monotonic()
+            elif connection.kind is Kind.QUESTION and len(connection.head_back) == doubt.ANSWER_BYTES:
+                try:
+                    self._answer, _ = doubt.decode_answer(connection.head_back, str(self._destination))
+                except ChannelError:
+                    pass
+            elif connection.kind is Kind.UNKNOWN:
+                self._connections.remove(connection)
+
+    def channels(self) -> list[tuple[str, TapReader]]:
+        """What the channels of multifd send, each with a name. The source has connected all of them before its first
+        part ends; the first call waits a little for those of which it is not known yet what they are.
+        """
+        with self._changed:
+            if not self._channels_known:
+                self._changed.wait_for(
+                    lambda: (
+                        all(one.kind is not Kind.UNKNOWN for one in self._connections)
+                        and not self._listener.pending
+                    ),
+                    _CHANNELS_SECONDS,
+                )
+                self._channels_known = True
+            channels = [one for one in self._connections if one.kind is Kind.CHANNEL]
+            return [(f"multifd connection {i}", self._readers[one][0]) for i, one in enumerate(channels)]
+
+    def wait_ready(self, readers: Sequence[TapReader]) -> TapReader:
+        """Wait until one of the readers has something to read."""
+        while True:
+            self._bell.clear()
+            for reader in readers:
+                if reader.ready:
+                    return reader
+            self._bell.wait()
+
+    # -- analysis --------------------------------------------------------------------------------------------
+
+    def _analyse(self, reader: TapReader) -> None:
+        try:
+            channels = _LiveChannels(self, reader)
+            surveyor = Surveyor(reader, None, self._digests, channels, self._note)
+            surveyor.read()
+            survey = surveyor.result()
+            with self._changed:
+                self._survey = survey
+        except Exception as error:
+            # Whatever it is, the migration goes on.
+            log.exception("the analysis failed")
+            with self._changed:
+                self._analysis_fault = f"the analysis failed: {type(error).__name__}: {error}"
+        finally:
+            reader.close()
+            with self._changed:
+                self._analysis_over = True
+                unread = [self._readers[one][0] for one in self._connections if one.kind is Kind.CHANNEL]
+                self._changed.notify_all()
+            for channel in unread:
+                channel.close()
+
+    def _note(self, surveyor: Surveyor) -> None:
+        if (now := time.monotonic()) - self._surveyed < _SURVEY_SECONDS and not surveyor.complete:
+            return
+        survey = surveyor.result()
+        with self._changed:
+            self._survey, self._surveyed = survey, now

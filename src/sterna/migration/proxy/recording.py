@@ -1,0 +1,91 @@
+"""Keeping what went through the proxy: a directory as `sterna.stream.capture` reads it."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+from sterna.migration.errors import MigrationError
+from sterna.migration.proxy.connection import Connection, Kind
+from sterna.migration.proxy.tap import TapReader
+
+_NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}
+_CHUNK = 256 << 10
+
+
+class RecordingError(MigrationError):
+    """A recording cannot be begun."""
+
+
+class Recording:
+    """Files ``main.stream``, ``channel-0.stream`` and so on; what came back has ``.return`` in place of ``.stream``.
+
+    Writing is apart from forwarding, and its failure does not touch it.
+
+    :param directory: made if it is not there
+    :raise RecordingError: When it cannot be, or has files in it.
+
+    :ivar fault: why a file could not be written, if one could not
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.fault = ""
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise RecordingError(f"{directory}: a recording needs a directory with nothing in it")
+        except OSError as error:
+            raise RecordingError(f"{directory}: {error.strerror}") from error
+        self._counts: Counter[Kind] = Counter()
+        self._stems: dict[Connection, str] = {}
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def start(self, connection: Connection, reader: TapReader) -> None:
+        """Record a connection whose kind is known.
+
+        :param reader: of all that goes forward
+        """
+        with self._lock:
+            number = self._counts[connection.kind]
+            self._counts[connection.kind] += 1
+            stem = _NAMES[connection.kind]
+            if connection.kind is not Kind.MAIN:
+                stem += f"-{number}"
+            elif number:
+                stem += f"-{number + 1}"
+            self._stems[connection] = stem
+            thread = threading.Thread(
+                target=self._write, args=(f"{stem}.stream", reader), name="proxy-record", daemon=True
+            )
+            self._threads.append(thread)
+        thread.start()
+
+    def take_answer(self, connection: Connection, data: memoryview) -> None:
+        """Record what came back."""
+        stem = self._stems.get(connection)
+        if stem is None:
+            return
+        try:
+            with (self._directory / f"{stem}.return").open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            self.fault = f"{stem}.return: {error.strerror}"
+
+    def _write(self, name: str, reader: TapReader) -> None:
+        buffer = memoryview(bytearray(_CHUNK))
+        try:
+            with (self._directory / name).open("xb", buffering=0) as file:
+                while got := reader.readinto(buffer):
+                    done = 0
+                    while done < got:
+                        done += file.write(buffer[done:got])
+        except OSError as error:
+            self.fault = f"{name}: {error.strerror or error}"
+        finally:
+            reader.close()
+
+    def join(self) -> None:
+        """Wait until all is written."""
+        for thread in self._threads:
+            thread.join()

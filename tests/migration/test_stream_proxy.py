@@ -1,0 +1,449 @@
+"""The proxy between two ends: every byte goes through, whoever dies, and what went through is understood."""
+
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.migration.double import DoubleGuest
+from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.migration.proxy import Fault
+from tests.migration.proxy import Proxy as CuttingProxy
+
+from sterna.migration.channels.tcp import TcpUri
+from sterna.migration.channels.tcp import parse as parse_tcp
+from sterna.migration.channels.unix import UnixUri
+from sterna.migration.proxy import proxy as proxy_module
+from sterna.migration.proxy.connection import Kind
+from sterna.migration.proxy.outcome import Outcome
+from sterna.migration.proxy.proxy import Proxy, ProxyView
+from sterna.migration.proxy.recording import RecordingError
+from sterna.migration.proxy.tap import LeftBehind, Tap
+from sterna.migration.statistics import MigrationStatus
+from sterna.stream.capture import survey_file
+
+COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
+SECONDS = 30
+
+
+class Running:
+    """A proxy in a thread of its own."""
+
+    def __init__(self, destination: str, **options: object) -> None:
+        listen = TcpUri("127.0.0.1", 0)
+        self.proxy = Proxy(listen, parse_tcp(destination.removeprefix("tcp:")), **options)  # type: ignore[arg-type]
+        self.uri = self.proxy.uri
+        self.port = int(self.uri.rpartition(":")[2])
+        self._result: list[ProxyView] = []
+        self._watched = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._result.append(self.proxy.run(self._watch, 0.01))
+
+    def _watch(self, proxy: Proxy) -> None:
+        with self._watched:
+            self._watched.notify_all()
+
+    def wait_until(self, condition) -> None:
+        """Wait for a state of the proxy, looking at it again and again."""
+        with self._watched:
+            assert self._watched.wait_for(lambda: condition(self.proxy.view()), SECONDS), self.proxy.view()
+
+    def result(self) -> ProxyView:
+        """Wait for its end."""
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive(), self.proxy.view()
+        return self._result[0]
+
+    def close(self) -> None:
+        self.proxy.interrupt()
+        self.proxy.interrupt()
+        self._thread.join(SECONDS)
+        self.proxy.close()
+
+
+@contextmanager
+def through(destination: str, **options: object) -> Iterator[Running]:
+    running = Running(destination, **options)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+# -- migrations -----------------------------------------------------------------------------------------------
+
+
+def test_a_migration_between_two_sternas(tmp_path: Path) -> None:
+    with hosts(source_guest(512), waiting_guest(512)) as (here, there):
+        address = there.controller.incoming(TCP)
+        with through(address, record=tmp_path / "record") as running:
+            info = here.migrate(running.uri)
+            assert info.status is COMPLETED, info.error
+            view = running.result()
+        assert_one_runs(here.guest, there.guest)
+    assert view.verdict.outcome is Outcome.COMPLETED
+    survey = view.survey
+    assert survey is not None
+    assert survey.flaw() is None
+    assert survey.digest is not None
+    assert info.verified
+    assert survey.digest.hex == info.ram_digest_source == info.ram_digest_destination
+    assert {command.name for command in survey.commands} >= {"PING", "0x5301", "0x5302", "0x5303"}
+    assert view.answers.counts.keys() >= {"HELLO", "READY", "RUNNING"}
+    [main] = view.connections
+    assert (main.kind, main.forwarded) == (Kind.MAIN, survey.bytes)
+    assert len(survey.passes) == len(view.pass_starts) >= 1
+    assert 0 <= view.pass_starts[0] <= view.pass_starts[-1] <= view.seconds
+    assert view.confirmed_seconds is not None
+    recorded = survey_file(tmp_path / "record", digests=True)
+    assert recorded == survey
+    assert recorded.digest is not None
+    assert recorded.digest.hex == survey.digest.hex
+    assert (tmp_path / "record" / "main.return").stat().st_size == main.returned
+    assert {path.name for path in (tmp_path / "record").iterdir()} == {"main.stream", "main.return"}
+
+
+@pytest.mark.parametrize(
+    "capabilities", [{"xbzrle": True}, {"multifd": True}, {"multifd": True, "xbzrle": True}]
+)
+def test_migrations_with_other_encodings(capabilities: dict[str, bool], tmp_path: Path) -> None:
+    with hosts(source_guest(700), waiting_guest(700)) as (here, there):
+        for host in (here, there):
+            host.controller.set_capabilities(capabilities)
+            host.controller.set_parameters({"multifd-channels": 3})
+        here.controller.set_parameters({"max-bandwidth": 4 << 20, "downtime-limit": 0})
+        address = there.controller.incoming(TCP)
+        with through(address, record=tmp_path / "record") as running:
+            here.controller.migrate(running.uri)
+            here.wait_pass(4)
+            here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
+            info = here.outcome()
+            assert info.status is COMPLETED, info.error
+            view = running.result()
+        assert_one_runs(here.guest, there.guest)
+    survey = view.survey
+    assert view.verdict.outcome is Outcome.COMPLETED
+    assert survey is not None
+    assert survey.flaw() is None, survey.flaw()
+    assert survey.digest is not None
+    assert survey.digest.hex == info.ram_digest_destination
+    assert len(survey.passes) >= 2
+    if "multifd" in capabilities:
+        assert [one.id for one in survey.channels] == [0, 1, 2]
+        assert len(view.connections) == 4
+        assert (sum(one.pages for one in survey.channels) > 0) == (survey.kinds.channel_pages > 0)
+        assert survey.total_bytes == view.forwarded
+    if "xbzrle" in capabilities:
+        assert survey.kinds.changes > 0
+    recorded = survey_file(tmp_path / "record", digests=True)
+    assert recorded.flaw() is None
+    assert recorded.digest is not None
+    assert recorded.digest.hex == survey.digest.hex
+    assert recorded.total_bytes == survey.total_bytes
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    with hosts(source_guest(512), waiting_guest(512)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 200_000})
+        with through(there.controller.incoming(TCP), record=tmp_path / "record") as running:
+            here.controller.migrate(running.uri)
+            running.wait_until(lambda view: view.forwarded > 100_000)
+            running.proxy.interrupt()
+            view = running.result()
+            assert here.outcome().status is FAILED
+        assert view.verdict.outcome is Outcome.CANCELLED
+        assert view.survey is not None
+        assert view.survey.fault is not None
+        assert view.survey.fault.cut
+        assert (
+            view.survey.fault.offset == view.forwarded == (tmp_path / "record" / "main.stream").stat().st_size
+        )
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+
+
+def test_cancelled_at_the_source() -> None:
+    with hosts(source_guest(512), waiting_guest(512)) as (here, there):
+        here.controller.set_parameters({"max-bandwidth": 200_000})
+        with through(there.controller.incoming(TCP)) as running:
+            here.controller.migrate(running.uri)
+            running.wait_until(lambda view: view.forwarded > 100_000)
+            here.controller.cancel()
+            assert here.outcome().status is MigrationStatus.CANCELLED
+            view = running.result()
+        assert view.verdict.outcome is Outcome.FAILED
+        assert "within the stream" in view.verdict.reason
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+
+
+def test_refused_by_the_destination() -> None:
+    with hosts(source_guest(64), waiting_guest(32)) as (here, there):
+        with through(there.controller.incoming(TCP)) as running:
+            info = here.migrate(running.uri)
+            view = running.result()
+        assert info.status is FAILED
+        assert "double.ram" in info.error
+        assert view.verdict.outcome is Outcome.FAILED
+        assert "the destination refused: " in view.verdict.reason
+        assert "double.ram" in view.verdict.reason
+        assert view.answers.is_sterna
+
+
+def test_nobody_at_the_destination() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with hosts(source_guest(16)) as (here,), through(f"tcp:127.0.0.1:{port}") as running:
+        assert here.migrate(running.uri).status is FAILED
+        view = running.result()
+    assert view.verdict.outcome is Outcome.UNREACHABLE
+    assert "nobody listens there" in view.verdict.reason
+
+
+def still_guest(**options: bool) -> DoubleGuest:
+    guest = DoubleGuest(3, steps_per_ms=0, **options)  # type: ignore[arg-type]
+    if guest.running:
+        guest.advance_steps(1)
+    return guest
+
+
+def test_the_source_can_ask_when_the_answer_was_lost() -> None:
+    """Cut between the proxy and the destination, at each step of what comes back."""
+    outcomes = set()
+    with hosts(still_guest(), still_guest(running=False)) as (here, there):
+        address = there.controller.incoming(TCP)
+        with through(address) as running:
+            assert here.migrate(running.uri).status is COMPLETED
+            total = running.result().connections[0].returned
+    for backward in [*range(total - 60, total, 5), total]:
+        with hosts(still_guest(), still_guest(running=False)) as (here, there):
+            here.controller.set_parameters({"x-sterna-doubt-timeout": 20_000})
+            port = int(there.controller.incoming(TCP).rpartition(":")[2])
+            with CuttingProxy(port, Fault(backward=backward)) as cutting, through(cutting.uri) as running:
+                info = here.migrate(running.uri)
+                view = running.result()
+            there.controller.wait(SECONDS)
+            assert not info.in_doubt, (backward, info)
+            owner, other = (there, here) if info.status is COMPLETED else (here, there)
+            assert (owner.guest.running, other.guest.running) == (True, False), (backward, info, view.verdict)
+            asked = len(view.connections) > 1
+            outcomes.add((info.status, view.verdict.outcome, asked))
+    assert outcomes >= {(COMPLETED, Outcome.COMPLETED, True), (COMPLETED, Outcome.COMPLETED, False)}
+    assert {(status, outcome) for status, outcome, _ in outcomes} <= {
+        (COMPLETED, Outcome.COMPLETED),
+        (FAILED, Outcome.FAILED),
+    }
+
+
+def test_a_destination_that_is_gone_is_refused_to_a_source_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy must not stay in the place of a process that is gone: the source would not know."""
+    monkeypatch.setattr(proxy_module, "DOUBT_SECONDS", 20.0)
+    with hosts(still_guest(), still_guest(running=False)) as (here, there):
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 10_000})
+        port = int(there.controller.incoming(TCP).rpartition(":")[2])
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            # Takes the stream, passes it on to the destination, and dies before it can say that it runs.
+            last = threading.Thread(target=die_before_the_end, args=(server, port), daemon=True)
+            last.start()
+            with through(f"tcp:127.0.0.1:{server.getsockname()[1]}") as running:
+                info = here.migrate(running.uri)
+                view = running.result()
+        assert not info.in_doubt, info
+        assert info.status is FAILED
+        assert here.guest.running
+    assert view.verdict.outcome is Outcome.FAILED
+    assert "nobody is left" in view.verdict.reason
+
+
+def die_before_the_end(server: socket.socket, port: int) -> None:
+    near, _ = server.accept()
+    with near, socket.create_connection(("127.0.0.1", port)) as far:
+        back = threading.Thread(target=copy, args=(far, near), daemon=True)
+        back.start()
+        seen = b""
+        while b"\x08\x53\x02" not in seen:  # COMMIT
+            data = near.recv(1 << 16)
+            seen = seen[-2:] + data
+            if b"\x08\x53\x02" not in seen:
+                far.sendall(data)
+        server.close()
+        far.shutdown(socket.SHUT_RDWR)
+        back.join()
+
+
+def copy(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    except OSError:
+        pass
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------
+
+
+def receive(sock: socket.socket) -> bytes:
+    out = b""
+    while data := sock.recv(1 << 16):
+        out += data
+    return out
+
+
+@pytest.mark.parametrize("opening", [b"QEVM", b"\x16\x03\x01\x02", b"", b"\x11\x22\x33\x44"])
+def test_not_a_byte_is_changed(opening: bytes, tmp_path: Path) -> None:
+    """Also of what is no migration; and each direction ends for itself."""
+    there_and_back = [opening + random.Random(i).randbytes(3_000_000) for i in (1, 2)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with through(f"tcp:127.0.0.1:{port}", record=tmp_path) as running:
+            with socket.create_connection(("127.0.0.1", running.port)) as near:
+                near.sendall(there_and_back[0][:1])
+                far, _ = server.accept()
+                with far:
+                    writing = threading.Thread(
+                        target=lambda: (near.sendall(there_and_back[0][1:]), near.shutdown(socket.SHUT_WR))
+                    )
+                    writing.start()
+                    assert receive(far) == there_and_back[0]
+                    writing.join()
+                    answering = threading.Thread(
+                        target=lambda: (far.sendall(there_and_back[1]), far.shutdown(socket.SHUT_WR))
+                    )
+                    answering.start()
+                    assert receive(near) == there_and_back[1]
+                    answering.join()
+            if opening == b"QEVM":
+                view = running.result()
+                assert view.verdict.outcome is Outcome.UNKNOWN
+                assert "version" in view.verdict.reason
+            else:
+                running.wait_until(lambda view: view.connections[0].returned == 3_000_000 + len(opening))
+                running.proxy.interrupt()
+                assert running.result().verdict.outcome is Outcome.NOTHING
+    names = {b"QEVM": "main", b"\x11\x22\x33\x44": "channel-0"}
+    stem = names.get(opening, "other-0")
+    assert (tmp_path / f"{stem}.stream").read_bytes() == there_and_back[0]
+    assert (tmp_path / f"{stem}.return").read_bytes() == there_and_back[1]
+
+
+@pytest.mark.parametrize("victim", ["near", "far"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_end_that_dies(victim: str, reset: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with through(f"tcp:127.0.0.1:{server.getsockname()[1]}") as running:
+            near = socket.create_connection(("127.0.0.1", running.port))
+            near.sendall(b"QEVM\0\0\0\3")
+            far, _ = server.accept()
+            ends = {"near": near, "far": far}
+            dying = ends.pop(victim)
+            [survivor] = ends.values()
+            far.recv(4)
+            if reset:
+                dying.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            dying.close()
+            survivor.settimeout(SECONDS)
+            try:
+                assert receive(survivor) in (b"\0\0\0\3", b"")
+            except ConnectionResetError:
+                pass
+            survivor.close()
+            view = running.result()
+        assert view.forwarded == 8
+        assert view.verdict.outcome is Outcome.FAILED
+        assert {"near": "source", "far": "destination"}[victim] in view.verdict.reason
+        assert "within the stream" in view.verdict.reason
+
+
+def test_a_peer_that_only_looks_does_not_count() -> None:
+    with (
+        hosts(source_guest(16), waiting_guest(16)) as (here, there),
+        through(there.controller.incoming(TCP)) as running,
+    ):
+        socket.create_connection(("127.0.0.1", running.port)).close()
+        assert here.migrate(running.uri).status is COMPLETED
+        assert running.result().verdict.outcome is Outcome.COMPLETED
+
+
+def test_over_unix_sockets(tmp_path: Path) -> None:
+    with hosts(source_guest(64), waiting_guest(64)) as (here, there):
+        there.controller.incoming(f"unix:{tmp_path}/there")
+        with Proxy(UnixUri(f"{tmp_path}/proxy"), UnixUri(f"{tmp_path}/there"), digests=False) as proxy:
+            thread = threading.Thread(target=proxy.run, daemon=True)
+            thread.start()
+            assert here.migrate(f"unix:{tmp_path}/proxy").status is COMPLETED
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+            view = proxy.view()
+    assert view.verdict.outcome is Outcome.COMPLETED
+    assert view.survey is not None
+    assert view.survey.digest is None
+
+
+def test_recordings_do_not_mix(tmp_path: Path) -> None:
+    (tmp_path / "main.stream").touch()
+    with pytest.raises(RecordingError, match="with nothing in it"):
+        Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path)
+    with pytest.raises(RecordingError, match=r"Not a directory|File exists"):
+        Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path / "main.stream")
+
+
+# -- the tap --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 70)), max_size=60), st.integers(1, 2))
+def test_readers_of_a_tap_find_every_byte(steps: list[tuple[int, int]], count: int) -> None:
+    tap = Tap(64)
+    readers = [tap.attach() for _ in range(count)]
+    seen = [b""] * count
+    content = b""
+    for who, size in steps:
+        if who == 0:
+            if any(len(content) - reader.position == 64 for reader in readers):
+                continue
+            room = tap.room()[:size]
+            data = random.Random(len(content)).randbytes(len(room))
+            room[:] = data
+            tap.commit(len(room))
+            content += data
+        elif who <= count and readers[who - 1].ready:
+            buffer = bytearray(size)
+            got = readers[who - 1].readinto(memoryview(buffer))
+            seen[who - 1] += buffer[:got]
+    tap.end()
+    for i, reader in enumerate(readers):
+        buffer = bytearray(7)
+        while got := reader.readinto(memoryview(buffer)):
+            seen[i] += buffer[:got]
+        assert seen[i] == content
+    assert tap.head == content[:8]
+    assert tap.forwarded == len(content)
+
+
+def test_a_reader_that_stands_still_is_left_behind() -> None:
+    tap = Tap(16, patience_seconds=0.05)
+    slow, other = tap.attach(), tap.attach()
+    tap.room()[:16] = bytes(16)
+    tap.commit(16)
+    assert other.readinto(memoryview(bytearray(16))) == 16
+    assert len(tap.room()) == 16
+    assert tap.stalled_seconds > 0
+    with pytest.raises(LeftBehind):
+        slow.readinto(memoryview(bytearray(16)))
+    tap.commit(4)
+    assert other.readinto(memoryview(bytearray(16))) == 4
+
+
+def test_a_tap_without_readers_never_waits() -> None:
+    tap = Tap(16)
+    tap.attach().close()
+    for _ in range(10):
+        tap.commit(len(tap.room()))
+    assert tap.forwarded == 160
+    assert tap.stalled_seconds == 0

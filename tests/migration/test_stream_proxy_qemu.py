@@ -1,0 +1,149 @@
+"""The proxy between two QEMUs: a running guest moves, and the digest is that of the destination's memory."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.migration.test_qemu import RAM, Qemu, qemu
+
+from sterna.guests import catalog
+from sterna.memory.digest import BlockDigest, digest_file
+from sterna.migration.channels.unix import UnixUri
+from sterna.migration.proxy.connection import Kind
+from sterna.migration.proxy.outcome import Outcome
+from sterna.migration.proxy.proxy import Proxy, ProxyView
+from sterna.stream.capture import survey_file
+
+pytestmark = pytest.mark.qemu
+
+MEMORY = 32 << 20
+BLOCK = "mach-virt.ram"
+GUEST = ["-m", "32", "-kernel", str(catalog.find("dirtyram", "virt")), "-append", "1500 30 2"]
+SECONDS = 60
+
+
+@contextmanager
+def two_qemus(path: Path, *, settings: dict[str, Any], **capabilities: bool) -> Iterator[tuple[Qemu, Qemu]]:
+    """A guest that writes to memory, and a QEMU that waits for it and does not let it go on."""
+    states = [{"capability": name.replace("_", "-"), "state": on} for name, on in capabilities.items()]
+    states.append({"capability": "events", "state": True})
+    with qemu(path, *GUEST) as source, qemu(path, *GUEST, "-incoming", "defer") as destination:
+        for one in (source, destination):
+            one.ask("migrate-set-capabilities", capabilities=states)
+            if settings:
+                one.ask("migrate-set-parameters", **settings)
+        destination.ask("migrate-incoming", uri=f"unix:{path}/destination")
+        source.ask("cont")
+        yield source, destination
+
+
+def wait_pass(source: Qemu, number: int) -> None:
+    """Passes are counted by QEMU; each look is a request, so this does not spin for nothing."""
+    while (state := source.ask("query-migrate")).get("ram", {}).get("dirty-sync-count", 0) < number:
+        assert state["status"] in ("setup", "active"), state
+
+
+def migrate(path: Path, source: Qemu, passes: int) -> ProxyView:
+    """Migrate through a proxy, slowly until so many passes have begun."""
+    source.ask("migrate-set-parameters", **{"max-bandwidth": 40 << 20, "downtime-limit": 1})
+    listen, destination = UnixUri(f"{path}/proxy"), UnixUri(f"{path}/destination")
+    with Proxy(listen, destination, record=path / "record") as proxy:
+        result: list[ProxyView] = []
+        thread = threading.Thread(target=lambda: result.append(proxy.run()), daemon=True)
+        thread.start()
+        source.ask("migrate", uri=proxy.uri)
+        wait_pass(source, passes)
+        source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "downtime-limit": 2000})
+        thread.join(SECONDS)
+        assert not thread.is_alive(), proxy.view()
+        return result[0]
+
+
+def memory(path: Path, destination: Qemu) -> BlockDigest:
+    """The digest of the destination's memory, by QEMU's own copy of it."""
+    assert destination.ask("query-status")["status"] == "paused"
+    destination.ask("pmemsave", val=RAM, size=MEMORY, filename=f"{path}/memory")
+    with (path / "memory").open("rb") as file:
+        return digest_file(BLOCK, file)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "settings"),
+    [
+        ({}, {}),
+        ({"return_path": True}, {}),
+        ({"return_path": True, "xbzrle": True}, {}),
+        ({"return_path": True, "multifd": True}, {"multifd-channels": 3}),
+        ({"multifd": True}, {"multifd-channels": 2, "multifd-compression": "zlib"}),
+        ({"return_path": True, "multifd": True}, {"multifd-channels": 4, "multifd-compression": "zstd"}),
+    ],
+    ids=lambda value: "-".join(map(str, value)) or "none",
+)
+def test_the_digest_is_that_of_the_destination(
+    tmp_path: Path, capabilities: dict[str, bool], settings: dict[str, Any]
+) -> None:
+    with two_qemus(tmp_path, settings=settings, **capabilities) as (source, destination):
+        view = migrate(tmp_path, source, 4)
+        theirs = memory(tmp_path, destination)
+    survey = view.survey
+    assert survey is not None
+    assert survey.flaw() is None, survey.flaw()
+    assert survey.digest is not None
+    [ours] = (block for block in survey.digest.blocks if block.block == BLOCK)
+    assert ours.hex == theirs.hex
+    assert (ours.chunks == theirs.chunks).all()
+    asked = "return_path" in capabilities
+    assert view.verdict.outcome is (Outcome.COMPLETED if asked else Outcome.UNCONFIRMED)
+    assert view.answers.counts == ({"PONG": 1, "SHUT": 1} if asked else {})
+    assert len(survey.passes) >= 3
+    assert survey.total_bytes == view.forwarded
+    devices = {str(section.header): section for section in survey.sections if not section.is_ram}
+    assert devices["cpu"].state is not None
+    assert len(devices["cpu"].state.fields["env.regs"]) == 16
+    if "xbzrle" in capabilities:
+        assert survey.kinds.changes > 0
+    kinds = [one.kind for one in view.connections]
+    assert kinds.count(Kind.MAIN) == 1
+    assert kinds.count(Kind.CHANNEL) == len(survey.channels) == settings.get("multifd-channels", 0)
+    assert {one.compression for one in survey.channels} <= {settings.get("multifd-compression", "none")}
+    recorded = survey_file(tmp_path / "record", digests=True)
+    assert recorded.flaw() is None
+    assert recorded.digest is not None
+    assert recorded.digest.hex == survey.digest.hex
+
+
+def test_the_destination_dies(tmp_path: Path) -> None:
+    with two_qemus(tmp_path, settings={}, return_path=True) as (source, destination):
+        source.ask("migrate-set-parameters", **{"max-bandwidth": 4 << 20})
+        with Proxy(UnixUri(f"{tmp_path}/proxy"), UnixUri(f"{tmp_path}/destination")) as proxy:
+            thread = threading.Thread(target=proxy.run, daemon=True)
+            thread.start()
+            source.ask("migrate", uri=proxy.uri)
+            wait_pass(source, 1)
+            destination.kill()
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+            view = proxy.view()
+        source.wait_event("MIGRATION", status="failed")
+        assert source.ask("query-status")["running"]
+    assert view.verdict.outcome is Outcome.FAILED
+    assert "the connection to the destination broke" in view.verdict.reason or "closed" in view.verdict.reason
+
+
+def test_cancelled_at_the_source(tmp_path: Path) -> None:
+    with two_qemus(tmp_path, settings={"multifd-channels": 2}, multifd=True) as (source, _):
+        source.ask("migrate-set-parameters", **{"max-bandwidth": 4 << 20})
+        with Proxy(UnixUri(f"{tmp_path}/proxy"), UnixUri(f"{tmp_path}/destination")) as proxy:
+            thread = threading.Thread(target=proxy.run, daemon=True)
+            thread.start()
+            source.ask("migrate", uri=proxy.uri)
+            wait_pass(source, 1)
+            source.ask("migrate_cancel")
+            thread.join(SECONDS)
+            assert not thread.is_alive(), proxy.view()
+            view = proxy.view()
+        source.wait_event("MIGRATION", status="cancelled")
+    assert view.verdict.outcome is Outcome.FAILED, view.verdict
