@@ -141,12 +141,13 @@ class EmulatedVm:
             if old is None:
                 self._create(slot)
             elif old.ipa != slot.ipa:
+                log = self._logs.get(slot.slot)
                 self._delete(old)
-                self._create(slot)
+                self._create(slot, log)
             else:
                 self._set_logging(slot)
 
-    def _create(self, slot: MemorySlot) -> None:
+    def _create(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
         pa = self._physical(slot.block) + slot.offset
         try:
             self.stage2.insert_slot(
@@ -156,7 +157,7 @@ class EmulatedVm:
             raise HypervisorError(str(error)) from error
         self._map.slots[slot.slot] = slot
         if slot.flags & SlotFlags.LOG_DIRTY_PAGES:
-            self._start_log(slot)
+            self._start_log(slot, moved)
 
     def _delete(self, slot: MemorySlot) -> None:
         self._stop_log(slot)
@@ -172,16 +173,19 @@ class EmulatedVm:
         elif not wanted:
             self._stop_log(slot)
 
-    def _start_log(self, slot: MemorySlot) -> None:
-        self._logs[slot.slot] = DirtyLog(
+    def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
+        log = DirtyLog(
             self.stage2,
             self.flush,
             slot.slot,
             slot.ipa,
             slot.size >> PAGE_SHIFT,
             manual_protect=bool(self._manual & ManualProtect.ENABLE),
-            initially_set=bool(self._manual & ManualProtect.INITIALLY_SET),
+            initially_set=moved is None and bool(self._manual & ManualProtect.INITIALLY_SET),
         )
+        if moved is not None:
+            log.inherit(moved)
+        self._logs[slot.slot] = log
 
     def _stop_log(self, slot: MemorySlot) -> None:
         log = self._logs.pop(slot.slot, None)

@@ -1,0 +1,205 @@
+"""The hypervisors that the suite compares, and the same small guests for each.
+
+A program takes parameters p0 to p3. It ends with a store to `STOP`, a device that kicks its CPU. To add a hypervisor: its
+programs, how a CPU is made to begin with one, and an entry in `BACKENDS`.
+"""
+
+import os
+import platform
+import struct
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+
+from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
+from sterna.memory.address import Ipa
+
+RAM = Ipa(0x4000_0000)
+"""Slot 0, never logged by itself: programs, page tables, lists."""
+RAM_BYTES = 8 << 20
+CODE = RAM + 0x8000
+CODE_BYTES = 0x100
+"""Room for each CPU's program."""
+CELL = RAM + 0x9000
+LIST = RAM + 0x10_0000
+TABLES = RAM + 0x20_0000
+STOP = Ipa(0x0A00_0000)
+
+
+class Program(Enum):
+    """What a guest does."""
+
+    TOUCH = auto()
+    """Store p2 to the first word of p1 pages from p0."""
+    STORE_LIST = auto()
+    """Store p2 to p1 addresses, which are listed at p0."""
+    LOAD_LIST = auto()
+    """Load from p1 addresses, which are listed at p0."""
+    SCATTER = auto()
+    """For ever store the word at p2 to a random one of p1 pages from p0; p3 is the seed."""
+    SWEEP = auto()
+    """For ever store growing numbers, the first p2 + 1, to p1 pages from p0, one after the other."""
+    SPIN = auto()
+    """For ever nothing."""
+
+
+class Backend(ABC):
+    """One hypervisor with one kind of guest.
+
+    :ivar name: for test ids
+    :ivar modes: the ways it keeps a dirty log
+    """
+
+    name: str
+    modes: tuple[DirtyLogMode, ...] = (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
+
+    def missing(self) -> str:
+        """Why it cannot be had here; empty when it can."""
+        return ""
+
+    @abstractmethod
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options): ...
+
+    @abstractmethod
+    def code(self, program: Program) -> bytes: ...
+
+    @abstractmethod
+    def begin(self, vcpu, entry: int, parameters: tuple[int, ...]) -> None:
+        """Let a vCPU start at `entry`."""
+
+    @abstractmethod
+    def prepare(self, write) -> None:
+        """Put into RAM what the guests need besides their program."""
+
+
+_ARMV7_STOP = (0xE5892000, 0xEAFFFFFE)  # str r2, [r9]; b .
+_ARMV7_CODE = {
+    # str r2, [r0]; add r0, r0, #4096; subs r1, r1, #1; bne
+    Program.TOUCH: (0xE5802000, 0xE2800A01, 0xE2511001, 0x1AFFFFFB, *_ARMV7_STOP),
+    # ldr r4, [r0], #4; str r2, [r4]; subs r1, r1, #1; bne
+    Program.STORE_LIST: (0xE4904004, 0xE5842000, 0xE2511001, 0x1AFFFFFB, *_ARMV7_STOP),
+    # ldr r4, [r0], #4; ldr r3, [r4]; subs r1, r1, #1; bne
+    Program.LOAD_LIST: (0xE4904004, 0xE5943000, 0xE2511001, 0x1AFFFFFB, *_ARMV7_STOP),
+    Program.SCATTER: (
+        0xE306560D,  # movw r5, #0x660d
+        0xE3405019,  # movt r5, #0x19
+        0xE30F635F,  # movw r6, #0xf35f
+        0xE3436C6E,  # movt r6, #0x3c6e
+        0xE5924000,  # ldr r4, [r2]
+        0xE0030593,  # mul r3, r3, r5
+        0xE0833006,  # add r3, r3, r6
+        0xE0878193,  # umull r8, r7, r3, r1
+        0xE0807607,  # add r7, r0, r7, lsl #12
+        0xE5874000,  # str r4, [r7]
+        0xEAFFFFF8,  # b (ldr)
+    ),
+    Program.SWEEP: (
+        0xE1A03000,  # mov r3, r0
+        0xE1A04001,  # mov r4, r1
+        0xE2822001,  # add r2, r2, #1
+        0xE5832000,  # str r2, [r3]
+        0xE2833A01,  # add r3, r3, #4096
+        0xE2544001,  # subs r4, r4, #1
+        0x1AFFFFFA,  # bne (add)
+        0xEAFFFFF7,  # b (mov)
+    ),
+    Program.SPIN: (0xEAFFFFFE,),  # b .
+}
+
+
+class EmulatedArmv7(Backend):
+    name = "emulated-armv7"
+
+    def make_vm(self, smp, mode, **options):
+        from sterna.hypervisor.emulated.vm import EmulatedVm
+
+        vm = EmulatedVm(smp, secondaries_off=False)
+        vm.tlb_sizing.end()  # its flushes would hide that one is missing elsewhere
+        if mode is DirtyLogMode.MANUAL:
+            vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+        return vm
+
+    def code(self, program):
+        words = _ARMV7_CODE[program]
+        return struct.pack(f"<{len(words)}I", *words)
+
+    def begin(self, vcpu, entry, parameters):
+        state = vcpu.get_state()
+        state.regs[: len(parameters)] = parameters
+        state.regs[9] = STOP
+        state.regs[15] = entry
+        vcpu.set_state(state)
+
+    def prepare(self, write):
+        pass
+
+
+_X86_STOP = "418911 ebfe"  # mov [r9], edx; jmp .
+_X86_CODE = {
+    # mov [rdi], edx; add rdi, 4096; dec rsi; jnz
+    Program.TOUCH: "8917 4881c700100000 48ffce 75f2" + _X86_STOP,
+    # mov eax, [rdi]; mov [rax], edx; add rdi, 4; dec rsi; jnz
+    Program.STORE_LIST: "8b07 8910 4883c704 48ffce 75f3" + _X86_STOP,
+    # mov eax, [rdi]; mov ecx, [rax]; add rdi, 4; dec rsi; jnz
+    Program.LOAD_LIST: "8b07 8b08 4883c704 48ffce 75f3" + _X86_STOP,
+    Program.SCATTER: (
+        "8b02"  # mov eax, [rdx]
+        "69c90d661900"  # imul ecx, ecx, 1664525
+        "81c15ff36e3c"  # add ecx, 1013904223
+        "4189c8"  # mov r8d, ecx
+        "4c0fafc6"  # imul r8, rsi
+        "49c1e820"  # shr r8, 32
+        "49c1e00c"  # shl r8, 12
+        "42890407"  # mov [rdi + r8], eax
+        "ebdd"  # jmp
+    ),
+    Program.SWEEP: (
+        "4989f8"  # mov r8, rdi
+        "4989f2"  # mov r10, rsi
+        "ffc2"  # inc edx
+        "418910"  # mov [r8], edx
+        "4981c000100000"  # add r8, 4096
+        "49ffca"  # dec r10
+        "75ef"  # jnz (inc)
+        "ebe7"  # jmp (mov)
+    ),
+    Program.SPIN: "ebfe",  # jmp .
+}
+
+
+class KvmX86(Backend):
+    name = "kvm-x86_64"
+    modes = tuple(DirtyLogMode)
+
+    def missing(self):
+        if platform.machine() != "x86_64":
+            return f"x86_64 guests need an x86_64 host, this one is {platform.machine()}"
+        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            return "/dev/kvm is missing or not ours to open"
+        return ""
+
+    def make_vm(self, smp, mode, **options):
+        from sterna.hypervisor.kvm.x86.vm import X86KvmVm
+
+        return X86KvmVm(smp, dirty_log=mode, **options)
+
+    def code(self, program):
+        return bytes.fromhex(_X86_CODE[program])
+
+    def prepare(self, write):
+        from sterna.machine import longmode
+
+        write(TABLES, longmode.page_tables(TABLES))
+
+    def begin(self, vcpu, entry, parameters):
+        from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME
+        from sterna.machine import longmode
+
+        state = vcpu.get_state()
+        longmode.start(state, entry, 0, TABLES, 0)
+        # Without a time record, which the kernel writes and logs: only the program writes.
+        state.msrs[MSR_KVM_SYSTEM_TIME] = 0
+        state.regs |= dict(zip(("rdi", "rsi", "rdx", "rcx"), parameters, strict=False)) | {"r9": STOP}
+        vcpu.set_state(state)
+
+
+BACKENDS: tuple[Backend, ...] = (EmulatedArmv7(), KvmX86())

@@ -1,0 +1,130 @@
+"""The same history on every hypervisor gives the same bitmaps and the same memory."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from hypervisor.conformance.backends import BACKENDS, Backend
+from hypervisor.conformance.conftest import LOG, WORK, Guest
+from sterna.hypervisor.interface import DirtyLogMode, MemorySlot, SlotFlags
+from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
+from sterna.memory.bitmap import page_numbers
+from sterna.memory.ram import RamBlock
+
+STEPS = 60
+SLOTS = (2, 3, 4)
+PAGES = {2: 4 * 512 + 3, 3: 65, 4: 700}
+PLACES = {
+    number: [Ipa(WORK + (number * 4 + place) * (16 << 20) + place * PAGE_SIZE) for place in range(3)]
+    for number in SLOTS
+}
+
+
+@dataclass
+class Replay:
+    """A history applied to one hypervisor, and what it gave."""
+
+    guest: Guest
+    blocks: dict = field(default_factory=dict)
+    slots: dict = field(default_factory=dict)
+    seen: list = field(default_factory=list)
+
+    def create(self, number, place, offset, flags):
+        block = self.blocks.setdefault(number, RamBlock(f"ram{number}", PAGES[number] * PAGE_SIZE + PMD_SIZE))
+        self.apply(MemorySlot(number, PLACES[number][place], PAGES[number] * PAGE_SIZE, block, offset, flags))
+
+    def apply(self, slot):
+        before = self.slots.get(slot.slot)
+        self.guest.vm.set_memory_slot(slot)
+        self.slots[slot.slot] = slot
+        fresh = slot.flags & LOG and not (before is not None and before.flags & LOG)
+        if fresh and self.guest.mode is DirtyLogMode.MANUAL:
+            self.guest.vm.harvest_dirty_log(slot.slot)
+
+    def change(self, number, **changes):
+        slot = self.slots[number]
+        fields = {name: getattr(slot, name) for name in ("slot", "ipa", "size", "block", "offset", "flags")}
+        self.apply(MemorySlot(**fields | changes))
+
+    def delete(self, number):
+        self.guest.vm.set_memory_slot(MemorySlot(number, Ipa(0), 0, self.blocks[number]))
+        del self.slots[number]
+
+    def write(self, number, pages, value):
+        self.guest.slot = self.slots[number]
+        self.guest.store(pages, value)
+
+    def host_write(self, number, first, count):
+        self.guest.vm.mark_dirty(number, first, count)
+
+    def harvest(self, number):
+        self.seen.append(page_numbers(self.guest.vm.harvest_dirty_log(number)).tolist())
+
+
+def history(seed):
+    """Calls of a `Replay`, such that each is possible after those before."""
+    rng = random.Random(seed)
+    logged = {}
+    for value in range(1, STEPS + 1):
+        number = rng.choice(SLOTS)
+        if number not in logged:
+            logged[number] = rng.random() < 0.5
+            offset = rng.choice((0, PAGE_SIZE, 17 * PAGE_SIZE, PMD_SIZE))
+            yield "create", number, rng.randrange(3), offset, LOG if logged[number] else SlotFlags.NONE
+            continue
+        kinds = ["write"] * 6 + ["host_write", "move", "log", "log"] + ["harvest"] * 4
+        kind = rng.choice([*kinds, "delete"])
+        if kind == "write":
+            near = rng.randrange(PAGES[number])
+            pages = [rng.randrange(PAGES[number]) for _ in range(rng.randrange(1, 40))]
+            pages += [page for page in range(near, near + 70) if page < PAGES[number]]
+            yield "write", number, pages, value
+        elif kind == "host_write":
+            first = rng.randrange(PAGES[number])
+            yield "host_write", number, first, rng.randrange(1, PAGES[number] - first + 1)
+        elif kind == "move":
+            yield "change", number, {"ipa": PLACES[number][rng.randrange(3)]}
+        elif kind == "log":
+            logged[number] = not logged[number]
+            yield "change", number, {"flags": LOG if logged[number] else SlotFlags.NONE}
+        elif kind == "delete":
+            del logged[number]
+            yield "delete", number
+        elif logged[number]:
+            yield "harvest", number
+    for number, on in sorted(logged.items()):
+        if on:
+            yield "harvest", number
+
+
+def replay(backend: Backend, mode, seed):
+    guest = Guest(backend, mode, pages=1)
+    run = Replay(guest)
+    try:
+        for name, *arguments in history(seed):
+            if name == "change":
+                run.change(arguments[0], **arguments[1])
+            else:
+                getattr(run, name)(*arguments)
+        memory = {number: block.data.copy() for number, block in sorted(run.blocks.items())}
+        return run.seen, memory
+    finally:
+        guest.close()
+        for block in run.blocks.values():
+            block.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_same_history_same_bitmaps(seed):
+    there = [(backend, mode) for backend in BACKENDS if not backend.missing() for mode in backend.modes]
+    if len(there) < 2:
+        pytest.skip("there is one hypervisor here only: nothing to compare")
+    results = {f"{backend.name}-{mode}": replay(backend, mode, seed) for backend, mode in there}
+    (name, (seen, memory)), *others = results.items()
+    assert any(seen), "a history that shows nothing"
+    for other, (other_seen, other_memory) in others:
+        assert other_seen == seen, f"{other} and {name} differ"
+        for number, data in memory.items():
+            assert np.array_equal(data, other_memory[number]), f"{other} and {name}: memory of slot {number}"
