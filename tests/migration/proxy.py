@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the first connection.
+    """What happens to one connection, the first unless `victim` counts on.
 
     :ivar forward: cut after so many bytes from the connecting side
     :ivar backward: cut after so many bytes to it
     :ivar flip: damage the byte at this offset from the connecting side
     :ivar flip_back: damage the byte at this offset to it
     :ivar reset: cut with RST instead of FIN
+    :ivar victim: how many connections are spared before it
     :ivar mute: take every later connection and never forward a byte of it
     """
 
@@ -24,12 +25,13 @@ class Fault:
     flip_back: int | None = None
     reset: bool = False
     mute: bool = False
+    victim: int = 0
 
 
 class Proxy:
-    """Forwards connections to `target` (port on the loopback address); the first suffers the fault.
+    """Forwards connections to `target` (port on the loopback address); one suffers the fault.
 
-    :ivar forwarded: bytes of the first connection, forward and backward
+    :ivar forwarded: bytes of that connection, forward and backward
     """
 
     def __init__(self, target: int, fault: Fault = Fault()) -> None:
@@ -48,19 +50,20 @@ class Proxy:
         return f"tcp:127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
-        fault: Fault | None = self._fault
+        accepted = 0
         while True:
             ready, _, _ = select.select([self._listener, self._stop_read], [], [])
             if self._stop_read in ready:
                 return
             near, _ = self._listener.accept()
-            if fault is None and self._fault.mute:
+            accepted += 1
+            if accepted > self._fault.victim + 1 and self._fault.mute:
                 self._held.append(near)
                 continue
-            thread = threading.Thread(target=self._forward, args=(near, fault or Fault()), daemon=True)
+            fault = self._fault if accepted == self._fault.victim + 1 else Fault()
+            thread = threading.Thread(target=self._forward, args=(near, fault), daemon=True)
             self._threads.append(thread)
             thread.start()
-            fault = None
 
     def _forward(self, near: socket.socket, fault: Fault) -> None:
         limits = (fault.forward, fault.backward)

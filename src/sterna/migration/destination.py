@@ -127,9 +127,7 @@ class Destination:
         self._decoder: RamDecoder | None = None
         self._ram_ended = False
         count = self.parameters.multifd_channels if self.parameters.multifd else 0
-        self._multifd = MultifdReceiver(
-            count, self.guest.uuid, self.cancellation.check, self.channel.stop_reading
-        )
+        self._multifd = MultifdReceiver(count, self.guest.uuid, self.channel, self.cancellation.check)
         self._multifd_pages = 0
         self._return_path = False
         self._greeted = False
@@ -333,8 +331,7 @@ class Destination:
     def _hello(self) -> Hello:
         able = self.parameters.verify is not Verify.OFF
         features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
-        if self._multifd.count:
-            features.append(handshake.FEATURE_MULTIFD)
+        features.append(handshake.FEATURE_MULTIFD_XBZRLE)
         return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns())
 
     def _accept(self, offer: Offer) -> None:

@@ -65,8 +65,8 @@ VERSION = 1
 FEATURES = ("commit", "counter")
 """What every sterna of this version does. ``digest`` is added unless verification is off."""
 FEATURE_DIGEST = "digest"
-FEATURE_MULTIFD = "multifd"
-"""Present while the capability `multifd` is on. With it pages may come as what changed in them (XBZRLE) at the same time."""
+FEATURE_MULTIFD_XBZRLE = "multifd-xbzrle"
+"""It takes what changed in pages (XBZRLE) on the main channel beside whole pages on multifd channels. Every sterna does."""
 
 
 class PrivateCommand(IntEnum):

@@ -290,15 +290,14 @@ class Source:
         return greeted
 
     def _check_multifd(self, greeted: Greeted) -> None:
-        if self._multifd is None:
+        if self._multifd is None or self._cache is None:
             return
-        if greeted.kind is PeerKind.QEMU and self._cache is not None:
+        if handshake.FEATURE_MULTIFD_XBZRLE not in greeted.features:
+            kind = greeted.kind.value or "one-way channel"
             raise MigrationError(
-                "the capabilities multifd and xbzrle together need a sterna at the destination, and this is a QEMU: "
+                f"the capabilities multifd and xbzrle together need a sterna at the destination, and this is a {kind}: "
                 "switch one of them off"
             )
-        if greeted.kind is PeerKind.STERNA and handshake.FEATURE_MULTIFD not in greeted.features:
-            raise MigrationError("multifd is on here, but off at the destination")
 
     def _verifies(self, greeted: Greeted) -> bool:
         wanted = self.parameters.verify

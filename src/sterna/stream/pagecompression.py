@@ -57,7 +57,8 @@ class _ZlibDecompressor:
         try:
             pages = self._stream.decompress(data, size + 1)
         except zlib.error as error:
-            raise StreamError(f"damaged zlib data: {error}") from error
+            reason = str(error).rpartition(": ")[2]
+            raise StreamError(f"damaged zlib data: {reason}") from error
         _check_size(len(pages), size, self._stream.eof)
         return pages
 

@@ -228,6 +228,10 @@ class Channel:
         """From now on, let this cancellation end the waits instead of the one given at the start."""
         self._cancellation = cancellation
 
+    def hung_up(self) -> bool:
+        """Whether the peer is known to write no more; bytes may be left to read."""
+        return False
+
     def stop_reading(self) -> None:
         """Whoever waits for bytes, in whichever thread, finds the stream ended, where that can be had; writing goes on."""
 

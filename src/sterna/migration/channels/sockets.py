@@ -94,7 +94,7 @@ class SocketChannel(Channel):
             pass
 
     def hung_up(self) -> bool:
-        """Whether the peer has ended the connection, or its direction of it; bytes may be left to read."""
+        """Whether the peer has ended the connection, or its direction of it."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
+from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import ChannelError, Refused
 from sterna.migration.multifd.receivechannel import ReceiveChannel
@@ -37,23 +38,22 @@ class MultifdReceiver:
 
     :param count: how many channels there must be, 0 while multifd is off
     :param machine_uuid: of this machine, 16 bytes, or None; the source's must be the same
+    :param main: the main channel; it stops waiting when one of the others fails
     :param check: raises when the attempt is to end
-    :param on_error: called when a channel fails, on its thread: the main channel is not to wait any longer
     """
 
     def __init__(
-        self, count: int, machine_uuid: bytes | None, check: Callable[[], None], on_error: Callable[[], None]
+        self, count: int, machine_uuid: bytes | None, main: Channel, check: Callable[[], None]
     ) -> None:
         self.count = count
         self._uuid = machine_uuid or NO_UUID
         self._blocks: Mapping[str, RamBlock] = {}
         self._check = check
-        self._on_error = on_error
+        self._main = main
         self._changed = threading.Condition()
         self._admitted: dict[int, SocketChannel] = {}
         self._channels: dict[int, ReceiveChannel] = {}
         self._arrived: set[int] = set()
-        self._left: set[int] = set()
         self._page_bits: int | None = None
         self._meetings = 0
         self._over = False
@@ -79,6 +79,7 @@ class MultifdReceiver:
         """The source has said that it has none: one that connects is somebody else's."""
         with self._changed:
             self._deaf = True
+            self._error = None
 
     def meet(self, silence_seconds: float | None, received: Mapping[str, Words], *, last: bool) -> Received:
         """The main channel has read an EOS: wait until each channel has read SYNC, then let all go on.
@@ -90,14 +91,12 @@ class MultifdReceiver:
         """
         started = time.monotonic()
         with self._changed:
+            self._check_error()
             while len(self._arrived) < self.count:
                 self._check()
-                if self._error is not None:
-                    raise self._error
-                if self._left:
-                    raise ChannelError(f"multifd channel {min(self._left)} ended before the migration did")
                 self._check_time(time.monotonic() - started, silence_seconds)
                 self._changed.wait(_LOOK_SECONDS)
+                self._check_error()
             size = pages = 0
             for channel in self._channels.values():
                 more_bytes, more_pages = channel.take()
@@ -112,9 +111,15 @@ class MultifdReceiver:
             self._changed.notify_all()
             return Received(size, pages)
 
+    def _check_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
     def _check_time(self, seconds: float, silence_seconds: float | None) -> None:
         missing = sorted(set(range(self.count)) - set(self._channels))
         if missing:
+            if self._main.hung_up():
+                raise ChannelError(f"{self._main.peer} gave up before multifd channel {missing[0]} connected")
             if seconds >= CONNECT_SECONDS:
                 if len(missing) == self.count:
                     raise ChannelError(
@@ -133,7 +138,6 @@ class MultifdReceiver:
         """Close all channels; returns when their threads have ended. None is admitted any more."""
         with self._changed:
             self._over = True
-            self._meetings += 1
             admitted, self._admitted = self._admitted, {}
             self._changed.notify_all()
         for channel in admitted.values():
@@ -148,27 +152,22 @@ class MultifdReceiver:
     def admit(self, init: Init, channel: SocketChannel) -> None:
         """A connection says that it is one of the channels. It is closed with the receiver, or at once.
 
-        A connection that cannot be one of them fails the migration, whose pages may have gone there.
+        A connection that cannot be one of them fails the migration, whose pages may have gone there: when the main channel
+        comes to its next EOS, by when it can tell the source why.
         """
         with self._changed:
-            error = None if self._deaf else self._refusal(init)
-            if error is None and not self._over and not self._deaf:
-                self._admitted[init.id] = channel
-                if self._page_bits is not None:
-                    self._start(init.id)
+            if self._deaf or self._over:
+                channel.close()
                 return
-        channel.close()
-        if error is not None:
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """The migration cannot succeed any more. The first error counts."""
-        with self._changed:
-            if self._over:
+            error = self._refusal(init)
+            if error is not None:
+                channel.close()
+                self._error = self._error or error
+                self._changed.notify_all()
                 return
-            self._error = self._error or error
-            self._changed.notify_all()
-        self._on_error()
+            self._admitted[init.id] = channel
+            if self._page_bits is not None:
+                self._start(init.id)
 
     def _refusal(self, init: Init) -> Refused | None:
         if not self.count:
@@ -198,13 +197,16 @@ class MultifdReceiver:
             self._arrived.add(channel.index)
             present = self._meetings
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._meetings > present)
+            self._changed.wait_for(lambda: self._over or self._meetings > present)
             return not self._over
 
     def leave(self, channel: ReceiveChannel, error: Exception | None) -> None:
         with self._changed:
-            if not self._over:
-                self._left.add(channel.index)
+            if self._over:
+                return
+            if error is None:
+                # Whoever sent its last SYNC is not read any more, so this is no end that follows it.
+                error = ChannelError(f"{channel.channel.peer} ended before the migration did")
+            self._error = self._error or error
             self._changed.notify_all()
-        if error is not None:
-            self.fail(error)
+        self._main.stop_reading()
