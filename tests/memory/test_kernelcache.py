@@ -20,7 +20,7 @@ def package(tmp_path):
 
 def test_digest_follows_compiled_sources_and_what_they_are_compiled_with(package):
     before = source_digest(package)
-    (package / "other" / "plain.py").write_text("x = 2\n")
+    (package / "other" / "plain.py").write_text("x = 2  # numba is elsewhere\n")
     assert source_digest(package) == before
     (package / "deep" / "layout.py").write_text("WORDS = 1024\n")
     assert source_digest(package) != before

@@ -14,7 +14,8 @@ from pathlib import Path
 
 _KEPT = 8
 """Directories that survive when a new one is made: other checkouts and versions may be using theirs."""
-_MARKS = (b"numba", b"@kernel")
+_MARKS = (b"import numba", b"from numba", b"@kernel")
+"""How a file shows that it is compiled; one that only speaks of the compiler is not."""
 _COMPILED_WITH = ("numba", "llvmlite", "numpy", "unicorn")
 """Distributions whose constants and calling conventions end up in compiled code."""
 
