@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cli.conftest import _same_program, cli  # noqa: F401 - fixtures
+from cli.conftest import _compiled, _same_program, cli, command_line  # noqa: F401 - fixtures
 
 
 @pytest.fixture

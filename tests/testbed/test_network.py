@@ -125,13 +125,11 @@ def test_a_guests_address_follows_it(network: NamespaceNetwork) -> None:
 def test_a_name_in_use_is_told(root: None) -> None:
     namespaces = [Namespace(), Namespace()]
     router = Router(namespaces[0])
-    link = Link(namespaces[1], router, "host1", "10.83.1.1", "10.83.1.254", 0)
+    Link(namespaces[1], router, "host1", "10.83.1.1", "10.83.1.254", 0)
     try:
         with pytest.raises(LinkError, match=r"host1.*in use"):
             Link(namespaces[1], router, "host1", "10.83.1.1", "10.83.1.254", 0)
     finally:
-        link.close()
-        router.close()
         for namespace in namespaces:
             namespace.close()
 

@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     """The migration completed and the check that was asked for did not take place or did not hold."""
     LOST = 6
     """The connection to the VM was lost during the migration: its outcome is unknown here."""
+    SKIPPED = 7
+    """Nothing of what was asked for can be done on this machine; nothing failed."""
     INTERRUPTED = 130
     """Ended by SIGINT."""
 

@@ -1,6 +1,7 @@
 """Cables between namespaces: veth pairs with a token bucket at both ends, and the router they end in."""
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 from sterna.testbed.errors import BedError, Unsupported
@@ -23,15 +24,17 @@ class Router:
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
-        self.netlink = _netlink(namespace)
-        _call("bring up the router's loopback", self.netlink.link, "set", index=1, state="up")
+        with_netlink(namespace, _bring_up_loopback)
 
     def route(self, address: str, gateway: str) -> None:
         """Lead one address to a gateway; a route that it had is replaced."""
-        _call(f"route {address}", self.netlink.route, "replace", dst=f"{address}/32", gateway=gateway)
-
-    def close(self) -> None:
-        self.netlink.close()
+        destination = f"{address}/32"
+        with_netlink(
+            self.namespace,
+            lambda netlink: _call(
+                f"route {address}", netlink.route, "replace", dst=destination, gateway=gateway
+            ),
+        )
 
 
 class Link:
@@ -46,41 +49,58 @@ class Link:
         self, namespace: Namespace, router: Router, name: str, near: str, far: str, rate: int
     ) -> None:
         self._router = router
-        self._netlink = _netlink(namespace)
-        try:
+        self._name = name
+
+        def make(netlink: Any) -> None:
             peer = {"ifname": name, "net_ns_fd": router.namespace.fd}
-            _call(
-                f"make the interface {name}",
-                self._netlink.link,
-                "add",
-                ifname=_HOST_END,
-                kind="veth",
-                peer=peer,
-            )
-            [self._near] = self._netlink.link_lookup(ifname=_HOST_END)
-            [self._far] = router.netlink.link_lookup(ifname=name)
-            _call(f"{name}: loopback", self._netlink.link, "set", index=1, state="up")
-            for netlink, index, address in (
-                (self._netlink, self._near, near),
-                (router.netlink, self._far, far),
-            ):
-                what = f"{name}: address {address}"
-                _call(what, netlink.addr, "add", index=index, address=address, prefixlen=_PREFIX)
-                _call(f"{name}: bring it up", netlink.link, "set", index=index, state="up")
-                if rate:
-                    _limit(netlink, index, rate, name)
-            _call(f"{name}: default route", self._netlink.route, "add", dst="default", gateway=far)
-        except BaseException:
-            self._netlink.close()
-            raise
+            what = f"make the interface {name}"
+            _call(what, netlink.link, "add", ifname=_HOST_END, kind="veth", peer=peer)
+            _bring_up_loopback(netlink)
+
+        with_netlink(namespace, make)
+        with_netlink(router.namespace, lambda netlink: _set_up(netlink, name, far, rate))
+
+        def connect(netlink: Any) -> None:
+            _set_up(netlink, _HOST_END, near, rate)
+            _call(f"{name}: default route", netlink.route, "add", dst="default", gateway=far)
+
+        with_netlink(namespace, connect)
 
     def set(self, *, up: bool) -> None:
         """Plug or pull it, at the router's end: the other end keeps its addresses and routes."""
         state = "up" if up else "down"
-        _call(f"set the link {state}", self._router.netlink.link, "set", index=self._far, state=state)
 
-    def close(self) -> None:
-        self._netlink.close()
+        def change(netlink: Any) -> None:
+            [index] = netlink.link_lookup(ifname=self._name)
+            _call(f"set the link {state}", netlink.link, "set", index=index, state=state)
+
+        with_netlink(self._router.namespace, change)
+
+
+def with_netlink(namespace: Namespace, function: Callable[[Any], None]) -> None:
+    """Call `function` with a netlink socket of a namespace, made on a thread that is in it."""
+
+    def inside() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as netlink:
+            function(netlink)
+
+    namespace.call(inside)
+
+
+def _bring_up_loopback(netlink: Any) -> None:
+    _call("bring up the loopback interface", netlink.link, "set", index=1, state="up")
+
+
+def _set_up(netlink: Any, name: str, address: str, rate: int) -> None:
+    """Give an interface its address and its rate."""
+    [index] = netlink.link_lookup(ifname=name)
+    what = f"{name}: address {address}"
+    _call(what, netlink.addr, "add", index=index, address=address, prefixlen=_PREFIX)
+    _call(f"{name}: bring it up", netlink.link, "set", index=index, state="up")
+    if rate:
+        _limit(netlink, index, rate, name)
 
 
 def _limit(netlink: Any, index: int, rate: int, name: str) -> None:
@@ -93,12 +113,6 @@ def _limit(netlink: Any, index: int, rate: int, name: str) -> None:
         if _code(error) == errno.ENOENT:
             raise Unsupported("this kernel has no token bucket (CONFIG_NET_SCH_TBF)") from error
         raise LinkError(f"{name}: cannot limit the rate to {rate} bytes/s: {error}") from error
-
-
-def _netlink(namespace: Namespace) -> Any:
-    from pyroute2 import IPRoute
-
-    return IPRoute(netns=f"/proc/self/fd/{namespace.fd}", flags=0)
 
 
 def _call(what: str, function: Any, *arguments: Any, **options: Any) -> None:

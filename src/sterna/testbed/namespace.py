@@ -85,7 +85,11 @@ def _in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="namespace")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:
+        thread.join()  # a signal; what was begun is short, and is not left half done
+        raise
     if errors:
         raise errors[0]
     return results[0]

@@ -104,7 +104,6 @@ class NamespaceNetwork(Network):
         self._guests: dict[str, str] = {}
         try:
             self._router = Router(self._namespace())
-            self._closers.append(self._router.close)
             hosts = [self._join(name) for name in (*HOSTS, SERVER)]
         except LinkError as error:
             self.close()
@@ -145,7 +144,6 @@ class NamespaceNetwork(Network):
         subnet = _SUBNETS[name]
         namespace = self._namespace()
         link = Link(namespace, self._router, name, f"{subnet}.1", f"{subnet}.254", self.rate)
-        self._closers.append(link.close)
         self._links[name] = link
         return Host(name, f"{subnet}.1", namespace)
 

@@ -1,0 +1,248 @@
+"""`sterna testbed run`, `list` and `clean`."""
+
+import json as json_module
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from sterna.cli.errors import CliError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from sterna.testbed.kinds import VmKind
+    from sterna.testbed.runner import Result
+    from sterna.testbed.scenario import ScenarioFile
+
+SEED = "seed"
+"""Names all scenarios that ship."""
+_KINDS = ("emulated", "kvm", "qemu")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
+
+
+@click.command("list")
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def list_scenarios(json: bool) -> int:
+    """Explain the scenarios."""
+    from sterna.testbed import scenario
+
+    found = [(file.name, file.scenario("emulated")) for file in scenario.shipped()]
+    if json:
+        report = [
+            {"name": name, "title": one.title, "checks": {check.kind: check.claim for check in one.check}}
+            for name, one in found
+        ]
+        click.echo(json_module.dumps({"scenarios": report}))
+        return ExitCode.OK
+    for name, one in found:
+        click.echo(f"{name:<10} {one.title}")
+        for check in one.check:
+            click.echo(f"{'':<10}   {check.kind:<11} {check.claim}")
+    click.echo(f"{SEED:<10} all of them")
+    return ExitCode.OK
+
+
+@click.command("clean")
+def clean() -> int:
+    """Remove what killed runs have left: files, swap files, memory groups.
+
+    `run` does so itself before it begins. Processes and networks never outlive the run that made them.
+    """
+    from sterna.testbed.errors import BedError
+    from sterna.testbed.remains import clean_stale
+
+    try:
+        removed = clean_stale()
+    except BedError as error:
+        raise CliError(str(error)) from error
+    for line in removed:
+        click.echo(f"removed {line}")
+    if not removed:
+        click.echo("nothing was left behind")
+    return ExitCode.OK
+
+
+@click.command("run")
+@click.argument("names", metavar="SCENARIO...", nargs=-1, required=True)
+@click.option(
+    "--vm",
+    "kind",
+    type=click.Choice(_KINDS),
+    default="emulated",
+    show_default=True,
+    help="The VM under test: sterna on the emulated CPU or on KVM, or QEMU with sterna's guests.",
+)
+@click.option("--qemu", metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
+@click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
+@click.option("--reduced", is_flag=True, help="Small guests, few repetitions.")
+@click.option("--json", is_flag=True, help="Print one JSON object, with all that was seen.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML to FILE.")
+def run(
+    names: tuple[str, ...],
+    kind: str,
+    qemu: str | None,
+    vm_arguments: str,
+    reduced: bool,
+    json: bool,
+    junit: Path | None,
+) -> int:
+    """Run scenarios: their names, paths of files of your own, or `seed` for all that ship.
+
+    As root the hosts are network namespaces with links of a limited rate; else all are on the loopback address.
+    Nothing is left behind, however a run ends.
+
+    Exit code: 0 all checks held, 5 one did not, 1 a scenario could not be run to its end, 7 this machine can run
+    none of them.
+    """
+    from sterna.testbed.errors import BedError, ScenarioError
+    from sterna.testbed.kinds import KindOptions, make_kind
+    from sterna.testbed.remains import clean_stale
+    from sterna.testbed.runner import run_scenario
+
+    if qemu is not None and kind != "qemu":
+        raise UsageError("--qemu goes with --vm qemu")
+    try:
+        files = list(_find(names))
+        options = KindOptions(qemu, tuple(shlex.split(vm_arguments)))
+    except (ScenarioError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    if junit is not None and not os.access(junit.parent, os.W_OK):
+        raise UsageError(f"--junit: cannot write in {junit.parent}")
+    results: list[Result] = []
+    began = time.monotonic()
+    with _signals():
+        try:
+            for line in clean_stale():
+                _say(f"removed what an earlier run left: {line}")
+            vm = make_kind(kind, options)
+            _prepare(vm)
+            for file in files:
+                say = _quiet if json else _progress(file.name)
+                result = run_scenario(file, vm, say, reduced=reduced)
+                results.append(result)
+                if not json:
+                    _show(result)
+        except ScenarioError as error:
+            raise UsageError(str(error)) from error
+        except BedError as error:
+            raise CliError(str(error)) from error
+    if json:
+        from sterna.testbed.results import to_json
+
+        click.echo(to_json(results))
+    else:
+        _summarise(results, time.monotonic() - began)
+    if junit is not None:
+        from sterna.testbed.results import to_junit
+
+        try:
+            junit.write_bytes(to_junit(results))
+        except OSError as error:
+            raise CliError(f"cannot write {junit}: {error.strerror}") from error
+    return _exit_code(results)
+
+
+def _find(names: Sequence[str]) -> "Iterator[ScenarioFile]":
+    from sterna.testbed import scenario
+
+    for name in names:
+        if name == SEED:
+            yield from scenario.shipped()
+        else:
+            yield scenario.find(name)
+
+
+def _prepare(kind: "VmKind") -> None:
+    """Have kernels compiled before anything is timed."""
+    if kind.name != "emulated":
+        return
+    from sterna.cli.display import Display
+    from sterna.cli.follow import Interrupts
+    from sterna.cli.kernels import Stamp
+    from sterna.cli.rehearsal import rehearse
+
+    if not Stamp("rehearsed").exists():
+        _say("compiling kernels (once)")
+        rehearse(Display(), Interrupts())
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """The first signal ends the run, in order; those that follow do not disturb the clearing up."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in caught:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    caught = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
+    try:
+        for number in caught:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
+
+
+# -- for people -----------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(f"sterna: {text}", file=sys.stderr, flush=True)
+
+
+def _quiet(text: str) -> None:
+    """Nobody reads along."""
+
+
+def _progress(name: str) -> Callable[[str], None]:
+    return lambda text: print(f"  {name}: {text}", file=sys.stderr, flush=True)
+
+
+def _show(result: "Result") -> None:
+    """One line for each claim, with what was measured."""
+    name, outcome = result.scenario, result.outcome.value
+    click.echo(f"{_mark(outcome)} {name:<10} {result.title} ({result.seconds:.1f} s)")
+    if result.reason and not result.findings:
+        click.echo(f"{'':<8} {result.reason}")
+    elif result.reason and outcome == "error":
+        click.echo(f"{'':<8} it broke off: {result.reason}")
+    for finding in result.findings:
+        click.echo(f"{'':<8} {_mark(finding.verdict.value)} {finding.claim}")
+        click.echo(f"{'':<17} {finding.figure}")
+        for problem in finding.problems:
+            click.echo(f"{'':<17} - {problem}")
+
+
+def _summarise(results: "Sequence[Result]", seconds: float) -> None:
+    counts: dict[str, int] = {}
+    for result in results:
+        counts[result.outcome.value] = counts.get(result.outcome.value, 0) + 1
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    checks = sum(len(result.findings) for result in results)
+    click.echo(f"{len(results)} scenarios, {checks} checks in {seconds:.0f} s: {told}")
+    for note in dict.fromkeys(result.note for result in results if result.note):
+        click.echo(note)
+
+
+def _mark(outcome: str) -> str:
+    return click.style(f"{outcome.upper():<8}", fg=_MARKS[outcome])
+
+
+def _exit_code(results: "Sequence[Result]") -> ExitCode:
+    outcomes = {result.outcome.value for result in results}
+    if "failed" in outcomes:
+        return ExitCode.NOT_VERIFIED
+    if "error" in outcomes:
+        return ExitCode.FAILURE
+    return ExitCode.OK if "passed" in outcomes else ExitCode.SKIPPED

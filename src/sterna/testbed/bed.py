@@ -1,0 +1,120 @@
+"""One scenario's hosts, VMs and files, all gone at its end."""
+
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from sterna.testbed.errors import BedError
+from sterna.testbed.guest import Guest
+from sterna.testbed.kinds import VmKind
+from sterna.testbed.network import Host, Network, make_network
+from sterna.testbed.remains import Remains
+from sterna.testbed.settings import VmSettings
+from sterna.testbed.vm import Vm
+
+PORT = 4321
+"""Where destinations listen, each at the next one; on the loopback address wherever there is room."""
+POLL_SECONDS = 0.02
+_WARM_UP_SECONDS = 120.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Bed:
+    """A context manager.
+
+    :ivar kind: of VM under test
+    :ivar began: CLOCK_MONOTONIC
+    :ivar directory: for files that go with it
+
+    :param rate: of every link, bytes per second; 0 is no limit
+    :param say: takes progress, for people
+    """
+
+    def __init__(self, kind: VmKind, rate: int, say: Callable[[str], None] = lambda text: None) -> None:
+        self.kind = kind
+        self.say = say
+        self.began = time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._ports = itertools.count(PORT)
+        with self._stack as stack:
+            self.remains = stack.enter_context(Remains())
+            self.directory: Path = self.remains.make_directory()
+            self.network: Network = stack.enter_context(make_network(rate))
+            self._stack = stack.pop_all()
+        if self.network.note:
+            say(self.network.note)
+
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        return self.network.hosts
+
+    def now(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def other(self, host: Host) -> Host:
+        """The host that `host` is not."""
+        return self.hosts[1] if host.name == self.hosts[0].name else self.hosts[0]
+
+    def source(self, settings: VmSettings, host: Host | None = None, name: str = "guest") -> Vm:
+        """A VM with a guest, started; not waited for."""
+        host = host or self.hosts[0]
+        return self._stack.enter_context(self.kind.source(f"{name} on {host.name}", host, settings))
+
+    def destination(
+        self,
+        settings: VmSettings,
+        host: Host | None = None,
+        name: str = "guest",
+        *,
+        hold: bool = False,
+        log: str | None = None,
+    ) -> Vm:
+        """A VM that waits for a guest, started; not waited for."""
+        host = host or self.hosts[1]
+        port = next(self._ports) if host.namespace is not None else 0
+        vm = self.kind.destination(f"{name} on {host.name}", host, settings, port, hold=hold, log=log)
+        return self._stack.enter_context(vm)
+
+    def warm_up(self, vm: Vm, guest: Guest) -> None:
+        """Wait until the VM's guest works at its steady pace."""
+        vm.ready()
+        self.wait(
+            lambda: guest.warmed_up(vm), _WARM_UP_SECONDS, f"the {vm.name} did not touch all its memory"
+        )
+
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        seconds: float,
+        otherwise: str,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """
+        :raise BedError: When the condition does not come true in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise BedError(f"{otherwise} in {seconds:g} s")
+            time.sleep(poll_seconds)
+
+    def close(self) -> None:
+        """End and remove everything. A signal waits until that is done."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._stack.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __enter__(self) -> "Bed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,25 @@
+"""The checks that scenarios make, by the `kind` that their files name them with."""
+
+from sterna.testbed.checks.clocks import ClocksCheck
+from sterna.testbed.checks.console import ConsoleCheck
+from sterna.testbed.checks.finding import Finding, Verdict
+from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
+from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+
+Check = (
+    CancelledCheck
+    | ClocksCheck
+    | CompletedCheck
+    | ConsoleCheck
+    | ContentCheck
+    | DigestCheck
+    | DowntimeCheck
+    | HugePagesCheck
+    | OneSideCheck
+    | ReclaimedCheck
+    | SpeedCheck
+)
+"""Each has `claim`, what it holds true, and `judge`."""
+
+__all__ = ["Check", "Finding", "Verdict"]

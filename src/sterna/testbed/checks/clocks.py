@@ -1,0 +1,50 @@
+"""Three clocks on one blackout."""
+
+from typing import ClassVar
+
+from sterna.testbed.checks.finding import BaseCheck, Finding
+from sterna.testbed.evidence import Evidence
+
+
+class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
+    """The guest's counter, the VMM's report and an observer outside agree on how long the guest stood still.
+
+    :ivar slack_ms: how far two of them may be apart, beyond the observer's resolution and what this machine keeps a guest
+        waiting anyway
+    """
+
+    slack_ms: float = 50.0
+    claim: ClassVar[str] = "the guest's cycle counter, the VMM and an outside observer agree on the downtime"
+
+    def judge(self, evidence: Evidence) -> Finding:
+        seen = [(passage, passage.blackout) for passage in evidence.passages if passage.blackout]
+        if not seen:
+            return self.skipped("no migration completed")
+        problems = []
+        worst, figure, values = -1.0, "", {}
+        for passage, blackout in seen:
+            pairs = [("the guest's counter", blackout.guest)]
+            if blackout.observer is not None:
+                pairs.append(("the observer", blackout.observer))
+            for who, saw in pairs:
+                allowed = (
+                    self.slack_ms
+                    + passage.jitter_ms
+                    + (blackout.resolution if who == "the observer" else 0.0)
+                )
+                if abs(saw - blackout.vmm) > allowed:
+                    problems.append(
+                        f"{passage.guest}: {who} saw {saw:.1f} ms, the VMM reports {blackout.vmm:.1f} ms; "
+                        f"{allowed:.0f} ms apart is the most"
+                    )
+            apart = max(abs(saw - blackout.vmm) for _, saw in pairs)
+            if apart > worst:
+                worst = apart
+                values = {"guest_ms": blackout.guest, "vmm_ms": blackout.vmm, "apart_ms": apart}
+                figure = f"guest {blackout.guest:.1f} ms, VMM {blackout.vmm:.1f} ms"
+                if blackout.observer is not None:
+                    figure += f", observer {blackout.observer:.1f} ms (±{blackout.resolution:.1f})"
+                    values["observer_ms"] = blackout.observer
+                values["jitter_ms"] = passage.jitter_ms
+                figure += f"; {apart:.1f} ms apart, machine's jitter {passage.jitter_ms:.1f} ms"
+        return self.found(figure, problems, values)

@@ -1,0 +1,126 @@
+"""What the test bed asks of a guest, whatever runs in it."""
+
+from typing import Any, Protocol
+
+from sterna.guests.layout import (
+    CPU_RECORD,
+    STATUS,
+    STATUS_OFFSET,
+    DirtyramWord,
+    GuestState,
+    ProgramId,
+    Status,
+)
+from sterna.testbed.errors import BedError, VmError
+from sterna.testbed.guestview import (
+    GuestGap,
+    check_content,
+    guest_status,
+    has_warmed_up,
+    migration_gap,
+    pages_in_use,
+    runs_beyond,
+)
+from sterna.testbed.vm import Vm
+
+Mark = Any
+"""A guest's own account of itself at one time. Each kind of guest has its own."""
+
+
+class Guest(Protocol):
+    """A guest that can be asked. Its memory or its console is looked at; it is not disturbed."""
+
+    ram_base: int
+    ram_bytes: int
+
+    def warmed_up(self, vm: Vm) -> bool:
+        """Whether it works at its steady pace.
+
+        :raise VmError: When it never will.
+        """
+        ...
+
+    def mark(self, vm: Vm) -> Mark:
+        """Its account as of now."""
+        ...
+
+    def beyond(self, last: Mark, now: Mark) -> bool:
+        """Whether it has run between the two."""
+        ...
+
+    def gap(self, last: Mark, now: Mark) -> GuestGap:
+        """How long it stood still right after `last`, by its own counter."""
+        ...
+
+    def jitter_ms(self, since: Mark, now: Mark) -> float:
+        """The longest that it stood still between the two by its own counter."""
+        ...
+
+    def work(self, mark: Mark) -> int:
+        """How much it has done."""
+        ...
+
+    def pulse(self, vm: Vm) -> int:
+        """A number that changes while it runs; cheap, for looking often."""
+        ...
+
+    def check(self, vm: Vm) -> tuple[int, list[str]]:
+        """Compare its memory with what it must have written: pages compared, problems. It is stopped meanwhile if it runs."""
+        ...
+
+
+class BareGuest:
+    """A guest program that ships with sterna, seen through its status page."""
+
+    def __init__(self, ram_base: int, ram_bytes: int) -> None:
+        self.ram_base = ram_base
+        self.ram_bytes = ram_bytes
+
+    def warmed_up(self, vm: Vm) -> bool:
+        status = guest_status(vm, self.ram_base)
+        if status is not None and status.state is GuestState.ERROR:
+            raise VmError(f"the guest of the {vm.name} gave up: {status.error.name}")
+        state = vm.command("query-status")
+        if not state["running"]:
+            raise VmError(
+                f"the guest of the {vm.name} stopped: {state.get('x-sterna-error', state['status'])}"
+            )
+        return status is not None and has_warmed_up(status)
+
+    def mark(self, vm: Vm) -> Status:
+        status = guest_status(vm, self.ram_base)
+        if status is None:
+            raise BedError(f"the RAM of the {vm.name} holds no status page of a guest program")
+        return status
+
+    def beyond(self, last: Status, now: Status) -> bool:
+        return runs_beyond(last, now)
+
+    def gap(self, last: Status, now: Status) -> GuestGap:
+        return migration_gap(last, now)
+
+    def jitter_ms(self, since: Status, now: Status) -> float:
+        starts = [int(since.cpu(index)["last_counter"]) for index in range(since.cpus)]
+        gaps = [gap.milliseconds for cpu, start in enumerate(starts) for gap in now.gaps_since(cpu, start)]
+        largest = now.largest_gap()
+        if largest.start >= min(starts):
+            gaps.append(largest.milliseconds)
+        return max(gaps, default=0.0)
+
+    def work(self, mark: Status) -> int:
+        """Pages written, or steps done."""
+        if mark.program is ProgramId.DIRTYRAM:
+            return sum(mark.word(index, DirtyramWord.WRITES) for index in range(mark.cpus))
+        return mark.steps()
+
+    def pulse(self, vm: Vm) -> int:
+        """The counter as CPU 0 has read it last."""
+        fields = STATUS.fields, CPU_RECORD.fields
+        assert fields[0] is not None
+        assert fields[1] is not None
+        offset = STATUS_OFFSET + fields[0]["cpu"][1] + fields[1]["last_counter"][1]
+        return int.from_bytes(vm.memory(self.ram_base + offset, 8), "little")
+
+    def check(self, vm: Vm) -> tuple[int, list[str]]:
+        status = self.mark(vm)
+        return pages_in_use(status), check_content(vm, self.ram_base, self.ram_bytes, status)

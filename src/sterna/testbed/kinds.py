@@ -1,0 +1,184 @@
+"""The kinds of VM that scenarios can test."""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sterna.guests.catalog import GuestError, find, validate
+from sterna.machine.boards import BOARDS
+from sterna.testbed.errors import ScenarioError, Unsupported, VmError
+from sterna.testbed.guest import BareGuest, Guest
+from sterna.testbed.network import Host
+from sterna.testbed.settings import VmSettings
+from sterna.testbed.vm import QemuVm, SternaVm, Vm
+
+_BOARD = BOARDS["virt"]
+
+
+@dataclass(frozen=True)
+class KindOptions:
+    """What the user says about the VM under test.
+
+    :ivar qemu: QEMU's program; None: the one in the path
+    :ivar arguments: more arguments for every VM
+    :ivar environment: of every VM's process, beside ours
+    """
+
+    qemu: str | None = None
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class VmKind(ABC):
+    """Makes the two ends of a migration.
+
+    :ivar name: as on the command line
+    :ivar verifies: whether both ends can compare RAM by themselves (x-sterna-verify)
+    :ivar tells_stage2: whether x-sterna-query-stage2 answers
+    """
+
+    name: str
+    verifies: bool
+    tells_stage2: bool
+
+    def __init__(self, options: KindOptions = KindOptions()) -> None:
+        self.options = options
+
+    @abstractmethod
+    def check(self) -> None:
+        """
+        :raise Unsupported: When this machine cannot run it.
+        """
+
+    @abstractmethod
+    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
+        """A VM with a guest."""
+
+    @abstractmethod
+    def destination(
+        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+    ) -> Vm:
+        """A VM that waits for a guest.
+
+        :param port: where; 0 for any
+        :param hold: do not run the guest until told to
+        :param log: file for its console; None: read here
+        """
+
+    @abstractmethod
+    def guest(self, settings: VmSettings) -> Guest:
+        """How to ask the guest."""
+
+
+class SternaKind(VmKind):
+    """`sterna run`."""
+
+    verifies = True
+
+    def __init__(self, accel: str, options: KindOptions = KindOptions()) -> None:
+        super().__init__(options)
+        self.name = accel
+        self._accel = accel
+        self.tells_stage2 = accel == "emulated"
+
+    def check(self) -> None:
+        if self._accel == "emulated":
+            return
+        if not os.path.exists("/dev/kvm"):
+            raise Unsupported("this machine has no /dev/kvm")
+        settings = VmSettings(memory="16M", program="clock")
+        with SternaVm("trial", [*self._common(settings), "--kernel", "clock", "--paused"]) as vm:
+            try:
+                vm.ready()
+            except VmError as error:
+                raise Unsupported(str(error)) from error
+
+    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
+        _validate(settings)
+        guest = ["--kernel", settings.program, "--append", settings.arguments]
+        return SternaVm(name, [*self._common(settings), *guest], host, self.options.environment)
+
+    def destination(
+        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+    ) -> Vm:
+        arguments = [*self._common(settings), "--incoming", f"tcp:{host.address}:{port}"]
+        if hold:
+            arguments.append("--paused")
+        if log is not None:
+            arguments += ["--serial", f"file:{log}"]
+        return SternaVm(name, arguments, host, self.options.environment)
+
+    def guest(self, settings: VmSettings) -> Guest:
+        return BareGuest(int(_BOARD.ram_base), settings.memory_bytes)
+
+    def _common(self, settings: VmSettings) -> list[str]:
+        machine = [
+            "--accel",
+            self._accel,
+            "--smp",
+            str(settings.smp),
+            "--memory",
+            f"{settings.memory_bytes}B",
+        ]
+        return [*machine, *self.options.arguments]
+
+
+class QemuKind(VmKind):
+    """`qemu-system-arm` with the same guest programs."""
+
+    name = "qemu"
+    verifies = False
+    tells_stage2 = False
+
+    def check(self) -> None:
+        self._binary()
+
+    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
+        _validate(settings)
+        image = find(settings.program, _BOARD.name)
+        guest = ["-kernel", str(image), "-append", settings.arguments]
+        return QemuVm(name, self._binary(), [*self._common(settings), *guest], host)
+
+    def destination(
+        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+    ) -> Vm:
+        arguments = [*self._common(settings), "-incoming", f"tcp:{host.address}:{port}"]
+        if hold:
+            arguments.append("-S")
+        if log is not None:
+            arguments += ["-serial", f"file:{log}"]
+        return QemuVm(name, self._binary(), arguments, host)
+
+    def guest(self, settings: VmSettings) -> Guest:
+        return BareGuest(int(_BOARD.ram_base), settings.memory_bytes)
+
+    def _common(self, settings: VmSettings) -> list[str]:
+        machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
+        return [*machine, "-m", f"{settings.memory_bytes >> 20}M", *self.options.arguments]
+
+    def _binary(self) -> str:
+        wanted = self.options.qemu or "qemu-system-arm"
+        found = shutil.which(wanted)
+        if found is None:
+            hint = "" if self.options.qemu else ": apt install qemu-system-arm"
+            raise Unsupported(f"{wanted} is not installed{hint}")
+        return found
+
+
+KINDS = ("emulated", "kvm", "qemu")
+
+
+def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
+    """The kind of VM of that name, one of `KINDS`."""
+    if name == "qemu":
+        return QemuKind(options)
+    return SternaKind(name, options)
+
+
+def _validate(settings: VmSettings) -> None:
+    try:
+        validate(settings.program, settings.arguments, cpus=settings.smp, memory_bytes=settings.memory_bytes)
+    except GuestError as error:
+        raise ScenarioError(f"[vm] {error}") from error

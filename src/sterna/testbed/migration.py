@@ -1,0 +1,228 @@
+"""One migration between two VMs, watched from outside."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sterna.testbed.bed import Bed
+from sterna.testbed.errors import BedError
+from sterna.testbed.evidence import Blackout, Moment, Passage
+from sterna.testbed.guest import Guest, Mark
+from sterna.testbed.settings import MigrationSettings
+from sterna.testbed.vm import Vm
+
+FINAL = ("completed", "failed", "cancelled")
+_LOOK_SECONDS = 0.05
+_ARRIVES_SECONDS = 30.0
+_CANCEL_SECONDS = 10.0
+
+
+def prepare(bed: Bed, source: Vm, settings: MigrationSettings) -> None:
+    """Set a source's capabilities and parameters."""
+    states = [{"capability": name, "state": True} for name in ("events", *settings.capabilities)]
+    source.command("migrate-set-capabilities", capabilities=states)
+    parameters: dict[str, Any] = {
+        # Where the links keep to the rate, the VM need not.
+        "max-bandwidth": 0 if bed.network.enforces_rate else bed.network.rate,
+        "downtime-limit": settings.downtime_limit_ms,
+    }
+    if bed.kind.verifies:
+        parameters["x-sterna-verify"] = "on"
+    source.command("migrate-set-parameters", **(parameters | settings.parameters))
+
+
+class Observer:
+    """Looks at both ends' memory in turn, often: when did the guest stop at one, when did it start at the other?"""
+
+    def __init__(self, guest: Guest, source: Vm, destination: Vm) -> None:
+        self._guest = guest
+        self._vms = source, destination
+        self._looks: tuple[list[tuple[float, int]], ...] = ([], [])
+
+    def look(self) -> None:
+        """Once at each end."""
+        for vm, looks in zip(self._vms, self._looks, strict=True):
+            looks.append((time.monotonic(), self._guest.pulse(vm)))
+
+    def blackout_ms(self) -> tuple[float, float] | None:
+        """How long no life was seen, and how far apart the looks were at its ends; None when it was not seen to go on."""
+        at_source, at_destination = self._looks
+        last = at_source[-1][1]
+        stopped = next((index for index, (_, pulse) in enumerate(at_source) if pulse == last), 0)
+        started = next((index for index, (_, pulse) in enumerate(at_destination) if pulse > last), None)
+        if started is None or not stopped or not started:
+            return None
+        end, begin = at_destination[started][0], at_source[stopped][0]
+        # It stopped between two looks at the source, and started between two at the destination.
+        apart = (begin - at_source[stopped - 1][0]) + (end - at_destination[started - 1][0])
+        middle = (begin + at_source[stopped - 1][0]) / 2, (end + at_destination[started - 1][0]) / 2
+        return (middle[1] - middle[0]) * 1000, apart / 2 * 1000
+
+
+class Migration:
+    """From `start` until `poll` says that it is over; then `arrive`. Made when the guest works at its steady pace: from
+    then to `start` it is measured how long this machine keeps it waiting without a migration.
+
+    :ivar passage: what was seen
+
+    :param observe: look at both ends' memory often
+    :param watch: called with each look at query-migrate
+    """
+
+    def __init__(
+        self,
+        bed: Bed,
+        guest: Guest,
+        source: Vm,
+        destination: Vm,
+        settings: MigrationSettings,
+        load: str,
+        *,
+        name: str = "guest",
+        observe: bool = False,
+        watch: Callable[[Moment], None] = lambda moment: None,
+    ) -> None:
+        self._bed = bed
+        self._guest = guest
+        self.source = source
+        self.destination = destination
+        self._settings = settings
+        self._watch = watch
+        self._observer = Observer(guest, source, destination) if observe else None
+        self._next_look = 0.0
+        self._deadline = 0.0
+        self._settled = guest.mark(source)
+        self.passage = Passage(name, load, source.host.name, destination.host.name, bed.now())
+
+    def start(self) -> None:
+        """Give the command."""
+        prepare(self._bed, self.source, self._settings)
+        self.passage.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
+        self.passage.began = self._bed.now()
+        self._deadline = time.monotonic() + self._settings.timeout_s
+        self.source.command("migrate", uri=self.destination.incoming_uri())
+
+    def poll(self) -> bool:
+        """Look once.
+
+        :return: whether it is over
+        """
+        if self._observer is not None:
+            self._observer.look()
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        self.look()
+        if self.passage.info.get("status") in FINAL:
+            self.passage.ended = self._bed.now()
+            return True
+        if time.monotonic() > self._deadline:
+            self._give_up()
+            return True
+        return False
+
+    def look(self) -> Moment:
+        """What query-migrate says now."""
+        info = self.source.command("query-migrate")
+        self.passage.info = info
+        ram = info.get("ram", {})
+        moment = Moment(
+            self._bed.now(),
+            info.get("status", "none"),
+            int(ram.get("dirty-sync-count", 0)),
+            int(ram.get("transferred", 0)),
+            int(ram.get("remaining", 0)),
+            int(ram.get("dirty-pages-rate", 0)),
+            float(ram.get("mbps", 0)),
+        )
+        self.passage.moments.append(moment)
+        self._watch(moment)
+        return moment
+
+    def run(self) -> Passage:
+        """`start`, and `poll` to the end."""
+        self.start()
+        while not self.poll():
+            time.sleep(0.0005 if self._observer else _LOOK_SECONDS / 2)
+        return self.passage
+
+    def cancel(self) -> tuple[str, float]:
+        """migrate_cancel: the outcome, and how many ms it took."""
+        began = time.monotonic()
+        self.source.command("migrate_cancel")
+        self._bed.wait(
+            lambda: self.look().status in FINAL, _CANCEL_SECONDS, "the migration is not cancelled", 0.005
+        )
+        self.passage.ended = self._bed.now()
+        return str(self.passage.info["status"]), (time.monotonic() - began) * 1000
+
+    def arrive(self, *, hold: bool = False, check: bool = True) -> None:
+        """After it completed: the guest goes on at the destination, as what it was.
+
+        :param hold: the destination holds the guest back until RAM has been compared
+        :param check: compare its memory with what its program must have written
+        """
+        passage = self.passage
+        if not passage.completed:
+            return
+        last = self._guest.mark(self.source)
+        # A source without a way back is done when it has sent everything, not when that has arrived.
+        late = "the destination did not take in the whole stream"
+        self._bed.wait(self._taken_in, _ARRIVES_SECONDS, late, 0.002)
+        if hold:
+            self._compare()
+            self.destination.command("cont")
+        now = self._await(last)
+        if now is None:
+            return
+        gap = self._guest.gap(last, now)
+        if not hold:
+            observed = self._observer.blackout_ms() if self._observer is not None else None
+            passage.blackout = Blackout(gap.ms, passage.downtime_ms, *(observed or (None, 0.0)))
+            passage.guest_exact = gap.exact
+        if check:
+            passage.pages_checked, passage.content = self._guest.check(self.destination)
+            if self._await(self._guest.mark(self.destination)) is None:
+                passage.problems.append("it does not go on after its memory was looked at")
+
+    def _taken_in(self) -> bool:
+        if self._observer is not None:
+            self._observer.look()
+        return bool(self.destination.command("query-status")["status"] != "inmigrate")
+
+    def _await(self, last: Mark) -> Mark:
+        """The guest's account at the destination once it has run there beyond `last`; None when it does not."""
+        found: list[Mark] = []
+
+        def runs() -> bool:
+            if self._observer is not None:
+                self._observer.look()
+            found[:] = [self._guest.mark(self.destination)]
+            return self._guest.beyond(last, found[0])
+
+        try:
+            self._bed.wait(runs, _ARRIVES_SECONDS, "the guest does not run at the destination", 0.002)
+        except BedError as error:
+            self.passage.problems.append(str(error))
+            return None
+        if self._observer is not None:
+            self._observer.look()
+        return found[0]
+
+    def _compare(self) -> None:
+        """Digests of RAM at both ends, where no guest runs."""
+        base, size = self._guest.ram_base, self._guest.ram_bytes
+        ends = [vm.digest(base, size).chunks for vm in (self.source, self.destination)]
+        self.passage.chunks_compared = len(ends[0])
+        for chunk in (ends[0] != ends[1]).nonzero()[0]:
+            self.passage.digest.append(f"RAM at {base + int(chunk) * (2 << 20):#x}, 2 MiB, differs")
+
+    def _give_up(self) -> None:
+        """It took too long: the guest is to stay where it is."""
+        seconds = self._settings.timeout_s
+        status, _ = self.cancel()
+        if status == "cancelled":
+            self.passage.info |= {
+                "status": "failed",
+                "error-desc": f"not done after {seconds:g} s; cancelled",
+            }

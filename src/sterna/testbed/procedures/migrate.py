@@ -1,0 +1,104 @@
+"""One guest after another migrates to and fro."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from sterna.testbed.evidence import Evidence
+from sterna.testbed.migration import Migration
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
+from sterna.testbed.vm import Vm
+
+_QUIET_SECONDS = 0.3
+_QUIET_AT_MOST_SECONDS = 3.0
+
+
+class Load(Settings, frozen=True):
+    """A guest's work, and how it is migrated; what is not given is the scenario's."""
+
+    arguments: str
+    program: str | None = None
+    capabilities: list[str] | None = None
+    parameters: dict[str, bool | int | str] | None = None
+
+    def apply(self, vm: VmSettings, migration: MigrationSettings) -> tuple[VmSettings, MigrationSettings]:
+        """The scenario's settings with this load's in their place."""
+        changes: dict[str, Any] = {"arguments": self.arguments}
+        if self.program is not None:
+            changes["program"] = self.program
+        more = {
+            name: value
+            for name in ("capabilities", "parameters")
+            if (value := getattr(self, name)) is not None
+        }
+        return msgspec.structs.replace(vm, **changes), msgspec.structs.replace(migration, **more)
+
+
+class Migrate(BaseProcedure, tag="migrate", frozen=True):
+    """Migrate a guest from host 1 to host 2 and, when `times` says so, back and on.
+
+    :ivar times: migrations of each guest
+    :ivar loads: one guest after the other; none: the scenario's
+    :ivar hold: the destination holds the guest back until RAM has been compared
+    :ivar observe: watch both ends' memory for signs of life
+    :ivar dwell_s: how long the guest is left alone before and after a migration
+    :ivar console: keep what the guest says
+    :ivar content: compare its memory after each migration
+    """
+
+    times: int = 1
+    loads: list[Load] = msgspec.field(default_factory=list)
+    hold: bool = False
+    observe: bool = False
+    dwell_s: float = 0.0
+    console: bool = False
+    content: bool = True
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        settings = [(stage.vm, stage.migration)]
+        if self.loads:
+            settings = [load.apply(stage.vm, stage.migration) for load in self.loads]
+        for vm, migration in settings:
+            self._run_guest(Stage(stage.bed, vm, migration), evidence)
+
+    def _run_guest(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        guest = bed.kind.guest(stage.vm)
+        source = bed.source(stage.vm)
+        visited = [source]
+        waiting = bed.destination(stage.vm, hold=self.hold)
+        bed.warm_up(source, guest)
+        for number in range(1, self.times + 1):
+            destination = waiting
+            destination.ready()
+            migration = Migration(
+                bed, guest, source, destination, stage.migration, stage.vm.load, observe=self.observe
+            )
+            time.sleep(self.dwell_s)
+            evidence.passages.append(migration.passage)
+            bed.say(
+                f"migration {number} of {self.times} under {stage.vm.load}, {source.host.name} to {destination.host.name}"
+            )
+            migration.run()
+            if number < self.times:
+                waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
+            migration.arrive(hold=self.hold, check=self.content)
+            if migration.passage.info.get("status") != "completed":
+                break
+            visited.append(destination)
+            time.sleep(self.dwell_s)
+            source.close()
+            source = destination
+        if self.console:
+            self._keep_console(evidence, visited)
+        source.close()
+
+    @staticmethod
+    def _keep_console(evidence: Evidence, visited: list[Vm]) -> None:
+        from sterna.testbed.console import join_lines
+
+        visited[-1].command("stop")
+        visited[-1].console.wait_quiet(_QUIET_SECONDS, _QUIET_AT_MOST_SECONDS)
+        evidence.lines["guest"] = join_lines([vm.console for vm in visited])

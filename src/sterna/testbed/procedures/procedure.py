@@ -1,0 +1,31 @@
+"""What every procedure has."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from sterna.testbed.bed import Bed
+from sterna.testbed.evidence import Evidence
+from sterna.testbed.settings import MigrationSettings, VmSettings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a procedure plays on."""
+
+    bed: Bed
+    vm: VmSettings
+    migration: MigrationSettings
+
+
+class BaseProcedure(
+    msgspec.Struct, forbid_unknown_fields=True, rename="kebab", tag_field="kind", frozen=True
+):
+    """A procedure as a scenario file declares it."""
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        """Do it. What is seen goes into `evidence` at once: it is kept when the procedure fails half way.
+
+        :raise BedError: When something other than the VM under test fails.
+        """
+        raise NotImplementedError

@@ -1,0 +1,89 @@
+"""Runs scenarios and judges what they saw."""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sterna.testbed.bed import Bed
+from sterna.testbed.checks import Finding, Verdict
+from sterna.testbed.errors import BedError, ScenarioError, Unsupported
+from sterna.testbed.evidence import Evidence
+from sterna.testbed.kinds import VmKind
+from sterna.testbed.procedures.procedure import Stage
+from sterna.testbed.scenario import ScenarioFile
+
+
+class Outcome(Enum):
+    """PASSED: every check held, those skipped apart. FAILED: one did not. SKIPPED: this machine or VM cannot. ERROR: the
+    bed could not do it.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of one scenario.
+
+    :ivar reason: why it was skipped, or what the error was
+    :ivar note: what the bed could not do here, though it ran
+    """
+
+    scenario: str
+    title: str
+    vm: str
+    outcome: Outcome
+    seconds: float
+    findings: list[Finding] = field(default_factory=list)
+    evidence: Evidence = field(default_factory=Evidence)
+    reason: str = ""
+    note: str = ""
+
+
+def run_scenario(
+    file: ScenarioFile, kind: VmKind, say: Callable[[str], None] = lambda text: None, *, reduced: bool = False
+) -> Result:
+    """Run one scenario from nothing to nothing.
+
+    :raise ScenarioError: When the file is wrong.
+    """
+    scenario = file.scenario(kind.name, reduced=reduced)
+    evidence = Evidence()
+    began = time.monotonic()
+    note = ""
+
+    def result(outcome: Outcome, findings: list[Finding], reason: str = "") -> Result:
+        seconds = time.monotonic() - began
+        return Result(
+            file.name, scenario.title, kind.name, outcome, seconds, findings, evidence, reason, note
+        )
+
+    try:
+        kind.check()
+        with Bed(kind, scenario.network.bytes_per_second, say) as bed:
+            note = bed.network.note
+            scenario.procedure.run(Stage(bed, scenario.vm, scenario.migration), evidence)
+    except ScenarioError:
+        raise
+    except Unsupported as error:
+        return result(Outcome.SKIPPED, [], str(error))
+    except BedError as error:
+        # What was seen before it broke may tell why.
+        findings = [check.judge(evidence) for check in scenario.check] if evidence.passages else []
+        return result(Outcome.ERROR, findings, str(error))
+    except Exception as error:  # a fault of ours must not hide the scenarios that follow
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return result(Outcome.ERROR, [], text)
+    findings = [check.judge(evidence) for check in scenario.check]
+    verdicts = {finding.verdict for finding in findings}
+    if Verdict.FAILED in verdicts:
+        return result(Outcome.FAILED, findings)
+    if Verdict.PASSED not in verdicts:
+        return result(Outcome.SKIPPED, findings, findings[0].figure)
+    return result(Outcome.PASSED, findings)

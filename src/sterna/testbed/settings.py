@@ -1,0 +1,70 @@
+"""The parts of a scenario that any procedure needs, as its file gives them."""
+
+import msgspec
+
+from sterna.machine.config import ConfigError, parse_memory
+from sterna.monitor.units import parse_bandwidth
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+    """A table in a scenario file."""
+
+
+class VmSettings(Settings, frozen=True):
+    """The VM under test.
+
+    :ivar memory: size of RAM, such as ``1792M``
+    :ivar program: what the guest does: `dirtyram`, `clock` or `random`
+    :ivar arguments: the program's
+    """
+
+    memory: str = "64M"
+    smp: int = 1
+    program: str = "dirtyram"
+    arguments: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_memory(self.memory)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_memory(self.memory)
+
+    @property
+    def load(self) -> str:
+        """What the guest does, for people."""
+        return f"{self.program} {self.arguments}".strip()
+
+
+class NetworkSettings(Settings, frozen=True):
+    """The links.
+
+    :ivar rate: between any two hosts, such as ``1Gbit`` or ``unlimited``
+    """
+
+    rate: str = "1Gbit"
+
+    def __post_init__(self) -> None:
+        parse_bandwidth(self.rate)
+
+    @property
+    def bytes_per_second(self) -> int:
+        """0 is no limit."""
+        return parse_bandwidth(self.rate)
+
+
+class MigrationSettings(Settings, frozen=True):
+    """How migrations are done.
+
+    :ivar capabilities: to switch on
+    :ivar parameters: of migrate-set-parameters, by their names
+    :ivar timeout_s: a migration that takes longer has failed
+    """
+
+    downtime_limit_ms: int = 300
+    capabilities: list[str] = msgspec.field(default_factory=list)
+    parameters: dict[str, bool | int | str] = msgspec.field(default_factory=dict)
+    timeout_s: float = 120.0

@@ -1,0 +1,211 @@
+"""Each check fails on what it is there to find, and says what was wrong."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sterna.testbed.checks import Verdict
+from sterna.testbed.checks.clocks import ClocksCheck
+from sterna.testbed.checks.console import ConsoleCheck
+from sterna.testbed.checks.finding import BaseCheck
+from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
+from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+from sterna.testbed.console import Line
+from sterna.testbed.evidence import Blackout, Cancelled, Evidence, HugePages, Injured, Passage
+
+DONE = {
+    "status": "completed",
+    "total-time": 2000,
+    "downtime": 80,
+    "ram": {"transferred": 1000, "dirty-sync-count": 3},
+}
+INJURED = Injured("cut", "setup", "failed", ["host1"], ["host1"], 10, [])
+CANCELLED = Cancelled(0.5, 1000, "cancelled", 30.0, True, 3, 10)
+
+
+def passage(**changes: Any) -> Passage:
+    return Passage("guest", "load", "host1", "host2", 0.0, **({"info": DONE} | changes))
+
+
+def clock(*readings: tuple[int, int]) -> list[Line]:
+    """Lines of the clock, from sequence number and milliseconds."""
+    return [
+        Line(
+            f"clock: 00:00:{ms // 1000:02}.{ms % 1000:03} seq {sequence} largest gap 1 ms backward 0",
+            ms / 1000,
+        )
+        for sequence, ms in readings
+    ]
+
+
+def console(*readings: tuple[int, int]) -> Evidence:
+    return Evidence(passages=[passage()], lines={"guest": clock(*readings)})
+
+
+CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
+    (
+        CompletedCheck(),
+        Evidence(passages=[passage()]),
+        Evidence(passages=[passage(), passage(info={"status": "failed", "error-desc": "no route"})]),
+        "no route",
+    ),
+    (
+        CompletedCheck(),
+        Evidence(passages=[passage()]),
+        Evidence(passages=[passage(problems=["it does not run"])]),
+        "it does not run",
+    ),
+    (
+        DowntimeCheck(limit_ms=100),
+        Evidence(passages=[passage()]),
+        Evidence(passages=[passage(info=DONE | {"downtime": 101})]),
+        "101.0 ms",
+    ),
+    (
+        ContentCheck(),
+        Evidence(passages=[passage(pages_checked=7)]),
+        Evidence(passages=[passage(pages_checked=7, content=["page 3 is stale"])]),
+        "page 3",
+    ),
+    (
+        DigestCheck(),
+        Evidence(passages=[passage(chunks_compared=7)]),
+        Evidence(passages=[passage(chunks_compared=7, digest=["RAM at 0x40000000 differs"])]),
+        "0x40000000",
+    ),
+    (
+        ClocksCheck(slack_ms=20),
+        Evidence(passages=[passage(blackout=Blackout(90, 80, 95, 5))]),
+        Evidence(passages=[passage(blackout=Blackout(101, 80, 95, 5))]),
+        "counter saw 101.0 ms",
+    ),
+    (
+        ClocksCheck(slack_ms=20),
+        Evidence(passages=[passage(blackout=Blackout(100, 80, 106, 5), jitter_ms=2)]),
+        Evidence(passages=[passage(blackout=Blackout(0, 80, 80, 5), jitter_ms=2)]),
+        "counter saw 0.0 ms",
+    ),
+    (
+        ClocksCheck(slack_ms=20),
+        Evidence(passages=[passage(blackout=Blackout(80, 80, 104, 5))]),
+        Evidence(passages=[passage(blackout=Blackout(80, 80, 106, 5))]),
+        "the observer saw 106.0 ms",
+    ),
+    (
+        ConsoleCheck(period_ms=50, slack_ms=10),
+        console((1, 0), (2, 50), (3, 190), (4, 240)),
+        console((1, 0), (2, 50), (3, 191), (4, 240)),
+        "line 3 is 141 ms after",
+    ),
+    (
+        ConsoleCheck(period_ms=50, slack_ms=10),
+        console((1, 0), (2, 50)),
+        console((1, 0), (3, 50)),
+        "line 3 comes after line 1",
+    ),
+    (
+        ConsoleCheck(period_ms=50, slack_ms=10),
+        console((1, 0), (2, 50)),
+        console((1, 50), (2, 40)),
+        "10 ms before",
+    ),
+    (
+        ConsoleCheck(period_ms=50, slack_ms=10),
+        console((1, 0), (2, 50)),
+        Evidence(passages=[passage()], lines={"guest": [*clock((1, 0)), Line("clock: 00:0clock: 00", 0.1)]}),
+        "not a line",
+    ),
+    (
+        HugePagesCheck(missing=1),
+        Evidence(
+            blocks_before=10,
+            huge_pages=[HugePages(0, 10, 0), HugePages(1, 3, 9)],
+            cancelled=[replace(CANCELLED, blocks_after=9)],
+        ),
+        Evidence(
+            blocks_before=10, huge_pages=[HugePages(1, 3, 9)], cancelled=[replace(CANCELLED, blocks_after=8)]
+        ),
+        "8 of 10",
+    ),
+    (
+        HugePagesCheck(),
+        Evidence(blocks_before=10, huge_pages=[HugePages(1, 3, 9)], cancelled=[CANCELLED]),
+        Evidence(blocks_before=10, huge_pages=[HugePages(1, 10, 9)], cancelled=[CANCELLED]),
+        "none was dissolved",
+    ),
+    (SpeedCheck(), Evidence(speeds=[100, 95.1]), Evidence(speeds=[100, 94.9]), "5.1 % slower"),
+    (
+        CancelledCheck(limit_ms=100),
+        Evidence(cancelled=[CANCELLED]),
+        Evidence(cancelled=[replace(CANCELLED, runs=False)]),
+        "does not run on",
+    ),
+    (
+        CancelledCheck(limit_ms=100),
+        Evidence(cancelled=[CANCELLED]),
+        Evidence(cancelled=[replace(CANCELLED, ms=101)]),
+        "101 ms",
+    ),
+    (
+        CancelledCheck(),
+        Evidence(cancelled=[CANCELLED]),
+        Evidence(cancelled=[replace(CANCELLED, status="completed")]),
+        "is completed",
+    ),
+    (
+        OneSideCheck(),
+        Evidence(injured=[INJURED]),
+        Evidence(injured=[replace(INJURED, runs_at=["host1", "host2"])]),
+        "runs on host1 and host2",
+    ),
+    (
+        OneSideCheck(),
+        Evidence(injured=[INJURED]),
+        Evidence(injured=[replace(INJURED, runs_at=[])]),
+        "runs nowhere",
+    ),
+    (
+        OneSideCheck(),
+        Evidence(injured=[replace(INJURED, runs_at=[], expected=[])]),
+        Evidence(injured=[replace(INJURED, runs_at=["host2"], expected=[])]),
+        "runs on host2",
+    ),
+    (
+        OneSideCheck(),
+        Evidence(injured=[INJURED]),
+        Evidence(injured=[replace(INJURED, problems=["page 3 is stale"])]),
+        "page 3 is stale",
+    ),
+    (
+        ReclaimedCheck(),
+        Evidence(reclaimed={"MiB swapped": 3}),
+        Evidence(reclaimed={"MiB swapped": 0}),
+        "MiB swapped: none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "good", "bad", "told"), CASES)
+def test_it_holds_and_it_fails(check: BaseCheck, good: Evidence, bad: Evidence, told: str) -> None:
+    held = check.judge(good)
+    assert held.verdict is Verdict.PASSED, held
+    assert held.figure
+    assert held.values
+    failed = check.judge(bad)
+    assert failed.verdict is Verdict.FAILED
+    assert any(told in problem for problem in failed.problems), failed.problems
+
+
+@pytest.mark.parametrize("check", {type(check): check for check, *_ in CASES}.values())
+def test_nothing_seen_is_nothing_passed(check: BaseCheck) -> None:
+    finding = check.judge(Evidence())
+    assert finding.verdict is Verdict.SKIPPED
+    assert finding.figure
+
+
+def test_many_problems_are_counted() -> None:
+    finding = ContentCheck().judge(Evidence(passages=[passage(pages_checked=1, content=["x"] * 50)]))
+    assert len(finding.problems) == 21
+    assert finding.problems[-1] == "and 30 more"

@@ -1,0 +1,212 @@
+"""Every scenario that ships, reduced, with the emulated VM: and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.vms import TIMEOUT, alive, children, wait_for
+from sterna.testbed import scenario
+from sterna.testbed.remains import default_directory
+
+COMMAND = [sys.executable, "-m", "sterna", "testbed", "run", "--reduced"]
+TIMED = {"clocks", "console", "downtime", "speed"}
+"""Checks that a busy machine may fail; their judgement is tested in test_checks.py."""
+SLOW = """
+title = "a migration that takes minutes"
+[vm]
+arguments = "2000 100 10"
+[network]
+rate = "400kbit"
+[procedure]
+kind = "migrate"
+[[check]]
+kind = "completed"
+"""
+
+
+def outside() -> dict[str, Any]:
+    """What a run could leave on this machine."""
+    temporary = {
+        path.name for path in Path("/tmp").glob("sterna-testbed-*") if path.name != default_directory().name
+    }
+    return {
+        "files": temporary,
+        "notes": set(os.listdir(default_directory())) if default_directory().exists() else set(),
+        "interfaces": set(os.listdir("/sys/class/net")),
+        "swap": Path("/proc/swaps").read_text().count("sterna"),
+        "mounts": Path("/proc/mounts").read_text().count("sterna"),
+        "groups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/sterna-testbed-*")},
+    }
+
+
+def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_reduced(name: str) -> None:
+    before = outside()
+    _, report = run(name)
+    [result] = report["results"]
+    assert result["outcome"] in ("passed", "failed"), result["reason"]
+    for finding in result["findings"]:
+        assert finding["verdict"] != "failed" or finding["check"] in TIMED, finding
+        assert finding["verdict"] != "skipped" or finding["check"] not in TIMED, finding
+        assert finding["figure"]
+    assert outside() == before
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("name", ["date", "checksum"])
+def test_reduced_with_qemu(name: str) -> None:
+    code, report = run(name, "--vm", "qemu")
+    if code == 7:
+        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
+            pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
+        pytest.skip(report["results"][0]["reason"])
+    for finding in report["results"][0]["findings"]:
+        assert finding["verdict"] == "passed" or finding["check"] in TIMED, finding
+
+
+def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
+    junit = tmp_path / "junit.xml"
+    done = subprocess.run(
+        [*COMMAND, "checksum", "--junit", str(junit)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    for expected in (
+        "PASSED   checksum",
+        "checksums of RAM are equal",
+        "32 MiB compared",
+        "1 scenarios, 3 checks",
+    ):
+        assert expected in done.stdout
+    [suite] = ElementTree.parse(junit).getroot()
+    assert suite.get("tests") == "3"
+    assert suite.get("failures") == suite.get("errors") == suite.get("skipped") == "0"
+    assert [case.get("name") for case in suite] == ["completed", "digest", "content"]
+
+
+def test_a_check_that_does_not_hold(tmp_path: Path) -> None:
+    own, junit = tmp_path / "own.toml", tmp_path / "junit.xml"
+    own.write_text(
+        'title = "no time at all"\n[vm]\nmemory = "16M"\nprogram = "clock"\n[procedure]\nkind = "migrate"\n'
+        '[[check]]\nkind = "downtime"\nlimit-ms = 0.001\n'
+    )
+    code, report = run(str(own), "--junit", str(junit))
+    assert code == 5
+    assert report["outcomes"]["failed"] == 1
+    [finding] = report["results"][0]["findings"]
+    assert "the limit is 0.001 ms" in finding["problems"][0]
+    assert ElementTree.parse(junit).find("testsuite/testcase/failure") is not None
+
+
+def test_a_guest_that_cannot_run_is_an_error(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'title = "arguments"\n[vm]\narguments = "1 2 3 4"\n[procedure]\nkind = "migrate"\n[[check]]\nkind = "completed"\n'
+    )
+    done = subprocess.run([*COMMAND, str(own)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "4 arguments given" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no scenario 'nothing'"),
+        (["date", "--vm", "xen"], "xen"),
+        (["date", "--qemu", "x"], "--vm qemu"),
+        (["date", "--junit", "/nonexistent/x.xml"], "cannot write in /nonexistent"),
+        ([], "SCENARIO"),
+    ],
+)
+def test_wrong_calls(arguments: list[str], told: str, cli: Any) -> None:
+    code, _, err = cli("testbed", "run", *arguments)
+    assert code == 2
+    assert told in err
+
+
+def test_a_qemu_that_is_not_there_is_skipped() -> None:
+    code, report = run("date", "--vm", "qemu", "--qemu", "/nonexistent/qemu")
+    assert code == 7
+    assert "/nonexistent/qemu is not installed" in report["results"][0]["reason"]
+
+
+def test_list(cli: Any) -> None:
+    code, out, _ = cli("testbed", "list")
+    assert code == 0
+    for name in (*scenario.names(), "seed"):
+        assert f"\n{name} " in "\n" + out
+    code, out, _ = cli("testbed", "list", "--json")
+    assert [entry["name"] for entry in json.loads(out)["scenarios"]] == scenario.names()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> "subprocess.Popen[str]":
+    """A run in the middle of its migration."""
+    path = tmp_path / "slow.toml"
+    path.write_text(SLOW)
+    process = subprocess.Popen(
+        [*COMMAND, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "migration 1 of 1" in line:
+            return process
+    raise AssertionError("it ended early")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(number: int, slow: "subprocess.Popen[str]", root: None) -> None:
+    before = outside()
+    guests = children(slow.pid)
+    assert len(guests) == 2
+    assert before["notes"]
+    slow.send_signal(number)
+    _, err = slow.communicate(timeout=TIMEOUT)
+    assert slow.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not any(alive(pid) for pid in guests)
+    after = outside()
+    assert not [note for note in after["notes"] if note.startswith(f"{slow.pid}-")]
+    assert len(after["files"]) == len(before["files"]) - 1
+    assert after["interfaces"] == before["interfaces"]
+
+
+def test_a_killed_run_leaves_files_that_the_next_removes(
+    slow: "subprocess.Popen[str]", root: None, cli: Any
+) -> None:
+    before = outside()
+    guests = children(slow.pid)
+    slow.kill()
+    slow.communicate(timeout=TIMEOUT)
+    wait_for(lambda: not any(alive(pid) for pid in guests))
+    assert outside()["interfaces"] == before["interfaces"]
+    assert [note for note in outside()["notes"] if note.startswith(f"{slow.pid}-")]
+    code, out, _ = cli("testbed", "clean")
+    assert code == 0
+    assert "removed directory /tmp/sterna-testbed-" in out
+    assert not [note for note in outside()["notes"] if note.startswith(f"{slow.pid}-")]
+    assert len(outside()["files"]) < len(before["files"])
