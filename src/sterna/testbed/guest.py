@@ -1,5 +1,6 @@
 """What the test bed asks of a guest, whatever runs in it."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from sterna.guests.layout import (
@@ -32,6 +33,8 @@ class Guest(Protocol):
 
     ram_base: int
     ram_bytes: int
+    written_by_host: Sequence[range]
+    """Addresses of RAM that a hypervisor writes on its own when it takes a guest over."""
 
     def warmed_up(self, vm: Vm) -> bool:
         """Whether it works at its steady pace.
@@ -72,9 +75,10 @@ class Guest(Protocol):
 class BareGuest:
     """A guest program that ships with sterna, seen through its status page."""
 
-    def __init__(self, ram_base: int, ram_bytes: int) -> None:
+    def __init__(self, ram_base: int, ram_bytes: int, written_by_host: Sequence[range] = ()) -> None:
         self.ram_base = ram_base
         self.ram_bytes = ram_bytes
+        self.written_by_host = written_by_host
 
     def warmed_up(self, vm: Vm) -> bool:
         status = guest_status(vm, self.ram_base)

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sterna.guests.catalog import GuestError, find, validate
-from sterna.machine.boards import BOARDS
+from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
+from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import Host
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
-
-_BOARD = BOARDS["virt"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class SternaKind(VmKind):
                 raise Unsupported(str(error)) from error
 
     def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
-        _validate(settings)
+        _validate(settings, self._board())
         guest = ["--kernel", settings.program, "--append", settings.arguments]
         return SternaVm(name, [*self._common(settings), *guest], host, self.options.environment)
 
@@ -111,7 +110,16 @@ class SternaKind(VmKind):
         return SternaVm(name, arguments, host, self.options.environment)
 
     def guest(self, settings: VmSettings) -> Guest:
-        return BareGuest(int(_BOARD.ram_base), settings.memory_bytes)
+        board = self._board()
+        # KVM itself writes the CPUs' time records, when the destination restores its clock.
+        written = (
+            [range(board.time_record(0), board.time_record(MAX_CPUS))] if isinstance(board, X86Board) else []
+        )
+        return BareGuest(int(board.ram_base), settings.memory_bytes, written)
+
+    def _board(self) -> Board:
+        """The one that this hypervisor runs by default."""
+        return MachineConfig(accel=self._accel).board
 
     def _common(self, settings: VmSettings) -> list[str]:
         machine = [
@@ -136,8 +144,8 @@ class QemuKind(VmKind):
         self._binary()
 
     def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
-        _validate(settings)
-        image = find(settings.program, _BOARD.name)
+        _validate(settings, VIRT)
+        image = find(settings.program, VIRT.name)
         guest = ["-kernel", str(image), "-append", settings.arguments]
         return QemuVm(name, self._binary(), [*self._common(settings), *guest], host)
 
@@ -152,7 +160,7 @@ class QemuKind(VmKind):
         return QemuVm(name, self._binary(), arguments, host)
 
     def guest(self, settings: VmSettings) -> Guest:
-        return BareGuest(int(_BOARD.ram_base), settings.memory_bytes)
+        return BareGuest(int(VIRT.ram_base), settings.memory_bytes)
 
     def _common(self, settings: VmSettings) -> list[str]:
         machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
@@ -177,8 +185,14 @@ def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
     return SternaKind(name, options)
 
 
-def _validate(settings: VmSettings) -> None:
+def _validate(settings: VmSettings, board: Board) -> None:
     try:
-        validate(settings.program, settings.arguments, cpus=settings.smp, memory_bytes=settings.memory_bytes)
+        validate(
+            settings.program,
+            settings.arguments,
+            cpus=settings.smp,
+            memory_bytes=settings.memory_bytes,
+            board=board.name,
+        )
     except GuestError as error:
         raise ScenarioError(f"[vm] {error}") from error

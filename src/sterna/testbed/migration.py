@@ -1,9 +1,13 @@
 """One migration between two VMs, watched from outside."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from sterna.memory.address import PAGE_SIZE
+from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Blackout, Moment, Passage
@@ -210,12 +214,23 @@ class Migration:
         return found[0]
 
     def _compare(self) -> None:
-        """Digests of RAM at both ends, where no guest runs."""
+        """Digests of RAM at both ends, where no guest runs; and where they differ, which pages."""
         base, size = self._guest.ram_base, self._guest.ram_bytes
         ends = [vm.digest(base, size).chunks for vm in (self.source, self.destination)]
         self.passage.chunks_compared = len(ends[0])
         for chunk in (ends[0] != ends[1]).nonzero()[0]:
-            self.passage.digest.append(f"RAM at {base + int(chunk) * (2 << 20):#x}, 2 MiB, differs")
+            start = base + int(chunk) * CHUNK_SIZE
+            self.passage.digest += self._differences(start, min(CHUNK_SIZE, base + size - start))
+
+    def _differences(self, address: int, size: int) -> Iterator[str]:
+        ends = [np.frombuffer(vm.memory(address, size), np.uint8) for vm in (self.source, self.destination)]
+        differ = ends[0] != ends[1]
+        for known in self._guest.written_by_host:
+            differ[max(0, known.start - address) : max(0, known.stop - address)] = False
+        pages = differ.reshape(-1, PAGE_SIZE).any(axis=1).nonzero()[0]
+        if len(pages):
+            first = address + int(differ.argmax())
+            yield f"{len(pages)} pages of RAM differ in the 2 MiB at {address:#x}, the first byte at {first:#x}"
 
     def _give_up(self) -> None:
         """It took too long: the guest is to stay where it is."""
