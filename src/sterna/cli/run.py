@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     "--serial",
     help="The first serial line: stdio (the default without --monitor), file:PATH, unix:PATH, null.",
 )
+@click.option(
+    "--mem-prealloc", is_flag=True, help="Take all of RAM from the host at once, not when it is touched."
+)
 @click.option("--paused", is_flag=True, help="Do not start the guest until `cont`.")
 @click.option("--name", default="", help="A name for people.")
 @click.option("--uuid", metavar="UUID", help="What tells the machine from others (capability validate-uuid).")
@@ -75,6 +78,7 @@ def command(
     qmp: tuple[str, ...],
     monitor: str,
     serial: str | None,
+    mem_prealloc: bool,
     paused: bool,
     name: str,
     uuid: str | None,
@@ -109,6 +113,7 @@ def command(
             kernel=kernel,
             append=append,
             serial=serial or ("null" if monitor == "stdio" or incoming == "fd:0" else "stdio"),
+            preallocated=mem_prealloc,
             paused=paused,
             incoming=incoming is not None,
             name=name,

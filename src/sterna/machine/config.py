@@ -39,6 +39,7 @@ class MachineConfig:
         starts empty
     :ivar append: the kernel's arguments
     :ivar serial: where the first UART goes: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``
+    :ivar preallocated: the host gives all of RAM at once, not when it is touched
     :ivar paused: do not run the guest until told to
     :ivar incoming: wait for a migration; nothing is loaded into RAM
     :ivar name: the machine's name, for people
@@ -56,6 +57,7 @@ class MachineConfig:
     kernel: str | None = None
     append: str = ""
     serial: str = "null"
+    preallocated: bool = False
     paused: bool = False
     incoming: bool = False
     name: str = ""

@@ -88,7 +88,8 @@ class Machine:
             device_tree = devicetree.build(config)
             boot = kernel.find(config, board.reserved_bytes(len(device_tree))), device_tree
         try:
-            block = stack.enter_context(RamBlock(board.ram_name, config.memory_bytes))
+            ram = RamBlock(board.ram_name, config.memory_bytes, populated=config.preallocated)
+            block = stack.enter_context(ram)
         except RamError as error:
             raise ConfigError(f"memory: {error}") from error
         self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))

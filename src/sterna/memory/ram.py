@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Hva
 
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
+_MADV_POPULATE_WRITE = 23  # include/uapi/asm-generic/mman-common.h, since Linux 5.14
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python has no name for it before 3.13
 
 
@@ -21,6 +22,7 @@ class RamBlock:
     """A named piece of guest RAM on private anonymous memory, 2 MiB aligned and advised for huge pages.
 
     :param huge_pages: False where memory must cost no more than the 4 KiB pages of it that are written to
+    :param populated: whether the host gives all of the memory now, as far as it can, and not when it is touched
 
     :ivar name: the block's name on the wire, for example ``mach-virt.ram``
     :ivar size: bytes, a multiple of 4096
@@ -30,7 +32,7 @@ class RamBlock:
     :raise RamError: When the size is not a positive multiple of the page size, or the host refuses the memory.
     """
 
-    def __init__(self, name: str, size: int, *, huge_pages: bool = True) -> None:
+    def __init__(self, name: str, size: int, *, huge_pages: bool = True, populated: bool = False) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise RamError(f"RAM block {name!r}: size {size} is not a positive multiple of {PAGE_SIZE} bytes")
         self.name = name
@@ -54,6 +56,15 @@ class RamBlock:
         self.data: NDArray[np.uint8] = np.frombuffer(
             self._mapping, dtype=np.uint8, count=size, offset=self._offset
         )
+        self._populated = populated
+        self._populate()
+
+    def _populate(self) -> None:
+        if self._populated:
+            try:
+                self._mapping.madvise(_MADV_POPULATE_WRITE, self._offset, self.size)
+            except OSError:  # an older kernel, or too little memory: what is touched comes then
+                pass
 
     @property
     def pages(self) -> int:
@@ -66,8 +77,11 @@ class RamBlock:
         return memoryview(self._mapping)[self._offset : self._offset + self.size]
 
     def discard(self) -> None:
-        """Give every page back to the host; the block reads as zeros again and stays mapped (MADV_DONTNEED)."""
+        """Give every page back to the host; the block reads as zeros again and stays mapped (MADV_DONTNEED). A populated
+        block takes new ones.
+        """
         self._mapping.madvise(mmap.MADV_DONTNEED, self._offset, self.size)
+        self._populate()
 
     def close(self) -> None:
         """Give the memory back as soon as the last view of it is gone."""

@@ -207,8 +207,6 @@ class Destination:
             raise Refused(
                 f"multifd is on here, and needs several connections: {self.channel.peer} is one; use tcp: or unix:"
             )
-        for block in self.guest.ram_blocks:
-            block.discard()  # what never arrives is zero, and zero pages need not be written
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
             self._read(pool)
             digest = self._compare(pool)

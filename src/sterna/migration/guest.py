@@ -13,7 +13,7 @@ class Guest(Protocol):
     """A machine as its migration sees it. The calls may come from any thread, one at a time.
 
     :ivar machine_type: the name in the stream's configuration section, such as ``virt-7.2``
-    :ivar ram_blocks: all of guest RAM
+    :ivar ram_blocks: all of guest RAM; that of a machine which waits for a guest reads as zeros
     :ivar descriptions: how each device section is laid out on the wire, by section name
     :ivar page_bits: log2 of the stream's page size as the configuration section says it: 12 for `virt`; None
         when QEMU's machine of this type says nothing and so means 10, as `vexpress-a15`

@@ -120,7 +120,7 @@ class Vm(ABC):
             except OSError as error:
                 raise VmError(f"the {self.name} did not start: {self.last_words()}") from error
         try:
-            self.qmp = QmpClient(self._connection, f"the {self.name}")
+            self.qmp = QmpClient(self._connection, f"the {self.name}", _START_SECONDS)
         except ConnectionLost as error:
             raise VmError(f"the {self.name} did not start: {self.last_words()}") from error
 

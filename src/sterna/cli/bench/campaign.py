@@ -85,7 +85,7 @@ def compare(
 
     :param check: called now and then; may raise
     :param note: is told of each measurement
-    :raise CliError: When something other than a migration fails.
+    :raise CliError: When the workload's guest cannot be.
     """
     try:
         config = guest_config(workload, settings.memory_bytes)
@@ -136,12 +136,12 @@ def _measure(
                 memory_bytes=config.memory_bytes, kernel=path, append=config.append, accel=config.accel
             )
             with machine_pair(variant, workload, guest, check) as pair:
-                measured = migrate(pair, guest, timeout, check)
+                measured = migrate(pair, int(config.board.ram_base), timeout, check)
     except Unavailable as error:
         series.unavailable = str(error)
         return None
     except (CeilingError, BedError) as error:
-        raise CliError(str(error)) from error
+        measured = Measurement(Outcome.FAILED, 0.0, error=str(error))
     series.measurements.append(measured)
     return measured
 

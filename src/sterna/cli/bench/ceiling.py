@@ -1,8 +1,9 @@
 """The raw ceiling: how fast two processes on this host pass RAM through sockets when they do nothing else.
 
-The sender's memory is filled like a source's, the receiver's is untouched like a destination's, both are what guest RAM is
-made of (`RamBlock`). Each channel is one TCP connection over loopback, with a `sendall` of its share of the memory at one end
-and `recv_into` to where it belongs at the other. The time is from the first byte to the answer that the last has arrived.
+The memory is what guest RAM is made of (`RamBlock`): the sender's full, the receiver's given by the host in advance, as in
+the migrations it is compared with. Each channel is one TCP connection over loopback, with a `sendall` of its share of the
+memory at one end and `recv_into` to where it belongs at the other. The time is from the first byte to the answer that the
+last has arrived.
 
 This module is also what the two processes run: ``python -m sterna.cli.bench.ceiling send|receive BYTES FD...``
 """
@@ -22,7 +23,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from sterna.cli.bench.host import recycle_memory
 from sterna.memory.ram import RamBlock
 from sterna.testbed.vm import die_with_parent
 
@@ -61,7 +61,6 @@ def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Ceil
             end.close()
         for process in (receiver, sender):
             _line(process, check)
-        recycle_memory(size)
         assert sender.stdin is not None
         sender.stdin.write(b"go\n")
         sender.stdin.flush()
@@ -153,7 +152,7 @@ def _in_parallel(
 def _main(role: str, size: int, fds: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ends = [socket.socket(fileno=fd) for fd in fds]
-    block = RamBlock("ceiling", size)
+    block = RamBlock("ceiling", size, populated=True)
     if role == "send":
         words = block.data.view(np.uint64)
         words[:] = np.arange(words.size, dtype=np.uint64)

@@ -38,13 +38,18 @@ def machine_pair(
 ) -> Iterator[Pair]:
     """Both processes, with their capabilities and parameters set.
 
+    Where the guest has memory, so has the destination in advance: what it costs the host to give memory for the first time
+    is not the migration's, and here and there many times as much.
+
     :param config: of the source; its kernel is the path of an image
     :param check: called now and then; may raise
     :raise Unavailable: When a capability or a parameter of the variant is refused.
     :raise VmError: When a process does not start.
     """
     make = _sterna if variant.who is Who.STERNA else _qemu
-    with make("source", config) as source, make("destination", replace(config, incoming=True)) as destination:
+    # What an idle guest has never touched is not to be touched at the destination either.
+    waiting = replace(config, incoming=True, preallocated=workload.touches_ram)
+    with make("source", config) as source, make("destination", waiting) as destination:
         for vm in (source, destination):
             vm.ready(check)
         limits = {
@@ -68,7 +73,8 @@ def _sterna(name: str, config: MachineConfig) -> Vm:
     arguments = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
     arguments += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel, "--serial", "null"]
     if config.incoming:
-        return SternaVm(name, [*arguments, "--incoming", "defer"])
+        prealloc = ["--mem-prealloc"] if config.preallocated else []
+        return SternaVm(name, [*arguments, *prealloc, "--incoming", "defer"])
     return SternaVm(name, [*arguments, "--kernel", config.kernel or "", "--append", config.append])
 
 
@@ -76,7 +82,7 @@ def _qemu(name: str, config: MachineConfig) -> Vm:
     arguments = ["-M", config.machine, "-cpu", config.cpu, "-smp", str(config.smp)]
     arguments += ["-m", f"{config.memory_bytes >> 20}M", "-serial", "null"]
     if config.incoming:
-        arguments += ["-incoming", "defer"]
+        arguments += ["-incoming", "defer", *(["-mem-prealloc"] if config.preallocated else [])]
     else:
         arguments += ["-kernel", config.kernel or "", "-append", config.append]
     return QemuVm(f"QEMU {name}", QEMU, arguments)

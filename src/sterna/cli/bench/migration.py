@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from sterna.cli.bench.host import cpu_seconds, recycle_memory
+from sterna.cli.bench.cputime import cpu_seconds
 from sterna.cli.bench.machines import Pair
 from sterna.cli.result import FINAL
 from sterna.guests.layout import DirtyramWord, GuestState, ProgramId, Status
-from sterna.machine.config import MachineConfig
 from sterna.monitor.client import ConnectionLost
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import guest_status, has_warmed_up
@@ -67,19 +66,17 @@ class Measurement:
         return asdict(self) | {"outcome": self.outcome.value}
 
 
-def migrate(pair: Pair, config: MachineConfig, timeout: float, check: Callable[[], None]) -> Measurement:
+def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]) -> Measurement:
     """Wait until the guest works at its steady pace, and migrate it.
 
-    :param config: of the guest
     :param timeout: seconds after which it is cancelled and counts as not converging
     :param check: called now and then; may raise
     :raise VmError: When anything but the migration fails.
     """
-    source, destination, ram_base = pair.source, pair.destination, int(config.board.ram_base)
+    source, destination = pair.source, pair.destination
     before = _warm_up(source, ram_base, check)
     rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
     uri = destination.incoming_uri()
-    recycle_memory(config.memory_bytes)
     writes = _writes(_status(source, ram_base))
     cpu = [cpu_seconds(vm.pid) for vm in (source, destination)]
     started = time.monotonic()

@@ -58,6 +58,11 @@ class Workload:
     def idle(self) -> bool:
         return self.load is None
 
+    @property
+    def touches_ram(self) -> bool:
+        """Whether the host has given most of the guest's memory."""
+        return not self.idle or self.content is not Content.NONE
+
 
 _MILD, _SEED, _HARD = Load(51200, 128, 20), Load(102580, 812, 30), Load(409600, 8192, 5)
 _LARGE, _USUAL = 2048 * MEBIBYTE, 1792 * MEBIBYTE
