@@ -130,7 +130,7 @@ def test_a_lost_destination_fails_the_demo() -> None:
 
 def test_a_throttled_guest_is_told() -> None:
     # Its 8 MB are dirty again after each pass, more than fits the downtime.
-    arguments = ("--append", "2000 100 10", "--memory", "64M", "--bandwidth", "20MB")
+    arguments = ("--append", "2000 100 10", "--memory", "64M", "--bandwidth", "20MB", "--policy", "fixed")
     done = subprocess.run(
         [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
@@ -159,11 +159,12 @@ def finished(passes: int) -> dict[str, Any]:
     """What `run_trial` gives of a small clock that migrated in no time."""
     return {
         "status": "completed", "error": None, "verified": True, "problems": [], "total_ms": 0.4,
-        "transferred_bytes": 4096, "downtime_ms": 0.2, "throttle_percent": 0, "clock_note": "x " * 80,
+        "transferred_bytes": 4096, "downtime_ms": 0.2, "predicted_downtime_ms": 0.3, "throttle_percent": 0,
+        "clock_note": "x " * 80,
         "passes": [record(1, 1) for _ in range(passes)],
         "ram_digest_source": "0" * 32, "ram_digest_destination": "0" * 32,
         "guest_gap_ms": 5.0, "guest_gap_exact": False,
-        "stage2": {"before": {"blocks_dissolved": 0}, "after": {"blocks_dissolved": 1, "faults_permission": 2}},
+        "stage2": {"before": {"blocks_dissolved": 0}, "during": {}, "after": {"blocks_dissolved": 1, "faults_permission": 2}},
         "guest": {"steps_before": 10**15, "steps_after": 10**16, "pages_checked": 0, "backward_steps": 0},
     }  # fmt: skip
 

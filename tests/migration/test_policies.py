@@ -69,7 +69,8 @@ def situation(
     rest = passes[-1].dirty_pages * page_bytes
     parts = DowntimeParts(last_pass=rest / rate * 1000, destination_load=fixed_ms)
     seconds = sum(p.seconds for p in passes) if elapsed is None else elapsed
-    return Situation(passes, rest, rest / rate, rate, parts, seconds, Limits(limit, throttle))
+    whole = passes[-1].dirty_pages * PAGE / rate
+    return Situation(passes, rest, rest / rate, whole, rate, parts, seconds, Limits(limit, throttle))
 
 
 def replay(policy: Policy, recorded: list[tuple[int, int, float, int]], **options: float) -> list[Decision]:

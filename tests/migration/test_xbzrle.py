@@ -1,5 +1,7 @@
 """The XBZRLE cache, and migrations with it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +9,13 @@ from hypothesis import strategies as st
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 
+from sterna.memory.digest import populated_chunks
 from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.migration import xbzrle_kernels
 from sterna.migration.pages import Batch, PassWork
 from sterna.migration.statistics import MigrationStatus
-from sterna.migration.xbzrlecache import EncodedBatch, XbzrleCache
+from sterna.migration.xbzrlecache import EncodedBatch, XbzrleCache, affordable_cache
 from sterna.stream import ram_kernels
 from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages
 from sterna.stream.reader import StreamReader
@@ -33,10 +36,12 @@ class Bytes:
 class Pair:
     """Two blocks of RAM, and the records that keep the second as the first."""
 
-    def __init__(self, cache_pages: int = PAGES, page_bits: int = 12) -> None:
+    def __init__(self, cache_pages: int = PAGES, page_bits: int = 12, from_start: bool = False) -> None:
         self.source, self.target = RamBlock("a", PAGES * 4096), RamBlock("a", PAGES * 4096)
         self.source.data[:] = np.random.default_rng(2).integers(1, 256, self.source.size, dtype=np.uint8)
-        self.cache = XbzrleCache([RamBlock("before", 3 * 4096), self.source], cache_pages << 12, page_bits)
+        self.cache = XbzrleCache(
+            [RamBlock("before", 3 * 4096), self.source], cache_pages << 12, page_bits, from_start=from_start
+        )
         self.decoder = RamDecoder([self.target], page_bits)
         pages = encode_pages(
             self.source, np.arange(PAGES, dtype=np.int64), suffix=END_OF_RECORDS, page_bits=page_bits
@@ -161,18 +166,68 @@ def test_the_last_pass_leaves_the_cache_alone() -> None:
     pair.check()
 
 
-def test_what_the_rest_will_cost_follows_what_the_last_pass_cost() -> None:
+def test_what_the_rest_will_cost_is_what_it_does_cost() -> None:
     pair = Pair()
     everything = PassWork([(pair.source, np.arange(PAGES, dtype=np.int64))])
-    assert pair.cache.rest_bytes(everything) == PAGES * 4104
+    assert pair.cache.rest_bytes(PassWork([])) == 0
+    assert pair.cache.rest_bytes(everything) == pytest.approx(PAGES * 4104, abs=10)
     pair.send(*range(8))
-    pair.cache.finish_pass()
     pair.source.data[::4096] ^= 1
-    sent = pair.send(*range(8))
-    pair.cache.finish_pass()
-    changes = sent.nbytes - 8
-    assert pair.cache.rest_bytes(everything) == pytest.approx(changes + 8 * 4104)
-    assert pair.cache.encode_seconds(everything) > 0
+    before = [pair.cache._keys.tolist(), pair.cache._ages.tolist(), pair.cache._counts.tolist()]
+    expected = pair.cache.rest_bytes(everything)
+    assert [pair.cache._keys.tolist(), pair.cache._ages.tolist(), pair.cache._counts.tolist()] == before
+    assert expected == pytest.approx(8 * (8 + 3 + 3) + 8 * 4104, abs=10)
+    assert pair.send(*range(PAGES)).nbytes == pytest.approx(expected, abs=10)
+    pair.check()
+
+
+def test_sparse_pages_go_as_what_differs_from_zeros() -> None:
+    pair = Pair(from_start=True)
+    pair.page(3)[:] = 0
+    pair.page(3)[[9, 4000]] = 1
+    sent = pair.send(3)
+    assert kinds(sent) == (0, 0, 1)
+    # A zero record, then a change: word, encoding and length, two pairs of lengths and a byte.
+    assert sent.nbytes == (8 + 2 + 1) + (8 + 3 + (1 + 1 + 1) + (2 + 1 + 1)) + 8
+    pair.check()
+    pair.page(3)[2000] = 7
+    assert pair.send(3).nbytes == 8 + 2 + 3 + (2 + 1 + 1) + 8, "it is in the cache"
+    pair.check()
+    assert kinds(pair.send(4)) == (1, 0, 0), "a dense page goes whole"
+    pair.page(5)[:3000] = 0
+    assert pair.send(5).nbytes < 1200
+    pair.page(6)[:2040] = 0
+    assert kinds(pair.send(6)) == (1, 0, 0), "and so does one whose code is not much shorter than it is"
+    pair.check()
+
+
+def test_a_page_known_to_be_zero_takes_no_memory() -> None:
+    with RamBlock("a", 64 << 20) as block:
+        cache = XbzrleCache([block], 64 << 20, from_start=True)
+        for first in range(0, block.pages, 512):
+            cache.encode(Batch(block, np.arange(first, first + 512)), 1)
+        assert not populated_chunks(cache._memory).any()
+        block.data[5 << 20] = 1
+        changed = np.array([5 << 8])
+        assert cache.encode(Batch(block, changed), 2).nbytes < 40
+        block.data[(5 << 20) + 1] = 1
+        assert cache.encode(Batch(block, changed), 3).nbytes < 40
+        block.data[5 << 20 : 6 << 20] = 0
+        assert cache.encode(Batch(block, changed), 4).zero == 1
+        block.data[(5 << 20) + 2] = 1
+        assert cache.encode(Batch(block, changed), 5).nbytes < 40
+        assert not populated_chunks(cache._memory).any(), "nor does one that is hardly more"
+        block.data[5 << 20 : (5 << 20) + 100] = np.arange(1, 101)
+        assert cache.encode(Batch(block, changed), 6).saved == 1
+        assert populated_chunks(cache._memory).sum() == 1
+        cache.close()
+
+
+def test_the_host_is_asked_for_no_more_than_it_can_spare() -> None:
+    text = Path("/proc/meminfo").read_text()
+    available = int(text.split("MemAvailable:")[1].split()[0]) << 10
+    assert affordable_cache(5 << 20) == 8 << 20
+    assert available // 4 < affordable_cache(1 << 60) <= available
 
 
 def test_a_cache_larger_than_ram_takes_no_more_than_ram() -> None:
@@ -183,6 +238,7 @@ def test_a_cache_larger_than_ram_takes_no_more_than_ram() -> None:
         cache.close()
 
 
+@pytest.mark.parametrize("from_start", [False, True])
 @pytest.mark.parametrize("page_bits", [10, 12])
 @settings(max_examples=60, deadline=None)
 @given(
@@ -198,9 +254,9 @@ def test_a_cache_larger_than_ram_takes_no_more_than_ram() -> None:
     st.sampled_from([1, 4, 16, 64]),
 )
 def test_ram_follows_whatever_the_guest_writes(
-    page_bits: int, passes: list[list[tuple[int, int, int, int]]], cache_pages: int
+    page_bits: int, from_start: bool, passes: list[list[tuple[int, int, int, int]]], cache_pages: int
 ) -> None:
-    pair = Pair(cache_pages, page_bits)
+    pair = Pair(cache_pages, page_bits, from_start)
     for number, writes in enumerate(passes):
         for page, at, size, value in writes:
             if value == 0:
@@ -208,6 +264,8 @@ def test_ram_follows_whatever_the_guest_writes(
             else:
                 pair.page(page)[at : at + size] ^= value
         dirty = sorted({page for page, *_ in writes})
+        if number % 2:
+            pair.cache.rest_bytes(PassWork([(pair.source, np.array(dirty, dtype=np.int64))]))
         pair.send(*dirty, keep=number < len(passes) - 1)
         pair.cache.finish_pass()
         pair.check()
@@ -218,11 +276,12 @@ def test_ram_follows_whatever_the_guest_writes(
 @given(st.data())
 def test_the_kernel_and_its_twin_agree(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        pairs = [Pair(4), Pair(4)]
-        for _ in range(4):
+        from_start = data.draw(st.booleans())
+        pairs = [Pair(4, from_start=from_start), Pair(4, from_start=from_start)]
+        for number in range(4):
             seed = data.draw(st.integers(0, 99))
             dirty = sorted(data.draw(st.sets(st.integers(0, PAGES - 1), max_size=9)))
-            keep = data.draw(st.booleans())
+            keep = number < 3 or data.draw(st.booleans())
             outcomes = []
             for pair, kernel in zip(
                 pairs, (xbzrle_kernels.encode_changes, xbzrle_kernels.encode_changes_twin), strict=True
@@ -234,11 +293,14 @@ def test_the_kernel_and_its_twin_agree(data: st.DataObject) -> None:
                     pair.page(page)[at] = rng.integers(0, 256, at.size)
                     if rng.integers(0, 5) == 0:
                         pair.page(page)[:] = 0
+                    if rng.integers(0, 3) == 0:
+                        pair.page(page)[rng.integers(0, 4096, 5)[0] :] = 0
                 sent = pair.send(*dirty, keep=keep)
                 pair.check()
                 cache = pair.cache
                 outcomes.append((kinds(sent), sent.nbytes, sent.iov[:, 1].tolist(), cache._keys.tolist()))
                 outcomes[-1] += (cache._ages.tolist(), cache._counts.tolist(), cache._memory.data.tobytes())
+                outcomes[-1] += (cache._states.tolist(), cache._codes.tolist())
             assert outcomes[0] == outcomes[1]
 
 
@@ -248,6 +310,7 @@ def switch_on(host: Host, **parameters: object) -> None:
 
 
 # Slow enough that pages change between passes, and never so that all of the rest fits.
+QEMU_RULES = {"x-sterna-policy": "fixed"}
 SLOW = {"max-bandwidth": 4 << 20, "downtime-limit": 0}
 
 
@@ -282,27 +345,61 @@ def test_a_running_guest_moves_with_xbzrle() -> None:
         assert info.normal_pages <= 200 + info.xbzrle.cache_miss
 
 
-def test_without_the_capability_there_are_no_xbzrle_numbers() -> None:
+@pytest.mark.parametrize("why", ["the user says no", "QEMU's rules"])
+def test_without_the_capability_there_are_no_xbzrle_numbers(why: str) -> None:
     with hosts(source_guest(), waiting_guest()) as (here, there):
+        if why == "the user says no":
+            here.controller.set_capabilities({"xbzrle": False})
+        else:
+            here.controller.set_parameters({"x-sterna-policy": "fixed"})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.xbzrle is None
         assert "xbzrle-cache" not in info.to_qmp()
 
 
+def test_the_policy_chooses_encoding_from_the_start() -> None:
+    """A guest with little on each page: all of it becomes a fraction, in pass 1 too."""
+    with hosts(source_guest(400, steps=800), waiting_guest(400)) as (here, there):
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert info.verified is True
+        assert info.xbzrle is not None
+        assert info.normal_pages == 0
+        assert info.transferred < 400 * 100 + 10_000
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+
+
+def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sterna.migration.convergence.adaptive._is_encoding_worth_it", lambda situation: False
+    )
+    with hosts(source_guest(200), waiting_guest(200)) as (here, there):
+        here.controller.set_parameters(SLOW)
+        here.controller.migrate(there.controller.incoming(TCP))
+        here.wait_pass(4)
+        number = 5
+        while not here.controller.info().normal_pages:
+            here.wait_pass(number)
+            number += 1
+        here.controller.set_parameters({"downtime-limit": 1000, "max-bandwidth": 0})
+        info = here.outcome()
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert assert_one_runs(here.guest, there.guest) is there.guest
+
+
 def test_small_changes_converge_where_whole_pages_would_not() -> None:
     """The guest dirties all of its pages in every pass; as changes they fit the downtime limit."""
     with hosts(source_guest(400, steps_per_ms=40), waiting_guest(400)) as (here, there):
-        switch_on(here, **{"max-bandwidth": 4 << 20, "downtime-limit": 60, "xbzrle-cache-size": 2 << 20})
-        here.controller.set_parameters({"x-sterna-max-throttle": 0})
+        switch_on(here, **{"max-bandwidth": 40_000, "downtime-limit": 60, "xbzrle-cache-size": 2 << 20})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is MigrationStatus.COMPLETED, info.error
-        assert info.passes[-2].dirty_pages_after * 4096 > 0.06 * (4 << 20), "more than fits as whole pages"
+        assert info.passes[-2].dirty_pages_after * 4096 > 0.06 * 40_000, "more than fits as whole pages"
         assert assert_one_runs(here.guest, there.guest) is there.guest
 
 
 def test_a_cancelled_migration_and_the_next_one_begin_with_an_empty_cache() -> None:
     with hosts(source_guest(200), waiting_guest(200), waiting_guest(200)) as (here, there, elsewhere):
-        switch_on(here, **SLOW)
+        switch_on(here, **SLOW, **QEMU_RULES)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(4)
         here.controller.cancel()

@@ -135,6 +135,21 @@ def change(page: int, code: bytes, name: str = "toy.ram") -> bytes:
     return head + b"\1" + len(code).to_bytes(2, "big") + code
 
 
+@pytest.mark.parametrize("step", [None, 1, 7])
+def test_a_change_of_a_zero_page_completes_it(step: int | None) -> None:
+    """Sparse pages go as zeros and what differs; that is no new pass, unless something comes between."""
+    sparse = records("1!") + change(1, b"\x05\x03abc")
+    parts = [records("0 2") + change(2, b"\0\1z"), sparse + records("3 4 5 6 7")]
+    found = survey_both(ram_stream(*parts), step)
+    assert found.flaw() is None
+    assert [(one.normal, one.zero, one.changed) for one in found.passes] == [(2, 0, 0), (5, 1, 2)]
+    found = survey_both(ram_stream(sparse, sparse), step)
+    assert [(one.normal, one.zero, one.changed) for one in found.passes] == [(0, 1, 1), (0, 1, 1)]
+    found = survey_both(ram_stream(records("1!"), change(1, b"\0\1z")), step)
+    assert [(one.normal, one.zero, one.changed) for one in found.passes] == [(0, 1, 0), (0, 0, 1)]
+    assert found.blocks[0].repeated == 1
+
+
 def test_changes_are_applied() -> None:
     """The digests are those of the stream that sends the same pages whole."""
     parts = [records("0 1 2 3!"), records("4 5 6 7"), change(1, b"\x05\x03abc"), change(3, b"\x00\x01z")]

@@ -37,6 +37,9 @@ from sterna.cli.errors import ExitCode, UsageError
     show_default=True,
     help="Slow the guest down if it dirties memory faster than it can be sent.",
 )
+@click.option(
+    "--policy", default="adaptive", show_default=True, help="Or fixed (QEMU's rules), or deadline:SECONDS."
+)
 @click.option("--json", is_flag=True, help="Print one JSON object.")
 def command(
     machine: str,
@@ -49,6 +52,7 @@ def command(
     bandwidth: str,
     downtime_limit: str,
     auto_converge: bool,
+    policy: str,
     json: bool,
 ) -> int:
     """Migrate a guest that dirties memory between two processes over TCP, and check everything.
@@ -62,7 +66,7 @@ def command(
     from sterna.cli.display import choose_display
     from sterna.cli.follow import Interrupts
     from sterna.cli.rehearsal import rehearse
-    from sterna.cli.settings import bandwidth_value, duration_value
+    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
     from sterna.cli.trial import TrialSettings, run_trial
     from sterna.cli.trialreport import report_lines
     from sterna.guests.catalog import PROGRAMS, GuestError, validate
@@ -86,7 +90,11 @@ def command(
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
     settings = TrialSettings(
-        config, bandwidth_value(bandwidth), duration_value(downtime_limit), auto_converge
+        config,
+        bandwidth_value(bandwidth),
+        duration_value(downtime_limit),
+        auto_converge,
+        policy_values(policy),
     )
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         rehearse(display, interrupts, accel)

@@ -44,8 +44,13 @@ class Stamp:
 
 
 def prepare_kernels() -> None:
-    """Have the kernels of the stream at hand before a guest needs them; say so when that takes a while."""
-    from sterna.stream.ram import warm_up
+    """Have the kernels of a migration at hand before a guest needs them; say so when that takes a while."""
+    from sterna.migration.xbzrlecache import warm_up as warm_up_xbzrle
+    from sterna.stream.ram import warm_up as warm_up_records
+
+    def warm_up() -> None:
+        warm_up_records()
+        warm_up_xbzrle()
 
     _prepare("warmed-up", warm_up)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sterna.cli.display import Display
@@ -39,12 +39,14 @@ _GAP_SLACK_MS = 500.0
 class TrialSettings:
     """:ivar config: of the source's machine
     :ivar bandwidth: bytes per second, 0 for no limit
+    :ivar policy: migration parameters that choose it
     """
 
     config: MachineConfig
     bandwidth: int
     downtime_limit_ms: int
     auto_converge: bool
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts) -> dict[str, Any]:
@@ -104,13 +106,14 @@ class _Trial:
 
     def _migrate(self) -> dict[str, Any]:
         [address] = self._destination.command("query-migrate")["socket-address"]
-        self._source.command(
-            "migrate-set-parameters",
-            max_bandwidth=self._settings.bandwidth,
-            downtime_limit=self._settings.downtime_limit_ms,
-            x_sterna_verify="on",
+        parameters = {
+            "max-bandwidth": self._settings.bandwidth,
+            "downtime-limit": self._settings.downtime_limit_ms,
+            "x-sterna-verify": "on",
             **_THROTTLE,
-        )
+            **self._settings.policy,
+        }
+        self._source.command("migrate-set-parameters", **parameters)
         converge = {"capability": "auto-converge", "state": self._settings.auto_converge}
         self._source.command("migrate-set-capabilities", capabilities=[converge])
         self._source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")

@@ -32,7 +32,7 @@ def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str
         ("migrated", f"in {format_seconds(seconds)}, {format_size(result['transferred_bytes'])} sent, "
          f"{format_rate(result['transferred_bytes'] / seconds)}"),
         *_pass_rows(result["passes"]),
-        ("downtime", f"{result['downtime_ms']:.1f} ms, {result['predicted_downtime_ms']:.1f} ms predicted; "
+        ("downtime", f"{result['downtime_ms']:.1f} ms, {result['predicted_downtime_ms'] or 0:.1f} ms predicted; "
          f"by the guest's own counter {_gap(result)}"),
         ("stage 2", _stage2_row(result["stage2"])),
         ("RAM digest", f"{result['ram_digest_source']} at the source"),

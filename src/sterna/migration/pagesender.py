@@ -16,6 +16,10 @@ from sterna.stream import ram, sections
 RAM_ID = 1
 """Number of the ram section in our streams."""
 _LARGEST_PIECE = 4 << 20
+_SLOW = 400_000_000
+"""Bytes per second: below this a limit leaves time for encoding."""
+_SPARE = 0.5
+"""So does a link, or a destination, that is waited for this share of the time."""
 PART = sections.section_part(RAM_ID)
 PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
 
@@ -68,6 +72,10 @@ class PageSender(Protocol):
         """Bytes that were handed to the kernel and are known not to have arrived yet."""
         ...
 
+    def send_whole(self) -> None:
+        """From now on no page is sent as what changed in it."""
+        ...
+
     def close(self) -> None:
         """Let go of channels of its own."""
         ...
@@ -87,6 +95,7 @@ class RecordSender:
         self._limiter = limiter
         self._cache = cache
         self._page_bits = page_bits
+        self._seconds = 0.0
 
     def send_part(self, data: bytes, *, final: bool) -> Sent:
         self._channel.send(data)
@@ -101,7 +110,7 @@ class RecordSender:
                 self._limiter.pace(len(data))
             self._channel.send(data)
             size, zero_pages = len(data), pages
-        elif self._cache is not None and number > 1:
+        elif self._cache is not None and (number > 1 or self._is_worth_encoding(self._cache, batch)):
             changes = self._cache.encode(batch, number, prefix=PART, suffix=PART_END, keep=not final)
             encoded_at = time.monotonic()
             send_paced(self._channel, changes.iov, self._limiter, final=final)
@@ -113,10 +122,22 @@ class RecordSender:
             send_paced(self._channel, encoded.iov, self._limiter, final=final)
             size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
         now = time.monotonic()
+        self._seconds += now - started
         return Sent(size, pages, zero_pages, saved_pages, now - started, encoded_at - started)
 
     def finish_pass(self, *, final: bool) -> Sent:
         return Sent(0)
+
+    def send_whole(self) -> None:
+        self._cache = None
+
+    def _is_worth_encoding(self, cache: XbzrleCache, batch: Batch) -> bool:
+        """Whether pages of the first pass are: there is time for it, or they become much smaller."""
+        if not cache.from_start:
+            return False
+        waited = self._limiter.waited_seconds + self._channel.waited_seconds
+        spare = 0 < self._limiter.rate < _SLOW or waited > self._seconds * _SPARE
+        return spare or cache.looks_sparse(batch)
 
     def unsent_bytes(self) -> int:
         return self._channel.unsent_bytes()

@@ -83,9 +83,12 @@ class Precopy:
                     return work
                 case GiveUp(reason):
                     raise GivenUp(reason)
-                case Continue(throttle, verdict):
+                case Continue(throttle, verdict, encode):
                     self._set_throttle(throttle)
                     self.progress.note(verdict=verdict)
+                    if not encode and not self.parameters.xbzrle:
+                        self.pages.send_whole()
+                        self.cache = None
 
     def send_rest(self, rest: PassWork) -> None:
         """The last pass: the guest is stopped.
@@ -168,6 +171,7 @@ class Precopy:
             self._passes,
             size,
             self._forecast.next_pass_seconds(work.pages, size, self.limiter.rate),
+            self._forecast.whole_pass_seconds(work.pages, self.limiter.rate),
             self.progress.bandwidth.bytes_per_second,
             predicted,
             self.progress.elapsed_seconds,

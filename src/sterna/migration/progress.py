@@ -176,6 +176,7 @@ class Progress:
                 remaining=max(0, info.remaining - pages * PAGE_SIZE),
                 zero_pages=info.zero_pages + zero_pages,
                 normal_pages=info.normal_pages + pages - zero_pages - saved_pages,
+                saved_pages=info.saved_pages + saved_pages,
             )
             if pages > zero_pages or self.bandwidth.bytes_per_second == 0:
                 self.bandwidth.add(size, pages, seconds)

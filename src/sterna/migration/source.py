@@ -20,6 +20,7 @@ from enum import Enum
 from itertools import pairwise
 
 from sterna.memory.digest import RamDigest, digest_ram
+from sterna.memory.ram import RamError
 from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
@@ -37,13 +38,13 @@ from sterna.migration.guest import Guest
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import LastSent, PassWork
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
-from sterna.migration.parameters import Parameters, Verify
+from sterna.migration.parameters import Parameters, PolicyName, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.precopy import Precopy
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import DowntimeParts, MigrationStatus
-from sterna.migration.xbzrlecache import XbzrleCache
+from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
 from sterna.stream.multifd import NO_UUID
@@ -213,9 +214,8 @@ class Source:
     # -- phases ----------------------------------------------------------------------------------------------
 
     def _migrate(self) -> None:
-        if self.parameters.xbzrle:
-            size = self.parameters.xbzrle_cache_size
-            self._cache = XbzrleCache(self.guest.ram_blocks, size, self._page_bits)
+        self._cache = self._make_cache()
+        if self._cache is not None:
             self.progress.note(xbzrle=self._cache.statistics)
         with self.uri.connect(self._cancellation) as channel, closing(self._page_sender(channel)) as pages:
             peer = Peer(channel)
@@ -257,6 +257,25 @@ class Source:
         return VerificationError(
             verify.locate(self.guest.ram_blocks, nack.block, nack.chunk, nack.pages, self._last_sent)
         )
+
+    def _make_cache(self) -> XbzrleCache | None:
+        """The XBZRLE cache, if the user asked for one or left it to the policy.
+
+        :raise RamError: When the user asked, and the host refuses the memory.
+        """
+        blocks, own = self.guest.ram_blocks, self.parameters.policy is not PolicyName.FIXED
+        if self.parameters.xbzrle:
+            return XbzrleCache(blocks, self.parameters.xbzrle_cache_size, self._page_bits, from_start=own)
+        # QEMU and sterna take XBZRLE whether or not they are told; who reads a file or a pipe is not known.
+        if not (own and self.parameters.may_choose_xbzrle and isinstance(self.uri, uris.ListeningUri)):
+            return None
+        size = affordable_cache(sum(block.size for block in blocks))
+        if self._multifd is not None or not size:
+            return None
+        try:
+            return XbzrleCache(blocks, size, self._page_bits, from_start=True)
+        except RamError:
+            return None
 
     def _page_sender(self, channel: Channel) -> PageSender:
         if self._multifd is None:

@@ -8,7 +8,7 @@ what the look at its end found: the work of the next pass. The last pass runs wh
 since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
 - **Multifd bytes**: those of transferred that went on multifd channels, packet headers included.
 - **Duplicate** pages held only zeros and went as a mark; **normal** pages went whole.
-With XBZRLE, pages that went as what changed, and pages that had not changed, are neither.
+With XBZRLE, pages that went as what changed, and pages that had not changed, are neither; they are **saved**.
 - **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
 - **Dirty rate**: pages found dirty at the last look, over the time since the look before.
 - **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
@@ -206,6 +206,7 @@ class MigrationInfo:
     total: int = 0
     zero_pages: int = 0
     normal_pages: int = 0
+    saved_pages: int = 0
     dirty_pages_rate: float = 0.0
     bytes_per_second: float = 0.0
     pages_per_second: float = 0.0
@@ -287,6 +288,7 @@ class MigrationInfo:
                 "clock-offset-ns": self.clock_offset_ns,
                 "in-doubt": self.in_doubt,
             }
+            extras["saved-pages"] = self.saved_pages
             extras |= {"policy": self.policy, "verdict": self.verdict}
             if self.predicted_downtime is not None:
                 extras["predicted-downtime-ms"] = round(self.predicted_downtime.total, 3)

@@ -16,12 +16,17 @@ Numbers = NDArray[np.int64]
 KEPT_PASSES = 2
 """A page in the cache that was used within so many passes is not displaced by another."""
 
-NORMAL, ZERO, HITS, CODES, CODE_BYTES, MISSES, OVERFLOWS = range(7)
+NORMAL, ZERO, HITS, CODES, CODE_BYTES, MISSES, OVERFLOWS, SPARSE = range(8)
 """What is counted: pages sent whole, pages sent as zero, pages looked up and found in the cache, pages sent as
 code, bytes of their records (without the word before each) and of pages that overflowed, pages not found,
-pages that overflowed.
+pages that overflowed, pages sent as code on zeros.
 """
-COUNTERS = 7
+COUNTERS = 8
+
+CLEAR, HELD, CODED = range(3)
+"""How a page is kept: it is zero; it is in the place's memory; or it is short as a code on zeros, and that is kept."""
+CODE_ROOM = 64
+"""Bytes for such a code, the first two of them its length."""
 
 _ZERO, _PAGE, _XBZRLE, _CONTINUE = (
     int(RamFlag.ZERO),
@@ -30,8 +35,84 @@ _ZERO, _PAGE, _XBZRLE, _CONTINUE = (
     int(RamFlag.CONTINUE),
 )
 _CODE_HEAD = 3
-_NORMAL, _ZEROS, _HITS, _CODES, _CODE_BYTES, _MISSES, _OVERFLOWS = range(7)
+_SAMPLED = 16
+_NORMAL, _ZEROS, _HITS, _CODES, _CODE_BYTES, _MISSES, _OVERFLOWS, _SPARSE = range(8)
+_CLEAR, _HELD, _CODED = CLEAR, HELD, CODED
+_CODE_START = 2
 _apply, _encode = xbzrle.apply, xbzrle.encode
+
+
+def _is_sparse_twin(page: Words) -> bool:
+    step = page.size // _SAMPLED
+    return int(np.count_nonzero(page[step // 2 :: step])) <= _SAMPLED // 2
+
+
+@kernel(twin=_is_sparse_twin)
+def is_sparse(page: Words) -> bool:
+    """Whether a page seems to be zeros for the most part, by a few of its words."""
+    step = page.size // _SAMPLED
+    found = 0
+    for i in range(step // 2, page.size, step):
+        if page[i] != np.uint64(0):
+            found += 1
+    return found <= _SAMPLED // 2
+
+
+def _kept_page_twin(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) -> Words:
+    if state == HELD:
+        return kept
+    old[:] = 0
+    if state == CODED:
+        length = int(short[0]) | int(short[1]) << 8
+        xbzrle.apply.twin(short[_CODE_START : _CODE_START + length], old.view(np.uint8))  # type: ignore[attr-defined]
+    return old
+
+
+@kernel(twin=_kept_page_twin)
+def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) -> Words:
+    """A page as it is kept.
+
+    :param kept: the place's memory
+    :param short: the place's code
+    :param old: room for a page
+    """
+    if state == _HELD:
+        return kept
+    if state == _CLEAR:
+        return zeros
+    for i in range(old.size):
+        old[i] = 0
+    length = int(short[0]) | int(short[1]) << 8
+    _apply(short[_CODE_START : _CODE_START + length], old.view(np.uint8))
+    return old
+
+
+def _keep_twin(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
+    length = xbzrle.OVERFLOW
+    if sparse and _is_sparse_twin(page):
+        length = xbzrle.encode.twin(zeros, page, short[_CODE_START:])  # type: ignore[attr-defined]
+    if length < 0:
+        kept[:] = page
+        return HELD
+    short[0], short[1] = length & 0xFF, length >> 8
+    return CODED
+
+
+@kernel(twin=_keep_twin)
+def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
+    """Keep a page that is not zero, as a short code if it has one.
+
+    :return: how it is kept
+    """
+    length = -1
+    if sparse and is_sparse(page):
+        length = _encode(zeros, page, short[_CODE_START:])
+    if length < 0:
+        _copy(kept, page)
+        return _HELD
+    short[0] = length & 0xFF
+    short[1] = length >> 8
+    return _CODED
 
 
 def encode_changes_twin(
@@ -47,9 +128,14 @@ def encode_changes_twin(
     cached: Words,
     keys: Numbers,
     ages: Numbers,
+    states: Bytes,
+    codes: Bytes,
     age: int,
     keep: bool,
+    zeros: Words,
+    sparse: bool,
     scratch: Words,
+    old: Words,
     counts: Numbers,
     iov: Words,
     apart: Numbers,
@@ -66,48 +152,62 @@ def encode_changes_twin(
         guest = words[page * size // 8 : (page + 1) * size // 8]
         hit = keys[slot] == key
         enters = not hit and keep and (keys[slot] < 0 or ages[slot] + KEPT_PASSES <= age)
-        source, flags, code = hva + page * size, _PAGE, b""
+        source, kinds, code = hva + page * size, [_PAGE], b""
         scratch[:] = guest
         if hit or enters:
             keys[slot], ages[slot] = key, age
+        short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
+        before = _kept_page_twin(int(states[slot]), kept, short, zeros, old)
         if not scratch.any():
-            flags = _ZERO
+            kinds = [_ZERO]
             counts[ZERO] += 1
-            if hit or enters:
-                kept[:] = 0
-        elif hit:
-            counts[HITS] += 1
-            target = np.empty(size, dtype=np.uint8)
-            length = xbzrle.encode.twin(kept, scratch, target)  # type: ignore[attr-defined]
-            if length == xbzrle.UNCHANGED:
-                continue
-            if length == xbzrle.OVERFLOW:
-                counts[OVERFLOWS] += 1
-                counts[CODE_BYTES] += size
-            else:
-                flags = _XBZRLE
-                code = bytes((XBZRLE_ENCODING, *length.to_bytes(2, "big"))) + target[:length].tobytes()
-                counts[CODES] += 1
-                counts[CODE_BYTES] += len(code) + (0 if named else name.size)
-            if keep:
-                kept[:] = scratch
-                source = cache_hva + slot * size
+            if (hit and keep) or enters:
+                states[slot] = CLEAR
         else:
-            counts[MISSES] += 1
-            if enters:
-                kept[:] = scratch
-                source = cache_hva + slot * size
-        if flags == _PAGE and apart.size:
+            target, length = np.empty(size, dtype=np.uint8), xbzrle.OVERFLOW
+            if hit:
+                counts[HITS] += 1
+                length = xbzrle.encode.twin(before, scratch, target)  # type: ignore[attr-defined]
+                if length == xbzrle.UNCHANGED:
+                    continue
+                if length == xbzrle.OVERFLOW:
+                    counts[OVERFLOWS] += 1
+                    counts[CODE_BYTES] += size
+                else:
+                    kinds = [_XBZRLE]
+            else:
+                counts[MISSES] += 1
+                if sparse and _is_sparse_twin(scratch):
+                    target = target[: size // 2]
+                    length = xbzrle.encode.twin(zeros, scratch, target)  # type: ignore[attr-defined]
+                    if length != xbzrle.OVERFLOW:
+                        kinds = [_ZERO, _XBZRLE]
+                        counts[SPARSE] += 1
+            if length != xbzrle.OVERFLOW:
+                code = bytes((XBZRLE_ENCODING, *length.to_bytes(2, "big"))) + target[:length].tobytes()
+                if hit:
+                    counts[CODES] += 1
+                    counts[CODE_BYTES] += len(code) + (0 if named else name.size)
+            if (hit and keep) or enters:
+                if length == xbzrle.OVERFLOW or (hit and states[slot] == HELD):
+                    kept[:] = scratch
+                    states[slot] = HELD
+                    source = cache_hva + slot * size
+                else:
+                    states[slot] = _keep_twin(scratch, kept, short, zeros, sparse)
+        if kinds == [_PAGE] and apart.size:
             counts[NORMAL] += 1
             apart[len(rows)] = page
             rows.append((source, size))
             continue
-        head = (page << page_bits | flags | (_CONTINUE if named else 0)).to_bytes(8, "big")
-        record = head + (b"" if named else name.tobytes()) + (b"\0" if flags == _ZERO else b"") + code
-        named = True
-        out[used : used + len(record)] = bytearray(record)
-        used += len(record)
-        if flags == _PAGE:
+        for kind in kinds:
+            head = (page << page_bits | kind | (_CONTINUE if named else 0)).to_bytes(8, "big")
+            body = b"\0" if kind == _ZERO else code
+            record = head + (b"" if named else name.tobytes()) + body
+            named = True
+            out[used : used + len(record)] = bytearray(record)
+            used += len(record)
+        if kinds == [_PAGE]:
             counts[NORMAL] += 1
             page_bytes += size
             rows += [(base + run, used - run), (source, size)]
@@ -145,6 +245,26 @@ def _is_zero(words: Words) -> bool:
     return True
 
 
+def _put_head_twin(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
+    head = (word | (_CONTINUE if named else 0)).to_bytes(8, "big") + (b"" if named else name.tobytes())
+    out[used : used + len(head)] = bytearray(head)
+    return used + len(head)
+
+
+@kernel(twin=_put_head_twin)
+def _put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
+    if named:
+        word |= _CONTINUE
+    for shift in range(8):
+        out[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
+    used += 8
+    if not named:
+        for j in range(name.size):
+            out[used + j] = name[j]
+        used += name.size
+    return used
+
+
 @kernel(twin=encode_changes_twin)
 def encode_changes(
     words: Words,
@@ -159,9 +279,14 @@ def encode_changes(
     cached: Words,
     keys: Numbers,
     ages: Numbers,
+    states: Bytes,
+    codes: Bytes,
     age: int,
     keep: bool,
+    zeros: Words,
+    sparse: bool,
     scratch: Words,
+    old: Words,
     counts: Numbers,
     iov: Words,
     apart: Numbers,
@@ -176,15 +301,21 @@ def encode_changes(
     :param first_key: number of the block's first page among the pages of all blocks
     :param name: the block's name as the first record carries it, its length before it
     :param suffix: bytes to follow the last record
-    :param out: where all but whole pages goes, with `used` bytes in it already, and room for 11 bytes and one
+    :param out: where all but whole pages goes, with `used` bytes in it already, and room for 20 bytes and one
         page for each page, name and suffix
     :param addresses: of the block's first byte, of `out`, and of `cached`
     :param cached: the pages in the cache; how many is a power of two
     :param keys: which page is in each place; -1 is none
     :param ages: number of the pass in which it was last used
+    :param states: `CLEAR`, `HELD` or `CODED`; only a page that is held takes memory of `cached`
+    :param codes: `CODE_ROOM` bytes for each place
     :param age: number of this pass
-    :param keep: whether the cache is kept up to date; not in the last pass
+    :param keep: whether the cache is kept up to date; not in the last pass, nor when nothing is sent
+    :param zeros: a page of zeros
+    :param sparse: whether a page that is not in the cache, and seems to be zeros for the most part, goes as a zero record and
+        what differs from that
     :param scratch: room for one page
+    :param old: room for another
     :param counts: `COUNTERS` counters, increased
     :param iov: `shape (at least 2 * pages + 1, 2)`
     :param apart: empty, or as long as `pages`: then pages that are sent whole have no records, their numbers go here, and only
@@ -207,44 +338,66 @@ def encode_changes(
         guest = words[page * per_page : (page + 1) * per_page]
         kept = cached[slot * per_page : (slot + 1) * per_page]
         source = addresses[0] + np.uint64(page * size)
-        length = 0
+        length = -1
         flags = _PAGE
-        head = used + 8 + (0 if named else name.size)
         if hit or enters:
             keys[slot] = key
             ages[slot] = age
+        short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
+        # Room for the record before, which says that the page is zero.
+        head = used + 8 + (0 if named else name.size) + (0 if hit else 9)
+        code = out[head + _CODE_HEAD : head + _CODE_HEAD + size]
         if hit:
             _copy(scratch, guest)
             if _is_zero(scratch):
                 flags = _ZERO
-                _copy(kept, scratch)
+                if keep:
+                    states[slot] = _CLEAR
             else:
                 counts[_HITS] += 1
-                code = out[head + _CODE_HEAD : head + _CODE_HEAD + size]
-                length = _encode(kept, scratch, code)
+                held = states[slot] == _HELD
+                length = _encode(_kept_page(states[slot], kept, short, zeros, old), scratch, code)
                 if length == 0:
                     continue
                 if length < 0:
                     counts[_OVERFLOWS] += 1
                     counts[_CODE_BYTES] += size
-                    if keep:
-                        _copy(kept, scratch)
-                        source = addresses[2] + np.uint64(slot * size)
                 else:
                     flags = _XBZRLE
                     counts[_CODES] += 1
                     counts[_CODE_BYTES] += head - used - 8 + _CODE_HEAD + length
-                    if keep:
+                if keep:
+                    if length < 0:
+                        _copy(kept, scratch)
+                        states[slot] = _HELD
+                        source = addresses[2] + np.uint64(slot * size)
+                    elif held:
                         # From the code rather than the copy: little is written, and it is what the peer does.
                         _apply(code[:length], kept.view(np.uint8))
+                    else:
+                        states[slot] = _keep(scratch, kept, short, zeros, sparse)
         elif _is_zero(guest):
             flags = _ZERO
             if enters:
-                kept[:] = 0
+                states[slot] = _CLEAR
         else:
             counts[_MISSES] += 1
-            if enters:
+            if sparse and is_sparse(guest):
+                _copy(scratch, guest)
+                length = _encode(zeros, scratch, code[: size >> 1])
+                if length > 0:
+                    flags = _XBZRLE
+                    counts[_SPARSE] += 1
+            if length == 0:
+                flags = _ZERO  # the guest has just cleared it
+                counts[_MISSES] -= 1
+                if enters:
+                    states[slot] = _CLEAR
+            elif enters and length > 0:
+                states[slot] = _keep(scratch, kept, short, zeros, sparse)
+            elif enters:
                 _copy(kept, guest)
+                states[slot] = _HELD
                 source = addresses[2] + np.uint64(slot * size)
         if flags == _PAGE and apart.size:
             counts[_NORMAL] += 1
@@ -253,20 +406,17 @@ def encode_changes(
             iov[rows, 1] = size
             rows += 1
             continue
-        word = (page << page_bits) | flags | (_CONTINUE if named else 0)
-        for shift in range(8):
-            out[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
-        used += 8
-        if not named:
+        if flags == _ZERO or (flags == _XBZRLE and not hit):
+            used = _put_head(out, used, page << page_bits | _ZERO, name, named)
             named = True
-            for j in range(name.size):
-                out[used + j] = name[j]
-            used += name.size
-        if flags == _ZERO:
-            counts[_ZEROS] += 1
             out[used] = 0
             used += 1
-        elif flags == _XBZRLE:
+        if flags == _ZERO:
+            counts[_ZEROS] += 1
+            continue
+        used = _put_head(out, used, page << page_bits | flags, name, named)
+        named = True
+        if flags == _XBZRLE:
             out[used] = XBZRLE_ENCODING
             out[used + 1] = length >> 8
             out[used + 2] = length & 0xFF

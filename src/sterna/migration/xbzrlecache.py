@@ -1,19 +1,23 @@
 """The source's side of XBZRLE: a cache of pages as they were sent last, and what it saves.
 
 The cache is direct-mapped: a page has one place, its number among the pages of all blocks modulo the number of
-places. It is filled from the second pass on, with the dirty pages that are sent whole or as zeros; from then on a page that
-is in it goes as what changed, or not at all when nothing did. A page that was used in this pass or the last is
-not displaced by another.
+places. It is filled with the pages that are sent whole or as zeros, from the second pass on as QEMU does, or `from_start`;
+from then on a page that is in it goes as what changed, or not at all when nothing did. A page that was used in this pass or
+the last is not displaced by another.
 
-Each page's memory is taken from the host when the page enters. As large as guest RAM, the cache keeps them all.
+Each page's memory is taken from the host when the page enters; pages that are zero, and from the start those that are hardly
+more, take next to none. As large as guest RAM, the cache keeps them all.
 
-Measured here is also what the next pages will cost: those that are in the cache as much as the ones of the last
-pass did, the others a whole page.
+From the start, a page that is not in the cache and zeros for the most part is also sent as what it changes: as a zero page, and
+then as what differs from that. Any destination that knows XBZRLE can take it.
+
+What the next pages will cost is found by encoding a few of them.
 """
 
-import time
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,10 +27,13 @@ from sterna.migration import xbzrle_kernels
 from sterna.migration.channels.channel import Vectors
 from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork, stream_pages
 from sterna.migration.statistics import XbzrleStatistics
-from sterna.migration.xbzrle_kernels import CODE_BYTES, CODES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
+from sterna.migration.xbzrle_kernels import CODE_BYTES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
 from sterna.stream.wire import NAME_LIMIT
 
-_RECORD_BYTES = 8
+_SAMPLES = 256
+"""Pages that are encoded to find what all would cost."""
+_LOOKS = 8
+_LEAST_CACHE = 1 << 20
 _TOGETHER: PageNumbers = np.zeros(0, dtype=np.int64)
 
 
@@ -72,11 +79,20 @@ class XbzrleCache:
     :param blocks: all of guest RAM
     :param cache_bytes: a power of two, at least one page; what is beyond guest RAM is not used
     :param page_bits: log2 of the stream's page size
+    :param from_start: pages of the first pass may be encoded
 
     :raise RamError: When the host refuses the memory.
     """
 
-    def __init__(self, blocks: Sequence[RamBlock], cache_bytes: int, page_bits: int = PAGE_SHIFT) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[RamBlock],
+        cache_bytes: int,
+        page_bits: int = PAGE_SHIFT,
+        *,
+        from_start: bool = False,
+    ) -> None:
+        self.from_start = from_start
         self._cache_bytes = cache_bytes
         self._page_bits = page_bits
         self._split = PAGE_SHIFT - page_bits
@@ -91,16 +107,18 @@ class XbzrleCache:
         self._memory = RamBlock("xbzrle cache", self._places << page_bits)
         self._keys = np.full(self._places, -1, dtype=np.int64)
         self._ages = np.zeros(self._places, dtype=np.int64)
+        self._states = np.full(self._places, xbzrle_kernels.CLEAR, dtype=np.uint8)
+        self._codes = np.zeros(self._places * xbzrle_kernels.CODE_ROOM, dtype=np.uint8)
+        self._zeros = np.zeros((1 << page_bits) >> 3, dtype=np.uint64)
         records = BATCH_PAGES << self._split
         self._out = np.empty(records * ((1 << page_bits) + 16) + (1 << PAGE_SHIFT), dtype=np.uint8)
         self._iov = np.empty((2 * records + 2, 2), dtype=np.uint64)
         self._scratch = np.empty((1 << page_bits) >> 3, dtype=np.uint64)
+        self._old = self._scratch.copy()
         self._counts = np.zeros(COUNTERS, dtype=np.int64)
         self._before = self._counts.copy()
-        self._bytes_per_hit = float(PAGE_SIZE)
-        self._seconds_per_page = 0.0
-        self._pass_seconds = 0.0
         self._pass_pages = 0
+        self._number = 0
         self._statistics = XbzrleStatistics(cache_bytes)
         # No pages: this has the kernel compiled (or read from the disk) before the first pass is on its way.
         self._encode(blocks[0], np.zeros(0, dtype=np.int64), 0, b"", b"", False, _TOGETHER)
@@ -110,7 +128,7 @@ class XbzrleCache:
     ) -> EncodedBatch:
         """Records of dirty pages.
 
-        :param number: of the pass, at least 2
+        :param number: of the pass, at least 2 unless pages are encoded from the start
         :param prefix: bytes to send before the records
         :param suffix: bytes to send after the records
         :param keep: whether another pass may follow
@@ -134,15 +152,14 @@ class XbzrleCache:
         """
         :return: rows of the gather list, bytes on the wire, what the kernel counted
         """
-        started = time.monotonic()
         block = batch.block
         pages = stream_pages(batch.pages, self._page_bits)
         assert pages.size <= BATCH_PAGES << self._split
         assert not pages.size or 0 <= int(pages.min()) <= int(pages.max()) < block.size >> self._page_bits
         before = self._counts.copy()
+        self._number = number
         rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep, apart)
         self._pass_pages += int(batch.pages.size)
-        self._pass_seconds += time.monotonic() - started
         return rows, nbytes, self._counts - before
 
     def _encode(
@@ -171,9 +188,14 @@ class XbzrleCache:
             self._memory.data.view(np.uint64),
             self._keys,
             self._ages,
+            self._states,
+            self._codes,
             number,
             keep,
+            self._zeros,
+            self.from_start,
             self._scratch,
+            self._old,
             self._counts,
             self._iov,
             apart,
@@ -188,12 +210,7 @@ class XbzrleCache:
         self._before = self._counts.copy()
         hits, code_bytes, looked_up = int(new[HITS]), int(new[CODE_BYTES]), self._pass_pages << self._split
         page_bytes = 1 << self._page_bits
-        if hits:
-            words = _RECORD_BYTES * int(new[CODES] + new[OVERFLOWS])
-            self._bytes_per_hit = ((code_bytes + words) << self._split) / hits
-        if self._pass_pages:
-            self._seconds_per_page = self._pass_seconds / self._pass_pages
-        self._pass_pages, self._pass_seconds = 0, 0.0
+        self._pass_pages = 0
         self._statistics = XbzrleStatistics(
             self._cache_bytes,
             int(self._counts[CODE_BYTES]),
@@ -211,19 +228,50 @@ class XbzrleCache:
         return self._statistics
 
     def rest_bytes(self, work: PassWork) -> float:
-        """Bytes on the wire that these pages are expected to become."""
-        hits = sum(self._hits(block, pages) for block, pages in work.by_block())
-        return hits * self._bytes_per_hit + (work.pages - hits) * (PAGE_SIZE + _RECORD_BYTES)
+        """Bytes on the wire that these pages would become now, judged by some of them."""
+        sampled, size = 0, 0
+        counts = self._counts.copy()
+        for block, pages in work.by_block():
+            some = pages[:: max(1, work.pages // _SAMPLES)][:BATCH_PAGES]
+            _, nbytes = self._encode(
+                block, stream_pages(some, self._page_bits), self._number, b"", b"", False, _TOGETHER
+            )
+            sampled += int(some.size)
+            size += nbytes
+        self._counts[:] = counts
+        return size * work.pages / sampled if sampled else 0.0
 
-    def encode_seconds(self, work: PassWork) -> float:
-        """Time that encoding these pages is expected to take."""
-        return work.pages * self._seconds_per_page
-
-    def _hits(self, block: RamBlock, pages: PageNumbers) -> int:
-        """How many 4 KiB pages are in the cache, judged by their first bytes."""
-        keys = self._first_keys[block.name] + (pages << self._split)
-        return int(np.count_nonzero(self._keys[keys & (self._places - 1)] == keys))
+    def looks_sparse(self, batch: Batch) -> bool:
+        """Whether some of the pages seem to be zeros for the most part, without being zeros."""
+        words = batch.block.data.view(np.uint64)
+        per_page = PAGE_SIZE >> 3
+        for page in batch.pages[:: max(1, batch.pages.size // _LOOKS)].tolist():
+            content = words[page * per_page : (page + 1) * per_page]
+            if content.any() and xbzrle_kernels.is_sparse(content):
+                return True
+        return False
 
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
+
+
+def affordable_cache(ram_bytes: int) -> int:
+    """As large a cache as guest RAM needs, or a smaller one that the host can spare: at most half of what it has available.
+
+    :return: a power of two; 0 when the host does not tell, or has next to nothing
+    """
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    spare = int(found[1]) << 9 if found else 0
+    size = min(1 << (ram_bytes - 1).bit_length(), 1 << spare.bit_length() >> 1)
+    return size if size >= _LEAST_CACHE else 0
+
+
+def warm_up() -> None:
+    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
+    with RamBlock("warm-up", PAGE_SIZE) as block:
+        XbzrleCache([block], PAGE_SIZE).close()

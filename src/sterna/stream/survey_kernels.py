@@ -23,6 +23,7 @@ _TURN_NORMAL, _TURN_ZERO, _TURN_CHANGED = (
     int(Tally.TURN_ZERO),
     int(Tally.TURN_CHANGED),
 )
+_ZERO_BEFORE = int(Tally.ZERO_BEFORE)
 _TURN_BYTES, _ZERO_BYTES, _CHANGED_BYTES = (
     int(Tally.TURN_BYTES),
     int(Tally.ZERO_BYTES),
@@ -51,6 +52,7 @@ def _locate_twin(
         word = int.from_bytes(staging[at : at + 8].tobytes(), "big")
         page, flags = word >> page_bits, word & (page_bytes - 1)
         if word == _EOS:
+            tallies[_ZERO_BEFORE] = -1
             return at + 8, _END
         kind = flags & ~_CONTINUE
         if kind not in (_PAGE, _ZERO, _XBZRLE):
@@ -85,8 +87,12 @@ def _locate_twin(
             if xbzrle.check.twin(code, page_bytes)[0]:  # type: ignore[attr-defined]
                 return at, _CODE
             after += length
-        if note_page.twin(page, first, base + at, turns, times, tallies):  # type: ignore[attr-defined]
+        completes = kind == _XBZRLE and tallies[_ZERO_BEFORE] == first + page
+        if not completes and note_page.twin(  # type: ignore[attr-defined]
+            page, first, base + at, turns, times, tallies
+        ):
             return at, NEW_PASS
+        tallies[_ZERO_BEFORE] = first + page if kind == _ZERO else -1
         target = ram[page << page_bits : (page + 1) << page_bits]
         tallies[_TURN_BYTES] += after - at
         if kind == _ZERO:
@@ -150,6 +156,7 @@ def locate_records(
         for i in range(8):
             word = (word << np.uint64(8)) | np.uint64(staging[at + i])
         if word == np.uint64(_EOS):
+            tallies[_ZERO_BEFORE] = -1
             return at + 8, _END
         flags = np.int64(word & np.uint64(page_bytes - 1))
         kind = flags & ~_CONTINUE
@@ -194,8 +201,10 @@ def locate_records(
             after += size
             if _check(staging[body:after], page_bytes)[0] != 0:
                 return at, _CODE
-        if note_page(page, first, base + at, turns, times, tallies):
+        completes = kind == _XBZRLE and tallies[_ZERO_BEFORE] == first + page
+        if not completes and note_page(page, first, base + at, turns, times, tallies):
             return at, NEW_PASS
+        tallies[_ZERO_BEFORE] = first + page if kind == _ZERO else -1
         tallies[_TURN_BYTES] += after - at
         target = page << page_bits
         if kind == _ZERO:

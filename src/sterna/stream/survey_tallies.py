@@ -22,7 +22,8 @@ class Tally(IntEnum):
     TURN counts turns from 1; PASS_FIRST_TURN is the first of the current pass. The tallies of the current turn
     are apart from those of the pass' turns before it, because a turn may prove to begin a pass. PREVIOUS is the place of
     the page before, -1 when a turn begins; PASS_OFFSET is -1 before the first page. HELD counts pages that have been put
-    into memory.
+    into memory. ZERO_BEFORE is the place of the page of the record before if that says that it is zero, else -1: a change of
+    the same page that follows at once completes it.
     """
 
     PREVIOUS = 0
@@ -42,12 +43,13 @@ class Tally(IntEnum):
     PASS_CHANGED = 14
     CHANGED_BYTES = 15
     HELD = 16
+    ZERO_BEFORE = 17
 
 
 def new_tallies() -> NDArray[np.int64]:
     """Tallies before the first record."""
     tallies = np.zeros(len(Tally), dtype=np.int64)
-    tallies[Tally.PREVIOUS] = tallies[Tally.PASS_OFFSET] = -1
+    tallies[Tally.PREVIOUS] = tallies[Tally.PASS_OFFSET] = tallies[Tally.ZERO_BEFORE] = -1
     tallies[Tally.TURN] = tallies[Tally.PASS_FIRST_TURN] = tallies[Tally.MAY_END_PASS] = 1
     return tallies
 

@@ -53,6 +53,7 @@ class Channel:
     :ivar peer: who is at the other end, as in the URI
     :ivar two_way: both directions work, so the peer can answer
     :ivar transferred: bytes written so far
+    :ivar waited_seconds: how long writers have waited for the peer in all
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Channel:
         """
         self.peer = peer
         self.transferred = 0
+        self.waited_seconds = 0.0
         self._cancellation = cancellation
         self._read_fd = read_fd
         self._write_fd = write_fd
@@ -131,7 +133,9 @@ class Channel:
                 if code == errno.EINTR:
                     continue
                 if code in (errno.EAGAIN, errno.EWOULDBLOCK):
+                    started = time.monotonic()
                     self._wait(self._write_fd, select.POLLOUT)
+                    self.waited_seconds += time.monotonic() - started
                     continue
                 raise ChannelError(f"writing to {self.peer}: {os.strerror(code).lower()}")
             done += sent

@@ -4,6 +4,7 @@
   more shortens the downtime by more than it lengthens the migration; then it is taken.
 - The guest is throttled only when passes show that they do not get shorter: then as much as should make the next pass
   `_AIM` of the last, and again if it did not. `x-sterna-max-throttle` bounds it, 0 forbids it.
+- Pages are encoded as long as that makes passes shorter: it need not where the link is fast and the guest writes much.
 - It never gives up by itself. What would have to change is said in a verdict.
 """
 
@@ -31,7 +32,7 @@ class Adaptive:
         if situation.fits:
             if self._polished < _POLISHING_PASSES and self._is_worth_another(situation):
                 self._polished += 1
-                return Continue(self._throttle)
+                return Continue(self._throttle, encode=_is_encoding_worth_it(situation))
             return SwitchOver()
         self._polished = 0
         if is_losing(situation):
@@ -39,7 +40,8 @@ class Adaptive:
         self._throttle = min(self._throttle, situation.limits.throttle_percent)
         # With the new throttle it is expected to converge; only what cannot be helped is a verdict.
         helped = self._throttle > situation.last.throttle_percent
-        return Continue(self._throttle, "" if helped else verdict(situation))
+        text = "" if helped else verdict(situation)
+        return Continue(self._throttle, text, _is_encoding_worth_it(situation))
 
     def during_pass(self, sending: Sending) -> GiveUp | None:
         return None
@@ -56,3 +58,7 @@ class Adaptive:
         return min(
             max(percent, situation.last.throttle_percent + _LEAST_STEP), situation.limits.throttle_percent
         )
+
+
+def _is_encoding_worth_it(situation: Situation) -> bool:
+    return situation.last.number == 1 or situation.rest_seconds <= situation.whole_seconds

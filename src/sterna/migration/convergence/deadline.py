@@ -5,6 +5,7 @@ cannot be in time is given up as soon as that is certain, with the reason; the g
 """
 
 import math
+from dataclasses import replace
 
 from sterna.migration.convergence.adaptive import Adaptive
 from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
@@ -37,10 +38,11 @@ class Deadline:
             return SwitchOver()
         if situation.rest_seconds > left:
             return GiveUp(f"the deadline of {self._seconds:g} s cannot be kept: {explain(situation)}")
-        throttle = decision.throttle_percent if isinstance(decision, Continue) else 0
+        assert isinstance(decision, Continue)
         if not situation.fits:
             self._throttle = max(self._throttle, self._needed(situation, left * _MARGIN))
-        return Continue(min(max(throttle, self._throttle), situation.limits.throttle_percent))
+        throttle = max(decision.throttle_percent, self._throttle)
+        return replace(decision, throttle_percent=min(throttle, situation.limits.throttle_percent))
 
     def during_pass(self, sending: Sending) -> GiveUp | None:
         left = self._seconds - sending.elapsed_seconds

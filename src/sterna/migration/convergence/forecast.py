@@ -8,8 +8,10 @@ Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong
 - the rest takes what it takes on a host with nothing else to do.
 """
 
+import math
 from dataclasses import dataclass, field
 
+from sterna.memory.address import PAGE_SIZE
 from sterna.migration.pagesender import Sent
 from sterna.migration.statistics import DowntimeParts
 
@@ -19,6 +21,7 @@ LOAD_MS = 6.0
 START_MS = 1.0
 """Measured with guests of one and two CPUs: the vCPUs' stop; devices saved and loaded; COMMIT, RUNNING and the start."""
 
+_WORD = 8
 _KEPT = 0.3
 """Weight that the passes before the last keep."""
 _BUSY_SECONDS = 0.01
@@ -96,6 +99,15 @@ class Forecast:
         seconds = pages * self._encode_per_page + size * self._hand_over_per_byte
         link = self.link.bytes_per_second
         return max(seconds, (size + waiting_bytes) / link) if link else seconds
+
+    def whole_pass_seconds(self, pages: int, limit: int) -> float:
+        """How long a pass would take if so many pages were sent whole.
+
+        :param limit: bytes per second, 0 for none
+        """
+        size = pages * (PAGE_SIZE + _WORD)
+        per_byte = max(self._hand_over_per_byte, 1 / (self.link.bytes_per_second or math.inf))
+        return max(size * per_byte, size / limit if limit else 0.0) + self._harvest_seconds
 
     def next_pass_seconds(self, pages: int, size: float, limit: int) -> float:
         """How long a pass of so many pages takes while the guest runs.

@@ -49,6 +49,7 @@ class Situation:
     :ivar passes: the passes so far, at least one, the latest last
     :ivar rest_bytes: what the dirty pages are expected to take on the wire as they are encoded now
     :ivar rest_seconds: how long the next pass, which sends them, is expected to take while the guest runs
+    :ivar whole_seconds: how long it would take if all its pages were sent whole
     :ivar bytes_per_second: what goes through while the guest runs, its limit included; 0 while unknown
     :ivar predicted: the downtime if the guest stopped now, by part, in ms
     :ivar elapsed_seconds: since the migration was started
@@ -57,6 +58,7 @@ class Situation:
     passes: Sequence[Pass]
     rest_bytes: float
     rest_seconds: float
+    whole_seconds: float
     bytes_per_second: float
     predicted: DowntimeParts
     elapsed_seconds: float
@@ -116,10 +118,12 @@ class Continue:
 
     :ivar throttle_percent: how much of its time is to be taken from the guest
     :ivar verdict: why the migration is not expected to converge; empty when it is
+    :ivar encode: whether pages are worth encoding; once they are not, they are sent whole to the end
     """
 
     throttle_percent: int = 0
     verdict: str = ""
+    encode: bool = True
 
 
 @dataclass(frozen=True)

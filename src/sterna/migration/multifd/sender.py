@@ -153,6 +153,9 @@ class MultifdSender:
     def unsent_bytes(self) -> int:
         return self._main.unsent_bytes() + sum(sending.channel.unsent_bytes() for sending in self._channels)
 
+    def send_whole(self) -> None:
+        self._cache = None
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _sent(
