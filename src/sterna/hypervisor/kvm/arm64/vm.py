@@ -1,0 +1,98 @@
+"""An arm64 VM: without an interrupt controller in the kernel, its counter the generic timer's."""
+
+from collections.abc import Mapping
+
+from sterna.hypervisor.interface import DirtyLogMode
+from sterna.hypervisor.kvm.arm64 import onereg
+from sterna.hypervisor.kvm.arm64.aarch32 import Aarch32KvmVcpu
+from sterna.hypervisor.kvm.arm64.counter import frequency
+from sterna.hypervisor.kvm.arm64.init import Feature, init_vcpu
+from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
+from sterna.hypervisor.kvm.arm64.vgic import Vgic
+from sterna.hypervisor.kvm.dirtyring import LARGEST_RING
+from sterna.hypervisor.kvm.ioctl import Descriptor
+from sterna.hypervisor.kvm.system import DEVICE, Capability
+from sterna.hypervisor.kvm.vm import KvmVm
+
+_DEFAULT_IPA_BITS = 40
+
+_STATISTICS = {
+    "remote_tlb_flush": "flushes",
+    "remote_tlb_flush_requests": "flush_requests",
+    "exits": "vcpu_exits",
+    "mmio_exit_user": "vcpu_mmio_exits",
+    "signal_exits": "vcpu_signal_exits",
+    "wfi_exit_stat": "vcpu_wfis",
+    "hvc_exit_stat": "vcpu_hypercalls",
+}
+
+
+class Arm64KvmVm(KvmVm):
+    """A VM on arm64 CPUs; see the interface for its calls.
+
+    The interrupt controller that guests see is not the kernel's: who has it sets the CPUs' interrupt lines.
+
+    :param aarch32: its guests are of 32 bits (ARMv7)
+    :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
+    """
+
+    cpus: list[Arm64KvmVcpu]  # type: ignore[assignment]
+    _required = (
+        *KvmVm._required,
+        Capability.ONE_REG,
+        Capability.MP_STATE,
+        Capability.ARM_PSCI_0_2,
+        Capability.DEVICE_CTRL,
+    )
+
+    def __init__(
+        self,
+        smp: int = 1,
+        *,
+        aarch32: bool = False,
+        secondaries_off: bool = True,
+        dirty_log: DirtyLogMode = DirtyLogMode.BITMAP,
+        ring_entries: int = LARGEST_RING,
+        device: str = DEVICE,
+    ) -> None:
+        self._aarch32 = aarch32
+        self._secondaries_off = secondaries_off
+        self.counter_hz = frequency()
+        super().__init__(smp, dirty_log=dirty_log, ring_entries=ring_entries, device=device)
+
+    def _set_up(self) -> None:
+        if self._aarch32:
+            self.system.require((Capability.ARM_EL1_32BIT,))
+        self._vgic = Vgic(self.fd)
+
+    def _ipa_bits(self) -> int:
+        return _DEFAULT_IPA_BITS
+
+    def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> Arm64KvmVcpu:
+        features = Feature.PSCI_0_2
+        if self._aarch32:
+            features |= Feature.EL1_32BIT
+        if self._secondaries_off and index > 0:
+            features |= Feature.POWER_OFF
+        init_vcpu(self.fd, fd, features)
+        kind = Aarch32KvmVcpu if self._aarch32 else Arm64KvmVcpu
+        cpu = kind(self, self._vgic, fd, index, mapping_bytes)
+        if index == self._smp - 1:
+            self._vgic.start(self._smp)
+        return cpu
+
+    def counter(self) -> int:
+        """CNTVCT now. No vCPU may be running."""
+        return onereg.get(self.cpus[0].fd, onereg.TIMER_COUNTER)
+
+    def set_counter(self, value: int) -> None:
+        """Let CNTVCT go on from `value`, on every vCPU alike."""
+        onereg.put(self.cpus[0].fd, onereg.TIMER_COUNTER, value)
+
+    def close(self) -> None:
+        """Free the VM. No vCPU may be running."""
+        super().close()
+        self._vgic.close()
+
+    def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
+        return {ours: numbers[theirs] for theirs, ours in _STATISTICS.items() if theirs in numbers}
