@@ -11,7 +11,7 @@ from sterna.testbed.armhost import emulator, image
 from sterna.testbed.armhost.emulator import Settings
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.image import Image
-from sterna.testbed.armhost.recipe import Recipe
+from sterna.testbed.armhost.recipe import recipe_for
 
 TREE = Path(__file__).parent.parent.parent
 _TIMEOUT_S = 400
@@ -24,7 +24,7 @@ def arm64_image() -> Image:
     """The host, built where there is none yet."""
     try:
         emulator.require_qemu()
-        return image.obtain(Recipe())
+        return image.obtain(recipe_for(TREE))
     except ArmHostError as error:
         if os.environ.get("STERNA_REQUIRE_ARM64HOST") == "1":
             pytest.fail(f"{error}, and STERNA_REQUIRE_ARM64HOST=1")

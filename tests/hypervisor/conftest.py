@@ -4,7 +4,6 @@ import time
 import pytest
 
 from hypervisor.programs import CODE, RAM, load
-from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import ExitReason, MemorySlot, SlotFlags
 from sterna.memory.ram import RamBlock
 
@@ -24,6 +23,9 @@ class Guest:
     """A VM with one slot of RAM, its vCPUs each on a thread of its own."""
 
     def __init__(self, *, size=32 << 20, smp=1, **arguments):
+        # Hosts where only KVM is tested have no emulated CPU.
+        from sterna.hypervisor.emulated.vm import EmulatedVm
+
         self.block = RamBlock("ram", size)
         self.vm = EmulatedVm(smp, **arguments)
         # Its flushes would hide that one is missing elsewhere.

@@ -7,7 +7,7 @@ from sterna.memory.address import Ipa
 RAM = Ipa(0x4000_0000)
 CODE = RAM + 0x8000
 
-_POWER_OFF = [
+POWER_OFF = [
     0xE3000008,  # movw r0, #8
     0xE3480400,  # movt r0, #0x8400: PSCI SYSTEM_OFF
     0xE1400070,  # hvc #0
@@ -19,7 +19,7 @@ TOUCH = [
     0xE2800A01,  # add r0, r0, #4096
     0xE2511001,  # subs r1, r1, #1
     0x1AFFFFFB,  # bne TOUCH
-    *_POWER_OFF,
+    *POWER_OFF,
 ]
 """Write r2 to the first word of r1 pages from r0, then power off."""
 
@@ -36,12 +36,12 @@ TOUCH_FOREVER = [
 """Write a growing number, a sweep over r1 pages from r0 each, for ever. The numbers differ from page to page by one."""
 
 SPIN = [0xE2811001, 0xEAFFFFFD]  # add r1, r1, #1; b SPIN
-LOAD = [0xE5901000, *_POWER_OFF]  # ldr r1, [r0]
-STORE = [0xE5801000, *_POWER_OFF]  # str r1, [r0]
+LOAD = [0xE5901000, *POWER_OFF]  # ldr r1, [r0]
+STORE = [0xE5801000, *POWER_OFF]  # str r1, [r0]
 JUMP = [0xE12FFF10]  # bx r0
 UNDEFINED = [0xE7F000F0]  # udf #0
 SVC = [0xEF000000]  # svc #0
-WFI = [0xE320F003, *_POWER_OFF]
+WFI = [0xE320F003, *POWER_OFF]
 WFE_LOOP = [0xE320F002, 0xE2811001, 0xEAFFFFFC]  # wfe; add r1, r1, #1; b WFE_LOOP
 WFE_UNDEFINED = [0xE320F002, 0xE7F000F0]
 SLEEP = [
@@ -50,7 +50,7 @@ SLEEP = [
     0xE320F003,  # wfi
     0xEC576F1E,  # mrrc p15, 1, r6, r7, c14: CNTVCT
     0xE056800E,  # subs r8, r6, lr
-    *_POWER_OFF,
+    *POWER_OFF,
 ]
 """Sleep for r0 ticks of the virtual timer; r8 is how many passed."""
 LOAD_DOUBLE = [
@@ -70,7 +70,7 @@ SET_REGISTERS = [
     0xEE0D0F50,  # mcr p15, 0, r0, c13, c0, 2: TPIDRURW
     0xEE020F10,  # mcr p15, 0, r0, c2, c0, 0: TTBR0
     0xEE0C0F10,  # mcr p15, 0, r0, c12, c0, 0: VBAR
-    *_POWER_OFF,
+    *POWER_OFF,
 ]
 """Write r0 to three system registers that exist once for each security state."""
 CPU_ON = [

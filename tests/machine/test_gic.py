@@ -19,10 +19,12 @@ class Cpu:
 
     def __init__(self):
         self.wakes = 0
+        self.interrupt = False
         self.timer_wakes = None
 
-    def wake(self):
-        self.wakes += 1
+    def set_interrupt(self, level):
+        self.interrupt = level
+        self.wakes += level
 
     def set_timer_wakes(self, enabled):
         self.timer_wakes = enabled

@@ -76,7 +76,7 @@ def host(
     from sterna.testbed.armhost import image
     from sterna.testbed.armhost.emulator import Settings
     from sterna.testbed.armhost.errors import ArmHostError
-    from sterna.testbed.armhost.recipe import Recipe
+    from sterna.testbed.armhost.recipe import recipe_for
 
     if not words and not sys.stdin.isatty():
         raise UsageError("no COMMAND given, and no terminal for a shell")
@@ -91,8 +91,9 @@ def host(
         print(f"sterna: {architecture} host: {text}", file=sys.stderr, flush=True)
 
     try:
-        built = image.obtain(Recipe(kernel), update=update, progress=progress)
-        return _run(built, words, settings, tree or _own_tree(), timeout)
+        folder = tree or _own_tree()
+        built = image.obtain(recipe_for(folder, kernel), update=update, progress=progress)
+        return _run(built, words, settings, folder, timeout)
     except ArmHostError as error:
         first, *more = str(error).splitlines()
         for line in more:

@@ -39,6 +39,10 @@ COUNTER_HZ = 62_500_000
 class ArmVcpu(Vcpu, Protocol):
     """A vCPU of an ARMv7 guest."""
 
+    def set_interrupt(self, level: bool) -> None:
+        """The level of the CPU's interrupt line. Set to high, again for each new interrupt, it ends a `wfi`."""
+        ...
+
     def set_timer_wakes(self, enabled: bool) -> None:
         """Whether the virtual timer's interrupt reaches this vCPU, so that its expiry ends a `wfi`."""
         ...

@@ -40,11 +40,13 @@ def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
             f"accel kvm: {board.isa.value} guests need a host that is {host}, this one is {platform.machine()}; "
             "use accel emulated, or another board"
         )
-    if board.isa is not Isa.X86_64:
-        raise HypervisorError(f"accel kvm: board {board.name} runs with accel emulated only")
-    from sterna.hypervisor.kvm.x86.vm import X86KvmVm
-
     try:
+        if isinstance(board, ArmBoard):
+            from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+
+            return Arm64KvmVm(smp, aarch32=True, secondaries_off=board.psci, dirty_log=dirty_log)
+        from sterna.hypervisor.kvm.x86.vm import X86KvmVm
+
         return X86KvmVm(smp, dirty_log=dirty_log)
     except HypervisorError as error:
         raise HypervisorError(f"accel kvm: {error}") from error

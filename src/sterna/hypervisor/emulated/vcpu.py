@@ -198,6 +198,11 @@ class EmulatedVcpu:
         guestmode.set_wake(self.record)
         os.eventfd_write(self._event_fd, 1)
 
+    def set_interrupt(self, level: bool) -> None:
+        """Interrupts are not taken here: one that comes ends a wfi, and that is all."""
+        if level:
+            self.wake()
+
     def set_timer_wakes(self, enabled: bool) -> None:
         """Whether the virtual timer's interrupt ends a wfi."""
         self.record[0]["timer_wakes"] = enabled

@@ -68,7 +68,7 @@ class KvmVm(ABC):
         self._lock = threading.RLock()
         # What the host itself has written, which the kernel does not log.
         self._host: dict[int, Words] = {}
-        self._statistics: list[Statistics] | None = None
+        self._statistics: list[Statistics] = []
         with ExitStack() as stack:
             self.system = System(device)
             stack.callback(self.system.close)
@@ -87,6 +87,7 @@ class KvmVm(ABC):
                 self.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
             self._set_up()
             self._resources = stack.pop_all()
+        self._count(self.fd)
 
     # -- what an architecture adds -------------------------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class KvmVm(ABC):
                 stack.pop_all()
             self._resources.callback(cpu.close)
             self.cpus.append(cpu)
-            self._statistics = None
+            self._count(fd)
             return cpu
 
     def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
@@ -246,17 +247,17 @@ class KvmVm(ABC):
     def statistics(self) -> Mapping[str, int]:
         """Counters of the kernel's; empty where it has none."""
         with self._lock:
-            if not capability_of(self.fd, Capability.BINARY_STATS_FD):
-                return {}
-            if self._statistics is None:
-                self._statistics = [Statistics(owner) for owner in (self.fd, *(cpu.fd for cpu in self.cpus))]
-                for statistics in self._statistics:
-                    self._resources.callback(statistics.close)
             numbers: dict[str, int] = {}
             for statistics in self._statistics:
                 for name, value in statistics.read().items():
                     numbers[name] = numbers.get(name, 0) + value
             return self._name_statistics(numbers)
+
+    def _count(self, owner: Descriptor) -> None:
+        """Open an owner's statistics while it does not run: a vCPU that does lets no call in until it leaves the guest."""
+        if capability_of(self.fd, Capability.BINARY_STATS_FD):
+            self._statistics.append(Statistics(owner))
+            self._resources.callback(self._statistics[-1].close)
 
     def close(self) -> None:
         """Free the VM. No vCPU may be running."""

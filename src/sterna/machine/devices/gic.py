@@ -73,8 +73,8 @@ _CPU_CTLR_MASK = 0x1F
 class InterruptTarget(Protocol):
     """A CPU as the GIC sees it."""
 
-    def wake(self) -> None:
-        """An interrupt reached the CPU."""
+    def set_interrupt(self, level: bool) -> None:
+        """Whether an interrupt is signalled to the CPU; called again with True for each new one."""
         ...
 
     def set_timer_wakes(self, enabled: bool) -> None:
@@ -317,9 +317,9 @@ class Gic:
                 self._timer_wakes[cpu] = timer
                 target.set_timer_wakes(timer)
             pending = self._highest_pending(cpu)
-            if pending not in (SPURIOUS, self._signalled[cpu]):
-                target.wake()
-            self._signalled[cpu] = pending
+            if pending != self._signalled[cpu]:
+                self._signalled[cpu] = pending
+                target.set_interrupt(pending != SPURIOUS)
 
     def _read_byte(self, offset: int, cpu: int) -> int:
         match _register_at(offset):

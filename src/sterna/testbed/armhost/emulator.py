@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.armhost.recipe import PYTHON_VERSION
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on"}
 """Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE), 64-bit only."""
+# Bytecode that this Python has left beside the sources saves the host's Python, if it is of the same version, a lot of time.
+_BYTECODE = f".cpython-{PYTHON_VERSION.replace('.', '')}"
+_NUMBA_INDEX, _NUMBA_CODE = ".nbi", ".nbc"
 _KERNEL_LOG_LINES = 30
 _READ_BYTES = 1 << 16
 _NOT_IN_TREE = frozenset(
-    {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".import_linter_cache"}
+    {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".import_linter_cache"}
 )
 
 
@@ -261,7 +265,9 @@ def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
 
 def _tree_member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     name = member.name.rsplit("/", 1)[-1]
-    if name in _NOT_IN_TREE or name.endswith(".egg-info"):
+    if name in _NOT_IN_TREE or name.endswith((".egg-info", _NUMBA_INDEX, _NUMBA_CODE)):
+        return None
+    if name.endswith(".pyc") and _BYTECODE not in name:
         return None
     member.uid = member.gid = 0
     return member

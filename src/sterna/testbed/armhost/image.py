@@ -90,7 +90,7 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
 
 def _recipe_digest(recipe: Recipe) -> str:
     """Changes with the recipe and with what an image is made by."""
-    digest = hashlib.sha256(recipe.kernel.encode())
+    digest = hashlib.sha256(repr(recipe).encode())
     for name in _MAKERS:
         digest.update(name.encode() + b"\0" + Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]

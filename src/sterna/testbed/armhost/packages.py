@@ -19,7 +19,6 @@ from sterna.testbed.armhost.recipe import (
     KERNELS,
     LEFT_OUT,
     MIRROR,
-    PYTHON_PACKAGES,
     PYTHON_VERSION,
     SUITE,
     WHEEL_PLATFORMS,
@@ -73,7 +72,7 @@ def fetch(recipe: Recipe, directory: Path) -> Packages:
         raise ArmHostError(f"linux-image-arm64 in {KERNELS[recipe.kernel]} names no kernel")
     (kernel,) = apt.download((names[0],), dependencies=False)
     debs = apt.download(DEBIAN_PACKAGES, dependencies=True)
-    return Packages(kernel, debs, _fetch_wheels(directory / "wheels"))
+    return Packages(kernel, debs, _fetch_wheels(recipe.python_packages, directory / "wheels"))
 
 
 class _Apt:
@@ -136,7 +135,7 @@ class _Apt:
         return tuple(sorted(paths))
 
 
-def _fetch_wheels(directory: Path) -> tuple[Path, ...]:
+def _fetch_wheels(wanted: Sequence[str], directory: Path) -> tuple[Path, ...]:
     # Resolved anew, into an empty folder; pip keeps what it downloaded in a cache of its own.
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -153,7 +152,7 @@ def _fetch_wheels(directory: Path) -> tuple[Path, ...]:
                 "--dest",
                 str(directory),
             ),
-            *(*python, *platforms, "--only-binary=:all:", *PYTHON_PACKAGES),
+            *(*python, *platforms, "--only-binary=:all:", *wanted),
         ]
     )
     return tuple(sorted(directory.glob("*.whl")))
