@@ -6,10 +6,11 @@ steps, which is in the device state, and the guest itself can tell whether a wri
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
 from sterna.stream.leftover import Judgement, RamUse
@@ -43,6 +44,8 @@ class DoubleGuest:
         self.lose_write_at: int | None = None
         self.fail: dict[str, Exception] = {}
         self.cache = bytes(range(24))
+        self.traits: list[Trait] = []
+        self.host: dict[str, int] = {}
         self._was_running = running
         self._steps_per_ms = self._full_speed = steps_per_ms
         self.throttled: list[int] = []
@@ -117,6 +120,12 @@ class DoubleGuest:
     def _may_fail(self, call: str) -> None:
         if call in self.fail:
             raise self.fail[call]
+
+    def guest_traits(self) -> Sequence[Trait]:
+        return self.traits
+
+    def host_traits(self) -> Mapping[str, int]:
+        return self.host
 
     def start_dirty_logging(self) -> None:
         self._may_fail("start_dirty_logging")

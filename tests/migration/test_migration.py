@@ -10,6 +10,7 @@ import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 
+from sterna.hypervisor.traits import Rule, Trait
 from sterna.migration.errors import ChannelError, MigrationError, StateError, UriError
 from sterna.migration.statistics import MigrationStatus
 
@@ -435,3 +436,17 @@ def test_throughput_is_that_of_memory_and_not_of_python() -> None:
         assert info.normal_pages == pages
         # A few hundred MB/s even where memory is cold; page by page in Python it would be a tenth of that.
         assert info.passes[0].bytes / (info.passes[0].ms / 1000) > 100e6
+
+
+def test_a_host_that_cannot_run_the_guest_is_refused_before_anything_is_sent() -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        here.guest.traits = [Trait("CPUID 0x7 EBX", Rule.BITS, 0b110)]
+        there.guest.host = {"CPUID 0x7 EBX": 0b010}
+        address = there.controller.incoming(TCP)
+        info = here.migrate(address)
+        assert info.status is FAILED
+        assert info.error == "the destination's host cannot run this guest: CPUID 0x7 EBX: it lacks bits 0x4"
+        assert here.guest.logging_started == 0
+        there.guest.host = {"CPUID 0x7 EBX": 0b1110}
+        assert here.migrate(address).status is COMPLETED
+        assert_one_runs(here.guest, there.guest)

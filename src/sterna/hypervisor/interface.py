@@ -4,11 +4,12 @@ The emulated hypervisor and `/dev/kvm` answer the same calls with the same bitma
 mean there (Linux, Documentation/virt/kvm/api.rst).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
 from typing import Protocol
 
+from sterna.hypervisor.traits import Trait
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
@@ -189,6 +190,14 @@ class Vm(Protocol):
 
     def set_counter(self, value: int) -> None:
         """Make the counter continue from `value`, now. No vCPU may be running."""
+        ...
+
+    def guest_traits(self) -> Sequence[Trait]:
+        """What the guest may rely on of its CPU and hypervisor, and so needs wherever it goes. vCPUs may be running."""
+        ...
+
+    def host_traits(self) -> Mapping[str, int]:
+        """What this host has for a guest, by the names of `Trait`. vCPUs may be running."""
         ...
 
     def statistics(self) -> Mapping[str, int]:

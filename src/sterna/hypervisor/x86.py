@@ -43,10 +43,24 @@ MSR_KVM_SYSTEM_TIME = 0x4B564D01
 """Where the kernel keeps a vCPU's time record, bit 0: on (Documentation/virt/kvm/x86/msr.rst, MSR_KVM_SYSTEM_TIME_NEW)."""
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """What CPUID answers for one function (and index, where `flags` has bit 0)."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
 @dataclass
 class X86VcpuState:
     """An x86_64 CPU.
 
+    :ivar cpuid: what CPUID shows
     :ivar regs: by the names of `GENERAL_REGISTERS`
     :ivar segments: by the names of `SEGMENTS`, each by those of `SEGMENT_PARTS`
     :ivar gdt: base and limit
@@ -62,6 +76,7 @@ class X86VcpuState:
     :ivar tsc_khz: frequency of the time stamp counter
     """
 
+    cpuid: list[Leaf]
     regs: dict[str, int]
     segments: dict[str, dict[str, int]]
     gdt: tuple[int, int]

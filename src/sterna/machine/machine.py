@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
+from sterna.hypervisor.traits import Trait
 from sterna.machine import devicetree, kernel
 from sterna.machine.accel import create_vm
 from sterna.machine.collector import CollectorHold
@@ -285,6 +286,14 @@ class Machine:
         return self._platform.dump(cpu)
 
     # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
+
+    def guest_traits(self) -> Sequence[Trait]:
+        """What the guest needs of a host that it goes to."""
+        return self._vm.guest_traits()
+
+    def host_traits(self) -> Mapping[str, int]:
+        """What this host has for a guest that comes."""
+        return self._vm.host_traits()
 
     def start_dirty_logging(self) -> None:
         """Log writes to RAM from now on.

@@ -330,7 +330,8 @@ class Destination:
         able = self.parameters.verify is not Verify.OFF
         features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
         features.append(handshake.FEATURE_MULTIFD_XBZRLE)
-        return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns())
+        host = dict(self.guest.host_traits())
+        return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns(), host)
 
     def _accept(self, offer: Offer) -> None:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
 from sterna.stream.leftover import Judgement, RamUse
@@ -25,6 +26,14 @@ class Guest(Protocol):
     descriptions: Mapping[str, VmStateDescription]
     page_bits: int | None
     uuid: bytes | None
+
+    def guest_traits(self) -> Sequence[Trait]:
+        """What the guest needs of a host that it goes to."""
+        ...
+
+    def host_traits(self) -> Mapping[str, int]:
+        """What this host has for a guest that comes."""
+        ...
 
     def start_dirty_logging(self) -> None:
         """Log writes to all RAM from now on; every page is then dirty in the log or write-protected."""

@@ -9,6 +9,7 @@ messages on the return path. A peer that does not answer the greeting with `Hell
       header, configuration
       OPEN_RETURN_PATH, PING(GREETING)     ------------->
                                            <-------------     HELLO (a sterna only), PONG(GREETING)
+                                                        (features, clock, what the host has for a guest)
       OFFER: id of this migration, verify  ------------->     the id is pending from here
       RAM, pass by pass; then the guest stops here
       last pages, devices [, digests], EOF, description
@@ -92,12 +93,14 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar features: what it can do
     :ivar incoming_id: UUID of its present wait for a guest
     :ivar clock_ns: its CLOCK_REALTIME when it read the greeting
+    :ivar host: what it has for a guest, by the names of `sterna.hypervisor.traits`
     """
 
     version: int
     features: list[str]
     incoming_id: str
     clock_ns: int
+    host: dict[str, int] = {}
 
 
 class Offer(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sterna.migration import handshake
@@ -50,12 +51,14 @@ class Greeted:
 
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus ours, 0 when within the measuring error
     :ivar round_trip_seconds: from the greeting to its answer
+    :ivar host: what the destination has for a guest, by the names of `sterna.hypervisor.traits`
     """
 
     kind: PeerKind
     features: frozenset[str] = frozenset()
     clock_offset_ns: int = 0
     round_trip_seconds: float = 0.0
+    host: Mapping[str, int] = field(default_factory=dict)
 
 
 class Peer:
@@ -164,7 +167,7 @@ class Peer:
                     f"without {', '.join(sorted(missing)) or 'nothing'}; here it is {handshake.VERSION}"
                 )
             offset = handshake.clock_offset(sent_ns, received_ns, hello.clock_ns)
-            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset, round_trip)
+            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset, round_trip, hello.host)
             message = self.wait(GREETING_SECONDS)
         if message.type != ReturnPathType.PONG or message.value != handshake.GREETING:
             raise ProtocolError(f"{self._channel.peer} answered the greeting with type {message.type:#x}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
+from sterna.hypervisor.traits import first_difference
 from sterna.memory.digest import RamDigest, digest_ram
 from sterna.memory.ram import RamError
 from sterna.migration import doubt, handshake, verify
@@ -293,6 +294,9 @@ class Source:
         self.progress.note(peer=greeted.kind.value, clock_offset_ns=greeted.clock_offset_ns)
         self._check_multifd(greeted)
         if greeted.kind is PeerKind.STERNA:
+            difference = first_difference(self.guest.guest_traits(), greeted.host)
+            if difference is not None:
+                raise Refused(f"the destination's host cannot run this guest: {difference}")
             channels = self._multifd.channels if self._multifd else 0
             peer.offer(self.migration_id, self._verifies(greeted), channels)
         elif self._verifies(greeted) and greeted.kind is PeerKind.QEMU:

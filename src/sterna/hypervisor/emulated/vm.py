@@ -21,6 +21,7 @@ from sterna.hypervisor.interface import (
     SlotFlags,
 )
 from sterna.hypervisor.memorymap import MemoryMap
+from sterna.hypervisor.traits import Trait
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.ram import RamBlock
@@ -332,6 +333,14 @@ class EmulatedVm:
     def read_physical(self, ipa: Ipa, size: int) -> bytes | None:
         """Guest memory, or None when the range is not in one slot."""
         return self._map.read(ipa, size)
+
+    def guest_traits(self) -> Sequence[Trait]:
+        """None: the emulated CPU is the same everywhere."""
+        return ()
+
+    def host_traits(self) -> Mapping[str, int]:
+        """None."""
+        return {}
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of stage 2, TLB flushes and vCPUs."""

@@ -49,6 +49,7 @@ class Capability(IntEnum):
     DEBUGREGS = 50
     XSAVE = 55
     XCRS = 56
+    TSC_CONTROL = 60
     GET_TSC_KHZ = 61
     MAX_VCPUS = 66
     ONE_REG = 70

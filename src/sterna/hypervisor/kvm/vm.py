@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from sterna.hypervisor.kvm.stats import Statistics
 from sterna.hypervisor.kvm.system import DEVICE, Capability, System, capability_of
 from sterna.hypervisor.kvm.vcpu import KvmVcpu
 from sterna.hypervisor.memorymap import MemoryMap
+from sterna.hypervisor.traits import Trait
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, Ipa, bitmap_words
 from sterna.memory.bitmap import Words, new_bitmap, set_range
 
@@ -114,6 +115,14 @@ class KvmVm(ABC):
     @abstractmethod
     def set_counter(self, value: int) -> None:
         """Let the guests' counter go on from `value`."""
+
+    @abstractmethod
+    def guest_traits(self) -> Sequence[Trait]:
+        """What the guest may rely on."""
+
+    @abstractmethod
+    def host_traits(self) -> Mapping[str, int]:
+        """What this host has."""
 
     @abstractmethod
     def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:

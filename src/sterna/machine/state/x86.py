@@ -8,6 +8,7 @@ from sterna.hypervisor.x86 import (
     GENERAL_REGISTERS,
     SEGMENT_PARTS,
     SEGMENTS,
+    Leaf,
     X86VcpuState,
 )
 from sterna.stream.vmstate import (
@@ -24,6 +25,8 @@ from sterna.stream.vmstate import (
     u64,
 )
 
+_CPUID_LIMIT = 256
+_LEAF_PARTS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
 _MSR_LIMIT = 4096
 _XCR_LIMIT = 16
 _XSAVE_LIMIT = 1 << 16
@@ -52,6 +55,11 @@ X86_CPU = VmStateDescription(
         struct("events", _EVENTS),
         u32("mp_state"),
         u32("tsc_khz"),
+        u32("cpuid_count"),
+        *(
+            counted_array(u32(f"cpuid_{part}"), counted_by="cpuid_count", limit=_CPUID_LIMIT)
+            for part in _LEAF_PARTS
+        ),
         u32("xcr_count"),
         counted_array(u32("xcr_numbers"), counted_by="xcr_count", limit=_XCR_LIMIT),
         counted_array(u64("xcr_values"), counted_by="xcr_count", limit=_XCR_LIMIT),
@@ -75,6 +83,8 @@ def save_cpu(state: X86VcpuState, index: int) -> DeviceState:
         "events": state.events,
         "mp_state": state.mp_state,
         "tsc_khz": state.tsc_khz,
+        "cpuid_count": len(state.cpuid),
+        **{f"cpuid_{part}": [getattr(leaf, part) for leaf in state.cpuid] for part in _LEAF_PARTS},
         "xcr_count": len(state.xcrs),
         "xcr_numbers": list(state.xcrs),
         "xcr_values": list(state.xcrs.values()),
@@ -93,7 +103,9 @@ def load_cpu(section: DeviceState) -> X86VcpuState:
     :raise StreamError: When a register comes twice.
     """
     fields = section.fields
+    columns = (fields[f"cpuid_{part}"] for part in _LEAF_PARTS)
     return X86VcpuState(
+        cpuid=[Leaf(*parts) for parts in zip(*columns, strict=True)],
         regs={name: fields[name] for name in GENERAL_REGISTERS},
         segments={name: {part: fields[name][part] for part in SEGMENT_PARTS} for name in SEGMENTS},
         gdt=(fields["gdt.base"], fields["gdt.limit"]),

@@ -3,9 +3,10 @@
 import ctypes
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, iow, iowr
+from sterna.hypervisor.x86 import Leaf
 
 _ROOM = 64
 _LIMIT = 1 << 12
@@ -30,19 +31,6 @@ class Cpuid(ctypes.Structure):
 
 GET_SUPPORTED_CPUID = iowr("KVM_GET_SUPPORTED_CPUID", 0x05, Cpuid)
 SET_CPUID2 = iow("KVM_SET_CPUID2", 0x90, Cpuid)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """What CPUID answers for one function (and index, where `flags` has bit 0)."""
-
-    function: int
-    index: int
-    flags: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
 
 
 def _structure(room: int) -> type[ctypes.Structure]:

@@ -4,18 +4,20 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-from sterna.hypervisor.interface import Exit
+from sterna.hypervisor.interface import Exit, HypervisorError
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.run import ExitCode
 from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner
-from sterna.hypervisor.kvm.x86 import fpu, msrs, registers
-from sterna.hypervisor.kvm.x86.clock import GET_TSC_KHZ
+from sterna.hypervisor.kvm.x86 import cpuid, fpu, msrs, registers, traits
+from sterna.hypervisor.kvm.x86.clock import GET_TSC_KHZ, SET_TSC_KHZ
+from sterna.hypervisor.traits import first_difference
 from sterna.hypervisor.x86 import (
     CONTROL_REGISTERS,
     EVENT_PARTS,
     GENERAL_REGISTERS,
     SEGMENT_PARTS,
     SEGMENTS,
+    Leaf,
     X86VcpuState,
 )
 
@@ -23,8 +25,11 @@ from sterna.hypervisor.x86 import (
 class X86KvmVcpu(KvmVcpu):
     """One vCPU of a long-mode guest; see the interface for its calls.
 
+    :ivar traits: what its guest may rely on
+
+    :param leaves: what CPUID shows
     :param xsave_bytes: size of the area that XSAVE writes
-    :param msr_numbers: the MSRs that make up its state
+    :param msr_numbers: the MSRs that make up a vCPU's state, where it has them
     """
 
     def __init__(
@@ -34,12 +39,18 @@ class X86KvmVcpu(KvmVcpu):
         index: int,
         mapping_bytes: int,
         *,
+        leaves: list[Leaf],
         xsave_bytes: int,
         msr_numbers: list[int],
     ) -> None:
         super().__init__(vm, fd, index, mapping_bytes)
+        self._leaves = leaves
         self._xsave_bytes = xsave_bytes
-        self._msr_numbers = msr_numbers
+        cpuid.set_cpuid(fd, leaves)
+        self._msr_numbers = list(msrs.get_msrs(fd, msr_numbers))
+        self._tsc_khz = fd.call(GET_TSC_KHZ)
+        # Asked for now: the kernel answers no such question while the vCPU runs.
+        self.traits = traits.of_vm(leaves, self._msr_numbers, xsave_bytes, self._tsc_khz)
 
     def _handle_own_exit(self, code: int) -> Exit | None:
         if code == ExitCode.IO:
@@ -64,6 +75,7 @@ class X86KvmVcpu(KvmVcpu):
         self.fd.call(registers.GET_VCPU_EVENTS, events)
         self.fd.call(registers.GET_DEBUGREGS, debug)
         return X86VcpuState(
+            cpuid=self._leaves,
             regs=_by_name(regs, GENERAL_REGISTERS),
             segments={name: _by_name(getattr(sregs, name), SEGMENT_PARTS) for name in SEGMENTS},
             gdt=(sregs.gdt.base, sregs.gdt.limit),
@@ -76,11 +88,13 @@ class X86KvmVcpu(KvmVcpu):
             events=_by_name(events, EVENT_PARTS),
             debug=[*debug.db, debug.dr6, debug.dr7],
             mp_state=mp_state.mp_state,
-            tsc_khz=self.fd.call(GET_TSC_KHZ),
+            tsc_khz=self._tsc_khz,
         )
 
     def set_state(self, state: X86VcpuState) -> None:
         """Replace all registers, in an order that each finds what it is checked against in place."""
+        self._show(state.cpuid)
+        self._set_tsc_khz(state.tsc_khz)
         sregs = registers.Sregs(**state.control)
         for name in SEGMENTS:
             setattr(sregs, name, registers.Segment(**state.segments[name]))
@@ -97,6 +111,22 @@ class X86KvmVcpu(KvmVcpu):
         self.fd.call(registers.SET_DEBUGREGS, registers.DebugRegs((ctypes.c_uint64 * 4)(*db), dr6, dr7))
         # Last: an exception that an event brings with it looks at them.
         self.fd.call(registers.SET_REGS, registers.Regs(**state.regs))
+
+    def _show(self, leaves: list[Leaf]) -> None:
+        """Let CPUID show what it has shown where the state comes from."""
+        if leaves == self._leaves:
+            return
+        here = {trait.name: trait.value for trait in self.traits}
+        difference = first_difference(traits.of_cpuid(leaves), here)
+        if difference is not None:
+            raise HypervisorError(f"this host has another CPU: {difference}")
+        cpuid.set_cpuid(self.fd, leaves)
+        self._leaves = leaves
+
+    def _set_tsc_khz(self, khz: int) -> None:
+        if khz != self._tsc_khz:
+            self.fd.call(SET_TSC_KHZ, khz)
+            self._tsc_khz = khz
 
 
 def _by_name(structure: Any, names: Iterable[str]) -> dict[str, int]:

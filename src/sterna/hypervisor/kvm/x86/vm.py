@@ -1,7 +1,7 @@
 """An x86_64 VM: without interrupt controllers in the kernel, its counter the VM's clock."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sterna.hypervisor.kvm.ioctl import Descriptor, io, iow
 from sterna.hypervisor.kvm.system import Capability
@@ -9,7 +9,9 @@ from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.hypervisor.kvm.x86 import cpuid, fpu
 from sterna.hypervisor.kvm.x86.clock import get_clock, set_clock
 from sterna.hypervisor.kvm.x86.msrs import list_msrs
+from sterna.hypervisor.kvm.x86.traits import TSC_KHZ
 from sterna.hypervisor.kvm.x86.vcpu import X86KvmVcpu
+from sterna.hypervisor.traits import Trait
 from sterna.hypervisor.x86 import CLOCK_HZ
 
 # Room for what a CPU without unrestricted guest mode needs: three pages and one, below the last 64 KiB under 4 GiB, where no
@@ -65,12 +67,12 @@ class X86KvmVm(KvmVm):
         return leaf.eax & 0xFF if leaf is not None else 36
 
     def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> X86KvmVcpu:
-        cpuid.set_cpuid(fd, cpuid.of_vcpu(self.cpuid, index))
         return X86KvmVcpu(
             self,
             fd,
             index,
             mapping_bytes,
+            leaves=cpuid.of_vcpu(self.cpuid, index),
             xsave_bytes=fpu.xsave_bytes(self.fd),
             msr_numbers=self._msr_numbers,
         )
@@ -82,6 +84,17 @@ class X86KvmVm(KvmVm):
     def set_counter(self, value: int) -> None:
         """Let the VM's clock go on from `value`. The vCPUs' time records follow when they next run."""
         set_clock(self.fd, value)
+
+    def guest_traits(self) -> Sequence[Trait]:
+        """CPUID, MSRs and what else the guest sees of this host's CPU."""
+        return self.cpus[0].traits
+
+    def host_traits(self) -> Mapping[str, int]:
+        """The same of this host."""
+        values = {trait.name: trait.value for trait in self.cpus[0].traits}
+        if self.system.check(Capability.TSC_CONTROL):
+            values[TSC_KHZ] = 0
+        return values
 
     def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
         return {ours: numbers[theirs] for theirs, ours in _STATISTICS.items() if theirs in numbers}
