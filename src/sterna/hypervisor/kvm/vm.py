@@ -116,13 +116,13 @@ class KvmVm(ABC):
     def set_counter(self, value: int) -> None:
         """Let the guests' counter go on from `value`."""
 
-    @abstractmethod
     def guest_traits(self) -> Sequence[Trait]:
-        """What the guest may rely on."""
+        """What the guest may rely on: unless the architecture says more, what every host has."""
+        return ()
 
-    @abstractmethod
     def host_traits(self) -> Mapping[str, int]:
         """What this host has."""
+        return {}
 
     @abstractmethod
     def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
