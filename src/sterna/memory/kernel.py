@@ -32,10 +32,8 @@ def kernel(*, twin: F) -> Callable[[F], F]:
     """
 
     def wrap(function: F) -> F:
-        if numba is None:
-            return twin
-        compiled = numba.njit(nogil=True, cache=True)(function)
-        compiled.twin = twin
-        return cast(F, compiled)
+        result: Any = twin if numba is None else numba.njit(nogil=True, cache=True)(function)
+        result.twin = twin
+        return cast(F, result)
 
     return wrap

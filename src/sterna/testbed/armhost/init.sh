@@ -7,6 +7,7 @@ export PATH=/usr/sbin:/usr/bin HOME=/root
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox --install -s /usr/bin 2>/dev/null
 mkdir -p /dev/shm /dev/pts
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs tmp /tmp
 mount -t tmpfs shm /dev/shm
 mount -t devpts pts /dev/pts
