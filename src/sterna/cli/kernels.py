@@ -64,7 +64,7 @@ def prepare_survey_kernels() -> None:
 
 def _prepare(name: str, warm_up: Callable[[], None]) -> None:
     stamp = Stamp(name)
-    if stamp.exists() or "numba" not in sys.modules:
+    if stamp.exists() or sys.modules.get("numba") is None:
         warm_up()
         return
     print(f"sterna: {COMPILING}", file=sys.stderr, flush=True)
