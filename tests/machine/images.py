@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 
 HEADER_BYTES, PROGRAM_HEADER_BYTES = 52, 32
-EM_ARM, EM_386 = 40, 3
+EM_ARM, EM_386, EM_X86_64 = 40, 3, 62
 PT_LOAD = 1
 
 
@@ -34,6 +34,31 @@ class Elf:
             headers += struct.pack(
                 order + "8I", PT_LOAD, at + len(data), address, address, len(content), size, 7, 4
             )
+            data += content
+        return ident + header + headers + data
+
+
+@dataclass(frozen=True)
+class Elf64:
+    """A 64-bit little-endian executable."""
+
+    entry: int
+    segments: tuple[tuple[int, bytes, int], ...]
+    machine: int = EM_X86_64
+
+    def build(self) -> bytes:
+        ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+        count, header_bytes, program_header_bytes = len(self.segments), 64, 56
+        header = struct.pack(
+            "<HHIQQQIHHHHHH",
+            *(2, self.machine, 1, self.entry, header_bytes, 0, 0),
+            *(header_bytes, program_header_bytes, count, 64, 0, 0),
+        )
+        at = header_bytes + count * program_header_bytes
+        headers = data = b""
+        for address, content, size in self.segments:
+            where = (PT_LOAD, 7, at + len(data), address, address, len(content), size, 4)
+            headers += struct.pack("<IIQQQQQQ", *where)
             data += content
         return ident + header + headers + data
 

@@ -1,0 +1,142 @@
+"""Live migrations of guests that run on the host's own CPU."""
+
+import time
+
+import pytest
+from tests.migration.pairs import TCP, Host
+
+from hypervisor.conformance.backends import KvmX86
+from sterna.guests.check import check_ram
+from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
+from sterna.hypervisor.interface import DirtyLogMode
+from sterna.machine.config import MachineConfig
+from sterna.machine.machine import Machine
+from sterna.machine.runstate import RunState
+from sterna.migration.statistics import MigrationStatus
+from sterna.stream.ram import warm_up
+
+COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
+TIMEOUT_S = 30
+
+
+@pytest.fixture
+def make():
+    """Hosts with a machine each."""
+    if why := KvmX86().missing():
+        pytest.skip(why)
+    warm_up()  # kernels may have to be compiled, which takes longer than a test waits
+    made = []
+
+    def make(**settings):
+        machine = Machine(MachineConfig(accel="kvm", **{"memory_bytes": 64 << 20} | settings))
+        made.append(Host(machine))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()
+
+
+def running(make, append="8000 800 1", **settings):
+    host = make(kernel="dirtyram", append=append, **settings)
+    host.guest.cont()
+    wait_for(host, lambda s: all(s.word(cpu, DirtyramWord.PASSES) for cpu in range(s.cpus)))
+    return host
+
+
+def wait_for(host, condition):
+    end = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            status = read_status_of_ram(host.guest.ram_blocks[0].data)
+            if status.steps() and condition(status):
+                return
+        except StatusError:
+            pass  # it has not come that far
+        assert host.guest.run_state is RunState.RUNNING, host.guest.error
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def goes_on(host):
+    """The guest runs here, and its memory is what it must have written."""
+    steps = read_status_of_ram(host.guest.ram_blocks[0].data).steps()
+    wait_for(host, lambda s: s.steps() > steps + 3)
+    host.guest.stop()
+    assert check_ram(host.guest.ram_blocks[0].data) == []
+    host.guest.cont()
+
+
+@pytest.mark.parametrize("mode", list(DirtyLogMode))
+@pytest.mark.parametrize("smp", [1, 4])
+def test_a_running_guest_moves_there_and_back(make, mode, smp):
+    here = running(make, smp=smp, dirty_log=mode)
+    there = make(smp=smp, dirty_log=mode, incoming=True)
+    home = make(smp=smp, incoming=True)
+    for source, destination in ((here, there), (there, home)):
+        info = source.migrate(destination.controller.incoming(TCP))
+        assert info.status is COMPLETED, info.error
+        assert info.verified
+        assert source.guest.run_state is RunState.POSTMIGRATE
+        goes_on(destination)
+
+
+@pytest.mark.parametrize("mode", list(DirtyLogMode))
+def test_a_cancelled_migration_leaves_no_trace(make, mode):
+    here = running(make, append="8000 8000 0", dirty_log=mode)
+    there = make(incoming=True)
+    blocks = here.guest.statistics()["blocks_2m"]
+    here.controller.set_parameters({"max-bandwidth": 20 << 20})
+    address = there.controller.incoming(TCP)
+    here.controller.migrate(address)
+    here.wait_pass(2)
+    here.controller.cancel()
+    assert here.outcome().status is CANCELLED
+    goes_on(here)
+    end = time.monotonic() + TIMEOUT_S
+    while here.guest.statistics()["blocks_2m"] < blocks:
+        assert time.monotonic() < end, "blocks that do not come back"
+        time.sleep(0.01)
+    here.controller.set_parameters({"max-bandwidth": 0})
+    here.controller.set_capabilities({"auto-converge": True})
+    assert here.migrate(address).status is COMPLETED
+    goes_on(there)
+
+
+def test_a_destination_that_goes_away_leaves_the_guest_here(make):
+    here = running(make)
+    there = make(incoming=True)
+    here.controller.set_parameters({"max-bandwidth": 10 << 20})
+    here.controller.migrate(there.controller.incoming(TCP))
+    here.wait_pass(1)
+    there.controller.close()
+    assert here.outcome().status is FAILED
+    goes_on(here)
+
+
+def test_a_guest_that_dirties_faster_than_it_is_sent_is_throttled(make):
+    here = running(make, append="12000 12000 0", smp=2)
+    there = make(smp=2, incoming=True)
+    here.controller.set_parameters(
+        {"max-bandwidth": 20 << 20, "cpu-throttle-initial": 90, "max-cpu-throttle": 99, "downtime-limit": 100}
+    )
+    here.controller.set_capabilities({"auto-converge": True})
+    info = here.migrate(there.controller.incoming(TCP))
+    assert info.status is COMPLETED, info.error
+    assert any(record.throttle_percent for record in info.passes)
+    goes_on(there)
+
+
+def test_a_destination_with_another_cpu_is_refused_while_the_guest_runs(make, monkeypatch):
+    here = running(make)
+    there = make(incoming=True)
+    host = dict(there.guest.host_traits())
+    host["CPUID 0x1 EDX"] &= ~(1 << 26)
+    monkeypatch.setattr(there.guest, "host_traits", lambda: host)
+    stopped = []
+    here.guest.subscribe(lambda name, data: stopped.append(name))
+    info = here.migrate(there.controller.incoming(TCP))
+    assert info.status is FAILED
+    assert info.error.endswith("cannot run this guest: CPUID 0x1 EDX: it lacks bits 0x4000000")
+    assert stopped == []
+    goes_on(here)
