@@ -51,6 +51,8 @@ def one_line(error: str) -> str:
         ((*RUN, "--qmp", "unix:/tmp/x,frobnicate"), "frobnicate"),
         ((*RUN, "--monitor", "telnet"), "telnet"),
         ((*RUN, "--monitor", "stdio", "--serial", "stdio"), "both"),
+        ((*RUN, "--uuid", "12345678"), "12345678 is not 32 hexadecimal digits"),
+        ((*RUN, "--ignore-section", "pl031"), "--incoming"),
         (("run", "--incoming", "garbage"), "garbage"),
         (("run", "--incoming", "tcp:1.2.3.4:99999"), "99999"),
         (("run", "--incoming", "carrier-pigeon:home"), "carrier-pigeon"),

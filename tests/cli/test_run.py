@@ -1,6 +1,7 @@
 """`sterna run`: its life and its end."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -213,3 +214,73 @@ def test_compiling_is_said_once(tmp_path: Path) -> None:
     first, second = run(), run()
     assert first.startswith("sterna: compiling kernels (once)\nsterna: incoming migration failed: ")
     assert second.startswith("sterna: incoming migration failed: ")
+
+
+@pytest.mark.qemu
+def test_what_a_qemu_sent_and_is_not_here_is_said(tmp_path: Path) -> None:
+    """On standard error, in the monitor and for machines; and what matters is a refusal that says what to do."""
+    qemu = shutil.which("qemu-system-arm")
+    if qemu is None:
+        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
+            pytest.fail("qemu-system-arm is missing")
+        pytest.skip("qemu-system-arm is not installed")
+    firmware, stream = tmp_path / "firmware", tmp_path / "stream"
+    firmware.write_bytes(b"\x55" * 4096)
+    identity = "11111111-2222-3333-4444-555555555555"
+    machine = [
+        *[
+            "-M",
+            "virt",
+            "-cpu",
+            "cortex-a15",
+            "-m",
+            "16",
+            "-S",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-monitor",
+            "stdio",
+        ],
+        "-uuid",
+        identity,
+    ]
+    subprocess.run(
+        [qemu, *machine, "-bios", str(firmware)],
+        input=f'migrate "exec:cat > {stream}"\nquit\n',
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    arguments = (
+        "run",
+        "--memory",
+        "16M",
+        "--uuid",
+        identity,
+        "--incoming",
+        f"file:{stream}",
+        "--serial",
+        "null",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "RAM block 'virt.flash0' is not here" in done.stderr
+    assert "x-sterna-ignore-sections" in done.stderr
+    with vm(tmp_path, "vm", *arguments[1:], "--ignore-section", "virt.flash0") as here:
+        wait_for(lambda: here.qmp.command("query-migrate")["status"] == "completed")
+        assert here.qmp.command("query-uuid") == {"UUID": identity}
+        left = {one["name"]: one for one in here.qmp.command("query-migrate")["x-sterna"]["left-behind"]}
+        assert left["pl031"]["fields"]["im"] == 0
+        assert [name for name, one in left.items() if one["ignored"]] == ["virt.flash0"]
+        wait_for(lambda: "left behind: RAM block virt.flash1" in here.errors())
+        assert "sterna: left behind: pl031, 51 bytes: at reset" in here.errors()
+        report = here.qmp.command("human-monitor-command", command_line="info migrate")
+        assert "left behind: pl031 (51 bytes, " in report

@@ -73,6 +73,12 @@ SET_REGISTERS = [
     *POWER_OFF,
 ]
 """Write r0 to three system registers that exist once for each security state."""
+ENABLE_VFP = [
+    0xEE010F50,  # mcr p15, 0, r0, c1, c0, 2: CPACR
+    0xEE111F50,  # mrc p15, 0, r1, c1, c0, 2
+    *POWER_OFF,
+]
+"""Write r0 to CPACR, and read it into r1."""
 CPU_ON = [
     0xE3A01001,  # mov r1, #1
     0xE1A02004,  # mov r2, r4

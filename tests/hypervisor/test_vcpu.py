@@ -8,6 +8,7 @@ from hypervisor.conftest import powered_off, wait_until
 from hypervisor.programs import (
     CODE,
     CPU_ON,
+    ENABLE_VFP,
     JUMP,
     LOAD,
     LOAD_DOUBLE,
@@ -260,6 +261,17 @@ def test_saved_registers_are_the_guest_s_own(guest):
     for register in ((13, 0, 0, 2), (12, 0, 0, 0)):
         assert cp15[one_reg_id(0, *register)] == 0x4000_0000
     assert cp15[one_reg_id(1, 0, 2, 0, 0)] == 0x4000_0000
+
+
+def test_the_guest_keeps_its_access_to_vfp(guest, make_guest):
+    """Elsewhere it is this register that decides whether a VFP instruction is undefined."""
+    access = 0x00F0_0000
+    guest.run(ENABLE_VFP, r0=access)
+    state = guest.cpus[0].get_state()
+    assert (state.regs[1], state.cp15[one_reg_id(0, 1, 0, 0, 2)]) == (access, access)
+    other = make_guest()
+    other.cpus[0].set_state(state)
+    assert other.cpus[0].get_state().cp15 == state.cp15
 
 
 # TPIDRURW, TPIDRURO, TPIDRPRW, DFAR, CNTV_CVAL: registers without bits of fixed value.

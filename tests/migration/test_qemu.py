@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +33,14 @@ RAM = 0x4000_0000
 
 
 class Qemu:
-    """A QEMU and its QMP connection."""
+    """A QEMU and its QMP connection.
 
-    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
+    :ivar log: the file that it writes errors to
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self._process = process
+        self.log = log
         assert process.stdout is not None
         assert process.stdin is not None
         self._read, self._write = process.stdout, process.stdin
@@ -57,6 +62,14 @@ class Qemu:
         self._process.kill()
         self._process.wait()
 
+    def wait_end(self) -> str:
+        """Wait until it has ended by itself.
+
+        :return: what it wrote to its log
+        """
+        self._process.wait(90)
+        return self.log.read_text()
+
     def wait_event(self, name: str, **data: object) -> None:
         while True:
             for event in self.events:
@@ -68,19 +81,31 @@ class Qemu:
 
 
 @contextmanager
-def qemu(path: Path, *arguments: str) -> Iterator[Qemu]:
+def qemu(path: Path, *arguments: str, machine: Sequence[str] = MACHINE) -> Iterator[Qemu]:
+    """A stopped QEMU.
+
+    :param path: directory for its log
+    :param machine: its first arguments
+    """
     binary = shutil.which("qemu-system-arm")
     if binary is None:
         if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
             pytest.fail("qemu-system-arm is missing")
         pytest.skip("qemu-system-arm is not installed")
-    command = [binary, *MACHINE, "-S", "-qmp", "stdio", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    command = [binary, *machine, "-S", "-qmp", "stdio", *arguments]
+    log = path / f"qemu{len(list(path.glob('qemu*.log')))}.log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        # Whoever waits for what does not come reads the end of its output instead.
+        patience = threading.Timer(120, process.kill)
+        patience.start()
         try:
-            yield Qemu(process, path)
+            yield Qemu(process, log)
         finally:
+            patience.cancel()
+            patience.join()
             process.kill()
 
 

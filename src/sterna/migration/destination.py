@@ -182,12 +182,16 @@ class Destination:
             self.progress.enter(MigrationStatus.FAILED, error=text)
 
     def _tell(self, error: Exception, text: str) -> None:
-        """Tell the source why, if it can be told."""
+        """Tell the source why, if it can be told. One that cannot must not get rid of the rest of its stream: that it cannot
+        write is all that it will know.
+        """
+        if not (self._greeted or self._return_path):
+            return
         try:
             if self._greeted:
                 nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
                 self._answer(PrivateMessage.NACK, nack)
-            elif self._return_path:
+            else:
                 self.channel.send(shut(1).encode())
             self.channel.end_writing()
             # A source that is busy on another channel comes to read why.

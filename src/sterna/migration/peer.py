@@ -69,6 +69,7 @@ class Peer:
         self._decoder = ReturnPathDecoder()
         self._messages: deque[ReturnMessage] = deque()
         self._buffer = bytearray(1 << 16)
+        self._is_sterna = False
 
     # -- what comes back -------------------------------------------------------------------------------------
 
@@ -104,7 +105,9 @@ class Peer:
             return refused
         except (ChannelError, ProtocolError, StreamError):
             pass
-        return error
+        if self._is_sterna or not self._channel.two_way:
+            return error
+        return ChannelError(f"{error}; if it is a QEMU, its standard error says why")
 
     def wait(self, seconds: float | None = None) -> ReturnMessage:
         """The next message.
@@ -167,6 +170,7 @@ class Peer:
                     f"without {', '.join(sorted(missing)) or 'nothing'}; here it is {handshake.VERSION}"
                 )
             offset = handshake.clock_offset(sent_ns, received_ns, hello.clock_ns)
+            self._is_sterna = True
             greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset, round_trip, hello.host)
             message = self.wait(GREETING_SECONDS)
         if message.type != ReturnPathType.PONG or message.value != handshake.GREETING:

@@ -84,6 +84,8 @@ class Engine:
         for register, value in (
             # Non-secure, with hvc allowed; then stage 2 on.
             (registers.SCR, registers.SCR_NS | registers.SCR_HCE),
+            # The guest's CPACR keeps what it writes about VFP (ARM DDI 0406C, B4.1.111); otherwise it reads as 0.
+            (registers.NSACR, registers.NSACR_CP10 | registers.NSACR_CP11),
             (registers.VMPIDR, _MPIDR_MULTIPROCESSOR | index),
             (registers.HPFAR, NO_ABORT),
             (registers.VTCR, armv7.VTCR),

@@ -11,6 +11,7 @@ from sterna.hypervisor.arm import ArmVcpuState
 CpReg = tuple[int, int, int, int, int, int, int]
 
 SCR: CpReg = (15, 0, 1, 1, 1, 0, 0)  # exists in the other bank only
+NSACR: CpReg = (15, 0, 1, 1, 1, 0, 2)
 HCR: CpReg = (15, 0, 0, 1, 1, 4, 0)
 VTCR: CpReg = (15, 0, 0, 2, 1, 4, 2)
 VTTBR: CpReg = (15, 1, 0, 0, 2, 6, 0)
@@ -21,6 +22,7 @@ CNTVCT: CpReg = (15, 1, 0, 0, 14, 1, 0)
 CNTV_CVAL: CpReg = (15, 1, 0, 0, 14, 3, 0)
 
 SCR_NS, SCR_HCE = 1 << 0, 1 << 8
+NSACR_CP10, NSACR_CP11 = 1 << 10, 1 << 11
 
 _GUEST_BANK = 0
 _KVM_REG_ARM = 0x4000_0000_0000_0000
