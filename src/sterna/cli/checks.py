@@ -1,8 +1,6 @@
 """The checks of `sterna doctor`, each against the host itself."""
 
 import ctypes
-import errno
-import fcntl
 import importlib.metadata
 import mmap
 import os
@@ -16,8 +14,6 @@ from pathlib import Path
 
 from sterna.monitor.units import format_size
 
-_KVM_GET_API_VERSION = 0xAE00
-_KVM_API_VERSION = 12
 _SMALL_MEMORY = 2 << 30
 _PFN_PRESENT = 1 << 63
 
@@ -135,29 +131,23 @@ def _memory() -> Check:
 
 
 def _kvm() -> Check:
-    name, path = "kvm", "/dev/kvm"
-    absent = "guests run on the emulated CPU, which needs no KVM"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return Check(name, False, f"no {path}", advice=absent)
-        return Check(
-            name,
-            False,
-            f"{path}: {error.strerror}",
-            advice="add the user to the group kvm; meanwhile " + absent,
-        )
-    try:
-        version = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
-    except OSError as error:
-        return Check(name, False, f"{path}: {error.strerror}", advice=absent)
-    finally:
-        os.close(fd)
-    ok = version == _KVM_API_VERSION
-    return Check(
-        name, ok, f"{path}, API version {version}", advice="" if ok else f"version 12 is known; {absent}"
-    )
+    """VMs are made, one for each way to keep a dirty log."""
+    from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
+    from sterna.machine.accel import create_vm
+    from sterna.machine.config import default_board
+
+    name, board = "kvm", default_board("kvm")
+    modes: list[str] = []
+    refusal = ""
+    for mode in DirtyLogMode:
+        try:
+            create_vm("kvm", board, 1, mode).close()
+            modes.append(mode)
+        except HypervisorError as error:
+            refusal = refusal or str(error).removeprefix("accel kvm: ")
+    if not modes:
+        return Check(name, False, refusal, advice="guests run on the emulated CPU, which needs no KVM")
+    return Check(name, True, f"board {board.name} runs on it; dirty log as {', '.join(modes)}")
 
 
 def _qemu() -> Check:
