@@ -105,6 +105,20 @@ def test_a_source_that_goes_before_it_could_hear_is_remembered_for_what_it_was()
         assert "Machine type received is 'virt-7.2'" in there.controller.info().error
 
 
+def test_a_source_that_cannot_hear_is_cut_off_before_it_could_finish() -> None:
+    """It takes a migration for done once all of its bytes are gone."""
+    with hosts(waiting_guest()) as (there,):
+        address = there.controller.incoming(TCP)
+        host, _, port = address.removeprefix("tcp:").rpartition(":")
+        with socket.create_connection((host, int(port)), SECONDS) as source:
+            source.sendall(
+                sections.header(Configuration("virt-7.2")) + sections.section_start(2, "ram", 0, 4)
+            )
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                source.sendall(bytes(64 << 20))
+        there.wait_status(FAILED)
+
+
 # -- with a QEMU at the other end ----------------------------------------------------------------------------
 
 MEBIBYTES = 16
