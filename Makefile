@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench guests clean
+.PHONY: demo test check bench fuzz guests clean
 
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
@@ -22,6 +22,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/stage2.py
 	$(BIN)/python bench/ratelimit.py
 	$(BIN)/sterna bench
+
+# Findings are left in fuzz-findings/; MINUTES are for all decoders together.
+MINUTES ?= 10
+fuzz: $(VENV)/.dev
+	PYTHONPATH=tests nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build

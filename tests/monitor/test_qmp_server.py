@@ -298,3 +298,23 @@ def test_client_raises_the_servers_errors(server) -> None:
     with server.client() as client, pytest.raises(QmpError, match="has not been found") as caught:
         client.command("nope")
     assert caught.value.error_class == "CommandNotFound"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"QMP": "\xff"}\n',
+        b'{"QMP": 5}\n',
+        b"[1]\n",
+        b'{"QMP": {}}\n{"return": {}}\n{"error": 5}\n',
+        b'{"QMP": {}}\n{"return": {}}\n{"return": "\xc3(\n',
+        b'{"QMP": {}}\n{"return": {}}\n' + b"[" * 5000 + b"\n",
+    ],
+)
+def test_a_client_leaves_a_server_that_says_nonsense(said: bytes) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(said)
+        far.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionLost, match="does not speak QMP"), QmpClient(near, "it", 5) as client:
+            client.command("query-status")

@@ -38,7 +38,7 @@ class QmpClient:
         connection.settimeout(timeout)
         try:
             greeting = self._next_message()
-            if "QMP" not in greeting:
+            if not isinstance(greeting.get("QMP"), dict):
                 raise ConnectionLost(f"{name} does not speak QMP")
             self.greeting: dict[str, Any] = greeting["QMP"]
             self.command("qmp_capabilities")
@@ -78,6 +78,8 @@ class QmpClient:
             if "event" in answer:
                 self.events.append(answer)
             elif "error" in answer:
+                if not isinstance(answer["error"], dict):
+                    raise ConnectionLost(f"{self._name} does not speak QMP")
                 raise QmpError(str(answer["error"].get("desc")), str(answer["error"].get("class")))
             elif "return" in answer:
                 return answer["return"]
@@ -136,7 +138,7 @@ class QmpClient:
     def _decode(self, text: bytes | FramingError) -> dict[str, Any]:
         try:
             message = None if isinstance(text, FramingError) else msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise ConnectionLost(f"{self._name} does not speak QMP")
