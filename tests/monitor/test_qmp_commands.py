@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cli.vms import wait_for
 from monitor.machines import Monitored, monitored
 from monitor.qmpserver import TIMEOUT
 from sterna.monitor.client import QmpClient
@@ -109,6 +110,11 @@ def test_the_queries_are_shaped_like_qemus(client) -> None:
         ("pmemsave", {"val": RAM, "size": 1 << 62, "filename": "x"}, "not in RAM"),
         ("pmemsave", {"val": RAM, "size": -1, "filename": "x"}, "negative"),
         ("pmemsave", {"val": RAM, "size": 1.5, "filename": "x"}, "Invalid parameter type for 'size', expected: integer"),
+        ("x-sterna-unmap", {"val": 0, "size": 4096}, "not in RAM"),
+        ("x-sterna-unmap", {"val": RAM, "size": 1 << 62}, "not in RAM"),
+        ("x-sterna-unmap", {"val": RAM + 1, "size": 4096}, "not whole pages"),
+        ("x-sterna-age", {"val": RAM, "size": 4097}, "not whole pages"),
+        ("x-sterna-age", {"val": RAM}, "Parameter 'size' is missing"),
     ],
 )  # fmt: skip
 def test_bad_commands_are_named(client, command: str, arguments: dict[str, Any], expected: str) -> None:
@@ -223,3 +229,23 @@ def test_failed_and_cancelled_migrations_leave_the_guest_running(client, tmp_pat
         assert client.command("query-migrate")["status"] == "cancelled"
         assert client.command("query-status")["running"] is True
         client.command("migrate_cancel")
+
+
+def test_the_host_takes_mappings_away_and_asks_which_were_used(client) -> None:
+    ram = {"val": RAM, "size": 16 << 20}
+    client.command("cont")
+    wait_for(lambda: client.execute("x-sterna-age", ram)["young"] > 1)
+    client.command("stop")
+    client.execute("x-sterna-age", ram)
+    assert client.execute("x-sterna-age", ram) == {"young": 0}
+    before = client.command("x-sterna-query-stage2")
+    assert client.execute("x-sterna-unmap", ram) == {}
+    after = client.command("x-sterna-query-stage2")
+    # What is left are devices.
+    assert after["blocks-2m"] == 0
+    assert before["blocks-2m"] > 0
+    client.command("cont")
+    wait_for(
+        lambda: client.command("x-sterna-query-stage2")["faults-translation"] > before["faults-translation"]
+    )
+    client.command("stop")

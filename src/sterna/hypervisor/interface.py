@@ -7,7 +7,7 @@ mean there (Linux, Documentation/virt/kvm/api.rst).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sterna.hypervisor.traits import Trait
 from sterna.memory.address import Ipa
@@ -124,6 +124,19 @@ class Vcpu(Protocol):
 
     def wake(self) -> None:
         """End this vCPU's sleep (`wfi`, `hlt`: an interrupt is pending for it); `run` goes on."""
+        ...
+
+
+@runtime_checkable
+class HostPaging(Protocol):
+    """A hypervisor whose host takes memory from guests through calls of ours, as a kernel does by MMU notifiers."""
+
+    def unmap_range(self, ipa: Ipa, size: int) -> None:
+        """Take the mappings of a range away; guests fault them in again."""
+        ...
+
+    def age_range(self, ipa: Ipa, size: int) -> int:
+        """Clear the range's access flags: how many were set."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Guest RAM in a VM: the memory slot, its dirty log, and the host's own accesses."""
 
-from sterna.hypervisor.interface import MemorySlot, SlotFlags, Vm
+from sterna.hypervisor.interface import HostPaging, HypervisorError, MemorySlot, SlotFlags, Vm
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
@@ -77,6 +77,30 @@ class GuestRam:
         self.block.view[at : at + len(data)] = data
         first, last = at >> PAGE_SHIFT, at + len(data) - 1 >> PAGE_SHIFT
         self._vm.mark_dirty(_SLOT, first, last - first + 1)
+
+    def unmap(self, ipa: int, size: int) -> None:
+        """Take the mappings of a range of pages away; the guest faults them in again.
+
+        :raise AddressError: When the range is not whole pages within RAM.
+        :raise HypervisorError: When the host's kernel alone does so.
+        """
+        self._host_paging(ipa, size).unmap_range(Ipa(ipa), size)
+
+    def age(self, ipa: int, size: int) -> int:
+        """Clear the access flags of a range of pages: how many mappings had them set.
+
+        :raise AddressError: When the range is not whole pages within RAM.
+        :raise HypervisorError: When the host's kernel alone does so.
+        """
+        return self._host_paging(ipa, size).age_range(Ipa(ipa), size)
+
+    def _host_paging(self, ipa: int, size: int) -> HostPaging:
+        self._offset(ipa, size)
+        if ipa % PAGE_SIZE or size % PAGE_SIZE:
+            raise AddressError(f"{size} bytes at {ipa:#x} are not whole pages")
+        if not isinstance(self._vm, HostPaging):
+            raise HypervisorError("here only the host's kernel unmaps and ages guest memory")
+        return self._vm
 
     def _offset(self, ipa: int, size: int) -> int:
         at = ipa - self._base

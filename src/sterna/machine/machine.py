@@ -269,6 +269,14 @@ class Machine:
         """The hypervisor's counters by name."""
         return dict(self._vm.statistics())
 
+    def unmap(self, ipa: int, size: int) -> None:
+        """Take the mappings of a range of RAM away, as a host that reclaims memory does. As `GuestRam.unmap`."""
+        self._ram.unmap(ipa, size)
+
+    def age(self, ipa: int, size: int) -> int:
+        """How many mappings of a range the guest has used since this was asked last. As `GuestRam.age`."""
+        return self._ram.age(ipa, size)
+
     @contextmanager
     def _held(self) -> Iterator[None]:
         """No vCPU runs, and the run state stays as it is."""

@@ -53,6 +53,11 @@ class SaveArguments(Arguments, frozen=True):
     filename: str
 
 
+class RangeArguments(Arguments, frozen=True):
+    val: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Command:
     """One QMP command.
@@ -119,6 +124,8 @@ class Commands(Mapping[str, Command]):
             Command("human-monitor-command", HumanArguments, self._human_command),
             Command("pmemsave", SaveArguments, self._pmemsave),
             Command("x-sterna-query-stage2", none, self._query_stage2),
+            Command("x-sterna-unmap", RangeArguments, self._unmap),
+            Command("x-sterna-age", RangeArguments, self._age),
         ]
 
     # -- the machine -----------------------------------------------------------------------------------------
@@ -177,6 +184,13 @@ class Commands(Mapping[str, Command]):
 
     def _query_stage2(self, _: Arguments) -> Any:
         return {name.replace("_", "-"): int(n) for name, n in self._control.machine.statistics().items()}
+
+    def _unmap(self, arguments: RangeArguments) -> Any:
+        self._control.machine.unmap(arguments.val, arguments.size)
+        return {}
+
+    def _age(self, arguments: RangeArguments) -> Any:
+        return {"young": self._control.machine.age(arguments.val, arguments.size)}
 
     def _pmemsave(self, arguments: SaveArguments) -> Any:
         if arguments.size < 0 or arguments.val < 0:

@@ -56,6 +56,10 @@ class Machine(Protocol):
 
     def statistics(self) -> Mapping[str, int]: ...
 
+    def unmap(self, ipa: int, size: int) -> None: ...
+
+    def age(self, ipa: int, size: int) -> int: ...
+
 
 EXPECTED_ERRORS = (MigrationError, RunStateError, HypervisorError, StreamError, OSError, ValueError)
 """What a command may fail with when its user or the host is at fault; the text is meant for the user."""

@@ -136,7 +136,8 @@ class Injured:
     :ivar phase: when
     :ivar status: the outcome at the source, or how it ended
     :ivar runs_at: hosts where the guest runs in the end
-    :ivar expected: hosts of which one has to be the only one that runs it; empty: the guest may be gone, with its host
+    :ivar allowed: hosts of which one may run it
+    :ivar may_be_gone: the guest had no other host than the one that was lost
     :ivar pages_checked: pages of its RAM that were compared afterwards
     :ivar problems: what was wrong
     """
@@ -145,7 +146,8 @@ class Injured:
     phase: str
     status: str
     runs_at: list[str]
-    expected: list[str]
+    allowed: list[str]
+    may_be_gone: bool
     pages_checked: int
     problems: list[str]
     note: str = ""

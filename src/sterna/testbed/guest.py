@@ -63,6 +63,10 @@ class Guest(Protocol):
         """How much it has done."""
         ...
 
+    def pages_in_use(self, mark: Mark) -> int:
+        """Pages that it writes."""
+        ...
+
     def pulse(self, vm: Vm) -> int:
         """A number that changes while it runs; cheap, for looking often."""
         ...
@@ -116,6 +120,9 @@ class BareGuest:
         if mark.program is ProgramId.DIRTYRAM:
             return sum(mark.word(index, DirtyramWord.WRITES) for index in range(mark.cpus))
         return mark.steps()
+
+    def pages_in_use(self, mark: Status) -> int:
+        return pages_in_use(mark)
 
     def pulse(self, vm: Vm) -> int:
         """The counter as CPU 0 has read it last."""

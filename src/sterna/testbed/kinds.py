@@ -35,12 +35,12 @@ class VmKind(ABC):
 
     :ivar name: as on the command line
     :ivar verifies: whether both ends can compare RAM by themselves (x-sterna-verify)
-    :ivar tells_stage2: whether x-sterna-query-stage2 answers
+    :ivar waits_again: whether a destination waits for another attempt after one has failed
     """
 
     name: str
     verifies: bool
-    tells_stage2: bool
+    waits_again: bool
 
     def __init__(self, options: KindOptions = KindOptions()) -> None:
         self.options = options
@@ -75,12 +75,12 @@ class SternaKind(VmKind):
     """`sterna run`."""
 
     verifies = True
+    waits_again = True
 
     def __init__(self, accel: str, options: KindOptions = KindOptions()) -> None:
         super().__init__(options)
         self.name = accel
         self._accel = accel
-        self.tells_stage2 = accel == "emulated"
 
     def check(self) -> None:
         if self._accel == "emulated":
@@ -138,7 +138,7 @@ class QemuKind(VmKind):
 
     name = "qemu"
     verifies = False
-    tells_stage2 = False
+    waits_again = False
 
     def check(self) -> None:
         self._binary()

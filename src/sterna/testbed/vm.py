@@ -24,7 +24,7 @@ from sterna.testbed.network import Host
 LOCAL = Host("this host", "127.0.0.1")
 """For VMs that need no network of their own."""
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 """Kernels may have to be compiled first."""
 _QUIT_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -101,11 +101,13 @@ class Vm(ABC):
         return self._process.poll() is None
 
     def ready(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait for the monitor.
+        """Wait for the monitor. Does nothing the second time.
 
         :param check: called now and then; may raise
         :raise VmError: When the process has ended, or does not answer in time; with what it said last.
         """
+        if hasattr(self, "qmp"):
+            return
         deadline = time.monotonic() + _START_SECONDS
         self._connection.settimeout(0.1)
         # The greeting tells that it is up; an early end shows within the timeout.

@@ -96,12 +96,14 @@ class OneSideCheck(BaseCheck, tag="one-side", frozen=True):
             name = f"{case.fault} during {case.phase}"
             if len(case.runs_at) > 1:
                 problems.append(f"{name}: the guest runs on {' and '.join(case.runs_at)}")
-            elif case.expected and not case.runs_at:
+            elif not case.runs_at and not case.may_be_gone:
                 problems.append(f"{name}: the guest runs nowhere ({case.status})")
-            elif not set(case.runs_at) <= set(case.expected):
+            elif not set(case.runs_at) <= set(case.allowed):
                 problems.append(f"{name}: the guest runs on {case.runs_at[0]} ({case.status})")
+            if case.note:
+                problems.append(f"{name}: {case.note}")
             problems += [f"{name}: {problem}" for problem in case.problems]
-        lost = sum(not case.expected for case in evidence.injured)
+        lost = sum(not case.runs_at for case in evidence.injured)
         pages = sum(case.pages_checked for case in evidence.injured)
         figure = f"{len(evidence.injured)} faults, {pages} pages compared"
         if lost:

@@ -1,0 +1,166 @@
+"""Migrations are cancelled, each further on than the one before."""
+
+import time
+
+import msgspec
+
+from sterna.guests.layout import PAGE_BYTES
+from sterna.testbed.bed import Bed
+from sterna.testbed.errors import BedError, VmError
+from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
+from sterna.testbed.guest import Guest
+from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.settings import MigrationSettings
+from sterna.testbed.vm import Vm
+
+_NEVER_MS = 1
+"""A downtime limit that no guest at work meets."""
+_REACH_SECONDS = 60.0
+_REBUILD_SECONDS = 1.0
+"""Within this time a guest at work writes all its pages."""
+_LOOK_SECONDS = 0.05
+_WINDOWS = 3
+
+
+class Cancel(BaseProcedure, tag="cancel", frozen=True):
+    """Cancel at each point; then migrate to the end.
+
+    :ivar points: how much is sent before the cancel, as a part of the RAM that the guest uses; beyond 1 in later passes
+    :ivar window_s: how long the guest's speed is measured at a time
+    :ivar finish: how the last migration is done
+    """
+
+    points: list[float]
+    window_s: float = 0.5
+    finish: MigrationSettings = MigrationSettings()
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        guest = bed.kind.guest(stage.vm)
+        source = bed.source(stage.vm)
+        destination = bed.destination(stage.vm)
+        bed.warm_up(source, guest)
+        destination.ready()
+        used = guest.pages_in_use(guest.mark(source)) * PAGE_BYTES
+        counter = _Counter(bed, source, evidence)
+        evidence.blocks_before = counter.look()
+        never = msgspec.structs.replace(stage.migration, downtime_limit_ms=_NEVER_MS)
+        # Once unmeasured: a CPU emulator's TLB is larger after it.
+        for number, point in enumerate((self.points[0], *self.points)):
+            if number == 1:
+                evidence.speeds.append(speed(guest, source, self.window_s))
+            migration = Migration(bed, guest, source, destination, never, stage.vm.load, watch=counter.watch)
+            bed.say(f"cancel when {point:g} of RAM is sent")
+            counter.begin()
+            migration.start()
+            _wait_for_point(bed, migration, point * used)
+            transferred = migration.passage.moments[-1].transferred
+            status, ms = migration.cancel()
+            runs = _runs_on(bed, guest, source, guest.mark(source))
+            after = counter.rebuilt(evidence.blocks_before)
+            if number:
+                cancelled = Cancelled(point, transferred, status, ms, runs, counter.least, after)
+                evidence.cancelled.append(cancelled)
+            if not bed.kind.waits_again:
+                destination.close()
+                destination = bed.destination(stage.vm)
+                destination.ready()
+        evidence.speeds.append(speed(guest, source, self.window_s))
+        migration = Migration(
+            bed, guest, source, destination, self.finish, stage.vm.load, watch=counter.watch
+        )
+        evidence.passages.append(migration.passage)
+        bed.say("migrate to the end")
+        migration.run()
+        migration.arrive()
+
+
+class _Counter:
+    """Counts a VM's huge pages over time, where it tells them.
+
+    :ivar least: fewest since `begin`
+    """
+
+    def __init__(self, bed: Bed, vm: Vm, evidence: Evidence) -> None:
+        self._bed = bed
+        self._vm = vm
+        self._evidence = evidence
+        self.least: int | None = None
+
+    def begin(self) -> None:
+        self.least = None
+        self.look()
+
+    def watch(self, moment: Moment) -> None:
+        """With each look at a migration."""
+        self.look()
+
+    def look(self) -> int | None:
+        """How many there are now."""
+        found = huge_pages(self._vm)
+        if found is None:
+            return None
+        blocks, pages = found
+        self._evidence.huge_pages.append(HugePages(self._bed.now(), blocks, pages))
+        self.least = blocks if self.least is None else min(self.least, blocks)
+        return blocks
+
+    def rebuilt(self, wanted: int | None) -> int | None:
+        """How many there are when they are all back, or no more come."""
+        least, blocks = self.least, self.look()
+        changed = time.monotonic()
+        while blocks is not None and wanted is not None and blocks < wanted:
+            time.sleep(_LOOK_SECONDS)
+            now = self.look()
+            if now != blocks:
+                changed = time.monotonic()
+            elif time.monotonic() - changed > _REBUILD_SECONDS:
+                break
+            blocks = now
+        self.least = least
+        return blocks
+
+
+def huge_pages(vm: Vm) -> tuple[int, int] | None:
+    """Mappings of 2 MiB and of 4 KiB in stage 2; None when the VM does not tell."""
+    try:
+        counts = vm.command("x-sterna-query-stage2")
+    except VmError:
+        return None
+    if "blocks-2m" not in counts:
+        return None
+    return int(counts["blocks-2m"]), int(counts["pages-4k"])
+
+
+def speed(guest: Guest, vm: Vm, window_s: float) -> float:
+    """Work per second of the vCPUs' CPU time: what other processes take does not count. The best of a few windows."""
+    best = 0.0
+    for _ in range(_WINDOWS):
+        work, cpu = guest.work(guest.mark(vm)), vm.guest_cpu_seconds()
+        time.sleep(window_s)
+        spent = vm.guest_cpu_seconds() - cpu
+        best = max(best, (guest.work(guest.mark(vm)) - work) / spent if spent else 0.0)
+    return best
+
+
+def _wait_for_point(bed: Bed, migration: Migration, transferred: float) -> None:
+    """
+    :raise BedError: When the migration ended before it came so far.
+    """
+
+    def there() -> bool:
+        moment = migration.look()
+        if moment.status in FINAL:
+            raise BedError(f"the migration is {moment.status} before {transferred / 1e6:.0f} MB were sent")
+        return moment.transferred >= transferred
+
+    bed.wait(there, _REACH_SECONDS, f"{transferred / 1e6:.0f} MB were not sent", 0.005)
+
+
+def _runs_on(bed: Bed, guest: Guest, vm: Vm, last: object) -> bool:
+    try:
+        bed.wait(lambda: guest.beyond(last, guest.mark(vm)), 5.0, "it stands still", 0.01)
+    except BedError:
+        return False
+    return vm.runs()

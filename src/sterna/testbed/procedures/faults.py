@@ -1,0 +1,264 @@
+"""Things break while a guest migrates."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from sterna.guests.layout import PAGE_BYTES
+from sterna.testbed.bed import Bed
+from sterna.testbed.errors import BedError, Unsupported, VmError
+from sterna.testbed.evidence import Evidence, Injured
+from sterna.testbed.guest import Guest
+from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.resources import FullDisk, MemoryGroup
+from sterna.testbed.vm import Vm
+
+Fault = Literal[
+    "link-cut",
+    "link-down",
+    "destination-killed",
+    "source-killed",
+    "destination-disk-full",
+    "destination-memory-full",
+]
+Phase = Literal["setup", "first-pass", "later-pass", "switchover"]
+
+_NEVER_MS = 1
+_SWITCHOVER_MS = 20_000
+"""A downtime limit that any pass meets."""
+_CUT_SECONDS = 1.0
+_REACH_SECONDS = 60.0
+_END_SECONDS = 60.0
+_SETTLE_SECONDS = 1.0
+"""How long after the last event a guest that should not run would have had the time to."""
+_FIRST_PASS_PART = 0.3
+
+
+class Case(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+    """One fault, in each of some phases of a migration."""
+
+    fault: Fault
+    phases: list[Phase]
+
+
+class Faults(BaseProcedure, tag="faults", frozen=True):
+    """Break one thing in one phase of a migration, and see where the guest is in the end.
+
+    :ivar cases: what is broken when
+    """
+
+    cases: list[Case]
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        source: Vm | None = None
+        for case in self.cases:
+            for phase in case.phases:
+                if source is None or not source.alive:
+                    source = stage.bed.source(stage.vm)
+                try:
+                    source = _Injury(stage, source, case.fault, phase).run(evidence)
+                except Unsupported as error:
+                    evidence.skipped.append(f"{case.fault}: {error}")
+                    break
+
+
+class _Injury:
+    """One migration with one fault."""
+
+    def __init__(self, stage: Stage, source: Vm, fault: Fault, phase: Phase) -> None:
+        self._stage = stage
+        self._bed: Bed = stage.bed
+        self._source = source
+        self._fault = fault
+        self._phase = phase
+        self._guest: Guest = stage.bed.kind.guest(stage.vm)
+        self._group: MemoryGroup | None = None
+        self._disk: FullDisk | None = None
+
+    def run(self, evidence: Evidence) -> Vm | None:
+        """Do it.
+
+        :return: the VM that has the guest now, None when it is gone
+        :raise Unsupported: When this machine cannot break that.
+        """
+        bed, source = self._bed, self._source
+        bed.say(f"{self._fault} during {self._phase}")
+        destination = self._destination()
+        bed.warm_up(source, self._guest)
+        destination.ready()
+        self._migration = Migration(
+            bed, self._guest, source, destination, self._settings(), self._stage.vm.load
+        )
+        self._migration.start()
+        note = ""
+        try:
+            self._reach()
+        except BedError as error:
+            note = str(error)
+        self._break(destination)
+        status = self._outcome()
+        if self._fault == "link-down":
+            bed.network.set_link(destination.host, up=True)
+        time.sleep(_SETTLE_SECONDS)
+        survivor, injured = self._judge(destination, status, note)
+        evidence.injured.append(injured)
+        self._clear(source, destination, survivor)
+        return survivor
+
+    # -- before ----------------------------------------------------------------------------------------------
+
+    def _destination(self) -> Vm:
+        bed = self._bed
+        host = bed.other(self._source.host)
+        log = None
+        if self._fault == "destination-disk-full":
+            self._disk = FullDisk(bed.remains, bed.directory)
+            log = str(self._disk.path / "console")
+        if self._fault == "destination-memory-full":
+            self._group = MemoryGroup(bed.remains)
+        if self._fault.startswith("link"):
+            bed.network.set_link(host, up=True)  # or say at once that there is none
+        destination = bed.destination(self._stage.vm, host, log=log)
+        if self._group is not None:
+            self._group.add(destination.pid)
+        return destination
+
+    def _settings(self) -> Any:
+        parameters = dict(self._stage.migration.parameters)
+        if self._bed.kind.verifies:
+            parameters |= {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
+        return msgspec.structs.replace(
+            self._stage.migration, downtime_limit_ms=_NEVER_MS, parameters=parameters
+        )
+
+    def _reach(self) -> None:
+        """
+        :raise BedError: When the migration ends before the phase comes.
+        """
+        used = self._guest.pages_in_use(self._guest.mark(self._source)) * PAGE_BYTES
+        reached: dict[str, Callable[[Any], bool]] = {
+            "setup": lambda moment: True,
+            "first-pass": lambda moment: moment.transferred >= _FIRST_PASS_PART * used,
+            "later-pass": lambda moment: moment.pass_number >= 3,
+            "switchover": lambda moment: moment.status == "device",
+        }
+        if self._phase == "setup":
+            return
+        if self._phase == "switchover":
+            self._wait_for(reached["later-pass"])
+            self._let_it_end()
+        self._wait_for(reached[self._phase])
+
+    def _wait_for(self, reached: Callable[[Any], bool]) -> None:
+        def there() -> bool:
+            moment = self._migration.look()
+            if not reached(moment) and moment.status in FINAL:
+                raise BedError(f"it is {moment.status} before the phase comes")
+            return reached(moment)
+
+        self._bed.wait(there, _REACH_SECONDS, f"the phase {self._phase} does not come", 0.002)
+
+    def _let_it_end(self) -> None:
+        self._source.command("migrate-set-parameters", **{"downtime-limit": _SWITCHOVER_MS})
+
+    # -- the fault -------------------------------------------------------------------------------------------
+
+    def _break(self, destination: Vm) -> None:
+        network = self._bed.network
+        match self._fault:
+            case "link-cut":
+                network.set_link(destination.host, up=False)
+                time.sleep(_CUT_SECONDS)
+                network.set_link(destination.host, up=True)
+            case "link-down":
+                network.set_link(destination.host, up=False)
+            case "destination-killed":
+                destination.kill()
+            case "source-killed":
+                self._source.kill()
+            case "destination-disk-full":
+                assert self._disk is not None
+                self._disk.fill()
+            case "destination-memory-full":
+                assert self._group is not None
+                self._group.limit(self._group.usage())
+        if self._source.alive:
+            self._let_it_end()
+
+    def _outcome(self) -> str:
+        """What became of the migration; one that cannot end because the link is down is cancelled."""
+        if not self._source.alive:
+            return "the source is gone"
+        if self._fault == "link-down":
+            time.sleep(_CUT_SECONDS)
+            if self._migration.look().status not in (*FINAL, "device"):
+                return self._migration.cancel()[0]
+
+        def ended() -> bool:
+            return self._migration.look().status in FINAL
+
+        try:
+            self._bed.wait(ended, _END_SECONDS, "it does not end")
+        except VmError as error:
+            return str(error)
+        return str(self._migration.passage.info["status"])
+
+    # -- after -----------------------------------------------------------------------------------------------
+
+    def _judge(self, destination: Vm, status: str, note: str) -> tuple[Vm | None, Injured]:
+        here = [vm for vm in (self._source, destination) if _runs(vm)]
+        problems: list[str] = []
+        pages = 0
+        if len(here) == 1:
+            [vm] = here
+            last = self._guest.mark(vm)
+            try:
+                self._bed.wait(lambda: self._guest.beyond(last, self._guest.mark(vm)), 5.0, "it stands still")
+            except BedError as error:
+                problems.append(str(error))
+            pages, wrong = self._guest.check(vm)
+            problems += wrong
+        injured = Injured(
+            self._fault,
+            self._phase,
+            status,
+            [vm.host.name for vm in here],
+            self._allowed(destination),
+            self._fault == "source-killed",
+            pages,
+            problems,
+            note,
+        )
+        return (here[0] if len(here) == 1 and not problems else None), injured
+
+    def _allowed(self, destination: Vm) -> list[str]:
+        """Where the guest may be. In the switchover it may have just been handed over."""
+        there, back = destination.host.name, self._source.host.name
+        match self._fault:
+            case "link-cut" | "destination-disk-full":
+                return [there]
+            case "destination-memory-full":
+                return [there, back]
+            case "source-killed":
+                return [there] if self._phase == "switchover" else []
+            case _:
+                return [there, back] if self._phase == "switchover" else [back]
+
+    def _clear(self, source: Vm, destination: Vm, survivor: Vm | None) -> None:
+        for vm in (source, destination):
+            if vm is not survivor:
+                vm.close()
+        if self._disk is not None:
+            self._disk.close()
+        if self._group is not None:
+            self._group.close()
+
+
+def _runs(vm: Vm) -> bool:
+    try:
+        return vm.alive and vm.runs()
+    except VmError:
+        return False

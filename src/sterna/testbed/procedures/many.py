@@ -1,0 +1,74 @@
+"""Several guests migrate at once."""
+
+import time
+from typing import Literal
+
+import msgspec
+
+from sterna.testbed.evidence import Evidence
+from sterna.testbed.migration import Migration
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+
+_POLL_SECONDS = 0.02
+
+
+class Many(BaseProcedure, tag="many", frozen=True):
+    """Guests share the links: all begin at once, or one after the other while those before are still under way.
+
+    :ivar counts: how many guests; each number in turn
+    :ivar ways: each number of guests migrates in each of these ways, to and fro
+    :ivar stagger_s: between the beginnings
+    """
+
+    counts: list[int] = msgspec.field(default_factory=lambda: [2, 4])
+    ways: list[Literal["parallel", "staggered"]] = msgspec.field(
+        default_factory=lambda: ["parallel", "staggered"]
+    )
+    stagger_s: float = 0.3
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        for count in self.counts:
+            guest = bed.kind.guest(stage.vm)
+            names = [f"guest {number} of {count}" for number in range(1, count + 1)]
+            sources = [bed.source(stage.vm, name=name) for name in names]
+            for source in sources:
+                bed.warm_up(source, guest)
+            for way in self.ways:
+                host = bed.other(sources[0].host)
+                destinations = [bed.destination(stage.vm, host, name) for name in names]
+                for destination in destinations:
+                    destination.ready()
+                migrations = [
+                    Migration(
+                        bed, guest, source, destination, stage.migration, f"{stage.vm.load}, {way}", name=name
+                    )
+                    for name, source, destination in zip(names, sources, destinations, strict=True)
+                ]
+                bed.say(f"{count} guests to {host.name}, {way}")
+                evidence.passages += [migration.passage for migration in migrations]
+                _run(migrations, self.stagger_s if way == "staggered" else 0.0)
+                for migration in migrations:
+                    migration.arrive()
+                for source in sources:
+                    source.close()
+                sources = destinations
+                if not all(migration.passage.completed for migration in migrations):
+                    return
+            for source in sources:
+                source.close()
+
+
+def _run(migrations: list[Migration], apart: float) -> None:
+    waiting = list(migrations)
+    under_way: list[Migration] = []
+    next_start = time.monotonic()
+    while waiting or under_way:
+        if waiting and time.monotonic() >= next_start:
+            migration = waiting.pop(0)
+            migration.start()
+            under_way.append(migration)
+            next_start += apart
+            continue
+        under_way = [migration for migration in under_way if not migration.poll()]
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,103 @@
+"""The host takes memory from the guest while it migrates."""
+
+from sterna.testbed.bed import Bed
+from sterna.testbed.errors import Unsupported, VmError
+from sterna.testbed.evidence import Evidence, Moment
+from sterna.testbed.guest import Guest
+from sterna.testbed.migration import Migration
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
+from sterna.testbed.vm import Vm
+
+_SWAP_FACTOR = 3
+_PIECES = 8
+
+
+class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
+    """Before the migration and during it: stage-2 entries are aged and taken away, pages go to a swap file.
+
+    :ivar share: of the source's memory that it may keep
+    """
+
+    share: float = 0.7
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        guest = bed.kind.guest(stage.vm)
+        source = bed.source(stage.vm)
+        pressure = _pressure(bed, stage.vm.memory_bytes, evidence)
+        if pressure is not None:
+            pressure.add(source.pid)
+        destination = bed.destination(stage.vm)
+        bed.warm_up(source, guest)
+        destination.ready()
+        notifier = _Notifier(guest, source)
+        swapped = 0
+        if pressure is not None:
+            bed.say("the host lets the source keep less memory than it has")
+            pressure.limit(round(pressure.usage() * self.share))
+            swapped = swapped_bytes(source.pid)
+            evidence.reclaimed["MiB swapped before"] = swapped / (1 << 20)
+        notifier.look()
+        before = notifier.unmapped
+        most = swapped
+
+        def watch(moment: Moment) -> None:
+            nonlocal most
+            if moment.status == "active":
+                notifier.look()
+            most = max(most, swapped_bytes(source.pid))
+
+        migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load, watch=watch)
+        evidence.passages.append(migration.passage)
+        bed.say("migrate")
+        migration.run()
+        if pressure is not None:
+            evidence.reclaimed["MiB swapped at most during"] = most / (1 << 20)
+        if notifier.reason:
+            evidence.skipped.append(notifier.reason)
+        else:
+            evidence.reclaimed["ranges unmapped before"] = before
+            evidence.reclaimed["and during"] = notifier.unmapped - before
+            evidence.reclaimed["leaves found young"] = notifier.young
+        migration.arrive()
+
+
+class _Notifier:
+    """What a kernel's reclaim asks of a hypervisor: which pages were used, and to let go of some. Goes round RAM in pieces.
+
+    :ivar reason: why the VM does not do so when asked; empty when it does
+    """
+
+    def __init__(self, guest: Guest, vm: Vm) -> None:
+        self._guest = guest
+        self._vm = vm
+        self._next = 0
+        self.unmapped = 0
+        self.young = 0
+        self.reason = ""
+
+    def look(self) -> None:
+        """Age all of RAM, take away a piece."""
+        if self.reason:
+            return
+        base, size = self._guest.ram_base, self._guest.ram_bytes
+        piece = size // _PIECES
+        try:
+            self.young += int(self._vm.command("x-sterna-age", val=base, size=size)["young"])
+            self._vm.command("x-sterna-unmap", val=base + self._next * piece, size=piece)
+        except VmError as error:
+            self.reason = str(error)
+            return
+        self.unmapped += 1
+        self._next = (self._next + 1) % _PIECES
+
+
+def _pressure(bed: Bed, size: int, evidence: Evidence) -> MemoryGroup | None:
+    """A memory group, and a swap file for what it must do without; both go with the bed."""
+    try:
+        SwapFile(bed.remains, bed.directory, size * _SWAP_FACTOR)
+        return MemoryGroup(bed.remains)
+    except Unsupported as error:
+        evidence.skipped.append(f"memory group and swap file: {error}")
+        return None

@@ -1,0 +1,161 @@
+"""The host runs short: of memory, of disk."""
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+from sterna.testbed.errors import BedError, Unsupported
+from sterna.testbed.remains import Kind, Remains
+
+_PREFIX = "sterna-testbed-"
+_DISK_BYTES = 1 << 20
+_TRIES = 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MemoryGroup:
+    """A memory cgroup, of version 2 where it has the memory controller, else of version 1.
+
+    :raise Unsupported: When this process may not make one.
+    """
+
+    def __init__(self, remains: Remains) -> None:
+        parent, self._unified = _memory_controller()
+        self._path = parent / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
+        self._remains = remains
+        remains.add(Kind.CGROUP, self._path)
+        try:
+            self._path.mkdir()
+            if not (self._path / self._limit_file).exists():
+                raise Unsupported(f"{parent} does not hand on the memory controller to groups below it")
+        except PermissionError as error:
+            raise Unsupported("memory groups need root") from error
+        except OSError as error:
+            raise Unsupported(f"no memory group can be made in {parent}: {error.strerror}") from error
+
+    def add(self, pid: int) -> None:
+        """Count a process's memory from now on; what it has already is counted where it was."""
+        self._write("cgroup.procs", str(pid))
+
+    def usage(self) -> int:
+        """Bytes in use."""
+        name = "memory.current" if self._unified else "memory.usage_in_bytes"
+        return int((self._path / name).read_text())
+
+    def limit(self, size: int) -> None:
+        """Allow no more; what is above is reclaimed, or processes are killed.
+
+        :raise BedError: When the kernel can reclaim no more and would not kill for a lower limit (version 1).
+        """
+        for attempt in range(_TRIES):
+            try:
+                self._write(self._limit_file, str(size + attempt * (size >> 6)))
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise BedError(f"cannot limit memory to {size} bytes: {error.strerror}") from error
+        raise BedError(f"cannot reclaim memory down to {size} bytes")
+
+    def close(self) -> None:
+        """Remove it; processes that are left go back to the group above."""
+        self._remains.undo(Kind.CGROUP, self._path)
+
+    @property
+    def _limit_file(self) -> str:
+        return "memory.max" if self._unified else "memory.limit_in_bytes"
+
+    def _write(self, name: str, text: str) -> None:
+        with open(self._path / name, "w", encoding="ascii") as file:
+            file.write(text)
+
+
+class SwapFile:
+    """A swap file, in use until it is closed.
+
+    :raise Unsupported: When this process may not, a tool is missing, or the file system cannot hold one.
+    """
+
+    def __init__(self, remains: Remains, directory: Path, size: int) -> None:
+        if os.geteuid() != 0:
+            raise Unsupported("swap files need root")
+        if shutil.which("mkswap") is None:
+            raise Unsupported("mkswap is missing: apt install util-linux")
+        self._remains = remains
+        self._path = directory / "swap"
+        remains.add(Kind.SWAP, self._path)
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise Unsupported(f"no room for a swap file of {size >> 20} MiB: {error.strerror}") from error
+        done = subprocess.run(["mkswap", str(self._path)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unsupported(f"mkswap: {done.stderr.strip()}")
+        if _libc.swapon(os.fsencode(self._path), 0) != 0:
+            raise Unsupported(f"swapon: {os.strerror(ctypes.get_errno())}")
+
+    def close(self) -> None:
+        self._remains.undo(Kind.SWAP, self._path)
+
+
+class FullDisk:
+    """A small file system of its own.
+
+    :ivar path: where it is
+    :raise Unsupported: When this process may not mount one.
+    """
+
+    def __init__(self, remains: Remains, directory: Path) -> None:
+        self.path = directory / f"disk-{uuid.uuid4().hex[:8]}"
+        self._remains = remains
+        remains.add(Kind.MOUNT, self.path)
+        self.path.mkdir()
+        options = f"size={_DISK_BYTES}".encode()
+        if _libc.mount(b"sterna-testbed", os.fsencode(self.path), b"tmpfs", 0, options) != 0:
+            number = ctypes.get_errno()
+            if number == errno.EPERM:
+                raise Unsupported("mounting needs root")
+            raise Unsupported(f"no file system can be mounted: {os.strerror(number)}")
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        with open(self.path / "ballast", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 16))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise BedError(f"cannot fill {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._remains.undo(Kind.MOUNT, self.path)
+
+
+def swapped_bytes(pid: int) -> int:
+    """How much of a process is in swap."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmSwap:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _memory_controller() -> tuple[Path, bool]:
+    """The group in which this process may make others, and whether it is of version 2."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    for _, where, kind, options, *_ in mounts:
+        if kind == "cgroup2" and "memory" in (Path(where) / "cgroup.controllers").read_text().split():
+            return Path(where), True
+        if kind == "cgroup" and "memory" in options.split(","):
+            own = next((path for names, path in groups.items() if "memory" in names.split(",")), "/")
+            inside = Path(where) / own.lstrip("/")
+            return (inside if inside.is_dir() else Path(where)), False
+    raise Unsupported("this machine has no memory cgroups")
