@@ -20,8 +20,12 @@ from numpy.typing import NDArray
 from sterna.guests import find
 from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, Status, read_status
 
-QEMU = "qemu-system-arm"
-RAM_BASE = {"virt": 0x40000000, "vexpress-a15": 0x80000000}
+QEMU = {
+    "virt": ("qemu-system-arm", "-M", "virt", "-cpu", "cortex-a15"),
+    "vexpress-a15": ("qemu-system-arm", "-M", "vexpress-a15", "-cpu", "cortex-a15"),
+    "virt-arm64": ("qemu-system-aarch64", "-M", "virt,gic-version=2", "-cpu", "cortex-a57"),
+}
+RAM_BASE = {"virt": 0x40000000, "vexpress-a15": 0x80000000, "virt-arm64": 0x40000000}
 DEADLINE_S = 60.0
 
 
@@ -44,7 +48,7 @@ def vexpress_tree(cpus: int, memory_bytes: int) -> bytes:
 
 
 class QemuGuest:
-    """A guest program in qemu-system-arm, with its UART and QMP at hand."""
+    """A guest program in QEMU, with its UART and QMP at hand."""
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class QemuGuest:
         self.text = ""
         self._gdb = folder / "gdb"
         qmp, peer = socket.socketpair()
-        command = [QEMU, "-M", board, "-cpu", "cortex-a15", "-smp", str(cpus), "-m", f"{memory_bytes >> 20}M"]
+        command = [*QEMU[board], "-smp", str(cpus), "-m", f"{memory_bytes >> 20}M"]
         command += [
             "-display",
             "none",
@@ -176,10 +180,11 @@ Launch = Callable[..., QemuGuest]
 @pytest.fixture
 def qemu(tmp_path: Path) -> Iterator[Launch]:
     """Starts guest programs under QEMU; ends them with the test."""
-    if shutil.which(QEMU) is None:
-        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-            pytest.fail(f"{QEMU} is not installed, and STERNA_REQUIRE_QEMU=1")
-        pytest.skip(f"{QEMU} is not installed")
+    for name in sorted({command[0] for command in QEMU.values()}):
+        if shutil.which(name) is None:
+            if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
+                pytest.fail(f"{name} is not installed, and STERNA_REQUIRE_QEMU=1")
+            pytest.skip(f"{name} is not installed")
     guests: list[QemuGuest] = []
 
     def launch(

@@ -46,8 +46,8 @@ def test_a_source_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pyt
 
 @ALL
 def test_layout_of_the_images(program: str, board: str) -> None:
-    base = {"virt": 0x40000000, "vexpress-a15": 0x80000000, "pc-min": 0x40000000}[board]
-    machine = "EM_X86_64" if board == "pc-min" else "EM_ARM"
+    base = {"virt": 0x40000000, "vexpress-a15": 0x80000000}.get(board, 0x40000000)
+    machine = {"pc-min": "EM_X86_64", "virt-arm64": "EM_AARCH64"}.get(board, "EM_ARM")
     path = find(program, board)
     with path.open("rb") as file:
         elf = ELFFile(file)

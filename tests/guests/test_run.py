@@ -26,14 +26,14 @@ from .conftest import RAM_BASE, Launch
 
 pytestmark = pytest.mark.qemu
 
-BOARDS = pytest.mark.parametrize("board", ["virt", "vexpress-a15"])
+BOARDS = pytest.mark.parametrize("board", ["virt", "vexpress-a15", "virt-arm64"])
 CPUS = pytest.mark.parametrize("cpus", [1, 2])
 
 
 def check_machine(status: Status, program: ProgramId, board: str, cpus: int) -> None:
     assert status.program is program
     assert status.state is GuestState.RUNNING
-    assert int(status.record["board"]) == (BoardId.VIRT if board == "virt" else BoardId.VEXPRESS_A15)
+    assert int(status.record["board"]) == BoardId[board.upper().replace("-", "_")]
     assert int(status.record["ram_base"]) == RAM_BASE[board]
     assert int(status.record["ram_bytes"]) == 64 << 20
     assert int(status.record["work_pages"]) == (60 << 20) // 4096
@@ -260,21 +260,28 @@ def test_defaults_without_a_device_tree(qemu: Launch) -> None:
     assert status.cpus == 1
 
 
-def test_an_exception_is_told(qemu: Launch) -> None:
-    guest = qemu("clock", "1")
+@pytest.mark.parametrize(
+    ("board", "mask", "read_counter", "undefined", "vector"),
+    [
+        ("virt", 0xFFF00FFF, 0xEC500F1E, 0xE7F000F0, 0x4),  # mrrc p15, 1, rX, rY, c14
+        ("virt-arm64", 0xFFFFFFE0, 0xD53BE040, 0, 0x200),  # mrs xN, cntvct_el0
+    ],
+)
+def test_an_exception_is_told(
+    qemu: Launch, board: str, mask: int, read_counter: int, undefined: int, vector: int
+) -> None:
+    guest = qemu("clock", "1", board)
     guest.wait_for_text("seq 2")
-    # The instructions that read the counter (mrrc p15, 1, rX, rY, c14), made undefined ones.
+    # The instructions that read the counter, made undefined ones.
     code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + 8192].view(np.uint32)
-    places = [
-        STATUS_OFFSET + 4096 + 4 * int(place) for place in np.flatnonzero(code & 0xFFF00FFF == 0xEC500F1E)
-    ]
+    places = [STATUS_OFFSET + 4096 + 4 * int(place) for place in np.flatnonzero(code & mask == read_counter)]
     for place in places:
-        guest.poke(place, (0xE7F000F0).to_bytes(4, "little"))
-    guest.wait_for_text("clock: error: exception at vector 0x00000004, cpu 0, pc 0x")
+        guest.poke(place, undefined.to_bytes(4, "little"))
+    guest.wait_for_text(f"clock: error: exception at vector 0x{vector:08x}, cpu 0, pc 0x")
     said = guest.wait_for_text(", status 0x")
     pc = int(said.partition(", pc ")[2].partition(",")[0], 16)
-    assert pc - RAM_BASE["virt"] in places
+    assert pc - RAM_BASE[board] in places
     assert check_ram(guest.stopped_ram()) == [
         "clock stopped: EXCEPTION",
-        f"cpu 0 took the exception of vector 0x4 at pc {pc:#x}, address {0:#x}",
+        f"cpu 0 took the exception of vector {vector:#x} at pc {pc:#x}, address {0:#x}",
     ]

@@ -17,8 +17,13 @@ SOURCES = Path(__file__).parent / "src"
 COMPILER_FILE = "COMPILER"
 
 _COMMON = ("main.c", "counter.c", "uart.c", "fdt.c")
-_ARM_SOURCES = ("start-arm.S", "arm.c")
-_SOURCES = {"virt": _ARM_SOURCES, "vexpress-a15": _ARM_SOURCES, "pc-min": ("start-x86_64.S", "x86_64.c")}
+_ARM_SOURCES = ("start-arm.S", "arm.c", "exception.c", "gicv2.c")
+_SOURCES = {
+    "virt": _ARM_SOURCES,
+    "vexpress-a15": _ARM_SOURCES,
+    "virt-arm64": ("start-arm64.S", "arm64.c", "exception.c", "gicv2.c"),
+    "pc-min": ("start-x86_64.S", "x86_64.c"),
+}
 """What an architecture adds, by board."""
 # No floating point or vectors from the compiler: `random` keeps values of its own in all such registers.
 _ARM_FLAGS = (
@@ -29,6 +34,12 @@ _ARM_FLAGS = (
     "-marm",
     "-mno-unaligned-access",  # with the MMU off, memory is strongly ordered and unaligned accesses abort
 )
+_ARM64_FLAGS = (
+    "-target",
+    "aarch64-freestanding-none",
+    "-mcpu=generic-neon-fp_armv8",
+    "-mno-unaligned-access",
+)
 _X86_FLAGS = (
     "-target",
     "x86_64-freestanding-none",
@@ -38,7 +49,12 @@ _X86_FLAGS = (
     "-mno-80387",
     "-msoft-float",
 )
-_TARGET_FLAGS = {"virt": _ARM_FLAGS, "vexpress-a15": _ARM_FLAGS, "pc-min": _X86_FLAGS}
+_TARGET_FLAGS = {
+    "virt": _ARM_FLAGS,
+    "vexpress-a15": _ARM_FLAGS,
+    "virt-arm64": _ARM64_FLAGS,
+    "pc-min": _X86_FLAGS,
+}
 _FLAGS = (
     "-std=c11",
     "-O2",

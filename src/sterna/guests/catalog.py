@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sterna.guests.layout import MAX_CPUS, PAGE_BYTES, WORK_OFFSET
 
-BOARDS = ("virt", "vexpress-a15", "pc-min")
+BOARDS = ("virt", "vexpress-a15", "virt-arm64", "pc-min")
 """Boards that images are built for."""
 
 IMAGES = Path(__file__).parent / "images"
@@ -14,7 +14,12 @@ IMAGES = Path(__file__).parent / "images"
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", re.ASCII)
 _MAX_MS = 3_600_000
 _DEFAULT_RAM_BYTES = 128 << 20
-_RAM_LIMIT = {"virt": 0xC000_0000, "vexpress-a15": 0x8000_0000, "pc-min": 0xB000_0000}
+_RAM_LIMIT = {
+    "virt": 0xC000_0000,
+    "vexpress-a15": 0x8000_0000,
+    "virt-arm64": 0xC000_0000,
+    "pc-min": 0xB000_0000,
+}
 """RAM that the guests use: they know addresses up to 4 GiB."""
 
 

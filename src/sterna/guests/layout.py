@@ -46,6 +46,7 @@ class BoardId(IntEnum):
     VIRT = 1
     VEXPRESS_A15 = 2
     PC_MIN = 3
+    VIRT_ARM64 = 4
 
 
 class GuestState(IntEnum):

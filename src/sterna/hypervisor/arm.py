@@ -36,8 +36,12 @@ COUNTER_HZ = 62_500_000
 """Frequency of the generic timer, as in QEMU's `virt` board."""
 
 
-class ArmVcpu(Vcpu, Protocol):
-    """A vCPU of an ARMv7 guest."""
+COUNTER_TRAIT = "Hz of generic timer"
+"""Its name among a host's traits."""
+
+
+class ArmInterrupts(Protocol):
+    """What an interrupt controller tells a vCPU."""
 
     def set_interrupt(self, level: bool) -> None:
         """The level of the CPU's interrupt line. Set to high, again for each new interrupt, it ends a `wfi`."""
@@ -46,6 +50,10 @@ class ArmVcpu(Vcpu, Protocol):
     def set_timer_wakes(self, enabled: bool) -> None:
         """Whether the virtual timer's interrupt reaches this vCPU, so that its expiry ends a `wfi`."""
         ...
+
+
+class ArmVcpu(Vcpu, ArmInterrupts, Protocol):
+    """A vCPU of an ARMv7 guest."""
 
     def get_state(self) -> ArmVcpuState:
         """Everything the guest can see of this CPU. Call it while `run` is not running."""

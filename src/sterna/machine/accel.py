@@ -5,7 +5,7 @@ import platform
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Vm
 from sterna.machine.boards import ArmBoard, Board, Isa
 
-_KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64"}
+_KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
 """The hosts whose KVM runs such guests."""
 
 
@@ -20,9 +20,9 @@ def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = Dirt
 
 
 def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
-    if not isinstance(board, ArmBoard):
+    if not isinstance(board, ArmBoard) or board.isa is not Isa.ARMV7:
         raise HypervisorError(
-            f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARM board"
+            f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARMv7 board"
         )
     # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
     from sterna.hypervisor.emulated.vm import EmulatedVm
@@ -44,7 +44,8 @@ def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
         if isinstance(board, ArmBoard):
             from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 
-            return Arm64KvmVm(smp, aarch32=True, secondaries_off=board.psci, dirty_log=dirty_log)
+            aarch32 = board.isa is Isa.ARMV7
+            return Arm64KvmVm(smp, aarch32=aarch32, secondaries_off=board.psci, dirty_log=dirty_log)
         from sterna.hypervisor.kvm.x86.vm import X86KvmVm
 
         return X86KvmVm(smp, dirty_log=dirty_log)

@@ -1,6 +1,6 @@
 """The boards: where their memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from sterna.memory.address import Ipa
@@ -22,6 +22,7 @@ class Isa(Enum):
     """What a guest's instructions are."""
 
     ARMV7 = "armv7"
+    ARM64 = "arm64"
     X86_64 = "x86_64"
 
 
@@ -160,6 +161,9 @@ VEXPRESS_A15 = ArmBoard(
     compatible=("arm,vexpress,v2p-ca15", "arm,vexpress"),
 )
 
+VIRT_ARM64 = replace(VIRT, name="virt-arm64", isa=Isa.ARM64)
+"""The same with AArch64 CPUs; QEMU has one name for both."""
+
 PC_MIN = X86Board(
     name="pc-min",
     isa=Isa.X86_64,
@@ -175,4 +179,4 @@ PC_MIN = X86Board(
     sleep_timer=Ipa(0x0901_0000),
 )
 
-BOARDS: dict[str, Board] = {board.name: board for board in (VIRT, VEXPRESS_A15, PC_MIN)}
+BOARDS: dict[str, Board] = {board.name: board for board in (VIRT, VEXPRESS_A15, VIRT_ARM64, PC_MIN)}

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, PC_MIN, VIRT, Board, Isa
+from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, PC_MIN, VIRT, VIRT_ARM64, Board, Isa
 from sterna.memory.address import PAGE_SIZE
 
 MEBIBYTE = 1 << 20
 _UNITS = {"": MEBIBYTE, "B": 1, "K": 1 << 10, "M": MEBIBYTE, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
-CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.X86_64: ("host",)}
+CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.ARM64: ("host",), Isa.X86_64: ("host",)}
 """CPU models of each kind of board; the first is the default."""
 ACCELERATORS = ("emulated", "kvm")
 MAX_APPEND_BYTES = 4096
@@ -29,7 +29,8 @@ class ConfigError(Exception):
 class MachineConfig:
     """A machine's settings.
 
-    :ivar machine: the board, ``virt``, ``vexpress-a15`` or ``pc-min``; empty for the one that goes with the hypervisor
+    :ivar machine: the board, ``virt``, ``vexpress-a15``, ``virt-arm64`` or ``pc-min``; empty for the one that goes with the
+        hypervisor
     :ivar cpu: the CPU model; empty for the board's
     :ivar smp: number of CPUs
     :ivar memory_bytes: size of RAM
@@ -88,9 +89,12 @@ class MachineConfig:
         return BOARDS[self.machine]
 
 
+_KVM_BOARDS = {"x86_64": PC_MIN, "aarch64": VIRT_ARM64}
+
+
 def default_board(accel: str) -> Board:
     """The board of a machine whose user names none: with KVM, one whose CPUs are this host's."""
-    return PC_MIN if accel == "kvm" and platform.machine() == "x86_64" else VIRT
+    return _KVM_BOARDS.get(platform.machine(), VIRT) if accel == "kvm" else VIRT
 
 
 def parse_memory(text: str) -> int:

@@ -14,7 +14,8 @@ _SPI, _PPI = 0, 1
 _LEVEL_HIGH = 4
 _CPU_MASK_SHIFT = 8
 _DTB_VERSION = 17
-_CPU_COMPATIBLE = {Isa.ARMV7: "arm,cortex-a15", Isa.X86_64: "x86,x86-64"}
+_CPU_COMPATIBLE = {Isa.ARMV7: "arm,cortex-a15", Isa.ARM64: "arm,armv8", Isa.X86_64: "x86,x86-64"}
+_TIMER_COMPATIBLE = {Isa.ARMV7: "arm,armv7-timer", Isa.ARM64: "arm,armv8-timer"}
 _CLOCK_HZ = 24_000_000
 _PPI_BASE = 16
 # PSCI 0.1 had no fixed numbers: older guests take them from the tree (ARM DEN 0022, 5.1 has those of 0.2).
@@ -73,7 +74,7 @@ def _arm(root: fdt.Node, board: ArmBoard, smp: int) -> None:
         _strings(psci, "method", "hvc")
         for name, number in _PSCI_NUMBERS.items():
             _words(psci, name, number)
-    _timer(root, smp)
+    _timer(root, board, smp)
     _clock(root)
     _gic(root, board)
 
@@ -91,9 +92,9 @@ def _cpus(root: fdt.Node, board: Board, smp: int) -> None:
         _words(cpu, "reg", index)
 
 
-def _timer(root: fdt.Node, smp: int) -> None:
+def _timer(root: fdt.Node, board: ArmBoard, smp: int) -> None:
     timer = _node(root, "timer")
-    _strings(timer, "compatible", "arm,armv7-timer")
+    _strings(timer, "compatible", _TIMER_COMPATIBLE[board.isa])
     timer.append(fdt.Property("always-on"))
     flags = ((1 << smp) - 1) << _CPU_MASK_SHIFT | _LEVEL_HIGH
     _words(timer, "interrupts", *(word for irq in _TIMER_IRQS for word in (_PPI, irq - _PPI_BASE, flags)))

@@ -12,7 +12,7 @@ from sterna.machine.boards import Board, Isa
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024
-_ELF = {Isa.ARMV7: (32, "EM_ARM"), Isa.X86_64: (64, "EM_X86_64")}
+_ELF = {Isa.ARMV7: (32, "EM_ARM"), Isa.ARM64: (64, "EM_AARCH64"), Isa.X86_64: (64, "EM_X86_64")}
 """Bits and machine of the executables that a CPU runs."""
 
 

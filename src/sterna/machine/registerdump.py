@@ -1,6 +1,7 @@
 """A CPU's registers as text."""
 
 from sterna.hypervisor.arm import ArmVcpuState
+from sterna.hypervisor.arm64 import Arm64VcpuState
 from sterna.hypervisor.x86 import CONTROL_REGISTERS, SEGMENTS, X86VcpuState
 
 _MODES = {
@@ -22,14 +23,30 @@ def dump_registers(state: ArmVcpuState) -> str:
         " ".join(f"R{i:02d}={state.regs[i]:08x}" for i in range(first, first + 4))
         for first in range(0, 16, 4)
     ]
-    flags = "".join(
-        letter if state.cpsr >> bit & 1 else "-" for letter, bit in zip("NZCV", (31, 30, 29, 28), strict=True)
-    )
     mode = _MODES.get(state.cpsr & _MODE_MASK, "?")
-    lines.append(f"PSR={state.cpsr:08x} {flags} {'T' if state.cpsr & _THUMB else 'A'} {mode}")
+    lines.append(f"PSR={state.cpsr:08x} {_flags(state.cpsr)} {'T' if state.cpsr & _THUMB else 'A'} {mode}")
     if state.powered_off:
         lines.append("powered off")
     return "\n".join(lines)
+
+
+def dump_arm64_registers(state: Arm64VcpuState) -> str:
+    """The core registers, four to a line, then program counter, status and stack pointers."""
+    lines = [
+        " ".join(f"X{i:02d}={state.x[i]:016x}" for i in range(first, min(first + 4, len(state.x))))
+        for first in range(0, len(state.x), 4)
+    ]
+    lines.append(f"PC={state.pc:016x} PSTATE={state.pstate:08x} {_flags(state.pstate)}")
+    lines.append(f"SP_EL0={state.sp_el0:016x} SP_EL1={state.sp_el1:016x} ELR_EL1={state.elr_el1:016x}")
+    if state.powered_off:
+        lines.append("powered off")
+    return "\n".join(lines)
+
+
+def _flags(status: int) -> str:
+    return "".join(
+        letter if status >> bit & 1 else "-" for letter, bit in zip("NZCV", (31, 30, 29, 28), strict=True)
+    )
 
 
 def dump_x86_registers(state: X86VcpuState) -> str:

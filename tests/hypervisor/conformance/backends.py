@@ -4,6 +4,7 @@ A program takes parameters p0 to p3. It ends with a store to `STOP`, a device th
 programs, how a CPU is made to begin with one, and an entry in `BACKENDS`.
 """
 
+import importlib.util
 import os
 import platform
 import struct
@@ -106,17 +107,8 @@ _ARMV7_CODE = {
 }
 
 
-class EmulatedArmv7(Backend):
-    name = "emulated-armv7"
-
-    def make_vm(self, smp, mode, **options):
-        from sterna.hypervisor.emulated.vm import EmulatedVm
-
-        vm = EmulatedVm(smp, secondaries_off=False)
-        vm.tlb_sizing.end()  # its flushes would hide that one is missing elsewhere
-        if mode is DirtyLogMode.MANUAL:
-            vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
-        return vm
+class Armv7(Backend):
+    """A hypervisor of ARMv7 guests."""
 
     def code(self, program):
         words = _ARMV7_CODE[program]
@@ -127,6 +119,124 @@ class EmulatedArmv7(Backend):
         state.regs[: len(parameters)] = parameters
         state.regs[9] = STOP
         state.regs[15] = entry
+        state.cpsr = 0x1D3
+        vcpu.set_state(state)
+
+    def prepare(self, write):
+        pass
+
+
+class EmulatedArmv7(Armv7):
+    name = "emulated-armv7"
+
+    def missing(self):
+        return "" if importlib.util.find_spec("unicorn") else "unicorn, the emulated CPU, is not installed"
+
+    def make_vm(self, smp, mode, **options):
+        from sterna.hypervisor.emulated.vm import EmulatedVm
+
+        vm = EmulatedVm(smp, secondaries_off=False)
+        vm.tlb_sizing.end()  # its flushes would hide that one is missing elsewhere
+        if mode is DirtyLogMode.MANUAL:
+            vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+        return vm
+
+
+_ARM64_STOP = (0xB9000122, 0x14000000)  # str w2, [x9]; b .
+_ARM64_CODE = {
+    # str w2, [x0]; add x0, x0, #4096; subs x1, x1, #1; b.ne
+    Program.TOUCH: (0xB9000002, 0x91400400, 0xF1000421, 0x54FFFFA1, *_ARM64_STOP),
+    # ldr w4, [x0], #4; str w2, [x4]; subs x1, x1, #1; b.ne
+    Program.STORE_LIST: (0xB8404404, 0xB9000082, 0xF1000421, 0x54FFFFA1, *_ARM64_STOP),
+    # ldr w4, [x0], #4; ldr w3, [x4]; subs x1, x1, #1; b.ne
+    Program.LOAD_LIST: (0xB8404404, 0xB9400083, 0xF1000421, 0x54FFFFA1, *_ARM64_STOP),
+    Program.SCATTER: (
+        0x528CC1A5,  # mov w5, #0x660d
+        0x72A00325,  # movk w5, #0x19, lsl #16
+        0x529E6BE6,  # mov w6, #0xf35f
+        0x72A78DC6,  # movk w6, #0x3c6e, lsl #16
+        0xB9400044,  # ldr w4, [x2]
+        0x1B051863,  # madd w3, w3, w5, w6
+        0x9BA17C67,  # umull x7, w3, w1
+        0xD360FCE7,  # lsr x7, x7, #32
+        0x8B073007,  # add x7, x0, x7, lsl #12
+        0xB90000E4,  # str w4, [x7]
+        0x17FFFFFA,  # b (ldr)
+    ),
+    Program.SWEEP: (
+        0xAA0003E3,  # mov x3, x0
+        0xAA0103E4,  # mov x4, x1
+        0x11000442,  # add w2, w2, #1
+        0xB9000062,  # str w2, [x3]
+        0x91400463,  # add x3, x3, #4096
+        0xF1000484,  # subs x4, x4, #1
+        0x54FFFF81,  # b.ne (add)
+        0x17FFFFF9,  # b (mov)
+    ),
+    Program.SPIN: (0x14000000,),  # b .
+}
+
+
+def _arm64_kvm_missing():
+    if platform.machine() != "aarch64":
+        return f"ARM guests need an arm64 host's KVM, this host is {platform.machine()}"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm is missing or not ours to open"
+    return ""
+
+
+def _arm64_modes():
+    """The kernel may be older than its dirty rings."""
+    from sterna.hypervisor.kvm.system import Capability, System
+
+    if not _arm64_kvm_missing():
+        with System() as system:
+            if system.check(Capability.DIRTY_LOG_RING_ACQ_REL):
+                return tuple(DirtyLogMode)
+    return (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
+
+
+class KvmArmv7(Armv7):
+    """On the stage-2 code that the emulated hypervisor is after."""
+
+    name = "kvm-armv7"
+    modes = _arm64_modes()
+
+    def missing(self):
+        from sterna.hypervisor.kvm.system import Capability, System
+
+        if why := _arm64_kvm_missing():
+            return why
+        with System() as system:
+            return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
+
+    def make_vm(self, smp, mode, **options):
+        from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+
+        return Arm64KvmVm(smp, aarch32=True, secondaries_off=False, dirty_log=mode, **options)
+
+
+class KvmArm64(Backend):
+    name = "kvm-arm64"
+    modes = _arm64_modes()
+
+    def missing(self):
+        return _arm64_kvm_missing()
+
+    def make_vm(self, smp, mode, **options):
+        from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+
+        return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
+
+    def code(self, program):
+        words = _ARM64_CODE[program]
+        return struct.pack(f"<{len(words)}I", *words)
+
+    def begin(self, vcpu, entry, parameters):
+        state = vcpu.get_state()
+        state.x[: len(parameters)] = parameters
+        state.x[9] = STOP
+        state.pc, state.pstate = entry, 0x3C5
         vcpu.set_state(state)
 
     def prepare(self, write):
@@ -202,4 +312,4 @@ class KvmX86(Backend):
         vcpu.set_state(state)
 
 
-BACKENDS: tuple[Backend, ...] = (EmulatedArmv7(), KvmX86())
+BACKENDS: tuple[Backend, ...] = (EmulatedArmv7(), KvmX86(), KvmArmv7(), KvmArm64())

@@ -1,23 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* ARMv7: exceptions, PSCI, the generic timer, and the little of the GICv2 that lets wfi end. */
+/* ARMv7: exceptions, PSCI and the generic timer. */
 #include "guest.h"
 
 #define PSCI_CPU_ON 0x84000003u /* ARM DEN 0022: CPU_ON, 32-bit calls */
 #define PSCI_ALREADY_ON -4
-
-#define VIRTUAL_TIMER_PPI 27
-
-#define GICD_CTLR 0x000
-#define GICD_ISENABLER0 0x100
-#define GICC_CTLR 0x00
-#define GICC_PMR 0x04
 
 _Noreturn void exception_taken(u32 vector, u32 pc, u32 cpu);
 
 /* Called from the vectors; nothing here expects an exception. */
 _Noreturn void exception_taken(u32 vector, u32 pc, u32 cpu)
 {
-	volatile struct cpu_record *record = &status.cpu[cpu];
 	u32 address, syndrome;
 
 	if (vector == 0x0c) {
@@ -27,26 +19,7 @@ _Noreturn void exception_taken(u32 vector, u32 pc, u32 cpu)
 		__asm__ volatile("mrc p15, 0, %0, c6, c0, 0" : "=r"(address));
 		__asm__ volatile("mrc p15, 0, %0, c5, c0, 0" : "=r"(syndrome));
 	}
-	record->fault_pc = pc;
-	record->fault_address = address;
-	record->fault_status = syndrome;
-	record->fault_vector = vector;
-	record->state = CPU_STOPPED;
-	status.error = ERROR_EXCEPTION;
-	status.state = STATE_ERROR;
-	print(program.name);
-	print(": error: exception at vector ");
-	print_hex(vector);
-	print(", cpu ");
-	print_number(cpu);
-	print(", pc ");
-	print_hex(pc);
-	print(", address ");
-	print_hex(address);
-	print(", status ");
-	print_hex(syndrome);
-	print("\n");
-	halt();
+	fail_by_exception(cpu, vector, pc, address, syndrome);
 }
 
 static void wfi(void)
@@ -109,17 +82,4 @@ int start_cpus(u32 cpus)
 	(void)cpus;
 #endif
 	return 1;
-}
-
-/* The timer's interrupt must reach the CPU for wfi to end; CPSR.I keeps it from being taken. */
-void machine_init(void)
-{
-	*mmio(GIC_DISTRIBUTOR + GICD_CTLR) = 1;
-}
-
-void cpu_init(void)
-{
-	*mmio(GIC_DISTRIBUTOR + GICD_ISENABLER0) = 1u << VIRTUAL_TIMER_PPI; /* banked per CPU */
-	*mmio(GIC_CPU_INTERFACE + GICC_PMR) = 0xff;
-	*mmio(GIC_CPU_INTERFACE + GICC_CTLR) = 1;
 }

@@ -20,13 +20,19 @@
 #define GIC_DISTRIBUTOR 0x2c001000u
 #define GIC_CPU_INTERFACE 0x2c002000u
 #define HAVE_PSCI 0 /* all CPUs start at the entry point */
+#elif defined(BOARD_VIRT_ARM64)
+#define BOARD_ID BOARD_ID_VIRT_ARM64
+#define RAM_BASE 0x40000000u
+#define UART_BASE 0x09000000u
+#define GIC_DISTRIBUTOR 0x08000000u
+#define GIC_CPU_INTERFACE 0x08010000u
 #elif defined(BOARD_PC_MIN)
 #define BOARD_ID BOARD_ID_PC_MIN
 #define RAM_BASE 0x40000000u
 #define UART_BASE 0x09000000u
 #define SLEEP_TIMER 0x09010000u
 #else
-#error "define BOARD_VIRT, BOARD_VEXPRESS_A15 or BOARD_PC_MIN"
+#error "define BOARD_VIRT, BOARD_VEXPRESS_A15, BOARD_VIRT_ARM64 or BOARD_PC_MIN"
 #endif
 
 #define PAGE_SIZE 4096u
@@ -61,6 +67,8 @@ static inline volatile u32 *mmio(u32 address)
  */
 #if defined(__arm__)
 #include "arm.h"
+#elif defined(__aarch64__)
+#include "arm64.h"
 #elif defined(__x86_64__)
 #include "x86_64.h"
 #else
@@ -91,6 +99,9 @@ extern const struct program program;
 /* Stop this CPU for good: message on the UART, code in the status page. */
 _Noreturn void fail(enum error_code code, const char *message);
 _Noreturn void halt(void);
+
+/* The same for an exception, with what the CPU's record is to say of it. */
+_Noreturn void fail_by_exception(u32 cpu, u32 vector, u32 pc, u32 address, u32 syndrome);
 
 /* The share [*first, *first + *count) of `total` things that falls to `cpu`. */
 void share(u64 total, u32 cpu, u64 *first, u64 *count);

@@ -28,7 +28,7 @@
 
 enum program_id { PROGRAM_DIRTYRAM = 1, PROGRAM_CLOCK = 2, PROGRAM_RANDOM = 3 };
 
-enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2, BOARD_ID_PC_MIN = 3 };
+enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2, BOARD_ID_PC_MIN = 3, BOARD_ID_VIRT_ARM64 = 4 };
 
 enum guest_state { STATE_STARTING = 0, STATE_RUNNING = 1, STATE_ERROR = 2 };
 
@@ -62,8 +62,8 @@ struct cpu_record {
 	uint64_t long_gaps;         /* 0x38 gaps above LONG_GAP_MS; the latest is in gaps[(long_gaps - 1) % GAP_RECORDS] */
 	uint32_t fault_vector;      /* 0x40 offset into the vector table of the exception taken, 0: none */
 	uint32_t fault_pc;          /* 0x44 link register at the exception */
-	uint32_t fault_address;     /* 0x48 DFAR (IFAR for a prefetch abort) */
-	uint32_t fault_status;      /* 0x4c DFSR (IFSR for a prefetch abort) */
+	uint32_t fault_address;     /* 0x48 DFAR (IFAR for a prefetch abort), or FAR_EL1 */
+	uint32_t fault_status;      /* 0x4c DFSR (IFSR for a prefetch abort), or ESR_EL1 */
 	uint64_t reserved[6];       /* 0x50 */
 	uint64_t words[WORDS];      /* 0x80 the program's own; see enum *_word */
 	struct gap gaps[GAP_RECORDS]; /* 0x100 ring of the latest long gaps */

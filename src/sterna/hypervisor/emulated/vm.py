@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from sterna.hypervisor.arm import COUNTER_HZ
+from sterna.hypervisor.arm import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter
 from sterna.hypervisor.emulated.native import VCPU
@@ -21,7 +21,7 @@ from sterna.hypervisor.interface import (
     SlotFlags,
 )
 from sterna.hypervisor.memorymap import MemoryMap
-from sterna.hypervisor.traits import Trait
+from sterna.hypervisor.traits import Rule, Trait
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.ram import RamBlock
@@ -335,12 +335,12 @@ class EmulatedVm:
         return self._map.read(ipa, size)
 
     def guest_traits(self) -> Sequence[Trait]:
-        """None: the emulated CPU is the same everywhere."""
-        return ()
+        """The emulated CPU is the same everywhere; elsewhere its counter may not be."""
+        return (Trait(COUNTER_TRAIT, Rule.EQUAL, COUNTER_HZ),)
 
     def host_traits(self) -> Mapping[str, int]:
-        """None."""
-        return {}
+        """The counter's frequency, fixed."""
+        return {COUNTER_TRAIT: COUNTER_HZ}
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of stage 2, TLB flushes and vCPUs."""

@@ -26,6 +26,7 @@ class ArmPlatform:
     def __init__(self, vm: Vm, board: ArmBoard, vcpus: Sequence[ArmVcpu]) -> None:
         self.vcpus = vcpus
         self._board = board
+        self._hz = vm.counter_hz
         self._known_registers = frozenset(vcpus[0].get_state().cp15)
         self._gic = Gic(board.gic.irqs, vcpus)
         vm.add_mmio(board.gic.distributor, board.gic.distributor_bytes, GicDistributor(self._gic))
@@ -52,7 +53,7 @@ class ArmPlatform:
         cpus = [self._cpu_state(vcpu, common.counter) for vcpu in self.vcpus]
         registers, pending = self._gic.save([timer_line(cpu) for cpu in cpus])
         state = sections.MachineState(common.counter, tuple(cpus), registers, common.uarts, common.run_state)
-        return sections.save(state, pending, self._board)
+        return sections.save(state, pending, self._board, self._hz)
 
     @staticmethod
     def _cpu_state(vcpu: ArmVcpu, counter: int) -> ArmVcpuState:
@@ -64,7 +65,7 @@ class ArmPlatform:
         self, states: Sequence[DeviceState], ignored: Collection[str]
     ) -> tuple[Common, Callable[[], None]]:
         """Check the sections; see the protocol."""
-        state = sections.load(states, self._board, len(self.vcpus), self._known_registers, ignored)
+        state = sections.load(states, self._board, len(self.vcpus), self._known_registers, ignored, self._hz)
 
         def apply() -> None:
             for vcpu, cpu in zip(self.vcpus, state.cpus, strict=True):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sterna.hypervisor.arm import ArmVcpuState
+from sterna.hypervisor.arm import COUNTER_HZ, ArmVcpuState
 from sterna.machine.boards import ArmBoard, Board
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers
@@ -44,13 +44,15 @@ class MachineState:
     run_state: RunState | None
 
 
-def save(state: MachineState, current_pending: Sequence[int], board: ArmBoard) -> list[DeviceState]:
+def save(
+    state: MachineState, current_pending: Sequence[int], board: ArmBoard, counter_hz: int = COUNTER_HZ
+) -> list[DeviceState]:
     """A machine's sections, in the order they are sent.
 
     :param current_pending: the GIC's highest pending interrupt of each CPU
     """
     others = reset_values(len(state.cpus), board.peripheral_base)
-    sections = [save_counter(state.counter)]
+    sections = [save_counter(state.counter, counter_hz)]
     for index, cpu in enumerate(state.cpus):
         sections += save_cpu(cpu, index, current_pending[index] != SPURIOUS, others)
     sections.append(save_gic(state.gic, current_pending))
@@ -66,6 +68,7 @@ def load(
     smp: int,
     known: Collection[int],
     ignored: Collection[str] = (),
+    counter_hz: int = COUNTER_HZ,
 ) -> MachineState:
     """A machine's state from its sections. Nothing is applied: what this returns has been checked as a whole.
 
@@ -75,7 +78,7 @@ def load(
         device cannot have, or that have no place here.
     """
     found = collect(sections, board, smp, per_cpu=(CPU_COMMON.name, CPU.name), others=(ARM_GIC.name,))
-    counter = load_counter(found[TIMER.name, 0])
+    counter = load_counter(found[TIMER.name, 0], counter_hz)
     cpus = []
     others = reset_values(smp, board.peripheral_base)
     for index in range(smp):

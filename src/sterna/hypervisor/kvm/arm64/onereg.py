@@ -69,6 +69,16 @@ TIMER_COMPARE = system(3, 3, 14, 0, 2)
 TIMER_CONTROL = system(3, 3, 14, 3, 1)
 
 
+def is_core(register: int) -> bool:
+    """Whether it is one of struct kvm_regs."""
+    return register & _KIND == _CORE
+
+
+def is_system(register: int) -> bool:
+    """Whether it is a system register."""
+    return register & _KIND == _SYSREG
+
+
 def is_firmware(register: int) -> bool:
     """Whether it is a setting of the kernel's PSCI and SMCCC services."""
     return register & _KIND == _FIRMWARE

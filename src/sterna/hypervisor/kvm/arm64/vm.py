@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 
+from sterna.hypervisor.arm import COUNTER_TRAIT
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.hypervisor.kvm.arm64 import onereg
 from sterna.hypervisor.kvm.arm64.aarch32 import Aarch32KvmVcpu
+from sterna.hypervisor.kvm.arm64.aarch64 import Aarch64KvmVcpu, other_registers
 from sterna.hypervisor.kvm.arm64.counter import frequency
 from sterna.hypervisor.kvm.arm64.init import Feature, init_vcpu
-from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
+from sterna.hypervisor.kvm.arm64.traits import of_vcpu
 from sterna.hypervisor.kvm.arm64.vgic import Vgic
 from sterna.hypervisor.kvm.dirtyring import LARGEST_RING
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.system import DEVICE, Capability
 from sterna.hypervisor.kvm.vm import KvmVm
+from sterna.hypervisor.traits import Rule, Trait
 
 _DEFAULT_IPA_BITS = 40
 
@@ -36,7 +39,7 @@ class Arm64KvmVm(KvmVm):
     :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
     """
 
-    cpus: list[Arm64KvmVcpu]  # type: ignore[assignment]
+    cpus: list[Aarch32KvmVcpu | Aarch64KvmVcpu]  # type: ignore[assignment]
     _required = (
         *KvmVm._required,
         Capability.ONE_REG,
@@ -68,15 +71,18 @@ class Arm64KvmVm(KvmVm):
     def _ipa_bits(self) -> int:
         return _DEFAULT_IPA_BITS
 
-    def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> Arm64KvmVcpu:
+    def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> Aarch32KvmVcpu | Aarch64KvmVcpu:
         features = Feature.PSCI_0_2
         if self._aarch32:
             features |= Feature.EL1_32BIT
         if self._secondaries_off and index > 0:
             features |= Feature.POWER_OFF
         init_vcpu(self.fd, fd, features)
-        kind = Aarch32KvmVcpu if self._aarch32 else Arm64KvmVcpu
-        cpu = kind(self, self._vgic, fd, index, mapping_bytes)
+        kind = Aarch32KvmVcpu if self._aarch32 else Aarch64KvmVcpu
+        cpu: Aarch32KvmVcpu | Aarch64KvmVcpu = kind(self, self._vgic, fd, index, mapping_bytes)
+        if index == 0:
+            # Now: a vCPU that runs lets no one read its registers.
+            self._traits = self._traits_of(fd)
         if index == self._smp - 1:
             self._vgic.start(self._smp)
         return cpu
@@ -88,6 +94,22 @@ class Arm64KvmVm(KvmVm):
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, on every vCPU alike."""
         onereg.put(self.cpus[0].fd, onereg.TIMER_COUNTER, value)
+
+    def _traits_of(self, vcpu: Descriptor) -> list[Trait]:
+        traits = [Trait(COUNTER_TRAIT, Rule.EQUAL, self.counter_hz)]
+        if not self._aarch32:
+            traits += of_vcpu({register: onereg.get(vcpu, register) for register in other_registers(vcpu)})
+        return traits
+
+    def guest_traits(self) -> list[Trait]:
+        """The counter's frequency, and an AArch64 guest's CPU. One of 32 bits may go on on a CPU of another kind, as on an
+        emulated one.
+        """
+        return self._traits
+
+    def host_traits(self) -> dict[str, int]:
+        """What this host has."""
+        return {trait.name: trait.value for trait in self._traits}
 
     def close(self) -> None:
         """Free the VM. No vCPU may be running."""

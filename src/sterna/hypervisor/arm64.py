@@ -1,0 +1,52 @@
+"""The state of an AArch64 vCPU, and what such a vCPU answers besides the calls that all have."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sterna.hypervisor.arm import ArmInterrupts
+from sterna.hypervisor.interface import Vcpu
+
+CNTV_CTL, CNTV_CVAL = 0x6030_0000_0013_DF19, 0x6030_0000_0013_DF02
+"""The virtual timer among `Arm64VcpuState.system`. The kernel's ABI has the id of CNTVCT for CNTV_CVAL, and the reverse."""
+
+
+@dataclass
+class Arm64VcpuState:
+    """An AArch64 CPU's registers, named as in the Architecture Reference Manual (ARM DDI 0487, B1.2, C5).
+
+    :ivar x: x0 to x30
+    :ivar spsr: SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq
+    :ivar v: v0 to v31, of 128 bits
+    :ivar system: all other registers, by KVM's one-reg id (Linux, Documentation/virt/kvm/api.rst, 4.68), without the counter
+    :ivar counter: CNTVCT at the moment the VM stopped, in ticks
+    :ivar powered_off: PSCI has not started this CPU yet, or stopped it
+    """
+
+    x: list[int]
+    sp_el0: int
+    sp_el1: int
+    elr_el1: int
+    pc: int
+    pstate: int
+    spsr: list[int]
+    v: list[int]
+    fpsr: int
+    fpcr: int
+    system: dict[int, int]
+    counter: int
+    powered_off: bool = False
+
+
+class Arm64Vcpu(Vcpu, ArmInterrupts, Protocol):
+    """A vCPU of an AArch64 guest."""
+
+    def get_state(self) -> Arm64VcpuState:
+        """Everything the guest can see of this CPU. Call it while `run` is not running."""
+        ...
+
+    def set_state(self, state: Arm64VcpuState) -> None:
+        """Replace the CPU's state. Call it while `run` is not running.
+
+        :raise HypervisorError: When this host's CPU cannot have it; the text names the register.
+        """
+        ...

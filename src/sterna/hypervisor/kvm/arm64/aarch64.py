@@ -1,0 +1,64 @@
+"""A vCPU that runs an AArch64 guest."""
+
+from sterna.hypervisor.arm64 import Arm64VcpuState
+from sterna.hypervisor.kvm.arm64 import init, onereg
+from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
+from sterna.hypervisor.kvm.ioctl import Descriptor
+
+
+def other_registers(vcpu: Descriptor) -> list[int]:
+    """All registers that the kernel lists, but for the core ones, which the state has by name, and the counter, which the
+    VM's vCPUs share.
+    """
+    listed = onereg.list_registers(vcpu)
+    return [id_ for id_ in listed if not onereg.is_core(id_) and id_ != onereg.TIMER_COUNTER]
+
+
+class Aarch64KvmVcpu(Arm64KvmVcpu):
+    """One vCPU of an AArch64 guest."""
+
+    def get_state(self) -> Arm64VcpuState:
+        """All registers."""
+        self.finish_access()
+        return Arm64VcpuState(
+            x=[self._get(onereg.general(number)) for number in range(31)],
+            sp_el0=self._get(onereg.SP),
+            sp_el1=self._get(onereg.SP_EL1),
+            elr_el1=self._get(onereg.ELR_EL1),
+            pc=self._get(onereg.PC),
+            pstate=self._get(onereg.PSTATE),
+            spsr=[self._get(register) for register in onereg.SPSR.values()],
+            v=[self._get(onereg.vector(number)) for number in range(32)],
+            fpsr=self._get(onereg.FPSR),
+            fpcr=self._get(onereg.FPCR),
+            system={register: self._get(register) for register in other_registers(self.fd)},
+            counter=self._get(onereg.TIMER_COUNTER),
+            powered_off=init.is_powered_off(self.fd),
+        )
+
+    def set_state(self, state: Arm64VcpuState) -> None:
+        """Replace all registers; all but the counter."""
+        for number, value in enumerate(state.x):
+            self._put(onereg.general(number), value)
+        for register, value in zip(onereg.SPSR.values(), state.spsr, strict=True):
+            self._put(register, value)
+        for number, value in enumerate(state.v):
+            self._put(onereg.vector(number), value)
+        named = {
+            onereg.SP: state.sp_el0,
+            onereg.SP_EL1: state.sp_el1,
+            onereg.ELR_EL1: state.elr_el1,
+            onereg.PC: state.pc,
+            onereg.PSTATE: state.pstate,
+            onereg.FPSR: state.fpsr,
+            onereg.FPCR: state.fpcr,
+        }
+        for register, value in (named | state.system).items():
+            self._put(register, value)
+        init.set_powered_off(self.fd, state.powered_off)
+
+    def _get(self, register: int) -> int:
+        return onereg.get(self.fd, register)
+
+    def _put(self, register: int, value: int) -> None:
+        onereg.put(self.fd, register, value)
