@@ -99,11 +99,12 @@ def test_for_people(tmp_path: Path) -> None:
 def test_interrupted(tmp_path: Path) -> None:
     record = tmp_path / "record"
     with pair(tmp_path) as (source, destination):
-        source.qmp.command("migrate-set-parameters", **{"max-bandwidth": 200_000})
+        # A young guest has touched little: its whole stream may take 80 KB.
+        source.qmp.command("migrate-set-parameters", **{"max-bandwidth": 50_000})
         with proxy(tmp_path, destination.incoming_uri(), "--json", "--record", str(record)) as between:
             source.qmp.command("migrate", uri=between.uri)
             stream = record / "main.stream"
-            wait_for(lambda: stream.exists() and stream.stat().st_size > 100_000)
+            wait_for(lambda: stream.exists() and stream.stat().st_size > 10_000)
             interrupt(between.process)
             code, out = between.result()
         assert code == 4, between.errors()
