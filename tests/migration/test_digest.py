@@ -7,13 +7,14 @@ import xxhash
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import (
     CHUNK_SIZE,
+    PIECE_SIZE,
     RamDigest,
-    digest_cost_seconds,
-    digest_ram,
     page_digests,
     populated_chunks,
+    populated_pieces,
 )
 from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import digest_ram
 from sterna.migration import verify
 from sterna.migration.pages import Batch, LastSent
 from sterna.stream.vmstate import StreamError
@@ -21,7 +22,10 @@ from sterna.stream.vmstate import StreamError
 
 def naive(block: RamBlock) -> list[int]:
     data = block.data.tobytes()
-    return [xxhash.xxh3_64_intdigest(data[i : i + CHUNK_SIZE]) for i in range(0, len(data), CHUNK_SIZE)]
+    digests = [xxhash.xxh3_64_digest(data[i : i + PIECE_SIZE]) for i in range(0, len(data), PIECE_SIZE)]
+    per_chunk = CHUNK_SIZE // PIECE_SIZE
+    chunks = [digests[i : i + per_chunk] for i in range(0, len(digests), per_chunk)]
+    return [xxhash.xxh3_64_intdigest(b"".join(pieces)) for pieces in chunks]
 
 
 def test_digests_equal_those_of_all_bytes_and_untouched_memory_stays_untouched() -> None:
@@ -33,12 +37,12 @@ def test_digests_equal_those_of_all_bytes_and_untouched_memory_stays_untouched()
         assert digest.blocks[0].chunks.tolist() == naive(block)
 
 
-def test_the_estimated_cost_counts_populated_memory_only() -> None:
-    with RamBlock("a", 64 * CHUNK_SIZE) as block:
-        assert digest_cost_seconds([block]) == 0.0
-        block.data[: 16 * CHUNK_SIZE] = 1
-        assert digest_cost_seconds([block]) > 0.0
-        assert populated_chunks(block).sum() == 16
+def test_pieces_have_memory_of_their_own_or_not() -> None:
+    with RamBlock("a", 8 * CHUNK_SIZE + 3 * PAGE_SIZE, huge_pages=False) as block:
+        block.data[[5 * PIECE_SIZE + 17, block.size - 1]] = 1
+        assert np.flatnonzero(populated_pieces(block)).tolist() == [5, 8 * 32]
+        assert populated_pieces(block, 4, 3).tolist() == [False, True, False]
+        assert populated_pieces(block, 255, 9).tolist() == [False, True]
 
 
 def test_the_root_tells_content_order_and_names() -> None:

@@ -374,8 +374,9 @@ def receive(data: bytes) -> tuple[Exception | None, RamBlock]:
     inside.data = around.data[2 * 4096 :][: PAGES * 4096]
     here, there = socket.socketpair()
     alone = Alone()
+    written = np.zeros(1, dtype=np.uint8)
     with Cancellation() as cancellation, SocketChannel(cancellation, "test", there) as channel:
-        receiving = ReceiveChannel(0, channel, {BLOCK: inside}, 12, alone)
+        receiving = ReceiveChannel(0, channel, {BLOCK: inside}, 12, {BLOCK: written}, alone)
         receiving.start()
         try:
             here.sendall(data)
@@ -385,6 +386,7 @@ def receive(data: bytes) -> tuple[Exception | None, RamBlock]:
         receiving.join()
     assert (around.data[: 2 * 4096] == GUARD).all()
     assert (around.data[(PAGES + 2) * 4096 :] == GUARD).all()
+    assert written[0] or alone.error or (inside.data == GUARD).all()
     return alone.error, inside
 
 

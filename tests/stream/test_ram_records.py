@@ -166,10 +166,14 @@ def test_decoder_and_its_twin_agree(body: bytes, named: bool, fresh: bool) -> No
     for kernel in (ram_kernels.decode_records, ram_kernels.decode_records.twin):  # type: ignore[attr-defined]
         ram = np.zeros(4 * 4096, dtype=np.uint8)
         ram[4096] = 9
+        before = ram.copy()
+        written = np.zeros(1, dtype=np.uint8)
         received = np.zeros(1, dtype=np.uint64)
         counts = np.zeros(3, dtype=np.int64)
-        at, status = kernel(staging, 0, staging.size, name, ram, 12, received, fresh, counts)
-        results.append((int(at), int(status), ram.tobytes(), received.tolist(), counts.tolist()))
+        at, status = kernel(staging, 0, staging.size, name, ram, 12, received, written, fresh, counts)
+        assert written[0] or np.array_equal(ram, before)
+        found = int(at), int(status), ram.tobytes(), received.tolist(), written.tolist(), counts.tolist()
+        results.append(found)
     assert results[0] == results[1]
     assert results[0][1] in list(Status)
 

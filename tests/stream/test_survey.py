@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.memory.digest import digest_ram
 from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import ram_survey, sections, survey_kernels, survey_tallies
 from sterna.stream.description import find_description, stream_description
 from sterna.stream.findings import StreamSurvey

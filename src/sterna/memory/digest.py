@@ -1,18 +1,20 @@
-"""Digests of guest RAM: one per 2 MiB chunk, and a root over all of them.
+"""Digests of guest RAM: one per 64 KiB piece, one per 2 MiB chunk over its pieces', and a root over all of them.
 
-A chunk's digest is XXH3-64 of its bytes. The root is XXH3-64 over each block's name and size and its chunks'
-digests in order, so equal chunks at different places give different roots. Digests find accidents, not
-forgers.
+A piece's digest is XXH3-64 of its bytes, a chunk's XXH3-64 of its pieces' digests, big-endian, in order. The root is
+XXH3-64 over each block's name and size and its chunks' digests in order, so equal chunks at different places give
+different roots. Digests find accidents, not forgers.
 
-Memory that was never touched is not read, because reading would populate it: a chunk without a single page in
+Chunks are what two ends compare. Pieces are what need not be read again because a few pages nearby were written
+(`sterna.memory.rollingdigest`).
+
+Memory that was never touched is not read, because reading would populate it: a piece without a single page in
 /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst) has the digest of zeros.
 """
 
 import os
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -23,9 +25,12 @@ from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE
 from sterna.memory.ram import RamBlock
 
 CHUNK_SIZE = PMD_SIZE
-"""Bytes per chunk: what a transparent huge page holds, so a chunk is populated in whole or not at all."""
-
-_SAMPLES = 8
+"""Bytes per chunk."""
+PIECE_SHIFT = 16
+PIECE_SIZE = 1 << PIECE_SHIFT
+"""Bytes per piece: so large that a digest costs little more than its bytes, so small that a page spoils few of them."""
+PIECES_PER_CHUNK = CHUNK_SIZE // PIECE_SIZE
+_PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 
 Digests = NDArray[np.uint64]
 
@@ -35,6 +40,11 @@ _PRESENT_OR_SWAPPED = np.uint64(0b11 << 62)
 def chunk_count(size: int) -> int:
     """Number of chunks in so many bytes; the last may be short."""
     return (size + CHUNK_SIZE - 1) // CHUNK_SIZE
+
+
+def piece_count(size: int) -> int:
+    """Number of pieces in so many bytes; the last may be short."""
+    return (size + PIECE_SIZE - 1) // PIECE_SIZE
 
 
 @dataclass(frozen=True)
@@ -82,35 +92,57 @@ class RamDigest:
 
 
 def populated_chunks(block: RamBlock) -> NDArray[np.bool_]:
-    """Which chunks have memory of their own behind them: shape `(chunks,)`.
+    """Which chunks have memory of their own behind them: shape `(chunk_count(block.size),)`.
 
     All of them where the kernel does not tell. The answer is a snapshot; a chunk may be populated right after
     it.
     """
-    chunks = chunk_count(block.size)
+    return _populated(block, 0, block.pages, PAGES_PER_PMD)
+
+
+def populated_pieces(block: RamBlock, first: int = 0, count: int | None = None) -> NDArray[np.bool_]:
+    """The same of `count` pieces from `first` on: shape `(count,)`; None: to the block's end."""
+    start = first * _PAGES_PER_PIECE
+    end = block.pages if count is None else min(block.pages, start + count * _PAGES_PER_PIECE)
+    return _populated(block, start, end, _PAGES_PER_PIECE)
+
+
+def _populated(block: RamBlock, first: int, end: int, group: int) -> NDArray[np.bool_]:
+    groups = (end - first + group - 1) // group
     try:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return np.ones(chunks, dtype=np.bool_)
+        return np.ones(groups, dtype=np.bool_)
     try:
-        entries = np.zeros(chunks * PAGES_PER_PMD, dtype=np.uint64)
-        raw = entries.view(np.uint8).data[: block.pages * 8]
+        entries = np.zeros(groups * group, dtype=np.uint64)
+        raw = entries.view(np.uint8).data[: (end - first) * 8]
         done = 0
         while done < len(raw):
-            got = os.preadv(fd, [raw[done:]], (block.hva >> PAGE_SHIFT) * 8 + done)
+            got = os.preadv(fd, [raw[done:]], ((block.hva >> PAGE_SHIFT) + first) * 8 + done)
             if got <= 0:
-                return np.ones(chunks, dtype=np.bool_)
+                return np.ones(groups, dtype=np.bool_)
             done += got
     except OSError:
-        return np.ones(chunks, dtype=np.bool_)
+        return np.ones(groups, dtype=np.bool_)
     finally:
         os.close(fd)
-    return np.asarray((entries & _PRESENT_OR_SWAPPED).reshape(chunks, PAGES_PER_PMD).any(axis=1))
+    return np.asarray((entries & _PRESENT_OR_SWAPPED).reshape(groups, group).any(axis=1))
 
 
-def chunk_digest(block: RamBlock, chunk: int) -> int:
-    """Digest of one chunk."""
-    return int(xxhash.xxh3_64_intdigest(block.data[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE].data))
+def piece_digest(block: RamBlock, piece: int) -> int:
+    """Digest of one piece."""
+    return int(xxhash.xxh3_64_intdigest(block.data[piece << PIECE_SHIFT : (piece + 1) << PIECE_SHIFT].data))
+
+
+def chunk_digest(pieces: Digests) -> int:
+    """Digest of a chunk with these pieces, shape `(PIECES_PER_CHUNK,)` or fewer at the block's end."""
+    return int(xxhash.xxh3_64_intdigest(pieces.astype(">u8").tobytes()))
+
+
+@cache
+def zero_piece(size: int = PIECE_SIZE) -> int:
+    """Digest of a piece of so many bytes that are all zero."""
+    return int(xxhash.xxh3_64_intdigest(bytes(size)))
 
 
 def digest_file(name: str, file: BinaryIO) -> BlockDigest:
@@ -120,9 +152,12 @@ def digest_file(name: str, file: BinaryIO) -> BlockDigest:
     """
     size = 0
     digests: list[int] = []
-    while chunk := file.read(CHUNK_SIZE):
+    while chunk := memoryview(file.read(CHUNK_SIZE)):
         size += len(chunk)
-        digests.append(xxhash.xxh3_64_intdigest(chunk))
+        pieces = [
+            xxhash.xxh3_64_intdigest(chunk[at : at + PIECE_SIZE]) for at in range(0, len(chunk), PIECE_SIZE)
+        ]
+        digests.append(chunk_digest(np.array(pieces, dtype=np.uint64)))
     return BlockDigest(name, size, np.array(digests, dtype=np.uint64))
 
 
@@ -130,58 +165,3 @@ def page_digests(block: RamBlock, chunk: int) -> Digests:
     """Digests of a chunk's pages, shape `(512,)` or fewer at the block's end: which page differs?"""
     pages = block.data[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE].reshape(-1, PAGE_SIZE)
     return np.array([xxhash.xxh3_64_intdigest(page.data) for page in pages], dtype=np.uint64)
-
-
-def digest_ram(
-    blocks: Sequence[RamBlock], *, threads: int = 2, check: Callable[[], None] = lambda: None
-) -> RamDigest:
-    """Digest all of `blocks`; nobody may write to them meanwhile.
-
-    :param check: called between chunks; what it raises (a cancellation) ends the work
-    """
-    results: list[BlockDigest] = []
-    work: list[tuple[RamBlock, Digests, NDArray[np.int64]]] = []
-    for block in blocks:
-        digests = _untouched(block.size)
-        populated = np.flatnonzero(populated_chunks(block))
-        results.append(BlockDigest(block.name, block.size, digests))
-        work += [(block, digests, populated[first::threads]) for first in range(threads)]
-
-    def run(part: tuple[RamBlock, Digests, NDArray[np.int64]]) -> None:
-        block, digests, chunks = part
-        for chunk in chunks:
-            check()
-            digests[chunk] = chunk_digest(block, int(chunk))
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
-        for _ in pool.map(run, work):
-            pass
-    return RamDigest(tuple(results))
-
-
-def _untouched(size: int) -> Digests:
-    """Digests of a block that holds nothing but zeros."""
-    digests = np.full(chunk_count(size), xxhash.xxh3_64_intdigest(bytes(CHUNK_SIZE)), dtype=np.uint64)
-    if size % CHUNK_SIZE:
-        digests[-1] = xxhash.xxh3_64_intdigest(bytes(size % CHUNK_SIZE))
-    return digests
-
-
-def digest_cost_seconds(blocks: Sequence[RamBlock]) -> float:
-    """How long `digest_ram` would take now, rather too much than too little.
-
-    A few populated chunks are measured on one thread and the others counted; a second thread gains less than
-    half.
-    """
-    total = 0
-    samples: list[tuple[RamBlock, int]] = []
-    for block in blocks:
-        populated = np.flatnonzero(populated_chunks(block))
-        total += int(populated.size)
-        samples += [(block, int(chunk)) for chunk in populated[:: max(1, populated.size // _SAMPLES)]]
-    if not samples:
-        return 0.0
-    started = time.perf_counter()
-    for block, chunk in samples:
-        chunk_digest(block, chunk)
-    return (time.perf_counter() - started) * total / len(samples)

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sterna.memory.bitmap import full_bitmap
-from sterna.memory.digest import RamDigest, digest_ram, page_digests
+from sterna.memory.digest import RamDigest, page_digests
+from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import handshake, verify
 from sterna.migration.agreement import disagreement, page_bits
 from sterna.migration.cancellation import Cancellation
@@ -125,6 +126,7 @@ class Destination:
         self._accepted = time.monotonic_ns()
         self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds))
         self._decoder: RamDecoder | None = None
+        self._rolling = RollingDigest(self.guest.ram_blocks, zero=True, patient=True)
         self._ram_ended = False
         count = self.parameters.multifd_channels if self.parameters.multifd else 0
         self._multifd = MultifdReceiver(count, self.guest.uuid, self.channel, self.cancellation.check)
@@ -158,6 +160,7 @@ class Destination:
                 return False
             log.exception("after the guest was started")
         finally:
+            self._rolling.stop()
             if self.lobby is not None:
                 self.lobby.shut()
             self._multifd.close()
@@ -255,6 +258,8 @@ class Destination:
             self._decoder = RamDecoder(
                 self.guest.ram_blocks, self._page_bits, fresh=True, adopt=self._leftovers.adopt
             )
+            for block in self.guest.ram_blocks:
+                self._decoder.written[block.name] = self._rolling.marks(block.name)
 
     def _require_agreement(self) -> None:
         if self._disagreement is not None:
@@ -274,7 +279,7 @@ class Destination:
                 case SectionType.START:
                     self._decoder.read_setup(reader)
                     blocks = (*self.guest.ram_blocks, *self._leftovers.ram_blocks)
-                    self._multifd.begin(blocks, self._page_bits)
+                    self._multifd.begin(blocks, self._page_bits, self._decoder.written)
                     self._meet_channels(last=False)
                 case SectionType.PART | SectionType.END:
                     before = self._decoder.statistics()
@@ -350,6 +355,8 @@ class Destination:
         self._id = migration_id.bytes
         self._offer = offer
         self.progress.note(migration_id=str(migration_id))
+        if offer.verify:
+            self._rolling.start()
 
     def _check_channels(self, theirs: int) -> None:
         ours = self._multifd.count
@@ -393,7 +400,7 @@ class Destination:
         return not self.channel.two_way or self.channel.wait_readable(_DESCRIPTION_SECONDS)
 
     def _start_digest(self, pool: ThreadPoolExecutor) -> "Future[RamDigest]":
-        return pool.submit(digest_ram, self.guest.ram_blocks, check=self.cancellation.check)
+        return pool.submit(self._rolling.finish, check=self.cancellation.check)
 
     def _compare(self, pool: ThreadPoolExecutor) -> RamDigest | None:
         """Compare digests, if the source sent any.

@@ -13,8 +13,9 @@ import numpy as np
 import xxhash
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.digest import CHUNK_SIZE, digest_ram, populated_chunks
+from sterna.memory.digest import CHUNK_SIZE, populated_chunks
 from sterna.memory.ram import RamBlock, RamError
+from sterna.memory.rollingdigest import digest_ram
 from sterna.migration.guest import Guest
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass, field
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.digest import digest_cost_seconds
+from sterna.memory.bitmap import DirtyBatch, page_numbers
+from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.convergence.choice import choose
 from sterna.migration.convergence.forecast import Forecast
@@ -29,12 +30,16 @@ from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus, PassCounter
 from sterna.migration.xbzrlecache import XbzrleCache
 
+_CATCH_UP_SHARE = 0.25
+_CATCH_UP_SECONDS = 0.5
+"""How long digests may take after a pass: this share of it, but no longer than that."""
+
 
 @dataclass
 class Precopy:
     """Sends pass after pass until the policy has the guest stopped, and then the last.
 
-    :ivar verifying: digests of RAM are compared while the guest is stopped
+    :ivar rolling: digests of RAM, which both ends compare while the guest is stopped; None when they do not
     :ivar last_sent: which pass sent each page last
     """
 
@@ -47,7 +52,7 @@ class Precopy:
     limiter: RateLimiter
     cancellation: Cancellation
     last_sent: LastSent
-    verifying: bool
+    rolling: RollingDigest | None = None
     cache: XbzrleCache | None = None
     _policy: Policy = field(init=False)
 
@@ -70,9 +75,11 @@ class Precopy:
         self.progress.advance(MigrationStatus.ACTIVE)
         work = PassWork.everything(self.guest.ram_blocks)
         while True:
-            self._send(work, final=False)
             started = time.monotonic()
-            batches = self.guest.harvest()
+            self._send(work, final=False)
+            self._catch_up(time.monotonic() - started)
+            started = time.monotonic()
+            batches = self._harvest()
             harvest_seconds = time.monotonic() - started
             work = PassWork.dirty(self.guest.ram_blocks, batches)
             self._finish_pass(work, harvest_seconds)
@@ -90,13 +97,19 @@ class Precopy:
                         self.pages.send_whole()
                         self.cache = None
 
-    def send_rest(self, rest: PassWork) -> None:
-        """The last pass: the guest is stopped.
+    def take_rest(self, rest: PassWork) -> PassWork:
+        """The last look at the dirty log: the guest is stopped.
 
         :param rest: what `run` returned
         """
-        work = PassWork.merged(rest, self.guest.ram_blocks, self.guest.harvest())
-        self._send(work, final=True)
+        return PassWork.merged(rest, self.guest.ram_blocks, self._harvest())
+
+    def send_rest(self, rest: PassWork) -> None:
+        """The last pass.
+
+        :param rest: what `take_rest` returned
+        """
+        self._send(rest, final=True)
         self._note_cache()
         self.progress.finish_pass(0)
 
@@ -138,6 +151,18 @@ class Precopy:
         if give_up := self._policy.during_pass(sending):
             raise GivenUp(give_up.reason)
 
+    def _harvest(self) -> list[DirtyBatch]:
+        batches = self.guest.harvest()
+        if self.rolling is not None:
+            for batch in batches:
+                self.rolling.touch(batch.block, page_numbers(batch.words))
+        return batches
+
+    def _catch_up(self, pass_seconds: float) -> None:
+        """What is not digested before the guest stops is so afterwards: a little time for it now shortens the downtime."""
+        if self.rolling is not None:
+            self.rolling.catch_up(min(pass_seconds * _CATCH_UP_SHARE, _CATCH_UP_SECONDS))
+
     # -- after a pass ----------------------------------------------------------------------------------------
 
     def _finish_pass(self, work: PassWork, harvest_seconds: float) -> None:
@@ -158,7 +183,7 @@ class Precopy:
 
     def _situation(self, work: PassWork) -> Situation:
         size = work.pages * PAGE_SIZE if self.cache is None else self.cache.rest_bytes(work)
-        digest = digest_cost_seconds(self.guest.ram_blocks) if self.verifying else 0.0
+        digest = self.rolling.cost_seconds(self.rolling.stale_pieces) if self.rolling else 0.0
         predicted = self._forecast.downtime(
             work.pages,
             size,

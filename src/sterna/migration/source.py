@@ -20,8 +20,9 @@ from enum import Enum
 from itertools import pairwise
 
 from sterna.hypervisor.traits import first_difference
-from sterna.memory.digest import RamDigest, digest_ram
+from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamError
+from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
@@ -122,6 +123,7 @@ class Source:
         self._digest_useless = threading.Event()
         self._precopy: Precopy | None = None
         self._cache: XbzrleCache | None = None
+        self._rolling: RollingDigest | None = None
         self._logging = False
         self._stopped = False
         self._owner = _Owner.HERE
@@ -158,6 +160,8 @@ class Source:
         else:
             self.progress.enter(MigrationStatus.COMPLETED)
         finally:
+            if self._rolling is not None:
+                self._rolling.stop()
             if self._cache is not None:
                 self._cache.close()
             self._cancellation.close()
@@ -232,7 +236,7 @@ class Source:
                     self.limiter,
                     self._cancellation,
                     self._last_sent,
-                    self._verifies(greeted),
+                    self._rolling,
                     self._cache,
                 )
                 rest = precopy.run()
@@ -306,6 +310,9 @@ class Source:
         # Logging begins before the first page is looked at, so no write can fall between.
         self._logging = True
         self.guest.start_dirty_logging()
+        if self._verifies(greeted):
+            self._rolling = RollingDigest(self.guest.ram_blocks)
+            self._rolling.start()
         blocks = [(block.name, block.size) for block in self.guest.ram_blocks]
         opening = sections.section_start(RAM_ID, RAM_SECTION, 0, RAM_VERSION)
         setup = pages.send_part(opening + ram.ram_setup(blocks) + sections.footer(RAM_ID), final=False)
@@ -339,15 +346,15 @@ class Source:
         rest: PassWork,
     ) -> None:
         self.progress.advance(MigrationStatus.DEVICE)
-        verifying = self._verifies(greeted)
         timeline = self._timeline
         self._stopped = True
         timeline.stop = self.guest.stop_for_migration()
         timeline.stopped = time.time_ns()
+        rest = precopy.take_rest(rest)
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool, self._digest_gives_up():
             digest: Future[RamDigest] | None = None
-            if verifying:
-                digest = pool.submit(self._digest_ram)
+            if self._rolling is not None:
+                digest = pool.submit(self._digest_ram, self._rolling)
             precopy.send_rest(rest)
             end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
             self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
@@ -381,9 +388,9 @@ class Source:
         if self._digest_useless.is_set():
             raise Cancelled
 
-    def _digest_ram(self) -> RamDigest:
+    def _digest_ram(self, rolling: RollingDigest) -> RamDigest:
         started = time.monotonic()
-        digest = digest_ram(self.guest.ram_blocks, check=self._check_digest)
+        digest = rolling.finish(check=self._check_digest)
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
 

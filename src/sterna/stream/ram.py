@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.digest import piece_count
 from sterna.memory.ram import RamBlock
 from sterna.stream import ram_kernels, xbzrle
 from sterna.stream.ram_kernels import Status
@@ -173,6 +174,7 @@ class RamDecoder:
         None to refuse it
 
     :ivar received: by block name, a bitmap of the stream's pages that have come, one way or the other
+    :ivar written: by block name, a byte for each of its pieces, 1 since a page there was written; may be replaced
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class RamDecoder:
         self.received: dict[str, Words] = {
             block.name: new_bitmap(block.size >> page_bits) for block in blocks
         }
+        self.written: dict[str, NDArray[np.uint8]] = {block.name: _pieces(block.size) for block in blocks}
 
     @property
     def block(self) -> RamBlock | None:
@@ -230,6 +233,7 @@ class RamDecoder:
             raise reader.error(f'Unknown ramblock "{name}", cannot accept migration ({size:#x} bytes)', at)
         self._blocks[name] = block
         self.received[name] = new_bitmap(size >> self._page_bits)
+        self.written[name] = _pieces(size)
 
     def read_records(self, reader: StreamReader) -> None:
         """Read the body of a further or last part, into guest RAM.
@@ -256,6 +260,7 @@ class RamDecoder:
             block.data if block else _NOTHING,
             self._page_bits,
             self.received[block.name] if block else _NO_BITMAP,
+            self.written[block.name] if block else _NOTHING,
             self._fresh,
             self._counts,
         )
@@ -331,6 +336,10 @@ def warm_up() -> None:
 
 _NOTHING: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
 _NO_BITMAP: Words = np.zeros(0, dtype=np.uint64)
+
+
+def _pieces(size: int) -> NDArray[np.uint8]:
+    return np.zeros(piece_count(size), dtype=np.uint8)
 
 
 def _bytes_array(data: bytes) -> NDArray[np.uint8]:

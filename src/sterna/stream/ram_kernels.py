@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
+from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.kernel import kernel
 from sterna.stream import xbzrle
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
@@ -49,6 +50,7 @@ _ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.U
 _ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
 _apply, _check = xbzrle.apply, xbzrle.check
+_PIECE_SHIFT = PIECE_SHIFT
 
 
 def bytes_at(address: int, size: int) -> bytes:
@@ -180,6 +182,7 @@ def _decode_twin(
     ram: Bytes,
     page_bits: int,
     received: Words,
+    written: Bytes,
     fresh: bool,
     counts: NDArray[np.int64],
 ) -> tuple[int, int]:
@@ -210,6 +213,7 @@ def _decode_twin(
             if end - body < page_bytes:
                 return at, _MORE
             ram[offset : offset + page_bytes] = staging[body : body + page_bytes]
+            written[offset >> _PIECE_SHIFT] = 1
             at = body + page_bytes
             counts[0] += 1
         elif flags & _XBZRLE:
@@ -227,6 +231,7 @@ def _decode_twin(
                 staging[body : body + length], ram[offset : offset + page_bytes]
             )[0]:
                 return at, _CODE
+            written[offset >> _PIECE_SHIFT] = 1
             at = body + length
             counts[2] += 1
         else:
@@ -237,6 +242,7 @@ def _decode_twin(
             target = ram[offset : offset + page_bytes]
             if (not fresh or received[page >> 6] & bit) and target.any():
                 target[:] = 0
+                written[offset >> _PIECE_SHIFT] = 1
             at = body + 1
             counts[1] += 1
         received[page >> 6] |= bit
@@ -252,6 +258,7 @@ def decode_records(
     ram: Bytes,
     page_bits: int,
     received: Words,
+    written: Bytes,
     fresh: bool,
     counts: NDArray[np.int64],
 ) -> tuple[int, int]:
@@ -260,6 +267,7 @@ def decode_records(
     :param name: the block's name; empty when none has been named yet
     :param ram: the block's bytes, a multiple of the page size of them
     :param received: a bit for each page that has come
+    :param written: a byte for each 64 KiB of `ram`, set to 1 after a page there was written
     :param fresh: whether pages that have not come are known to be zero
     :param counts: of PAGE, ZERO and XBZRLE records, increased
     :return: the position after the last record that was applied, and a `Status`
@@ -301,6 +309,7 @@ def decode_records(
             if end - body < page_bytes:
                 return at, _MORE
             copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
+            written[offset >> _PIECE_SHIFT] = 1
             at = body + page_bytes
             counts[0] += 1
         elif kind == _XBZRLE:
@@ -318,6 +327,7 @@ def decode_records(
             if _check(code, page_bytes)[0] != 0:
                 return at, _CODE
             _apply(code, ram[offset : offset + page_bytes])
+            written[offset >> _PIECE_SHIFT] = 1
             at = body + length
             counts[2] += 1
         else:
@@ -331,6 +341,7 @@ def decode_records(
                     if words[i] != np.uint64(0):
                         for j in range(first, first + (page_bytes >> 3)):
                             words[j] = 0
+                        written[offset >> _PIECE_SHIFT] = 1
                         break
             at = body + 1
             counts[1] += 1

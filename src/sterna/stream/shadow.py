@@ -11,8 +11,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words, new_bitmap, page_numbers
-from sterna.memory.digest import RamDigest, digest_ram
+from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamBlock, RamError
+from sterna.memory.rollingdigest import digest_ram
 from sterna.stream.wire import StreamError
 
 _MEMINFO = "/proc/meminfo"

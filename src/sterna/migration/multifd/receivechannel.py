@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
 from sterna.migration.channels.channel import Channel, Vectors, vectors_of
 from sterna.migration.errors import ChannelError, MigrationError, describe
@@ -18,6 +20,9 @@ from sterna.migration.multifd import kernels
 from sterna.stream.multifd import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
 from sterna.stream.pagecompression import Decompressor, decompressor
 from sterna.stream.wire import StreamError
+
+Marks = NDArray[np.uint8]
+"""A byte for each 64 KiB of a block, 1 since a page there was written."""
 
 
 class Meeting(Protocol):
@@ -37,6 +42,7 @@ class Meeting(Protocol):
 
 class ReceiveChannel:
     """:param blocks: all of guest RAM, by name
+    :param written: as in `RamDecoder`
 
     :ivar index: number of the channel
     :ivar received: by block name, the stream's pages that have come since `take`; of use while the thread waits
@@ -48,6 +54,7 @@ class ReceiveChannel:
         channel: Channel,
         blocks: Mapping[str, RamBlock],
         page_bits: int,
+        written: Mapping[str, Marks],
         meeting: Meeting,
     ) -> None:
         self.index = index
@@ -55,6 +62,7 @@ class ReceiveChannel:
         channel.peer = f"multifd channel {index} from {channel.peer}"
         self._blocks = blocks
         self._page_bits = page_bits
+        self._written = written
         self._meeting = meeting
         self._format = PacketFormat(page_bits)
         self._header = bytearray(self._format.header_bytes)
@@ -148,6 +156,8 @@ class ReceiveChannel:
             self._fill(vectors_of(data), packet.data_bytes)
             pages = self._decompressor.decompress(data, packet.pages.size << self._page_bits)
             kernels.place(np.frombuffer(pages, dtype=np.uint8), packet.pages, self._page_bits, block.data)
+        # A byte each, so that channels do not undo each other's marks.
+        self._written[block.name][packet.pages >> (PIECE_SHIFT - self._page_bits)] = 1
         kernels.mark(self.received[block.name], packet.pages)
         self._pages += packet.pages.size
 

@@ -16,7 +16,7 @@ from sterna.memory.ram import RamBlock
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import ChannelError, Refused
-from sterna.migration.multifd.receivechannel import ReceiveChannel
+from sterna.migration.multifd.receivechannel import Marks, ReceiveChannel
 from sterna.stream.multifd import NO_UUID, Init
 
 CONNECT_SECONDS = 10.0
@@ -48,6 +48,7 @@ class MultifdReceiver:
         self.count = count
         self._uuid = machine_uuid or NO_UUID
         self._blocks: Mapping[str, RamBlock] = {}
+        self._written: Mapping[str, Marks] = {}
         self._check = check
         self._main = main
         self._changed = threading.Condition()
@@ -67,10 +68,14 @@ class MultifdReceiver:
 
     # -- the main channel --------------------------------------------------------------------------------------
 
-    def begin(self, blocks: Sequence[RamBlock], page_bits: int) -> None:
-        """The source's RAM blocks and the stream's page size are known: channels may be read."""
+    def begin(self, blocks: Sequence[RamBlock], page_bits: int, written: Mapping[str, Marks]) -> None:
+        """The source's RAM blocks and the stream's page size are known: channels may be read.
+
+        :param written: as in `RamDecoder`
+        """
         with self._changed:
             self._blocks = {block.name: block for block in blocks}
+            self._written = written
             self._page_bits = page_bits
             for index in self._admitted:
                 self._start(index)
@@ -188,7 +193,9 @@ class MultifdReceiver:
 
     def _start(self, index: int) -> None:
         assert self._page_bits is not None
-        receiving = ReceiveChannel(index, self._admitted[index], self._blocks, self._page_bits, self)
+        receiving = ReceiveChannel(
+            index, self._admitted[index], self._blocks, self._page_bits, self._written, self
+        )
         self._channels[index] = receiving
         receiving.start()
 

@@ -1,0 +1,224 @@
+"""The digest of guest RAM, kept up while RAM is still written, so that little is left for when the guest stands still.
+
+A thread digests pieces that were written, and whoever learns of a write marks its piece as stale. The order makes it
+right: a mark is set *after* the write that it tells of, and cleared *before* the piece is read. A digest that was made of
+a piece while that was being written is thus marked again, and once nobody writes any more `finish` has them all.
+
+Writes are learnt of late, by a look at the dirty log: one that has happened and is in no mark yet is in the log, and gets
+its mark with the next harvest. So the last harvest comes before `finish`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.digest import (
+    PIECE_SHIFT,
+    PIECE_SIZE,
+    PIECES_PER_CHUNK,
+    BlockDigest,
+    Digests,
+    RamDigest,
+    chunk_count,
+    chunk_digest,
+    piece_count,
+    piece_digest,
+    populated_pieces,
+    zero_piece,
+)
+from sterna.memory.ram import RamBlock
+
+Marks = NDArray[np.uint8]
+"""One byte per piece, shape `(piece_count(size),)`: 0 while its digest holds. Writers set 1."""
+
+_FRESH, _STALE, _RESTING = 0, 1, 2
+_LOOK_SECONDS = 0.03
+_FEW = 64
+"""Pieces that are not worth a second thread."""
+_KEPT = 0.9
+
+
+class _Block:
+    """One RAM block's pieces."""
+
+    def __init__(self, block: RamBlock, *, zero: bool) -> None:
+        self.ram = block
+        count = piece_count(block.size)
+        self.pieces: Digests = np.full(count, zero_piece(), dtype=np.uint64)
+        if rest := block.size % PIECE_SIZE:
+            self.pieces[-1] = zero_piece(rest)
+        self.marks: Marks = np.zeros(count, dtype=np.uint8)
+        if not zero:
+            self.marks[populated_pieces(block)] = _STALE
+        self._chunks: Digests = np.zeros(chunk_count(block.size), dtype=np.uint64)
+        self._combined = np.zeros(self._chunks.size, dtype=np.bool_)
+
+    def renew(self, piece: int) -> None:
+        self.marks[piece] = _FRESH
+        self.pieces[piece] = piece_digest(self.ram, piece)
+        self._combined[piece // PIECES_PER_CHUNK] = False
+
+    def stale(self) -> NDArray[np.int64]:
+        """Pieces to renew, those without memory set aside as the zeros that they are."""
+        found = np.flatnonzero(self.marks)
+        if not found.size:
+            return found
+        first, last = int(found[0]), int(found[-1])
+        empty = found[~populated_pieces(self.ram, first, last + 1 - first)[found - first]]
+        if not empty.size:
+            return found
+        for piece in empty.tolist():
+            self.marks[piece] = _FRESH
+            self.pieces[piece] = zero_piece(min(PIECE_SIZE, self.ram.size - (piece << PIECE_SHIFT)))
+            self._combined[piece // PIECES_PER_CHUNK] = False
+            # Written since the look at its memory?
+            if populated_pieces(self.ram, piece, 1)[0]:
+                self.marks[piece] = _STALE
+        return np.flatnonzero(self.marks)
+
+    def resting(self) -> NDArray[np.int64]:
+        """Pieces to renew that have not been written since the last call."""
+        quiet = np.flatnonzero(self.marks == _RESTING)
+        # A write in between is forgotten to be the later one of two, but not to have made the piece stale.
+        self.marks[self.marks == _STALE] = _RESTING
+        return quiet
+
+    def combine(self) -> BlockDigest:
+        for chunk in np.flatnonzero(~self._combined).tolist():
+            first = chunk * PIECES_PER_CHUNK
+            self._combined[chunk] = True
+            self._chunks[chunk] = chunk_digest(self.pieces[first : first + PIECES_PER_CHUNK])
+        return BlockDigest(self.ram.name, self.ram.size, self._chunks.copy())
+
+
+class RollingDigest:
+    """Digests of RAM blocks, made in a thread from `start` on, and completed by `finish`.
+
+    :param zero: whether the blocks are known to be zero now, as those of a machine that waits for its guest
+    :param patient: whether a piece that is still being written is left alone for the time being
+    """
+
+    def __init__(self, blocks: Sequence[RamBlock], *, zero: bool = False, patient: bool = False) -> None:
+        self._blocks = {block.name: _Block(block, zero=zero) for block in blocks}
+        self._patient = patient
+        self._piece_seconds = 0.0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    # -- while RAM is written ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to digest what is stale."""
+        self._thread = threading.Thread(target=self._run, name="rolling-digest", daemon=True)
+        self._thread.start()
+
+    def marks(self, block: str) -> Marks:
+        """Where a writer marks the pieces that it has written, after it has."""
+        return self._blocks[block].marks
+
+    def touch(self, block: str, pages: NDArray[np.int64]) -> None:
+        """Pages were written."""
+        self._blocks[block].marks[pages >> (PIECE_SHIFT - PAGE_SHIFT)] = _STALE
+        with self._changed:
+            self._changed.notify_all()
+
+    def catch_up(self, seconds: float) -> None:
+        """Wait for the thread to have digested what is stale, but no longer than so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.stale_pieces or self._ended, seconds)
+
+    @property
+    def stale_pieces(self) -> int:
+        """Pieces whose digest does not hold."""
+        return sum(int(np.count_nonzero(block.marks)) for block in self._blocks.values())
+
+    def cost_seconds(self, pieces: int) -> float:
+        """What digests of so many pieces took one thread lately; 0.0 when none has been made yet."""
+        return pieces * self._piece_seconds
+
+    def _run(self) -> None:
+        while not self._ended:
+            found = 0
+            for block in self._blocks.values():
+                pieces = block.resting() if self._patient else block.stale()
+                found += pieces.size
+                for _ in self._renew(block, pieces):
+                    if self._ended:
+                        return
+                block.combine()
+            with self._changed:
+                self._changed.notify_all()
+                if self._patient:
+                    # Nobody tells of marks that are set in compiled code.
+                    self._changed.wait_for(lambda: self._ended, _LOOK_SECONDS)
+                else:
+                    self._changed.wait_for(lambda: self._ended or self.stale_pieces)
+
+    def _renew(self, block: _Block, pieces: NDArray[np.int64]) -> Iterator[None]:
+        before = time.perf_counter()
+        for piece in pieces.tolist():
+            block.renew(piece)
+            now = time.perf_counter()
+            took, before = now - before, now
+            self._piece_seconds = (
+                _KEPT * self._piece_seconds + (1 - _KEPT) * took if self._piece_seconds else took
+            )
+            yield
+
+    # -- when it is not any more -------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def finish(self, *, threads: int = 2, check: Callable[[], None] = lambda: None) -> RamDigest:
+        """The digest of all of the blocks, to which nobody writes any more.
+
+        :param check: called between pieces; what it raises (a cancellation) ends the work
+        """
+        self.stop()
+        stale = [(block, block.stale()) for block in self._blocks.values()]
+        if sum(pieces.size for _, pieces in stale) <= _FEW:
+            threads = 1
+
+        def run(first: int) -> None:
+            for block, pieces in stale:
+                for _ in self._renew(block, pieces[first::threads]):
+                    check()
+
+        if threads == 1:
+            run(0)
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
+                for _ in pool.map(run, range(threads)):
+                    pass
+        return RamDigest(tuple(block.combine() for block in self._blocks.values()))
+
+    def __enter__(self) -> "RollingDigest":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def digest_ram(
+    blocks: Sequence[RamBlock], *, threads: int = 2, check: Callable[[], None] = lambda: None
+) -> RamDigest:
+    """Digest all of `blocks`; nobody may write to them meanwhile.
+
+    :param check: called between pieces; what it raises (a cancellation) ends the work
+    """
+    return RollingDigest(blocks).finish(threads=threads, check=check)

@@ -1,0 +1,150 @@
+"""The digest that is kept up while RAM is written equals that of all bytes, whatever was written when."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sterna.memory.address import PAGE_SIZE
+from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, populated_pieces
+from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import RollingDigest, digest_ram
+
+SECONDS = 20
+PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
+SIZE = CHUNK_SIZE + 5 * PIECE_SIZE + 3 * PAGE_SIZE
+
+
+def pages(*numbers: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array(numbers, dtype=np.int64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, SIZE // PAGE_SIZE - 1), st.integers(0, 255)), max_size=6),
+        min_size=1,
+        max_size=5,
+    ),
+    st.booleans(),
+)
+def test_after_any_writes_it_is_the_digest_of_all_bytes(
+    rounds: list[list[tuple[int, int]]], running: bool
+) -> None:
+    with RamBlock("a", SIZE, huge_pages=False) as block, RollingDigest([block]) as rolling:
+        if running:
+            rolling.start()
+        for writes in rounds:
+            for page, value in writes:
+                block.data[page * PAGE_SIZE + 7] = value
+            # As a look at the dirty log tells of them: later, and all at once.
+            rolling.touch("a", pages(*(page for page, _ in writes)))
+        found = rolling.finish()
+        assert not rolling.stale_pieces
+        assert found.hex == digest_ram([block]).hex
+
+
+def test_a_write_that_nobody_tells_of_is_missed_until_it_is_told() -> None:
+    """So a look at the dirty log must follow the last write."""
+    with RamBlock("a", SIZE) as block:
+        block.data[:] = 1
+        rolling = RollingDigest([block])
+        rolling.start()
+        rolling.catch_up(SECONDS)
+        block.data[3 * PIECE_SIZE] = 2
+        assert rolling.stale_pieces == 0
+        rolling.touch("a", pages(3 * PAGES_PER_PIECE))
+        assert rolling.finish().hex == digest_ram([block]).hex
+
+
+def test_a_piece_written_while_it_is_digested_is_digested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sterna.memory import rollingdigest
+
+    plain = rollingdigest.piece_digest
+    with RamBlock("a", PIECE_SIZE) as block:
+        block.data[:] = 1
+        rolling = RollingDigest([block])
+        torn = []
+
+        def write_after_reading(ram: RamBlock, piece: int) -> int:
+            digest = plain(ram, piece)
+            if not torn:
+                torn.append(digest)
+                block.data[-1] = 2
+                rolling.touch("a", pages(PAGES_PER_PIECE - 1))
+            return digest
+
+        monkeypatch.setattr(rollingdigest, "piece_digest", write_after_reading)
+        rolling.start()
+        rolling.catch_up(SECONDS)
+        found = rolling.finish()
+        assert torn
+        assert found.hex == digest_ram([block]).hex
+
+
+def test_what_is_caught_up_with_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sterna.memory import rollingdigest
+
+    plain, read = rollingdigest.piece_digest, []
+    monkeypatch.setattr(
+        rollingdigest, "piece_digest", lambda ram, piece: read.append(piece) or plain(ram, piece)
+    )
+    with RamBlock("a", 2 * CHUNK_SIZE) as block:
+        block.data[:] = 1
+        with RollingDigest([block]) as rolling:
+            rolling.start()
+            rolling.catch_up(SECONDS)
+            assert sorted(read) == list(range(64))
+            read.clear()
+            block.data[40 * PIECE_SIZE] = 9
+            rolling.touch("a", pages(40 * PAGES_PER_PIECE))
+            rolling.finish()
+            assert read == [40]
+
+
+def test_zero_memory_is_neither_read_nor_made() -> None:
+    with RamBlock("a", 4 * CHUNK_SIZE, huge_pages=False) as block:
+        rolling = RollingDigest([block], zero=True)
+        # A page of zeros came and was not written: its mark is a false alarm.
+        rolling.touch("a", pages(0, 600))
+        assert rolling.finish().hex == digest_ram([block]).hex
+        assert not populated_pieces(block).any()
+
+
+def test_pieces_that_are_still_written_wait_when_it_is_patient() -> None:
+    with RamBlock("a", 4 * PIECE_SIZE) as block, RollingDigest([block], zero=True, patient=True) as rolling:
+        marks = rolling.marks("a")
+        block.data[:] = 5
+        marks[:] = 1
+        rolling.start()
+        done = threading.Event()
+
+        def write() -> None:
+            while not done.is_set():
+                block.data[0] ^= 1
+                marks[0] = 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            rolling.catch_up(0.3)  # the first piece never comes to rest
+            assert marks[0]
+        finally:
+            done.set()
+            writer.join()
+        rolling.catch_up(SECONDS)
+        assert not marks.any()
+        assert rolling.finish().hex == digest_ram([block]).hex
+
+
+def test_a_check_that_raises_ends_the_work() -> None:
+    def check() -> None:
+        raise TimeoutError
+
+    with RamBlock("a", 2 * CHUNK_SIZE) as block, RollingDigest([block]) as rolling:
+        block.data[:] = 1
+        rolling.touch("a", pages(*range(0, 1024, 16)))
+        with pytest.raises(TimeoutError):
+            rolling.finish(check=check)
