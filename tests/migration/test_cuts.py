@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration.handshake import GREETING
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.stream import sections
 from sterna.stream.return_path import pong
+from sterna.stream.wire import Command
 
 PAGES = 3
 ROOT = Path(__file__).parents[2]
@@ -162,26 +165,54 @@ def test_a_destination_that_dies_gives_the_guest_back(die_at: str) -> None:
             assert here.migrate(there.controller.incoming(TCP)).status is MigrationStatus.COMPLETED
 
 
-def silent_qemu(listener: socket.socket) -> None:
-    """Answers the greeting as QEMU does, takes everything, and never says that the guest runs."""
+def silent_qemu(listener: socket.socket, asked: threading.Event, answer: threading.Event) -> None:
+    """Answers pings as QEMU does, takes everything, and never says that the guest runs.
+
+    :param asked: set when a ping has come that is not the greeting
+    :param answer: such a ping is not answered before it is set
+    """
     connection, _ = listener.accept()
     with connection:
-        taken = b""
+        taken, pings = b"", deque([GREETING, *range(1, 1000)])
         while data := connection.recv(1 << 16):
-            answered = GREETING.to_bytes(4, "big") in taken
             taken += data
-            if not answered and GREETING.to_bytes(4, "big") in taken:
-                connection.sendall(pong(GREETING).encode())
+            while sections.command(Command.PING, pings[0].to_bytes(4, "big")) in taken:
+                if pings[0] != GREETING:
+                    asked.set()
+                    answer.wait()
+                connection.sendall(pong(pings.popleft()).encode())
 
 
-def test_a_silent_qemu_does_not_hold_the_migration_for_ever() -> None:
+@contextmanager
+def to_a_silent_qemu() -> Iterator[tuple[Host, threading.Event, threading.Event]]:
+    """A source that migrates there, and the two events."""
+    asked, answer = threading.Event(), threading.Event()
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         hosts(still_guest(), DoubleGuest(PAGES, running=False)) as (here, _),
     ):
-        threading.Thread(target=silent_qemu, args=(listener,), daemon=True).start()
+        threading.Thread(target=silent_qemu, args=(listener, asked, answer), daemon=True).start()
         here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
         here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            yield here, asked, answer
+        finally:
+            answer.set()
+
+
+def test_the_guest_runs_until_the_destination_has_taken_a_pass_in() -> None:
+    """Else what is still under way, or waits there for memory, would be waited for while the guest stands still."""
+    with to_a_silent_qemu() as (here, asked, _):
+        assert asked.wait(30)
+        info = here.controller.info()
+        assert (info.status, info.remaining, here.guest.running) == (MigrationStatus.ACTIVE, 0, True)
+        here.controller.cancel()
+        assert here.outcome().status is MigrationStatus.CANCELLED
+
+
+def test_a_silent_qemu_does_not_hold_the_migration_for_ever() -> None:
+    with to_a_silent_qemu() as (here, _, answer):
+        answer.set()
         info = here.controller.wait(30)
         assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
         assert "'cont'" in info.error

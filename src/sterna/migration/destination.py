@@ -413,7 +413,9 @@ class Destination:
                 raise self._reader.error("the source agreed to send digests of guest RAM, and did not")
             return None
         descriptions = self.guest.descriptions
-        devices = verify.devices_digest((descriptions[state.name], state) for state in self._devices)
+        devices = verify.devices_digest(
+            (state, descriptions[state.name].encode(state)) for state in self._devices
+        )
         if devices != self._their_devices_digest:
             raise VerificationError("the device sections are not what the source sent: their digest differs")
         ours = (self._our_digest or self._start_digest(pool)).result()

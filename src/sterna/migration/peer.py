@@ -182,6 +182,35 @@ class Peer:
         payload = handshake.encode(handshake.Offer(migration_id.hex, verify, multifd_channels))
         self._channel.send(sections.command(PrivateCommand.OFFER, payload))
 
+    def ping(self, value: int) -> int:
+        """Have the destination answer when it has taken in all that was sent so far; `ponged` waits for it.
+
+        :param value: at least 1, and below that of the greeting
+        :return: bytes sent
+        """
+        assert 0 < value < handshake.GREETING
+        data = sections.command(Command.PING, value.to_bytes(4, "big"))
+        self._channel.send(data)
+        return len(data)
+
+    def ponged(self, value: int, seconds: float) -> bool:
+        """Wait for the answer to a ping, but no longer than so many seconds.
+
+        :return: whether it came
+        :raise Refused, ProtocolError, ChannelError: As `check`.
+        """
+        if not self._messages:
+            self._decoder.check()
+            if not self._channel.wait_readable(seconds):
+                return False
+            self._take(self._channel.readinto(memoryview(self._buffer)))
+            if not self._messages:
+                return False  # part of an answer
+        message = self.wait()
+        if message.type != ReturnPathType.PONG or message.value != value:
+            raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
+        return True
+
     def wait_ready(self) -> Ready:
         """Wait until a sterna has received, verified and loaded everything."""
         return handshake.decode(self._expect(PrivateMessage.READY), Ready)

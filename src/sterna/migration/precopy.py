@@ -35,6 +35,10 @@ _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
 
 
+_LOOK_SECONDS = 0.05
+"""How often a wait for the destination looks at what does not end it."""
+
+
 @dataclass
 class Precopy:
     """Sends pass after pass until the policy has the guest stopped, and then the last.
@@ -129,6 +133,18 @@ class Precopy:
                 if not final:
                     self._look_ahead(counter, work)
             self._account(self.pages.finish_pass(final=final), final)
+            if not final and self.greeted.kind is not PeerKind.SILENT:
+                self._await_destination(counter, work)
+
+    def _await_destination(self, counter: PassCounter, work: PassWork) -> None:
+        """The pass is over when the destination has taken it in: else what is under way, or waits there for memory, would be
+        waited for while the guest stands still.
+        """
+        waiting, started = self.pages.unsent_bytes(), time.monotonic()
+        self.progress.sent_other(self.peer.ping(counter.number))
+        while not self.peer.ponged(counter.number, _LOOK_SECONDS):
+            self._look_ahead(counter, work)
+        self._forecast.drained(time.monotonic() - started, waiting)
 
     def _account(self, sent: Sent, final: bool) -> None:
         self.progress.sent(

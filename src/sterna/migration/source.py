@@ -359,9 +359,9 @@ class Source:
             end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
             self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
             timeline.last_pass = time.time_ns()
-            devices = self._send_devices(channel)
+            devices, devices_digest = self._send_devices(channel)
             timeline.device_state = time.time_ns()
-            self._send_end(channel, devices, digest)
+            self._send_end(channel, devices, devices_digest, digest)
         timeline.digest = time.time_ns()
         if greeted.kind is PeerKind.STERNA:
             self._hand_over(channel, peer, greeted)
@@ -394,26 +394,27 @@ class Source:
         self.progress.note(ram_digest_source=digest.hex, digest_ms=(time.monotonic() - started) * 1000)
         return digest
 
-    def _send_devices(self, channel: Channel) -> list[tuple[VmStateDescription, DeviceState]]:
-        sent: list[tuple[VmStateDescription, DeviceState]] = []
-        out = bytearray()
-        for section_id, state in enumerate(self.guest.save_devices(), _FIRST_DEVICE_ID):
-            description = self.guest.descriptions[state.name]
-            out += sections.device_section(section_id, description, state)
-            sent.append((description, state))
-        self._send(channel, bytes(out), final=True)
-        return sent
+    def _send_devices(self, channel: Channel) -> tuple[list[tuple[VmStateDescription, DeviceState]], int]:
+        """:return: what was sent, and its digest"""
+        states = self.guest.save_devices()
+        devices = [(self.guest.descriptions[state.name], state) for state in states]
+        bodies = [description.encode(state) for description, state in devices]
+        encoded = list(zip(states, bodies, strict=True))
+        framed = (sections.framed(number, *part) for number, part in enumerate(encoded, _FIRST_DEVICE_ID))
+        self._send(channel, b"".join(framed), final=True)
+        return devices, verify.devices_digest(encoded)
 
     def _send_end(
         self,
         channel: Channel,
         devices: Sequence[tuple[VmStateDescription, DeviceState]],
+        devices_digest: int,
         digest: "Future[RamDigest] | None",
     ) -> None:
         out = b""
         if digest is not None:
             self._digest = digest.result()
-            state = verify.to_state(self._digest, verify.devices_digest(devices))
+            state = verify.to_state(self._digest, devices_digest)
             out += sections.device_section(_FIRST_DEVICE_ID + len(devices), verify.SECTION, state)
             devices = [*devices, (verify.SECTION, state)]
         out += sections.end_of_stream()

@@ -111,11 +111,13 @@ def section_for(blocks: Sequence[RamBlock]) -> VmStateDescription:
     return _section(check_count, check_block)
 
 
-def devices_digest(devices: Iterable[tuple[VmStateDescription, DeviceState]]) -> int:
-    """XXH3-64 over all device sections in order: name, instance, version, and body as it is encoded."""
+def devices_digest(devices: Iterable[tuple[DeviceState, bytes]]) -> int:
+    """XXH3-64 over all device sections in order: name, instance, version, and body.
+
+    :param devices: each with its body as it is encoded
+    """
     state = xxhash.xxh3_64()
-    for description, device in devices:
-        body = description.encode(device)
+    for device, body in devices:
         state.update(f"{device.name}\0{device.instance_id}\0{device.version}\0{len(body)}\0".encode() + body)
     return int(state.intdigest())
 

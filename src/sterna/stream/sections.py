@@ -150,8 +150,12 @@ def device_section(section_id: int, description: VmStateDescription, state: Devi
 
     :raise StreamError: When the state does not fit the description.
     """
-    opening = section_full(section_id, state.name, state.instance_id, state.version)
-    return opening + description.encode(state) + footer(section_id)
+    return framed(section_id, state, description.encode(state))
+
+
+def framed(section_id: int, state: DeviceState, body: bytes) -> bytes:
+    """A device's whole section around a body that is encoded already."""
+    return section_full(section_id, state.name, state.instance_id, state.version) + body + footer(section_id)
 
 
 def command(kind: Command | int, payload: bytes = b"") -> bytes:

@@ -5,6 +5,7 @@ Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong
 - *last pass*: a look at the dirty log takes as long as the last one; each page its time to encode and each byte its time to be
   handed over, pacing left out, since the limit does not hold then; or what the link needs for the bytes, if that is longer.
 - *digest* and *destination load*: what remains of the digests of both ends beyond that, and the way through the destination.
+  It may need longer for a page than the way there does: as long as it was waited for after the passes before.
 - the rest takes what it takes on a host with nothing else to do.
 """
 
@@ -65,7 +66,9 @@ class Forecast:
     round_trip_seconds: float = 0.0
     _encode_per_page: float = 0.0
     _hand_over_per_byte: float = 0.0
+    _drain_per_page: float = 0.0
     _harvest_seconds: float = 0.0
+    _drain_seconds: float = 0.0
     _pages: int = 0
     _bytes: int = 0
     _encode_seconds: float = 0.0
@@ -78,6 +81,15 @@ class Forecast:
         self._encode_seconds += sent.encode_seconds
         self._send_seconds += sent.seconds - sent.encode_seconds
 
+    def drained(self, seconds: float, waiting_bytes: int) -> None:
+        """The destination has taken in the pass, so long after its last byte was handed over.
+
+        :param waiting_bytes: what had not arrived when the wait began
+        """
+        link = self.link.bytes_per_second
+        transfer = waiting_bytes / link if link else 0.0
+        self._drain_seconds = max(0.0, seconds - transfer - self.round_trip_seconds)
+
     def finish_pass(self, paced_seconds: float, harvest_seconds: float) -> None:
         """The pass and the look at the dirty log after it are over.
 
@@ -86,6 +98,7 @@ class Forecast:
         send_seconds = max(self._send_seconds - paced_seconds, 0.0)
         if self._pages:
             self._encode_per_page = _mixed(self._encode_per_page, self._encode_seconds / self._pages)
+            self._drain_per_page = _mixed(self._drain_per_page, self._drain_seconds / self._pages)
         if self._bytes:
             self._hand_over_per_byte = _mixed(self._hand_over_per_byte, send_seconds / self._bytes)
         self._harvest_seconds = harvest_seconds
@@ -114,9 +127,8 @@ class Forecast:
 
         :param limit: bytes per second, 0 for none
         """
-        return (
-            max(self.unpaced_seconds(pages, size, 0), size / limit if limit else 0.0) + self._harvest_seconds
-        )
+        sending = max(self.unpaced_seconds(pages, size, 0), size / limit if limit else 0.0)
+        return sending + pages * self._drain_per_page + self._harvest_seconds
 
     def downtime(
         self, pages: int, size: float, waiting_bytes: int, digest_seconds: float, *, commits: bool
@@ -134,7 +146,7 @@ class Forecast:
             last_pass=last_pass,
             device_state=DEVICE_STATE_MS,
             digest=max(0.0, digest_ms - last_pass - DEVICE_STATE_MS),
-            destination_load=LOAD_MS + digest_ms + round_trip_ms,
+            destination_load=LOAD_MS + pages * self._drain_per_page * 1000 + digest_ms + round_trip_ms,
             start=START_MS + round_trip_ms if commits else 0.0,
         )
 
