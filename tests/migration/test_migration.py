@@ -247,7 +247,7 @@ def test_verification_can_be_off_and_must_be_possible_when_on() -> None:
 
 
 def test_a_lost_dirty_bit_is_found_and_located() -> None:
-    guest = source_guest(2000, steps_per_ms=100)
+    guest = source_guest(2000, steps_per_ms=100, steps_per_look=100)
     guest.lose_write_at = 1234
     with hosts(guest, waiting_guest(2000)) as (here, there):
         here.controller.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 0})
@@ -294,7 +294,7 @@ def test_cancel_in_setup() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_cancel_in_any_pass(number: int) -> None:
-    with hosts(source_guest(2000, steps_per_ms=200), waiting_guest(2000)) as (here, there):
+    with hosts(source_guest(2000, steps_per_ms=200, steps_per_look=100), waiting_guest(2000)) as (here, there):
         here.controller.set_parameters({"max-bandwidth": 60_000_000, "downtime-limit": 0})
         address = there.controller.incoming(TCP)
         here.controller.migrate(address)
