@@ -398,7 +398,11 @@ def test_small_changes_converge_where_whole_pages_would_not() -> None:
 
 
 def test_a_cancelled_migration_and_the_next_one_begin_with_an_empty_cache() -> None:
-    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200), waiting_guest(200)) as (here, there, elsewhere):
+    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200), waiting_guest(200)) as (
+        here,
+        there,
+        elsewhere,
+    ):
         switch_on(here, **SLOW, **QEMU_RULES)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(4)
