@@ -2,7 +2,6 @@
 
 import json
 import re
-import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -258,7 +258,7 @@ def test_channels_that_nobody_needs_are_let_go() -> None:
 
 @pytest.mark.parametrize("goes", [True, False])
 def test_a_channel_without_a_main_channel_is_let_go(goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an attempt that is over, say; at once when its peer has gone, and otherwise after a while, without anybody else's doing."""
+    """Of an attempt that is over, say: at once when its peer has gone, otherwise after a while, whatever else happens."""
     monkeypatch.setattr(lobby, "WAIT_SECONDS", 600.0 if goes else 0.3)
     with attempt() as (there, source):
         channel = source.channel(0)
