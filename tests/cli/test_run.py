@@ -56,9 +56,9 @@ def test_paused_waits_for_cont(tmp_path: Path) -> None:
 
 def test_mem_prealloc_takes_all_memory_at_once(tmp_path: Path) -> None:
     # The test's own --memory comes later and wins.
-    with vm(tmp_path, "vm", *GUEST, "--paused", "--memory", "900M", "--mem-prealloc") as machine:
+    with vm(tmp_path, "vm", *GUEST, "--paused", "--memory", "600M", "--mem-prealloc") as machine:
         resident = Path(f"/proc/{machine.process.pid}/statm").read_text().split()[1]
-        assert int(resident) * 4096 > 900 << 20
+        assert int(resident) * 4096 > 600 << 20
 
 
 def broken_guest(tmp_path: Path) -> str:
