@@ -28,7 +28,7 @@ from sterna.migration.statistics import MigrationStatus
 from sterna.stream.capture import survey_file
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
-SECONDS = 30
+SECONDS = 120
 # What `source_guest` has written takes four seconds, and is sent as it is.
 WHOLE_PAGES = {"max-bandwidth": 200_000, "x-sterna-policy": "fixed"}
 
