@@ -5,12 +5,15 @@ import os
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.migration.pairs import hosts, source_guest
 
+from sterna.cli.pagemap import page_runs, show_page_maps
 from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.ram import RamDecoder
+from sterna.stream.ram_survey import PageLedger
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.wire import SectionType
 
@@ -53,6 +56,47 @@ def test_info_json(cli, stream: Path) -> None:
     assert sections["disk"]["fields"] == {"cache": list(range(24))}
     assert sections["cpu"]["fields"]["running"] == 1
     assert report["passes"][0]["normal"] + report["passes"][0]["zero"] == 16
+
+
+def test_page_maps(cli, stream: Path, tmp_path: Path) -> None:
+    code, out, error = cli("stream", "info", "--pages", str(stream))
+    assert (code, error) == (0, "")
+    [line] = [line for line in out.splitlines() if line.startswith("        0  ")]
+    [block] = json.loads(cli("stream", "info", "--pages", "--json", str(stream))[1])["ram_blocks"]
+    times = [often for _, pages, often in block["page_runs"] for _ in range(pages)]
+    assert line.split()[1] == "".join(str(often) for often in times)
+    assert (len(times), max(times), sum(often > 0 for often in times)) == (16, block["most"], block["sent"])
+    assert "page_runs" not in json.loads(cli("stream", "info", "--json", str(stream))[1])["ram_blocks"][0]
+    # Up to where it is broken, some pages have not come.
+    cut = tmp_path / "cut"
+    cut.write_bytes(stream.read_bytes()[:9000])
+    out = cli("stream", "info", "--pages", str(cut))[1]
+    [line] = [line for line in out.splitlines() if line.startswith("        0  ")]
+    assert set(line.split()[1]) == {"1", "_"}
+
+
+def test_a_page_map_of_much_ram_has_many_pages_to_a_character(capsys: pytest.CaptureFixture[str]) -> None:
+    times = np.ones(3000, dtype=np.uint32)
+    times[1000:1004] = 0
+    times[2000] = 12
+    times[2999] = 2
+    show_page_maps([PageLedger("ram", 3000, times, np.zeros(0, dtype=np.uint64))])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "Pages of ram, 3 to a character"
+    rows = [line.split() for line in lines[2:-2]]
+    assert [int(first) for first, _ in rows] == list(range(0, 3000, 192))
+    picture = "".join(row for _, row in rows)
+    assert len(picture) == 1000
+    assert (picture[332:336], picture[666], picture[-1]) == ("1??1", "+", "2")
+    assert page_runs(times) == [
+        [0, 1000, 1],
+        [1000, 4, 0],
+        [1004, 996, 1],
+        [2000, 1, 12],
+        [2001, 998, 1],
+        [2999, 1, 2],
+    ]
+    assert page_runs(times[:0]) == []
 
 
 def test_digests(cli, stream: Path, tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def surveyed(parts: Parts, rng: random.Random) -> str:
     json.loads(json.dumps(survey_report(found)))
     flaw = found.flaw()
     if found.fault is None:
-        assert found.total_bytes == sum(map(len, parts))
+        # Without RAM, which is a flaw, there is nothing to read channels for.
+        assert found.total_bytes == sum(map(len, parts if found.blocks else parts[:1]))
         assert not digests or not found.blocks or found.digest is not None
         assert not digests or compare(found, found).equal
     if flaw is None:
@@ -347,8 +348,7 @@ def return_path(parts: Parts, rng: random.Random) -> str:
         except StreamError as caught:
             error = said(caught)
         results.append((messages, error))
-    # At once, what comes before an error is lost with it.
-    assert results[0][1] == results[1][1]
+    assert results[0] == results[1]
     answers = Answers()
     for at in range(0, len(data), 7):
         answers.feed(memoryview(data)[at : at + 7])

@@ -23,13 +23,18 @@ WORDS_PER_PAGE = 512
 
 
 class DoubleGuest:
-    """:ivar runs: how often the guest was started; with `running` the evidence of who owns it"""
+    """
+    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread: pages
+        are dirty after every pass, however short the pass was and whatever else the machine did meanwhile
+    """
 
     machine_type = "double-1.0"
     page_bits: int | None = 12
     uuid: bytes | None = None
 
-    def __init__(self, pages: int = 64, *, running: bool = True, steps_per_ms: int = 20) -> None:
+    def __init__(
+        self, pages: int = 64, *, running: bool = True, steps_per_ms: int = 20, steps_per_look: int = 0
+    ) -> None:
         self.block = RamBlock("double.ram", pages * 4096)
         self.ram_blocks: Sequence[RamBlock] = (self.block,)
         self.descriptions = {"cpu": CPU, "disk": DISK}
@@ -48,6 +53,7 @@ class DoubleGuest:
         self.host: dict[str, int] = {}
         self._was_running = running
         self._steps_per_ms = self._full_speed = steps_per_ms
+        self._steps_per_look = steps_per_look
         self.throttled: list[int] = []
         self._log = new_bitmap(pages)
         self._lock = threading.Condition()
@@ -81,7 +87,7 @@ class DoubleGuest:
     def step_until(self, steps: int) -> None:
         """Wait until the running guest has made so many steps."""
         with self._lock:
-            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 30)
+            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 120)
 
     def advance_steps(self, count: int) -> None:
         """Make steps on the caller's thread."""
@@ -143,6 +149,8 @@ class DoubleGuest:
         self._may_fail("harvest")
         with self._lock:
             assert self.logging
+            for _ in range(self._steps_per_look if self.running else 0):
+                self._step()
             words, self._log = self._log, new_bitmap(self.block.pages)
         assert not (words & ~full_bitmap(self.block.pages)).any()
         return [DirtyBatch(self.block.name, words)]

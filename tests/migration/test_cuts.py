@@ -104,9 +104,10 @@ def positions(total: int) -> list[int]:
 def test_cut_at_every_byte_to_the_destination(reset: bool) -> None:
     total = lengths()[0]
     with pair() as hosts_:
-        for at in positions(total)[:: 3 if reset else 1]:
+        # Each position in one of the two ways.
+        for at in positions(total)[int(reset) :: 2]:
             hosts_.attempt(Fault(forward=at, reset=reset))
-        assert hosts_.failed > 300
+        assert hosts_.failed > 200
         assert 0 < hosts_.moved < 60, "only the cuts of the last message let the guest move"
         info, _ = hosts_.attempt(Fault())
         assert info.status is MigrationStatus.COMPLETED, "a migration right after all these failures succeeds"

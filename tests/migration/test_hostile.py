@@ -52,6 +52,13 @@ def end_of(stream: bytes) -> int:
     return stream.index(b'{"page_size"') - 5
 
 
+def positions(stream: bytes, size: int) -> list[int]:
+    """Every byte before `size`, but of those within the data of the one page that is sent only some."""
+    page = range(200, 4200)
+    assert set(stream[page.start : page.stop]) == {0}
+    return [at for at in range(size) if at not in page or at % 53 == 0]
+
+
 def test_the_stream_itself_is_good(stream: bytes, tmp_path: Path) -> None:
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
         info = feed(there, stream, tmp_path / "s")
@@ -62,7 +69,7 @@ def test_the_stream_itself_is_good(stream: bytes, tmp_path: Path) -> None:
 def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
-        for at in range(len(stream)):
+        for at in positions(stream, len(stream)):
             if at == end:
                 continue  # complete, only without its description
             info = feed(there, stream[:at], tmp_path / "s")
@@ -73,7 +80,7 @@ def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
 def test_flipped_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
-        for at in range(end):
+        for at in positions(stream, end):
             damaged = bytearray(stream)
             damaged[at] ^= 1 << at % 8
             info = feed(there, bytes(damaged), tmp_path / "s")

@@ -1,12 +1,13 @@
 """The wait for a guest: what its listener survives, and whom it turns away."""
 
 import os
+import re
 import resource
 import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
-from sterna.stream import sections
+from sterna.stream import ram, sections
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.wire import Command
 
@@ -221,8 +222,29 @@ def test_a_source_that_falls_silent_makes_room_for_another(monkeypatch: pytest.M
         address = there.controller.incoming(TCP)
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 30) as connection:
             connection.sendall(opening(verified=False))
-            assert "sent nothing for 0.2 s" in nack_of(connection).reason
+            size = len(opening(verified=False))
+            assert f"sent only {size} bytes in 0.2 s" in nack_of(connection).reason
             there.wait_status(FAILED)
+            assert here.migrate(address).status is COMPLETED
+
+
+def test_a_source_that_drips_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never silent for long, and never gets anywhere."""
+    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 0.5)
+    setup = sections.section_start(1, "ram", 0, 4) + ram.ram_setup([("double.ram", PAGES * 4096)])
+    part = sections.section_part(1) + ram.END_OF_RECORDS + sections.footer(1)
+    with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
+        address = there.controller.incoming(TCP)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 30) as connection:
+            connection.sendall(opening(verified=False) + setup + sections.footer(1))
+            connection.settimeout(0.02)
+            with suppress(OSError):  # in the end it is reset
+                for _ in range(3000):
+                    connection.sendall(part)
+                    with suppress(TimeoutError):
+                        connection.recv(1 << 16)
+            there.wait_status(FAILED)
+            assert re.search(r"sent only \d+ bytes in 0\.5 s", there.controller.info().error)
             assert here.migrate(address).status is COMPLETED
 
 

@@ -20,7 +20,7 @@ from tests.migration.proxy import Fault, Proxy
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
-from sterna.migration.multifd import receiver
+from sterna.migration.multifd import lobby, receiver
 from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import ram, sections
@@ -254,6 +254,19 @@ def test_channels_that_nobody_needs_are_let_go() -> None:
                 stranger.sendall(Init(NO_UUID, 100 + index).encode())
         info = here.migrate(uri)
         assert info.status is COMPLETED, info.error
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_channel_without_a_main_channel_is_let_go(goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an attempt that is over, say: at once when its peer has gone, otherwise after a while, whatever else happens."""
+    monkeypatch.setattr(lobby, "WAIT_SECONDS", 600.0 if goes else 0.3)
+    with attempt() as (there, source):
+        channel = source.channel(0)
+        wait_for_thread("incoming-connection")
+        if goes:
+            channel.shutdown(socket.SHUT_WR)
+        assert not channel.recv(1), "the destination has let go of it"
+        assert there.controller.info().status is MigrationStatus.SETUP
 
 
 def test_cut_at_some_bytes_of_a_channel() -> None:

@@ -315,7 +315,7 @@ SLOW = {"max-bandwidth": 4 << 20, "downtime-limit": 0}
 
 
 def test_a_running_guest_moves_with_xbzrle() -> None:
-    with hosts(source_guest(200), waiting_guest(200)) as (here, there):
+    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200)) as (here, there):
         switch_on(here, **SLOW)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(5)
@@ -373,7 +373,7 @@ def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.
     monkeypatch.setattr(
         "sterna.migration.convergence.adaptive._is_encoding_worth_it", lambda situation: False
     )
-    with hosts(source_guest(200), waiting_guest(200)) as (here, there):
+    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200)) as (here, there):
         here.controller.set_parameters(SLOW)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(4)
@@ -398,7 +398,11 @@ def test_small_changes_converge_where_whole_pages_would_not() -> None:
 
 
 def test_a_cancelled_migration_and_the_next_one_begin_with_an_empty_cache() -> None:
-    with hosts(source_guest(200), waiting_guest(200), waiting_guest(200)) as (here, there, elsewhere):
+    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200), waiting_guest(200)) as (
+        here,
+        there,
+        elsewhere,
+    ):
         switch_on(here, **SLOW, **QEMU_RULES)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(4)

@@ -296,12 +296,13 @@ class _RunningMachine:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._signalled)
         try:
+            # Started first: whoever's commands wait already means the guest that runs, as with QEMU.
+            if start:
+                self._machine.cont()
             for listening in self._listening:
                 await server.serve(listening.socket)
             if self._console:
                 self._start_console(HumanMonitor(control))
-            if start:
-                self._machine.cont()
             await self._end.wait()
         finally:
             unsubscribe()

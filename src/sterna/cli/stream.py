@@ -10,6 +10,7 @@ import click
 
 from sterna.cli import proxy
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.pagemap import show_page_maps
 from sterna.cli.streamreport import (
     counted,
     digest_report,
@@ -46,20 +47,24 @@ _json = click.option("--json", is_flag=True, help="Print one JSON object.")
 @_file
 @_channels
 @click.option("--digests", is_flag=True, help="Digest the RAM that a destination ends up with; holds it.")
+@click.option("--pages", is_flag=True, help="Map each RAM block: how often each of its pages was sent.")
 @_json
-def info(file: Path, channels: tuple[Path, ...], digests: bool, json: bool) -> int:
+def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, json: bool) -> int:
     """Show what is in the stream FILE: sections, guest RAM, passes, bytes by kind.
 
     FILE may be a directory that `proxy --record` wrote. Passes are derived from pages that come again.
-    With --json also all fields of all devices. A broken stream is shown up to where it is broken.
+    With --json also all fields of all devices, and with --pages runs of pages that were sent equally
+    often. A broken stream is shown up to where it is broken.
 
     Exit code 0, or 1 when the stream cannot be read to its end.
     """
     survey = _survey(file, channels, digests=digests)
     if json:
-        click.echo(json_module.dumps({"file": str(file), **survey_report(survey)}))
+        click.echo(json_module.dumps({"file": str(file), **survey_report(survey, pages=pages)}))
     elif survey.configuration is not None:
         show_survey(str(file), survey)
+        if pages:
+            show_page_maps(survey.ledgers)
     if survey.fault is not None:
         raise CliError(f"{plain(str(file))}: {plain(survey.fault.text)}")
     return ExitCode.OK

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sterna.cli.pagemap import page_runs
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -34,9 +36,13 @@ def counted(number: int, what: str) -> str:
 # -- for machines ---------------------------------------------------------------------------------------------
 
 
-def survey_report(survey: "StreamSurvey") -> dict[str, Any]:
-    """A survey for machines."""
+def survey_report(survey: "StreamSurvey", *, pages: bool = False) -> dict[str, Any]:
+    """A survey for machines.
+
+    :param pages: whether to say of each page how often it was sent
+    """
     configuration = survey.configuration
+    maps = {ledger.name: {"page_runs": page_runs(ledger.times)} for ledger in survey.ledgers if pages}
     return {
         "bytes": survey.total_bytes,
         "machine": configuration.machine if configuration else None,
@@ -45,7 +51,7 @@ def survey_report(survey: "StreamSurvey") -> dict[str, Any]:
         "page_bytes": 1 << survey.page_bits if survey.page_bits else None,
         "described": survey.described,
         "sections": [_section_report(section) for section in survey.sections],
-        "ram_blocks": [asdict(block) for block in survey.blocks],
+        "ram_blocks": [asdict(block) | maps.get(block.name, {}) for block in survey.blocks],
         "passes": [asdict(one) for one in survey.passes[:_JSON_PASSES]],
         "channels": [asdict(channel) for channel in survey.channels],
         "commands": [{"name": one.name, "count": one.count, "offset": one.offset} for one in survey.commands],

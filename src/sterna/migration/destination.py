@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import full_bitmap
 from sterna.memory.digest import RamDigest, page_digests
 from sterna.memory.rollingdigest import RollingDigest
@@ -60,13 +61,18 @@ _DESCRIPTION_SECONDS = 0.5
 class _Source:
     """The stream's bytes: what was read to recognise it, then the channel.
 
-    :param silence_seconds: how long nothing may come, None for ever
+    :param silence_seconds: how long it may be waited for the next `least_bytes`, None for ever
     """
 
-    def __init__(self, channel: Channel, head: bytes, silence_seconds: float | None) -> None:
+    def __init__(
+        self, channel: Channel, head: bytes, silence_seconds: float | None, least_bytes: int = 1
+    ) -> None:
         self._channel = channel
         self._head = head
         self._silence_seconds = silence_seconds
+        self._least_bytes = least_bytes
+        self._waited = 0.0
+        self._bytes = len(head)
 
     def readinto(self, buffer: memoryview, /) -> int:
         if self._head:
@@ -84,8 +90,14 @@ class _Source:
         if seconds is None:
             return self._channel.readinto(buffer)
         while (got := self._channel.readinto_now(buffer)) is None:
-            if not self._channel.wait_readable(seconds):
-                raise ChannelError(f"{self._channel.peer} sent nothing for {seconds:.1f} s")
+            started = time.monotonic()
+            if self._waited >= seconds or not self._channel.wait_readable(seconds - self._waited):
+                sent = f"only {self._bytes} bytes in" if self._bytes else "nothing for"
+                raise ChannelError(f"{self._channel.peer} sent {sent} {seconds:.1f} s")
+            self._waited += time.monotonic() - started
+        self._bytes += got
+        if self._bytes >= self._least_bytes:
+            self._waited, self._bytes = 0.0, 0
         return got
 
 
@@ -104,8 +116,8 @@ class Destination:
     :ivar head: bytes of the stream that were read already
     :ivar record: remembers who runs the guest, for a source that loses the connection
     :ivar incoming_id: names this wait for a guest in the greeting
-    :ivar silence_seconds: how long the source may send nothing at all before it is given up, None for ever;
-        however little it sends, and however slowly, keeps it
+    :ivar silence_seconds: how long the source may send nothing, or less than a page of guest RAM, before it is given up; None
+        for ever
     :ivar lobby: where multifd channels arrive; None where there can be but one connection
     :ivar confirmed: the source knows that the guest runs here, or never asks
     """
@@ -124,7 +136,9 @@ class Destination:
 
     def __post_init__(self) -> None:
         self._accepted = time.monotonic_ns()
-        self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds))
+        # With multifd the pages come on other channels, and little on this one.
+        least_bytes = 1 if self.parameters.multifd else PAGE_SIZE
+        self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds, least_bytes))
         self._decoder: RamDecoder | None = None
         self._rolling = RollingDigest(self.guest.ram_blocks, zero=True, patient=True)
         self._ram_ended = False

@@ -42,8 +42,8 @@ an id that is still pending when the question comes is abandoned, and a COMMIT t
   gone, and the guest with it. (Whoever forwards the port must not refuse in the destination's place.)
 - A destination that falls silent does not keep the guest stopped: after `x-sterna-switchover-timeout` the
   source gives up, before COMMIT by resuming, after it by asking.
-- A source that falls silent does not keep others out of a destination that listens: after a minute without a
-  byte its attempt fails, and its id is abandoned.
+- A source that falls silent, or only drips, does not keep others out of a destination that listens: once it has been waited
+  for a minute for less than a page its attempt fails, and its id is abandoned.
 - A destination that takes in, or runs, another guest answers the greeting with NACK instead of HELLO.
 
 With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when the stream is complete and

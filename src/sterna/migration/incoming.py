@@ -41,7 +41,7 @@ _GREETING_SECONDS = 2.0
 _CONNECTION_LIMIT = 8
 _SLOT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
-"""How long a source that connected may send nothing, before it makes room for another. The slowest paced
+"""How long a source that connected may send nothing, or less than a page, before it makes room for another. The slowest paced
 source sends a page in this time (max-bandwidth of 69 bytes/s); one that has been stopped does not.
 """
 _ACCEPT_SECONDS = 1.0
@@ -123,9 +123,9 @@ class Incoming:
         self._cancellation.set()
         self._enough.set()
         self._thread.join()
+        self._lobby.close()
         for thread in list(self._connections):
             thread.join()
-        self._lobby.close()
         self._cancellation.close()
         self._enough.close()
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.stream.multifd import CHANNEL_LIMIT, Init
 
-_WAIT_SECONDS = 10.0
+WAIT_SECONDS = 10.0
 """How long a channel waits for a main channel."""
+_LOOK_SECONDS = 0.2
+"""How often a waiting channel is looked at: whether its peer is still there."""
 
 Admit = Callable[[Init, SocketChannel], None]
 
@@ -21,51 +23,57 @@ class Lobby:
     """Of one listener."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[float, Init, SocketChannel]] = []
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Init, SocketChannel]] = []
         self._admit: Admit | None = None
         self._closed = False
 
     def enter(self, init: Init, channel: SocketChannel) -> None:
-        """A connection with an initial packet has come. The lobby closes it, or whoever admits it."""
-        with self._lock:
+        """A connection with an initial packet has come. The lobby closes it, or whoever admits it. Returns when one of the two
+        has it, or when it has waited for too long.
+        """
+        with self._changed:
             # A channel that has been given up belonged to an attempt that is over.
             if self._closed or channel.hung_up():
                 channel.close()
-            elif self._admit is not None:
+                return
+            if self._admit is not None:
                 self._admit(init, channel)
-            else:
-                self._clear(time.monotonic() - _WAIT_SECONDS)
-                if len(self._waiting) >= CHANNEL_LIMIT:
-                    self._waiting.pop(0)[2].close()
-                self._waiting.append((time.monotonic(), init, channel))
+                return
+            if len(self._waiting) >= CHANNEL_LIMIT:
+                self._waiting.pop(0)[1].close()
+            entry = (init, channel)
+            self._waiting.append(entry)
+            deadline = time.monotonic() + WAIT_SECONDS
+            while not self._changed.wait_for(lambda: entry not in self._waiting, _LOOK_SECONDS):
+                if channel.hung_up() or time.monotonic() >= deadline:
+                    self._waiting.remove(entry)
+                    channel.close()
 
     def open(self, admit: Admit) -> None:
         """An attempt begins: it gets the channels that wait, and those that come until `shut`."""
-        with self._lock:
-            self._clear(time.monotonic() - _WAIT_SECONDS)
-            waiting, self._waiting = self._waiting, []
+        with self._changed:
             self._admit = admit
-            for _, init, channel in waiting:
-                admit(init, channel)
+            for init, channel in self._leave():
+                if channel.hung_up():
+                    channel.close()
+                else:
+                    admit(init, channel)
 
     def shut(self) -> None:
         """The attempt has ended. What it was given it has closed."""
-        with self._lock:
+        with self._changed:
             self._admit = None
 
     def close(self) -> None:
         """Nobody is admitted any more."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            self._clear(time.monotonic())
+            for _, channel in self._leave():
+                channel.close()
 
-    def _clear(self, before: float) -> None:
-        """Close what has waited since `before`, and what the peer has given up."""
-        kept = []
-        for entry in self._waiting:
-            if entry[0] <= before or entry[2].hung_up():
-                entry[2].close()
-            else:
-                kept.append(entry)
-        self._waiting = kept
+    def _leave(self) -> list[tuple[Init, SocketChannel]]:
+        """Who has waited so far; nobody does any more."""
+        waiting, self._waiting = self._waiting, []
+        self._changed.notify_all()
+        return waiting

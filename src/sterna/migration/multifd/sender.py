@@ -96,7 +96,7 @@ class MultifdSender:
                         cancellation,
                     )
                 )
-                channel.send(Init(settings.uuid, index).encode())
+                _introduce(channel, Init(settings.uuid, index))
             for sending in self._channels:
                 sending.start()
         except BaseException:
@@ -218,13 +218,22 @@ class MultifdSender:
             self._jobs.put(tuple(groups[first : first + self._groups_per_job]))
 
 
+def _introduce(channel: Channel, init: Init) -> None:
+    try:
+        channel.send(init.encode())
+    except ChannelError as error:
+        # QEMU takes one connection when its multifd is off, and drops the others.
+        raise ChannelError(f"{error}; {_HINT}") from error
+
+
+_HINT = "is the capability multifd on at the destination?"
+
+
 def _connect(uri: ListeningUri, index: int, cancellation: Cancellation) -> Channel:
     try:
         channel = uri.connect(cancellation)
     except ConnectionRefused as error:
-        raise ChannelError(
-            f"multifd channel {index}: {error}; is the capability multifd on at the destination?"
-        ) from error
+        raise ChannelError(f"multifd channel {index}: {error}; {_HINT}") from error
     except ChannelError as error:
         raise ChannelError(f"multifd channel {index}: {error}") from error
     channel.peer = f"multifd channel {index} of {uri}"
