@@ -16,6 +16,8 @@ from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
 
 FINAL = ("completed", "failed", "cancelled")
+NEVER_MS = 1
+"""A downtime limit that no guest at work meets."""
 _LOOK_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
@@ -28,10 +30,10 @@ def prepare(bed: Bed, source: Vm, settings: MigrationSettings) -> None:
     parameters: dict[str, Any] = {
         # Where the links keep to the rate, the VM need not.
         "max-bandwidth": 0 if bed.network.enforces_rate else bed.network.rate,
-        "downtime-limit": settings.downtime_limit_ms,
+        "downtime-limit": NEVER_MS if settings.passes else settings.downtime_limit_ms,
     }
     if bed.kind.verifies:
-        parameters["x-sterna-verify"] = "on"
+        parameters["x-sterna-verify"] = "on" if settings.verify else "off"
     source.command("migrate-set-parameters", **(parameters | settings.parameters))
 
 
@@ -93,6 +95,7 @@ class Migration:
         self._settings = settings
         self._watch = watch
         self._observer = Observer(guest, source, destination) if observe else None
+        self._held_back = settings.passes > 0
         self._next_look = 0.0
         self._deadline = 0.0
         self._settled = guest.mark(source)
@@ -140,6 +143,10 @@ class Migration:
             float(ram.get("mbps", 0)),
         )
         self.passage.moments.append(moment)
+        if self._held_back and moment.pass_number > self._settings.passes:
+            self._held_back = False
+            limit = self._settings.downtime_limit_ms
+            self.source.command("migrate-set-parameters", **{"downtime-limit": limit})
         self._watch(moment)
         return moment
 

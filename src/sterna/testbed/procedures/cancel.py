@@ -9,13 +9,11 @@ from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
-from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.migration import FINAL, NEVER_MS, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
 
-_NEVER_MS = 1
-"""A downtime limit that no guest at work meets."""
 _REACH_SECONDS = 60.0
 _REBUILD_SECONDS = 1.0
 """Within this time a guest at work writes all its pages."""
@@ -45,7 +43,7 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
         used = guest.pages_in_use(guest.mark(source)) * PAGE_BYTES
         counter = _Counter(bed, source, evidence)
         evidence.blocks_before = counter.look()
-        never = msgspec.structs.replace(stage.migration, downtime_limit_ms=_NEVER_MS)
+        never = msgspec.structs.replace(stage.migration, downtime_limit_ms=NEVER_MS)
         # Once unmeasured: a CPU emulator's TLB is larger after it.
         for number, point in enumerate((self.points[0], *self.points)):
             if number == 1:

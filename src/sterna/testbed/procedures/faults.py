@@ -11,7 +11,7 @@ from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError, Unsupported, VmError
 from sterna.testbed.evidence import Evidence, Injured
 from sterna.testbed.guest import Guest
-from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.migration import FINAL, NEVER_MS, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.resources import FullDisk, MemoryGroup
 from sterna.testbed.vm import Vm
@@ -26,7 +26,6 @@ Fault = Literal[
 ]
 Phase = Literal["setup", "first-pass", "later-pass", "switchover"]
 
-_NEVER_MS = 1
 _SWITCHOVER_MS = 20_000
 """A downtime limit that any pass meets."""
 _CUT_SECONDS = 1.0
@@ -131,7 +130,7 @@ class _Injury:
         if self._bed.kind.verifies:
             parameters |= {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
         return msgspec.structs.replace(
-            self._stage.migration, downtime_limit_ms=_NEVER_MS, parameters=parameters
+            self._stage.migration, downtime_limit_ms=NEVER_MS, parameters=parameters
         )
 
     def _reach(self) -> None:
