@@ -16,24 +16,27 @@ from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
 
 FINAL = ("completed", "failed", "cancelled")
-NEVER_MS = 1
-"""A downtime limit that no guest at work meets."""
 _LOOK_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
 
 
-def prepare(bed: Bed, source: Vm, settings: MigrationSettings) -> None:
-    """Set a source's capabilities and parameters."""
+def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool = False) -> None:
+    """Set a source's capabilities and parameters.
+
+    :param endless: let it not end before its downtime limit is changed
+    """
     states = [{"capability": name, "state": True} for name in ("events", *settings.capabilities)]
     source.command("migrate-set-capabilities", capabilities=states)
     parameters: dict[str, Any] = {
         # Where the links keep to the rate, the VM need not.
         "max-bandwidth": 0 if bed.network.enforces_rate else bed.network.rate,
-        "downtime-limit": NEVER_MS if settings.passes else settings.downtime_limit_ms,
+        "downtime-limit": settings.downtime_limit_ms,
     }
     if bed.kind.verifies:
         parameters["x-sterna-verify"] = "on" if settings.verify else "off"
+    if endless:
+        parameters |= bed.kind.endless
     source.command("migrate-set-parameters", **(parameters | settings.parameters))
 
 
@@ -72,6 +75,7 @@ class Migration:
     :ivar passage: what was seen
 
     :param observe: look at both ends' memory often
+    :param endless: let the guest not be stopped before `let_end`
     :param watch: called with each look at query-migrate
     """
 
@@ -86,6 +90,7 @@ class Migration:
         *,
         name: str = "guest",
         observe: bool = False,
+        endless: bool = False,
         watch: Callable[[Moment], None] = lambda moment: None,
     ) -> None:
         self._bed = bed
@@ -95,7 +100,8 @@ class Migration:
         self._settings = settings
         self._watch = watch
         self._observer = Observer(guest, source, destination) if observe else None
-        self._held_back = settings.passes > 0
+        self._endless = endless or settings.passes > 0
+        self._passes = 0 if endless else settings.passes
         self._next_look = 0.0
         self._deadline = 0.0
         self._settled = guest.mark(source)
@@ -103,7 +109,7 @@ class Migration:
 
     def start(self) -> None:
         """Give the command."""
-        prepare(self._bed, self.source, self._settings)
+        prepare(self._bed, self.source, self._settings, endless=self._endless)
         self.passage.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
         self.passage.began = self._bed.now()
         self._deadline = time.monotonic() + self._settings.timeout_s
@@ -143,10 +149,9 @@ class Migration:
             float(ram.get("mbps", 0)),
         )
         self.passage.moments.append(moment)
-        if self._held_back and moment.pass_number > self._settings.passes:
-            self._held_back = False
-            limit = self._settings.downtime_limit_ms
-            self.source.command("migrate-set-parameters", **{"downtime-limit": limit})
+        if self._passes and moment.pass_number > self._passes:
+            self._passes = 0
+            self.let_end(self._settings.downtime_limit_ms)
         self._watch(moment)
         return moment
 
@@ -156,6 +161,10 @@ class Migration:
         while not self.poll():
             time.sleep(0.0005 if self._observer else _LOOK_SECONDS / 2)
         return self.passage
+
+    def let_end(self, limit_ms: int) -> None:
+        """Stop the guest as soon as the downtime is within `limit_ms`."""
+        self.source.command("migrate-set-parameters", **{"downtime-limit": limit_ms})
 
     def cancel(self) -> tuple[str, float]:
         """migrate_cancel: the outcome, and how many ms it took."""

@@ -2,14 +2,12 @@
 
 import time
 
-import msgspec
-
 from sterna.guests.layout import PAGE_BYTES
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
-from sterna.testbed.migration import FINAL, NEVER_MS, Migration
+from sterna.testbed.migration import FINAL, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
@@ -43,12 +41,20 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
         used = guest.pages_in_use(guest.mark(source)) * PAGE_BYTES
         counter = _Counter(bed, source, evidence)
         evidence.blocks_before = counter.look()
-        never = msgspec.structs.replace(stage.migration, downtime_limit_ms=NEVER_MS)
         # Once unmeasured: a CPU emulator's TLB is larger after it.
         for number, point in enumerate((self.points[0], *self.points)):
             if number == 1:
                 evidence.speeds.append(speed(guest, source, self.window_s))
-            migration = Migration(bed, guest, source, destination, never, stage.vm.load, watch=counter.watch)
+            migration = Migration(
+                bed,
+                guest,
+                source,
+                destination,
+                stage.migration,
+                stage.vm.load,
+                endless=True,
+                watch=counter.watch,
+            )
             bed.say(f"cancel when {point:g} of RAM is sent")
             counter.begin()
             migration.start()
