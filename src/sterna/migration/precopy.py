@@ -20,7 +20,7 @@ from sterna.migration.convergence.policy import (
 )
 from sterna.migration.errors import GivenUp
 from sterna.migration.guest import Guest
-from sterna.migration.pages import LastSent, PassWork
+from sterna.migration.pages import PassWork, SentPages
 from sterna.migration.pagesender import PageSender, Sent
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Greeted, Peer, PeerKind
@@ -35,7 +35,7 @@ class Precopy:
     """Sends pass after pass until the policy has the guest stopped, and then the last.
 
     :ivar verifying: digests of RAM are compared while the guest is stopped
-    :ivar last_sent: which pass sent each page last
+    :ivar sent_pages: what it has sent
     """
 
     guest: Guest
@@ -46,7 +46,7 @@ class Precopy:
     progress: Progress
     limiter: RateLimiter
     cancellation: Cancellation
-    last_sent: LastSent
+    sent_pages: SentPages
     verifying: bool
     cache: XbzrleCache | None = None
     _policy: Policy = field(init=False)
@@ -112,7 +112,7 @@ class Precopy:
                 self.cancellation.check()
                 self.peer.check()
                 self._account(self.pages.send_batch(batch, counter.number, final=final), final)
-                self.last_sent.record(batch, counter.number)
+                self.sent_pages.record(batch, counter.number)
                 if not final:
                     self._look_ahead(counter, work)
             self._account(self.pages.finish_pass(final=final), final)

@@ -10,7 +10,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
-from sterna.testbed.evidence import Blackout, Moment, Passage
+from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
 from sterna.testbed.guest import Guest, Mark
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
@@ -19,6 +19,7 @@ FINAL = ("completed", "failed", "cancelled")
 _LOOK_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
+_HEAT_CELLS = 1024
 
 
 def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool = False) -> None:
@@ -128,6 +129,7 @@ class Migration:
         self.look()
         if self.passage.info.get("status") in FINAL:
             self.passage.ended = self._bed.now()
+            self._ask_heat()
             return True
         if time.monotonic() > self._deadline:
             self._give_up()
@@ -204,6 +206,14 @@ class Migration:
             passage.pages_checked, passage.content = self._guest.check(self.destination)
             if self._await(self._guest.mark(self.destination)) is None:
                 passage.problems.append("it does not go on after its memory was looked at")
+
+    def _ask_heat(self) -> None:
+        if not self._bed.kind.counts_pages:
+            return
+        for told in self.source.command("x-sterna-query-page-heat", cells=_HEAT_CELLS):
+            self.passage.heat.append(
+                Heat(told["block"], told["pages"], told["pages-per-cell"], told["sent"], told["most"])
+            )
 
     def _taken_in(self) -> bool:
         if self._observer is not None:
