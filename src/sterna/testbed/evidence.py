@@ -127,6 +127,7 @@ class HugePages:
 class Cancelled:
     """One migration that was cancelled.
 
+    :ivar at: when
     :ivar point: how far it was to come, as a part of the guest's RAM in use
     :ivar transferred: how far it had come, in bytes
     :ivar status: its outcome
@@ -136,6 +137,7 @@ class Cancelled:
     :ivar blocks_after: huge pages once the guest had written all its pages again
     """
 
+    at: float
     point: float
     transferred: int
     status: str

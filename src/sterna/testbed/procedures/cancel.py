@@ -60,11 +60,12 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
             migration.start()
             _wait_for_point(bed, migration, point * used)
             transferred = migration.passage.moments[-1].transferred
+            at = bed.now()
             status, ms = migration.cancel()
             runs = _runs_on(bed, guest, source, guest.mark(source))
             after = counter.rebuilt(evidence.blocks_before)
             if number:
-                cancelled = Cancelled(point, transferred, status, ms, runs, counter.least, after)
+                cancelled = Cancelled(at, point, transferred, status, ms, runs, counter.least, after)
                 evidence.cancelled.append(cancelled)
             if not bed.kind.waits_again:
                 destination.close()
