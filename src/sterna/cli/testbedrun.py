@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from sterna.testbed.runner import Result
     from sterna.testbed.scenario import ScenarioFile
 
-SEED = "seed"
-"""Names all scenarios that ship."""
 _KINDS = ("emulated", "kvm", "qemu")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,7 +45,8 @@ def list_scenarios(json: bool) -> int:
         click.echo(f"{name:<10} {one.title}")
         for check in one.check:
             click.echo(f"{'':<10}   {check.kind:<11} {check.claim}")
-    click.echo(f"{SEED:<10} all of them")
+    click.echo(f"{'seed':<10} {', '.join(name for name, _ in found if name in scenario.SEED)}")
+    click.echo(f"{'all':<10} all of them")
     return ExitCode.OK
 
 
@@ -97,7 +96,8 @@ def run(
     html: Path | None,
     junit: Path | None,
 ) -> int:
-    """Run scenarios: their names, paths of files of your own, or `seed` for all that ship.
+    """Run scenarios: their names, paths of files of your own, `seed` for those of the document that sterna comes from,
+    or `all` that ship.
 
     As root the hosts are network namespaces with links of a limited rate; else all are on the loopback address.
     Nothing is left behind, however a run ends.
@@ -168,10 +168,7 @@ def _find(names: Sequence[str]) -> "Iterator[ScenarioFile]":
     from sterna.testbed import scenario
 
     for name in names:
-        if name == SEED:
-            yield from scenario.shipped()
-        else:
-            yield scenario.find(name)
+        yield from scenario.find_all(name)
 
 
 def _prepare(kind: "VmKind") -> None:

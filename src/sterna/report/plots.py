@@ -1,5 +1,6 @@
 """The plots of a report. Each takes plain data and gives an `svg` element, or an empty text when there is nothing to show."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -74,10 +75,10 @@ def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     longest = max(sum(parts.values()) for _, parts in rows)
     scale = Scale.over([longest])
     left, right = _NAME_WIDTH, WIDTH - 58
-    height = len(rows) * (_BAR_HEIGHT + _BAR_GAP) + 34
+    height = len(rows) * (_BAR_HEIGHT + _BAR_GAP) + 42
     names = list(dict.fromkeys(part for _, parts in rows for part in parts))
     body = []
-    bottom = height - 30
+    bottom = height - 38
     for tick in scale.ticks:
         x = left + scale.at(tick) * (right - left)
         body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{bottom}"/>')
@@ -86,7 +87,7 @@ def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
         )
     middle = (left + right) / 2
     body.append(
-        f'<text class="label" x="{middle:.0f}" y="{height - 1}" text-anchor="middle">ms that the guest stood still</text>'
+        f'<text class="label" x="{middle:.0f}" y="{height - 5}" text-anchor="middle">ms that the guest stood still</text>'
     )
     for row, (name, parts) in enumerate(rows):
         y = 4 + row * (_BAR_HEIGHT + _BAR_GAP)
@@ -182,16 +183,24 @@ def heat_plot(heat: Heat) -> str:
     kib = heat.pages_per_cell * 4
     size = f"{kib / 1024:g} MiB" if kib >= 1024 else f"{kib} KiB"
     body = []
-    for index, (mean, most) in enumerate(zip(means, heat.most, strict=True)):
-        row, column = divmod(index, columns)
-        # The first time is no resending: the scale begins there.
-        strength = (mean - 1) / (hottest - 1) if hottest > 1 else 0.0
-        tip = f"page {index * heat.pages_per_cell}: sent {number(mean)} times, at most {most}"
-        body.append(
-            f'<rect class="heat" fill-opacity="{0.06 + 0.94 * max(0.0, strength):.2f}" '
-            f'x="{left + column * _HEAT_CELL:.1f}" y="{top + row * _HEAT_CELL:.1f}" '
-            f'width="{_HEAT_CELL - 0.8:.1f}" height="{_HEAT_CELL - 0.8:.1f}"><title>{escape(tip)}</title></rect>'
-        )
+    for row in range(rows):
+        start = row * columns
+        cells = list(zip(means, heat.most, strict=True))[start : start + columns]
+        column = 0
+        # Neighbours alike are one rectangle: most of RAM is.
+        for (mean, most), alike in itertools.groupby(cells):
+            count = len(list(alike))
+            # The first time is no resending: the scale begins there.
+            strength = max(0.0, (mean - 1) / (hottest - 1)) if hottest > 1 else 0.0
+            first = (start + column) * heat.pages_per_cell
+            last = min(heat.pages, first + count * heat.pages_per_cell) - 1
+            tip = f"pages {first} to {last}: sent {number(mean)} times, a page at most {most} times"
+            body.append(
+                f'<rect class="heat" fill-opacity="{0.07 + 0.93 * strength:.2f}" '
+                f'x="{left + column * _HEAT_CELL:.1f}" y="{top + row * _HEAT_CELL:.1f}" '
+                f'width="{count * _HEAT_CELL:.1f}" height="{_HEAT_CELL - 0.8:.1f}"><title>{escape(tip)}</title></rect>'
+            )
+            column += count
     summary = (
         f"{heat.block}: {len(means)} cells of {size}; pages of the hottest were sent {number(hottest)} times on average, "
         f"and {max(heat.most)} times at most"

@@ -161,9 +161,11 @@ class Chart:
         labels = self._x_labels
         if labels is None:
             labels = [(tick, number(tick)) for tick in self.x.ticks]
-        for x, text in _thinned(labels, self.px):
+        for x, text in _thinned([(self.px(value), text) for value, text in labels]):
+            anchor = "end" if x + len(text) * _LABEL_PX / 2 > WIDTH else "middle"
+            at = WIDTH - 2 if anchor == "end" else x
             parts.append(
-                f'<text class="label" x="{self.px(x):.1f}" y="{base + 16}" text-anchor="middle">{escape(text)}</text>'
+                f'<text class="label" x="{at:.1f}" y="{base + 16}" text-anchor="{anchor}">{escape(text)}</text>'
             )
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         parts.append(
@@ -174,20 +176,17 @@ class Chart:
 
 def open_svg(title: str, summary: str, width: int, height: int) -> str:
     """The start of an `svg` element with its text for screen readers."""
-    return (
-        f'<svg role="img" aria-label="{escape(title)}. {escape(summary)}" viewBox="0 0 {width} {height}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    )
+    label = escape(f"{title}. {summary}")
+    return f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}">'
 
 
-def _thinned(labels: list[tuple[float, str]], px: "object") -> list[tuple[float, str]]:
-    """Those that leave each other room."""
-    assert callable(px)
+def _thinned(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Those that leave each other room, of labels by their place in pixels."""
     kept: list[tuple[float, str]] = []
     free = -math.inf
     for x, text in labels:
         half = len(text) * _LABEL_PX / 2
-        if px(x) - half >= free:
+        if x - half >= free:
             kept.append((x, text))
-            free = px(x) + half + 8
+            free = x + half + 8
     return kept

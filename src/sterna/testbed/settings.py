@@ -36,7 +36,8 @@ class VmSettings(Settings, frozen=True):
     @property
     def load(self) -> str:
         """What the guest does, for people."""
-        return f"{self.program} {self.arguments}".strip()
+        cpus = f", {self.smp} vCPUs" if self.smp > 1 else ""
+        return f"{self.program} {self.arguments}".strip() + cpus
 
 
 class NetworkSettings(Settings, frozen=True):
