@@ -19,6 +19,7 @@ from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.tlb import FlushCounters
 
 _PREEMPTED_SECONDS = 0.002
+_POLL_SECONDS = 0.01
 
 
 @njit(nogil=True, cache=True)
@@ -51,6 +52,11 @@ class _SkipsTlbFlush(EmulatedVm):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.flush = _NoFlush()
+
+    def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
+        while self.tlb_sizing.active:  # its flushes would make good for those that are left out
+            time.sleep(_POLL_SECONDS)
+        super()._start_log(slot, moved)
 
 
 class _ForgetfulLog(DirtyLog):
