@@ -20,6 +20,7 @@ from sterna.stage2.tlb import FlushCounters
 
 _PREEMPTED_SECONDS = 0.002
 _POLL_SECONDS = 0.01
+_AT_MOST_SECONDS = 0.5
 
 
 @njit(nogil=True, cache=True)
@@ -33,6 +34,13 @@ def _take_bit(bitmap: Words, page: int) -> bool:
     mask = 1 << (page & 63)
     signed = mask - (1 << 64) if mask >> 63 else mask
     return bool(_clear_bits(bitmap.ctypes.data + 8 * (page >> 6), signed))
+
+
+def _await_more(bitmap: Words, known: Words) -> None:
+    """Return when a page is written that `known` has not, or when that does not come."""
+    deadline = time.monotonic() + _AT_MOST_SECONDS
+    while not (bitmap & ~known).any() and time.monotonic() < deadline:
+        time.sleep(_PREEMPTED_SECONDS)
 
 
 class _NoFlush:
@@ -81,7 +89,9 @@ class _LateLog(DirtyLog):
 
     def get(self) -> Words:
         out = self._bitmap.copy()
-        time.sleep(_PREEMPTED_SECONDS)  # as of a thread that loses its CPU there
+        # The thread loses its CPU there, for long enough to matter.
+        time.sleep(_PREEMPTED_SECONDS)
+        _await_more(self._bitmap, out)
         super().get()
         return out
 
@@ -117,8 +127,19 @@ class _ForgetsOffset(EmulatedVm):
             super().set_counter(value)
 
 
+class _BusyLog(DirtyLog):
+    """After a look there is something for the next one."""
+
+    def get(self) -> Words:
+        out = super().get()
+        _await_more(self._bitmap, out)
+        return out
+
+
 class _DropsLastPass(EmulatedVm):
     """The last look at the dirty log, with all vCPUs stopped, finds nothing."""
+
+    log_class = _BusyLog
 
     def get_dirty_log(self, slot: int) -> Words:
         words = super().get_dirty_log(slot)
