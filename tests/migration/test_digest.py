@@ -16,7 +16,7 @@ from sterna.memory.digest import (
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.migration import verify
-from sterna.migration.pages import Batch, LastSent
+from sterna.migration.pages import Batch, PageHeat, SentPages
 from sterna.stream.vmstate import StreamError
 
 
@@ -114,7 +114,7 @@ def test_a_difference_is_located_to_block_page_and_pass() -> None:
         theirs.data[page * PAGE_SIZE + 5] = 4
         different = verify.compare(digest_ram([theirs]), digest_ram([ours]))
         assert different == verify.Mismatch("ram", 2)
-        last = LastSent([ours])
+        last = SentPages([ours])
         last.record(Batch(ours, np.arange(0, 2048)), 1)
         last.record(Batch(ours, np.array([page])), 6)
         text = verify.locate([ours], "ram", 2, page_digests(theirs, 2).astype(">u8").tobytes(), last)
@@ -129,3 +129,16 @@ def test_blocks_that_are_not_the_same_differ() -> None:
         assert verify.compare(one, other) == verify.Mismatch("b", -1)
         both = RamDigest((*one.blocks, *other.blocks))
         assert verify.compare(both, one) == verify.Mismatch("b", -1)
+
+
+def test_pages_that_are_sent_again_are_counted():
+    with RamBlock("ram", 5 * PAGE_SIZE) as block:
+        sent = SentPages([block])
+        for number, pages in enumerate(([0, 1, 2, 3, 4], [1, 4], [4]), 1):
+            sent.record(Batch(block, np.array(pages, dtype=np.int64)), number)
+        assert sent.heat(2) == [PageHeat("ram", 5, 3, [4, 4], [2, 3])]
+        assert sent.heat(5) == sent.heat(1000) == [PageHeat("ram", 5, 1, [1, 2, 1, 1, 3], [1, 2, 1, 1, 3])]
+        assert (sent.pass_of("ram", 1), sent.pass_of("ram", 2)) == (2, 1)
+        for number in range(0x10002):
+            sent.record(Batch(block, np.array([0], dtype=np.int64)), number)
+        assert sent.heat(5)[0].most[0] == sent.pass_of("ram", 0) == 0xFFFF

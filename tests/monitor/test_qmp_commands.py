@@ -54,6 +54,7 @@ def test_the_queries_are_shaped_like_qemus(client) -> None:
     assert cpu["thread-id"] > 0
     assert cpu["props"] == {"core-id": 0, "thread-id": 0, "socket-id": 0, "cluster-id": 0}
     assert client.command("query-migrate") == {}
+    assert client.command("x-sterna-query-page-heat") == []
     names = {command["name"] for command in client.command("query-commands")}
     assert {"qmp_capabilities", "query-migrate", "migrate_cancel", "human-monitor-command"} <= names
 
@@ -115,6 +116,8 @@ def test_the_queries_are_shaped_like_qemus(client) -> None:
         ("x-sterna-unmap", {"val": RAM + 1, "size": 4096}, "not whole pages"),
         ("x-sterna-age", {"val": RAM, "size": 4097}, "not whole pages"),
         ("x-sterna-age", {"val": RAM}, "Parameter 'size' is missing"),
+        ("x-sterna-query-page-heat", {"cells": 0}, "cells"),
+        ("x-sterna-query-page-heat", {"cells": 1 << 20}, "cells"),
     ],
 )  # fmt: skip
 def test_bad_commands_are_named(client, command: str, arguments: dict[str, Any], expected: str) -> None:
@@ -208,6 +211,10 @@ def test_migration_between_two_monitors(vm: Monitored, client, tmp_path: Path) -
         wait_status(destination, "completed")
         assert destination.command("query-status")["running"] is True
         assert destination.command("query-migrate")["status"] == "completed"
+        [heat] = client.command("x-sterna-query-page-heat", cells=16)
+        assert (heat["block"], heat["pages"], heat["pages-per-cell"]) == ("mach-virt.ram", 4096, 256)
+        assert sum(heat["sent"]) >= 4096
+        assert min(heat["most"]) == 1
 
 
 def test_failed_and_cancelled_migrations_leave_the_guest_running(client, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ DONE = {
     "ram": {"transferred": 1000, "dirty-sync-count": 3},
 }
 INJURED = Injured("cut", "setup", "failed", ["host1"], ["host1"], False, 10, [])
-CANCELLED = Cancelled(0.5, 1000, "cancelled", 30.0, True, 3, 10)
+CANCELLED = Cancelled(1.0, 0.5, 1000, "cancelled", 30.0, True, 3, 10)
 
 
 def passage(**changes: Any) -> Passage:

@@ -79,6 +79,20 @@ def test_a_group_with_swap_swaps(
     assert not (tmp_path / "swap").exists()
 
 
+def test_a_swap_file_says_what_it_lacks(
+    remains: Remains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(remains, tmp_path)
+    with pytest.raises(Unsupported, match="no room for a swap file of 64 MiB: No space left on device"):
+        SwapFile(remains, disk.path, 64 << 20)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(Unsupported, match="mkswap is missing: apt install util-linux"):
+            SwapFile(remains, tmp_path, 1 << 20)
+    remains.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
 def test_a_full_disk_takes_no_byte_more(remains: Remains, tmp_path: Path) -> None:
     disk = FullDisk(remains, tmp_path)
     with (disk.path / "log").open("wb", buffering=0) as log:

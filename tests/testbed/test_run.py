@@ -1,7 +1,10 @@
 """Every scenario that ships, reduced, with the emulated VM: and nothing is left behind."""
 
+import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +15,12 @@ from typing import Any
 import pytest
 
 from cli.vms import TIMEOUT, alive, children, wait_for
+from sterna.machine.accel import BREAKAGE_VARIABLE
 from sterna.testbed import scenario
 from sterna.testbed.remains import default_directory
 
 COMMAND = [sys.executable, "-m", "sterna", "testbed", "run", "--reduced"]
+SOURCES = Path(__file__).parent.parent.parent / "src"
 TIMED = {"clocks", "console", "downtime", "speed"}
 """Checks that a busy machine may fail; their judgement is tested in test_checks.py."""
 SLOW = """
@@ -46,25 +51,80 @@ def outside() -> dict[str, Any]:
     }
 
 
-def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+def run(*arguments: str, breakage: str = "") -> tuple[int, dict[str, Any]]:
+    environment = os.environ | {BREAKAGE_VARIABLE: breakage} if breakage else None
     done = subprocess.run(
-        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=200, check=False
+        [*COMMAND, "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment,
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
+@functools.cache
+def sound(name: str) -> dict[str, Any]:
+    """The result of a scenario with nothing broken; run once."""
+    _, report = run(name)
+    [result] = report["results"]
+    return dict(result)
+
+
 @pytest.mark.parametrize("name", scenario.names())
 def test_reduced(name: str) -> None:
     before = outside()
-    _, report = run(name)
-    [result] = report["results"]
+    result = sound(name)
     assert result["outcome"] in ("passed", "failed"), result["reason"]
     for finding in result["findings"]:
         assert finding["verdict"] != "failed" or finding["check"] in TIMED, finding
         assert finding["verdict"] != "skipped" or finding["check"] not in TIMED, finding
         assert finding["figure"]
     assert outside() == before
+
+
+BREAKAGES = [
+    ("skip-tlb-flush", "checksum", "digest", "pages of RAM differ"),
+    ("forget-mark", "checksum", "digest", "1 pages of RAM differ in the 2 MiB at 0x40200000"),
+    ("clear-after-copy", "checksum", "digest", "pages of RAM differ"),
+    ("protect-short", "checksum", "digest", "1 pages of RAM differ in the 2 MiB at 0x40e00000, the first byte at 0x40fff0"),
+    ("drop-last-pass", "checksum", "digest", "pages of RAM differ"),
+    ("forget-counter-offset", "timer", "clocks", "the guest's counter saw"),
+    ("no-rebuild", "cancel", "huge-pages", "of 14 after the cancel"),
+]  # fmt: skip
+"""What is broken, the scenario that finds it, its check, and what that says."""
+
+
+@pytest.mark.parametrize(("breakage", "name", "check", "told"), BREAKAGES)
+def test_a_broken_hypervisor_is_found(breakage: str, name: str, check: str, told: str) -> None:
+    code, report = run(name, breakage=breakage)
+    assert code == 5
+    [found] = [finding for finding in report["results"][0]["findings"] if finding["check"] == check]
+    assert found["verdict"] == "failed"
+    assert told in "\n".join(found["problems"])
+    [healthy] = [finding for finding in sound(name)["findings"] if finding["check"] == check]
+    if check in TIMED:
+        # A busy machine may fail it, by far less.
+        assert healthy["values"]["apart_ms"] < found["values"]["apart_ms"] / 10
+    else:
+        assert healthy["verdict"] == "passed"
+
+
+def test_every_breakage_has_a_detector() -> None:
+    from sterna.hypervisor.emulated.broken import BREAKAGES as KNOWN
+
+    assert sorted(KNOWN) == sorted(breakage for breakage, *_ in BREAKAGES)
+    table = (Path(__file__).parent.parent.parent / "ARCHITECTURE.md").read_text()
+    for breakage, name, check, _ in BREAKAGES:
+        assert re.search(rf"\| `{breakage}` \|.*`{name}`.*`{check}`", table), breakage
+
+
+def test_a_breakage_that_is_not_known_is_told() -> None:
+    code, report = run("date", breakage="nonsense")
+    assert code == 1
+    assert "no breakage 'nonsense'; there are skip-tlb-flush" in report["results"][0]["reason"]
 
 
 @pytest.mark.qemu
@@ -80,9 +140,9 @@ def test_reduced_with_qemu(name: str) -> None:
 
 
 def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
-    junit = tmp_path / "junit.xml"
+    junit, html = tmp_path / "junit.xml", tmp_path / "report.html"
     done = subprocess.run(
-        [*COMMAND, "checksum", "--junit", str(junit)],
+        [*COMMAND, "checksum", "--junit", str(junit), "--html", str(html)],
         capture_output=True,
         text=True,
         timeout=200,
@@ -91,11 +151,19 @@ def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     for expected in (
         "PASSED   checksum",
-        "checksums of RAM are equal",
-        "32 MiB compared",
+        "checksums of RAM are equal at both ends before the guest starts: 16 MiB compared",
         "1 scenarios, 3 checks",
     ):
         assert expected in done.stdout
+    page = html.read_text()
+    for expected in (
+        "16 MiB compared",
+        "Downtime by part",
+        "Dirty rate and bandwidth",
+        "How often pages were sent",
+    ):
+        assert expected in page
+    assert page.count("<svg") == 4
     [suite] = ElementTree.parse(junit).getroot()
     assert suite.get("tests") == "3"
     assert suite.get("failures") == suite.get("errors") == suite.get("skipped") == "0"
@@ -133,7 +201,9 @@ def test_a_guest_that_cannot_run_is_an_error(tmp_path: Path) -> None:
         (["nothing"], "no scenario 'nothing'"),
         (["date", "--vm", "xen"], "xen"),
         (["date", "--qemu", "x"], "--vm qemu"),
-        (["date", "--junit", "/nonexistent/x.xml"], "cannot write in /nonexistent"),
+        (["date", "--junit", "/nonexistent/x.xml"], "--junit: cannot write /nonexistent/x.xml"),
+        (["date", "--html", "/nonexistent/x.html"], "--html: cannot write /nonexistent/x.html"),
+        (["date", "--html", "/"], "is a directory"),
         ([], "SCENARIO"),
     ],
 )
@@ -149,10 +219,50 @@ def test_a_qemu_that_is_not_there_is_skipped() -> None:
     assert "/nonexistent/qemu is not installed" in report["results"][0]["reason"]
 
 
+@pytest.mark.parametrize("option", ["--html", "--junit"])
+def test_a_full_disk_is_told(option: str, cli: Any) -> None:
+    code, _, err = cli(
+        "testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu", option, "/dev/full"
+    )
+    assert code == 1
+    assert "cannot write /dev/full: No space left on device" in err
+
+
+def test_without_root_it_runs_on_loopback(root: None, tmp_path: Path) -> None:
+    nobody = 65534
+    cache = tmp_path / "cache"
+    # What is compiled is only read by others where they can write.
+    shutil.copytree(
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sterna", cache / "sterna"
+    )
+    for path in (cache, *cache.rglob("*")):
+        os.chown(path, nobody, nobody)
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        os.chmod(parent, 0o755)
+    done = subprocess.run(
+        [*COMMAND, "date", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        user=nobody,
+        group=nobody,
+        extra_groups=[],
+        cwd="/",
+        env=os.environ | {"XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path), "PYTHONPATH": str(SOURCES)},
+    )
+    assert done.stdout, done.stderr
+    [result] = json.loads(done.stdout)["results"]
+    assert result["outcome"] in ("passed", "failed"), result["reason"]
+    assert "network namespaces need root: all hosts are on the loopback address" in result["note"]
+    assert result["findings"][0]["check"] == "completed"
+    assert result["findings"][0]["verdict"] == "passed"
+
+
 def test_list(cli: Any) -> None:
     code, out, _ = cli("testbed", "list")
     assert code == 0
-    for name in (*scenario.names(), "seed"):
+    for name in (*scenario.names(), "seed", "all"):
         assert f"\n{name} " in "\n" + out
     code, out, _ = cli("testbed", "list", "--json")
     assert [entry["name"] for entry in json.loads(out)["scenarios"]] == scenario.names()

@@ -95,3 +95,13 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
         scenario.find(str(tmp_path / "none.toml"))
     with pytest.raises(ScenarioError, match="no scenario 'nothing'"):
         scenario.find("nothing")
+
+
+def test_names_for_several() -> None:
+    everything = scenario.names()
+    assert [file.name for file in scenario.find_all("all")] == everything
+    seed = [file.name for file in scenario.find_all("seed")]
+    assert seed == [name for name in everything if name not in ("pingpong", "faults")]
+    assert [file.name for file in scenario.find_all("faults")] == ["faults"]
+    with pytest.raises(ScenarioError, match="seed and all for several"):
+        scenario.find_all("some")

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from sterna.testbed.runner import Result
     from sterna.testbed.scenario import ScenarioFile
 
-SEED = "seed"
-"""Names all scenarios that ship."""
 _KINDS = ("emulated", "kvm", "qemu")
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
 
@@ -46,7 +45,8 @@ def list_scenarios(json: bool) -> int:
         click.echo(f"{name:<10} {one.title}")
         for check in one.check:
             click.echo(f"{'':<10}   {check.kind:<11} {check.claim}")
-    click.echo(f"{SEED:<10} all of them")
+    click.echo(f"{'seed':<10} {', '.join(name for name, _ in found if name in scenario.SEED)}")
+    click.echo(f"{'all':<10} all of them")
     return ExitCode.OK
 
 
@@ -84,7 +84,8 @@ def clean() -> int:
 @click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
 @click.option("--reduced", is_flag=True, help="Small guests, few repetitions.")
 @click.option("--json", is_flag=True, help="Print one JSON object, with all that was seen.")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML to FILE.")
+@click.option("--html", type=_FILE, metavar="FILE", help="Write a page with all figures and plots to FILE.")
+@click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML to FILE.")
 def run(
     names: tuple[str, ...],
     kind: str,
@@ -92,9 +93,11 @@ def run(
     vm_arguments: str,
     reduced: bool,
     json: bool,
+    html: Path | None,
     junit: Path | None,
 ) -> int:
-    """Run scenarios: their names, paths of files of your own, or `seed` for all that ship.
+    """Run scenarios: their names, paths of files of your own, `seed` for those of the document that sterna comes from,
+    or `all` that ship.
 
     As root the hosts are network namespaces with links of a limited rate; else all are on the loopback address.
     Nothing is left behind, however a run ends.
@@ -114,10 +117,11 @@ def run(
         options = KindOptions(qemu, tuple(shlex.split(vm_arguments)))
     except (ScenarioError, ValueError) as error:
         raise UsageError(str(error)) from error
-    if junit is not None and not os.access(junit.parent, os.W_OK):
-        raise UsageError(f"--junit: cannot write in {junit.parent}")
+    for option, path in (("--html", html), ("--junit", junit)):
+        if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"{option}: cannot write {path}")
     results: list[Result] = []
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
     with _signals():
         try:
             for line in clean_stale():
@@ -143,21 +147,28 @@ def run(
     if junit is not None:
         from sterna.testbed.results import to_junit
 
-        try:
-            junit.write_bytes(to_junit(results))
-        except OSError as error:
-            raise CliError(f"cannot write {junit}: {error.strerror}") from error
+        _write(junit, to_junit(results))
+    if html is not None:
+        from sterna.report.page import Run, render
+
+        page = render(results, Run(began_at, time.monotonic() - began, reduced))
+        # A figure may hold what a VM said: bytes that were no text.
+        _write(html, page.encode("utf-8", "replace"))
     return _exit_code(results)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _find(names: Sequence[str]) -> "Iterator[ScenarioFile]":
     from sterna.testbed import scenario
 
     for name in names:
-        if name == SEED:
-            yield from scenario.shipped()
-        else:
-            yield scenario.find(name)
+        yield from scenario.find_all(name)
 
 
 def _prepare(kind: "VmKind") -> None:
@@ -218,8 +229,7 @@ def _show(result: "Result") -> None:
     elif result.reason and outcome == "error":
         click.echo(f"{'':<8} it broke off: {result.reason}")
     for finding in result.findings:
-        click.echo(f"{'':<8} {_mark(finding.verdict.value)} {finding.claim}")
-        click.echo(f"{'':<17} {finding.figure}")
+        click.echo(f"{'':<8} {_mark(finding.verdict.value)} {finding.claim}: {finding.figure}")
         for problem in finding.problems:
             click.echo(f"{'':<17} - {problem}")
 

@@ -1,5 +1,6 @@
 """Which hypervisor runs a machine: the one place that knows the implementations."""
 
+import os
 import platform
 
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Vm
@@ -7,6 +8,9 @@ from sterna.machine.boards import ArmBoard, Board, Isa
 
 _KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
 """The hosts whose KVM runs such guests."""
+
+BREAKAGE_VARIABLE = "STERNA_TEST_BREAKAGE"
+"""For tests of the test bed: the environment variable that names a fault which the emulated hypervisor is to have."""
 
 
 def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = DirtyLogMode.BITMAP) -> Vm:
@@ -27,7 +31,12 @@ def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
     # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
     from sterna.hypervisor.emulated.vm import EmulatedVm
 
-    vm = EmulatedVm(smp, secondaries_off=board.psci)
+    vm_class = EmulatedVm
+    if breakage := os.environ.get(BREAKAGE_VARIABLE):
+        from sterna.hypervisor.emulated.broken import broken_vm
+
+        vm_class = broken_vm(breakage)
+    vm = vm_class(smp, secondaries_off=board.psci)
     if dirty_log is DirtyLogMode.MANUAL:
         vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
     return vm

@@ -9,6 +9,7 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.errors import MigrationError, StateError
 from sterna.migration.guest import Guest
 from sterna.migration.incoming import Incoming
+from sterna.migration.pages import PageHeat
 from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.source import Source
@@ -132,6 +133,11 @@ class MigrationController:
         if incoming is not None:
             return incoming.info()
         return MigrationInfo()
+
+    def page_heat(self, cells: int) -> list[PageHeat]:
+        """How often the outgoing migration sent each part of RAM, at most so many cells a block; empty without one."""
+        source = self._source
+        return [] if source is None else source.page_heat(cells)
 
     def incoming_info(self) -> MigrationInfo:
         """The incoming migration."""

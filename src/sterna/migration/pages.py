@@ -88,18 +88,57 @@ class PassWork:
             self._work.pop(0)
 
 
-class LastSent:
-    """Which pass sent each page last."""
+@dataclass(frozen=True)
+class PageHeat:
+    """How often the pages of a block were sent, in cells of neighbouring pages.
+
+    :ivar pages: of the block
+    :ivar pages_per_cell: the last cell may have fewer
+    :ivar sent: times that pages of each cell were sent, all together
+    :ivar most: times that its most sent page was
+    """
+
+    block: str
+    pages: int
+    pages_per_cell: int
+    sent: list[int]
+    most: list[int]
+
+
+class SentPages:
+    """Which pass sent each page last, and how many did. Numbers past 65535 count as that."""
 
     def __init__(self, blocks: Sequence[RamBlock]) -> None:
         self._passes = {block.name: np.zeros(block.pages, dtype=np.uint16) for block in blocks}
+        self._times = {block.name: np.zeros(block.pages, dtype=np.uint16) for block in blocks}
 
     def record(self, batch: Batch, number: int) -> None:
-        """Pass `number` sent these pages (numbers past 65535 count as that)."""
+        """Pass `number` sent these pages."""
         self._passes[batch.block.name][batch.pages] = min(number, 0xFFFF)
+        times = self._times[batch.block.name]
+        # A pass sends a page once, so no index comes twice.
+        times[batch.pages] += times[batch.pages] < 0xFFFF
 
     def pass_of(self, block: str, page: int) -> int:
+        """The pass that sent it last; 0 for none."""
         return int(self._passes[block][page])
+
+    def heat(self, cells: int) -> list[PageHeat]:
+        """How often pages were sent, with at most so many cells for each block. Any thread may ask."""
+        found = []
+        for block, times in self._times.items():
+            size = max(1, -(-times.size // cells))
+            starts = np.arange(0, times.size, size)
+            found.append(
+                PageHeat(
+                    block,
+                    int(times.size),
+                    size,
+                    np.add.reduceat(times, starts, dtype=np.int64).tolist(),
+                    np.maximum.reduceat(times, starts).tolist(),
+                )
+            )
+        return found
 
 
 _ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])

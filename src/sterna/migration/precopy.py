@@ -21,7 +21,7 @@ from sterna.migration.convergence.policy import (
 )
 from sterna.migration.errors import GivenUp
 from sterna.migration.guest import Guest
-from sterna.migration.pages import LastSent, PassWork
+from sterna.migration.pages import PassWork, SentPages
 from sterna.migration.pagesender import PageSender, Sent
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Greeted, Peer, PeerKind
@@ -44,7 +44,7 @@ class Precopy:
     """Sends pass after pass until the policy has the guest stopped, and then the last.
 
     :ivar rolling: digests of RAM, which both ends compare while the guest is stopped; None when they do not
-    :ivar last_sent: which pass sent each page last
+    :ivar sent_pages: what it has sent
     """
 
     guest: Guest
@@ -55,7 +55,7 @@ class Precopy:
     progress: Progress
     limiter: RateLimiter
     cancellation: Cancellation
-    last_sent: LastSent
+    sent_pages: SentPages
     rolling: RollingDigest | None = None
     cache: XbzrleCache | None = None
     _policy: Policy = field(init=False)
@@ -129,7 +129,7 @@ class Precopy:
                 self.cancellation.check()
                 self.peer.check()
                 self._account(self.pages.send_batch(batch, counter.number, final=final), final)
-                self.last_sent.record(batch, counter.number)
+                self.sent_pages.record(batch, counter.number)
                 if not final:
                     self._look_ahead(counter, work)
             self._account(self.pages.finish_pass(final=final), final)

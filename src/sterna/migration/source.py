@@ -38,7 +38,7 @@ from sterna.migration.errors import (
 )
 from sterna.migration.guest import Guest
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
-from sterna.migration.pages import LastSent, PassWork
+from sterna.migration.pages import PageHeat, PassWork, SentPages
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
 from sterna.migration.parameters import Parameters, PolicyName, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
@@ -118,7 +118,7 @@ class Source:
         self._cancellation = Cancellation()
         self.limiter = RateLimiter(self.parameters.max_bandwidth, sleep=self._cancellation.sleep)
         self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
-        self._last_sent = LastSent(self.guest.ram_blocks)
+        self._sent_pages = SentPages(self.guest.ram_blocks)
         self._timeline = _Timeline()
         self._digest_useless = threading.Event()
         self._precopy: Precopy | None = None
@@ -143,6 +143,10 @@ class Source:
         self.progress.note(
             migration_id=str(self.migration_id), total=sum(block.size for block in self.guest.ram_blocks)
         )
+
+    def page_heat(self, cells: int) -> list[PageHeat]:
+        """How often pages were sent so far, with at most so many cells for each RAM block."""
+        return self._sent_pages.heat(cells)
 
     def cancel(self) -> None:
         """Cancel. Once COMMIT is on its way the destination decides, and the migration may still complete."""
@@ -235,7 +239,7 @@ class Source:
                     self.progress,
                     self.limiter,
                     self._cancellation,
-                    self._last_sent,
+                    self._sent_pages,
                     self._rolling,
                     self._cache,
                 )
@@ -260,7 +264,7 @@ class Source:
         if nack.chunk < 0:
             return VerificationError(f"destination refused: {nack.reason}")
         return VerificationError(
-            verify.locate(self.guest.ram_blocks, nack.block, nack.chunk, nack.pages, self._last_sent)
+            verify.locate(self.guest.ram_blocks, nack.block, nack.chunk, nack.pages, self._sent_pages)
         )
 
     def _make_cache(self) -> XbzrleCache | None:

@@ -10,7 +10,7 @@ import xxhash
 from sterna.memory.address import PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.digest import BlockDigest, Digests, RamDigest, chunk_count, page_digests
 from sterna.memory.ram import RamBlock
-from sterna.migration.pages import LastSent
+from sterna.migration.pages import SentPages
 from sterna.stream.body import ByteSource
 from sterna.stream.fields import Field, Record
 from sterna.stream.vmstate import (
@@ -196,7 +196,7 @@ def compare(theirs: RamDigest, ours: RamDigest) -> Mismatch | None:
 
 
 def locate(
-    blocks: Sequence[RamBlock], block_name: str, chunk: int, theirs: bytes, last_sent: LastSent
+    blocks: Sequence[RamBlock], block_name: str, chunk: int, theirs: bytes, sent_pages: SentPages
 ) -> str:
     """Which pages of a chunk differ, by the destination's page digests, and which pass sent them last.
 
@@ -215,7 +215,7 @@ def locate(
         return f"{differs}: {Mismatch(block_name, chunk)}, but page by page they are equal"
     pages = [int(page) + chunk * PAGES_PER_PMD for page in different]
     shown = ", ".join(
-        f"{page} (last sent in pass {last_sent.pass_of(block_name, page)})" for page in pages[:4]
+        f"{page} (last sent in pass {sent_pages.pass_of(block_name, page)})" for page in pages[:4]
     )
     more = f" and {len(pages) - 4} more" if len(pages) > 4 else ""
     return (

@@ -15,6 +15,7 @@ from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.protocol import QmpError, convert_arguments
 
 _SAVE_CHUNK = 1 << 20
+_MOST_CELLS = 1 << 16
 
 
 class Arguments(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
@@ -56,6 +57,10 @@ class SaveArguments(Arguments, frozen=True):
 class RangeArguments(Arguments, frozen=True):
     val: int
     size: int
+
+
+class HeatArguments(Arguments, frozen=True):
+    cells: int = 1024
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class Commands(Mapping[str, Command]):
             Command("human-monitor-command", HumanArguments, self._human_command),
             Command("pmemsave", SaveArguments, self._pmemsave),
             Command("x-sterna-query-stage2", none, self._query_stage2),
+            Command("x-sterna-query-page-heat", HeatArguments, self._query_page_heat),
             Command("x-sterna-unmap", RangeArguments, self._unmap),
             Command("x-sterna-age", RangeArguments, self._age),
         ]
@@ -235,6 +241,14 @@ class Commands(Mapping[str, Command]):
 
     def _query_migrate(self, _: Arguments) -> Any:
         return self._control.migration.info().to_qmp()
+
+    def _query_page_heat(self, arguments: HeatArguments) -> Any:
+        if not 1 <= arguments.cells <= _MOST_CELLS:
+            raise QmpError(f"Parameter 'cells' expects a number from 1 to {_MOST_CELLS}")
+        return [
+            {name.replace("_", "-"): value for name, value in vars(heat).items()}
+            for heat in self._control.migration.page_heat(arguments.cells)
+        ]
 
     def _set_capabilities(self, arguments: CapabilitiesArguments) -> Any:
         known = self._control.migration.capabilities()

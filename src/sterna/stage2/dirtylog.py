@@ -42,8 +42,11 @@ class DirtyLog:
         # The bitmap first, then the protection: a write between the two is logged (Linux edde99ce0529).
         stage2.set_bitmap(number, self._bitmap)
         if not initially_set:
-            stage2.protect(ipa, pages << 12)
+            self._protect_all()
         flush.flush_remote_tlbs()
+
+    def _protect_all(self) -> None:
+        self._stage2.protect(self._ipa, self._pages << 12)
 
     def get(self) -> Words:
         """KVM_GET_DIRTY_LOG: an owned copy of the log.

@@ -43,6 +43,21 @@ class Blackout:
     resolution: float = 0.0
 
 
+@dataclass(frozen=True)
+class Heat:
+    """How often the pages of a RAM block were sent, in cells of neighbouring pages.
+
+    :ivar sent: times that pages of each cell were sent, all together
+    :ivar most: times that its most sent page was
+    """
+
+    block: str
+    pages: int
+    pages_per_cell: int
+    sent: list[int]
+    most: list[int]
+
+
 @dataclass
 class Passage:
     """One migration of one guest.
@@ -50,6 +65,7 @@ class Passage:
     :ivar load: what the guest did, for people
     :ivar jitter_ms: the longest that the guest stood still before, with no migration: what this machine is good for
     :ivar info: the last answer of query-migrate at the source
+    :ivar heat: which pages were sent how often, where the VM tells
     :ivar blackout: None when it did not complete
     :ivar guest_exact: whether the guest's counter told the gap itself, not an upper bound
     :ivar pages_checked: work pages whose content was compared with what the program must have written; None: not looked at
@@ -67,6 +83,7 @@ class Passage:
     jitter_ms: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
+    heat: list[Heat] = field(default_factory=list)
     blackout: Blackout | None = None
     guest_exact: bool = True
     pages_checked: int | None = None
@@ -110,6 +127,7 @@ class HugePages:
 class Cancelled:
     """One migration that was cancelled.
 
+    :ivar at: when
     :ivar point: how far it was to come, as a part of the guest's RAM in use
     :ivar transferred: how far it had come, in bytes
     :ivar status: its outcome
@@ -119,6 +137,7 @@ class Cancelled:
     :ivar blocks_after: huge pages once the guest had written all its pages again
     """
 
+    at: float
     point: float
     transferred: int
     status: str

@@ -5,6 +5,8 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from sterna.guests.catalog import GuestError, find, validate
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
@@ -36,11 +38,15 @@ class VmKind(ABC):
     :ivar name: as on the command line
     :ivar verifies: whether both ends can compare RAM by themselves (x-sterna-verify)
     :ivar waits_again: whether a destination waits for another attempt after one has failed
+    :ivar counts_pages: whether a source tells how often it has sent each page
+    :ivar endless: parameters with which a migration of a guest at work goes on until it is told otherwise
     """
 
     name: str
     verifies: bool
     waits_again: bool
+    counts_pages: bool
+    endless: Mapping[str, Any] = MappingProxyType({"downtime-limit": 1})
 
     def __init__(self, options: KindOptions = KindOptions()) -> None:
         self.options = options
@@ -76,6 +82,9 @@ class SternaKind(VmKind):
 
     verifies = True
     waits_again = True
+    counts_pages = True
+    # Its own policy would slow the guest, and send what changed in a page, until it fits.
+    endless = MappingProxyType({"downtime-limit": 1, "x-sterna-policy": "fixed"})
 
     def __init__(self, accel: str, options: KindOptions = KindOptions()) -> None:
         super().__init__(options)
@@ -139,6 +148,7 @@ class QemuKind(VmKind):
     name = "qemu"
     verifies = False
     waits_again = False
+    counts_pages = False
 
     def check(self) -> None:
         self._binary()

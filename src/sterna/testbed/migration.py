@@ -10,7 +10,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
-from sterna.testbed.evidence import Blackout, Moment, Passage
+from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
 from sterna.testbed.guest import Guest, Mark
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
@@ -19,10 +19,14 @@ FINAL = ("completed", "failed", "cancelled")
 _LOOK_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
+_HEAT_CELLS = 1024
 
 
-def prepare(bed: Bed, source: Vm, settings: MigrationSettings) -> None:
-    """Set a source's capabilities and parameters."""
+def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool = False) -> None:
+    """Set a source's capabilities and parameters.
+
+    :param endless: let it not end before its downtime limit is changed
+    """
     states = [{"capability": name, "state": True} for name in ("events", *settings.capabilities)]
     source.command("migrate-set-capabilities", capabilities=states)
     parameters: dict[str, Any] = {
@@ -31,7 +35,9 @@ def prepare(bed: Bed, source: Vm, settings: MigrationSettings) -> None:
         "downtime-limit": settings.downtime_limit_ms,
     }
     if bed.kind.verifies:
-        parameters["x-sterna-verify"] = "on"
+        parameters["x-sterna-verify"] = "on" if settings.verify else "off"
+    if endless:
+        parameters |= bed.kind.endless
     source.command("migrate-set-parameters", **(parameters | settings.parameters))
 
 
@@ -70,6 +76,7 @@ class Migration:
     :ivar passage: what was seen
 
     :param observe: look at both ends' memory often
+    :param endless: let the guest not be stopped before `let_end`
     :param watch: called with each look at query-migrate
     """
 
@@ -84,6 +91,7 @@ class Migration:
         *,
         name: str = "guest",
         observe: bool = False,
+        endless: bool = False,
         watch: Callable[[Moment], None] = lambda moment: None,
     ) -> None:
         self._bed = bed
@@ -93,6 +101,8 @@ class Migration:
         self._settings = settings
         self._watch = watch
         self._observer = Observer(guest, source, destination) if observe else None
+        self._endless = endless or settings.passes > 0
+        self._passes = 0 if endless else settings.passes
         self._next_look = 0.0
         self._deadline = 0.0
         self._settled = guest.mark(source)
@@ -100,7 +110,7 @@ class Migration:
 
     def start(self) -> None:
         """Give the command."""
-        prepare(self._bed, self.source, self._settings)
+        prepare(self._bed, self.source, self._settings, endless=self._endless)
         self.passage.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
         self.passage.began = self._bed.now()
         self._deadline = time.monotonic() + self._settings.timeout_s
@@ -119,6 +129,7 @@ class Migration:
         self.look()
         if self.passage.info.get("status") in FINAL:
             self.passage.ended = self._bed.now()
+            self._ask_heat()
             return True
         if time.monotonic() > self._deadline:
             self._give_up()
@@ -140,6 +151,9 @@ class Migration:
             float(ram.get("mbps", 0)),
         )
         self.passage.moments.append(moment)
+        if self._passes and moment.pass_number > self._passes:
+            self._passes = 0
+            self.let_end(self._settings.downtime_limit_ms)
         self._watch(moment)
         return moment
 
@@ -149,6 +163,10 @@ class Migration:
         while not self.poll():
             time.sleep(0.0005 if self._observer else _LOOK_SECONDS / 2)
         return self.passage
+
+    def let_end(self, limit_ms: int) -> None:
+        """Stop the guest as soon as the downtime is within `limit_ms`."""
+        self.source.command("migrate-set-parameters", **{"downtime-limit": limit_ms})
 
     def cancel(self) -> tuple[str, float]:
         """migrate_cancel: the outcome, and how many ms it took."""
@@ -188,6 +206,14 @@ class Migration:
             passage.pages_checked, passage.content = self._guest.check(self.destination)
             if self._await(self._guest.mark(self.destination)) is None:
                 passage.problems.append("it does not go on after its memory was looked at")
+
+    def _ask_heat(self) -> None:
+        if not self._bed.kind.counts_pages:
+            return
+        for told in self.source.command("x-sterna-query-page-heat", cells=_HEAT_CELLS):
+            self.passage.heat.append(
+                Heat(told["block"], told["pages"], told["pages-per-cell"], told["sent"], told["most"])
+            )
 
     def _taken_in(self) -> bool:
         if self._observer is not None:

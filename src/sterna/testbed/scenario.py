@@ -30,19 +30,12 @@ from sterna.testbed.settings import MigrationSettings, NetworkSettings, Settings
 _MAX_BYTES = 1 << 20
 _REDUCED, _FOR = "reduced", "for"
 
-ORDER = (
-    "migrate",
-    "many",
-    "date",
-    "reclaim",
-    "checksum",
-    "timer",
-    "failover",
-    "cancel",
-    "pingpong",
-    "faults",
-)
-"""The scenarios of the test environment, in the order in which they are listed and run."""
+SEED = ("migrate", "many", "date", "reclaim", "checksum", "timer", "failover", "cancel")
+"""Those of the document that this project comes from."""
+ORDER = (*SEED, "pingpong", "faults")
+"""All, in the order in which they are listed and run."""
+GROUPS = {"seed": SEED, "all": ORDER}
+"""Names for several."""
 
 
 class Scenario(Settings, frozen=True):
@@ -134,10 +127,20 @@ def find(name: str) -> ScenarioFile:
         return read(Path(name))
     if name not in names():
         raise ScenarioError(
-            f"no scenario {name[:80]!r}; there are {', '.join(names())}, and seed for all of them"
+            f"no scenario {name[:80]!r}; there are {', '.join(names())}, and {' and '.join(GROUPS)} for several"
         )
     entry = _folder() / f"{name}.toml"
     return parse(name, f"{name}.toml", entry.read_text(encoding="utf-8"))
+
+
+def find_all(name: str) -> list[ScenarioFile]:
+    """The scenarios of a group, or the one of that name, as `find`.
+
+    :raise ScenarioError: When there is none.
+    """
+    if name not in GROUPS:
+        return [find(name)]
+    return [find(member) for member in names() if name == "all" or member in GROUPS[name]]
 
 
 def names() -> list[str]:

@@ -36,7 +36,8 @@ class VmSettings(Settings, frozen=True):
     @property
     def load(self) -> str:
         """What the guest does, for people."""
-        return f"{self.program} {self.arguments}".strip()
+        cpus = f", {self.smp} vCPUs" if self.smp > 1 else ""
+        return f"{self.program} {self.arguments}".strip() + cpus
 
 
 class NetworkSettings(Settings, frozen=True):
@@ -59,12 +60,16 @@ class NetworkSettings(Settings, frozen=True):
 class MigrationSettings(Settings, frozen=True):
     """How migrations are done.
 
+    :ivar passes: the guest is not stopped before so many, so that each page has had its chance to be missed
+    :ivar verify: let VMs that can compare RAM by themselves, before the checks do
     :ivar capabilities: to switch on
     :ivar parameters: of migrate-set-parameters, by their names
     :ivar timeout_s: a migration that takes longer has failed
     """
 
     downtime_limit_ms: int = 300
+    passes: int = 0
+    verify: bool = True
     capabilities: list[str] = msgspec.field(default_factory=list)
     parameters: dict[str, bool | int | str] = msgspec.field(default_factory=dict)
     timeout_s: float = 120.0

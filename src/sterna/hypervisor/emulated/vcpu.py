@@ -76,6 +76,11 @@ class EmulatedVcpu:
         self._thread = 0
         self._boot: tuple[int, int] | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether a thread is in `run`."""
+        return self._thread != 0
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def run(self) -> Exit:

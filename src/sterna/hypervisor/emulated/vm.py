@@ -4,6 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 
@@ -86,6 +87,7 @@ class _Hardware:
 class EmulatedVm:
     """A VM on emulated Cortex-A15 CPUs; see the interface for its calls.
 
+    :cvar log_class: makes the dirty logs of slots
     :ivar cpus: the vCPUs, by index
 
     :param smp: how many vCPUs there will be, 1 to 8
@@ -94,6 +96,7 @@ class EmulatedVm:
     :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
     """
 
+    log_class: ClassVar[type[DirtyLog]] = DirtyLog
     counter_hz = COUNTER_HZ
 
     def __init__(
@@ -175,7 +178,7 @@ class EmulatedVm:
             self._stop_log(slot)
 
     def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
-        log = DirtyLog(
+        log = self.log_class(
             self.stage2,
             self.flush,
             slot.slot,

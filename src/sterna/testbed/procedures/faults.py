@@ -26,7 +26,6 @@ Fault = Literal[
 ]
 Phase = Literal["setup", "first-pass", "later-pass", "switchover"]
 
-_NEVER_MS = 1
 _SWITCHOVER_MS = 20_000
 """A downtime limit that any pass meets."""
 _CUT_SECONDS = 1.0
@@ -90,7 +89,7 @@ class _Injury:
         bed.warm_up(source, self._guest)
         destination.ready()
         self._migration = Migration(
-            bed, self._guest, source, destination, self._settings(), self._stage.vm.load
+            bed, self._guest, source, destination, self._settings(), self._stage.vm.load, endless=True
         )
         self._migration.start()
         note = ""
@@ -130,9 +129,7 @@ class _Injury:
         parameters = dict(self._stage.migration.parameters)
         if self._bed.kind.verifies:
             parameters |= {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
-        return msgspec.structs.replace(
-            self._stage.migration, downtime_limit_ms=_NEVER_MS, parameters=parameters
-        )
+        return msgspec.structs.replace(self._stage.migration, parameters=parameters)
 
     def _reach(self) -> None:
         """
@@ -162,7 +159,7 @@ class _Injury:
         self._bed.wait(there, _REACH_SECONDS, f"the phase {self._phase} does not come", 0.002)
 
     def _let_it_end(self) -> None:
-        self._source.command("migrate-set-parameters", **{"downtime-limit": _SWITCHOVER_MS})
+        self._migration.let_end(_SWITCHOVER_MS)
 
     # -- the fault -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class Load(Settings, frozen=True):
     """A guest's work, and how it is migrated; what is not given is the scenario's."""
 
     arguments: str
+    smp: int | None = None
     program: str | None = None
     capabilities: list[str] | None = None
     parameters: dict[str, bool | int | str] | None = None
@@ -26,8 +27,7 @@ class Load(Settings, frozen=True):
     def apply(self, vm: VmSettings, migration: MigrationSettings) -> tuple[VmSettings, MigrationSettings]:
         """The scenario's settings with this load's in their place."""
         changes: dict[str, Any] = {"arguments": self.arguments}
-        if self.program is not None:
-            changes["program"] = self.program
+        changes |= {name: value for name in ("smp", "program") if (value := getattr(self, name)) is not None}
         more = {
             name: value
             for name in ("capabilities", "parameters")

@@ -5,6 +5,7 @@ from sterna.testbed.errors import Unsupported, VmError
 from sterna.testbed.evidence import Evidence, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.migration import Migration
+from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
 from sterna.testbed.vm import Vm
@@ -35,10 +36,14 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
         swapped = 0
         if pressure is not None:
             bed.say("the host lets the source keep less memory than it has")
+            mapped = _mapped_mib(source)
             pressure.limit(round(pressure.usage() * self.share))
+            left = _mapped_mib(source)
             swapped = swapped_bytes(source.pid)
             evidence.reclaimed["MiB swapped before"] = swapped / (1 << 20)
         notifier.look()
+        if pressure is not None and notifier.reason and mapped is not None and left is not None:
+            evidence.reclaimed["MiB of stage 2 taken by the kernel"] = mapped - left
         before = notifier.unmapped
         most = swapped
 
@@ -91,6 +96,12 @@ class _Notifier:
             return
         self.unmapped += 1
         self._next = (self._next + 1) % _PIECES
+
+
+def _mapped_mib(vm: Vm) -> float | None:
+    """How much stage 2 maps, in MiB; None when the VM does not tell."""
+    found = huge_pages(vm)
+    return None if found is None else found[0] * 2 + found[1] / 256
 
 
 def _pressure(bed: Bed, size: int, evidence: Evidence) -> MemoryGroup | None:

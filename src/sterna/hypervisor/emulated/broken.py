@@ -1,0 +1,179 @@
+"""Emulated hypervisors with one fault each, for tests of whoever has to find such faults: the test bed.
+
+Each is a subclass that is chosen when the VM is made, so the hypervisor itself looks at nothing. The faults are those that a
+developer of dirty logging makes; what each is found by is told in ARCHITECTURE.md.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from numba import njit
+
+from sterna.hypervisor.emulated.vm import EmulatedVm
+from sterna.hypervisor.interface import HypervisorError, MemorySlot
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.bitmap import Words, page_numbers
+from sterna.stage2.atomics import atomic_and
+from sterna.stage2.dirtylog import DirtyLog
+from sterna.stage2.tlb import FlushCounters
+
+_PREEMPTED_SECONDS = 0.002
+_POLL_SECONDS = 0.01
+_AT_MOST_SECONDS = 0.5
+
+
+@njit(nogil=True, cache=True)
+def _clear_bits(address, mask):  # type: ignore[no-untyped-def]
+    """Clear bits of the word at `address`: those of them that were set. Nothing is protected."""
+    return atomic_and(address, ~mask) & mask
+
+
+def _take_bit(bitmap: Words, page: int) -> bool:
+    """Clear a page's bit while vCPUs may be setting others: whether it was set."""
+    mask = 1 << (page & 63)
+    signed = mask - (1 << 64) if mask >> 63 else mask
+    return bool(_clear_bits(bitmap.ctypes.data + 8 * (page >> 6), signed))
+
+
+def _await_more(bitmap: Words, known: Words) -> None:
+    """Return when a page is written that `known` has not, or when that does not come."""
+    deadline = time.monotonic() + _AT_MOST_SECONDS
+    while not (bitmap & ~known).any() and time.monotonic() < deadline:
+        time.sleep(_PREEMPTED_SECONDS)
+
+
+class _NoFlush:
+    """A flush that is counted and not made."""
+
+    def __init__(self) -> None:
+        self.counters = FlushCounters()
+
+    def flush_remote_tlbs(self) -> None:
+        """CPUs go on with what their TLBs hold."""
+        self.counters.flushes += 1
+
+
+class _SkipsTlbFlush(EmulatedVm):
+    """Pages are write-protected in the tables only: a CPU whose TLB holds an older entry writes on unseen."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.flush = _NoFlush()
+
+    def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
+        while self.tlb_sizing.active:  # its flushes would make good for those that are left out
+            time.sleep(_POLL_SECONDS)
+        super()._start_log(slot, moved)
+
+
+class _ForgetfulLog(DirtyLog):
+    """One page, the first that is written, becomes writable without its bit being set."""
+
+    _forgotten = -1
+
+    def get(self) -> Words:
+        if self._forgotten < 0:
+            self._forgotten = next(iter(page_numbers(self._bitmap).tolist()), -1)
+        if self._forgotten >= 0:
+            _take_bit(self._bitmap, self._forgotten)
+        return super().get()
+
+
+class _ForgetsMark(EmulatedVm):
+    log_class = _ForgetfulLog
+
+
+class _LateLog(DirtyLog):
+    """The log is copied first and cleared afterwards: what is written between the two is lost."""
+
+    def get(self) -> Words:
+        out = self._bitmap.copy()
+        # The thread loses its CPU there, for long enough to matter.
+        time.sleep(_PREEMPTED_SECONDS)
+        _await_more(self._bitmap, out)
+        super().get()
+        return out
+
+
+class _ClearsLate(EmulatedVm):
+    log_class = _LateLog
+
+
+class _ShortLog(DirtyLog):
+    """The slot's last page is never protected: each range ends one page too early."""
+
+    def _protect_all(self) -> None:
+        self._stage2.protect(self._ipa, (self._pages - 1) << PAGE_SHIFT)
+
+    def get(self) -> Words:
+        last = self._pages - 1
+        written = _take_bit(self._bitmap, last)
+        out = super().get()
+        if written:
+            out[last >> 6] |= 1 << (last & 63)
+        return out
+
+
+class _ProtectsShort(EmulatedVm):
+    log_class = _ShortLog
+
+
+class _ForgetsOffset(EmulatedVm):
+    """CNTVOFF is set for a guest that starts, and not for one that goes on: it reads the host's own counter."""
+
+    def set_counter(self, value: int) -> None:
+        if value == 0:
+            super().set_counter(value)
+
+
+class _BusyLog(DirtyLog):
+    """After a look there is something for the next one."""
+
+    def get(self) -> Words:
+        out = super().get()
+        _await_more(self._bitmap, out)
+        return out
+
+
+class _DropsLastPass(EmulatedVm):
+    """The last look at the dirty log, with all vCPUs stopped, finds nothing."""
+
+    log_class = _BusyLog
+
+    def get_dirty_log(self, slot: int) -> Words:
+        words = super().get_dirty_log(slot)
+        if not any(cpu.running for cpu in self.cpus):
+            words[:] = 0
+        return words
+
+
+class _NeverRebuilds(EmulatedVm):
+    """Blocks that were dissolved stay in pages."""
+
+    def _stop_log(self, slot: MemorySlot) -> None:
+        super()._stop_log(slot)
+        self.stage2.state[0]["max_leaf"] = PAGE_SIZE
+
+
+_BROKEN: Mapping[str, type[EmulatedVm]] = {
+    "skip-tlb-flush": _SkipsTlbFlush,
+    "forget-mark": _ForgetsMark,
+    "clear-after-copy": _ClearsLate,
+    "protect-short": _ProtectsShort,
+    "forget-counter-offset": _ForgetsOffset,
+    "drop-last-pass": _DropsLastPass,
+    "no-rebuild": _NeverRebuilds,
+}
+
+BREAKAGES = tuple(_BROKEN)
+
+
+def broken_vm(breakage: str) -> type[EmulatedVm]:
+    """The VM with a breakage.
+
+    :raise HypervisorError: When there is none of that name.
+    """
+    if breakage not in _BROKEN:
+        raise HypervisorError(f"no breakage {breakage[:80]!r}; there are {', '.join(_BROKEN)}")
+    return _BROKEN[breakage]

@@ -1,0 +1,208 @@
+"""The plots of a report. Each takes plain data and gives an `svg` element, or an empty text when there is nothing to show."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from sterna.report.figures import PassFigures
+from sterna.report.svg import WIDTH, Chart, Scale, number, open_svg
+from sterna.testbed.evidence import Heat, HugePages
+
+_MB = 1e6
+_PASSES_SHOWN = 40
+_BAR_HEIGHT, _BAR_GAP = 18, 8
+_NAME_WIDTH = 150
+_HEAT_COLUMNS = 64
+_HEAT_CELL = 8.4
+
+
+def remaining_plot(points: Sequence[tuple[float, float]]) -> str:
+    """:param points: seconds, bytes of RAM to be sent"""
+    if len(points) < 2:
+        return ""
+    shown = [(x, y / _MB) for x, y in points]
+    seconds = shown[-1][0]
+    top = max(y for _, y in shown)
+    chart = Chart(
+        "Remaining RAM",
+        f"From {number(top)} MB at the start to {number(shown[-1][1])} MB after {number(seconds)} s",
+        Scale.over(x for x, _ in shown),
+        Scale.over(y for _, y in shown),
+        "seconds since the first pass began",
+        "MB to be sent",
+    )
+    chart.area(shown, 1)
+    chart.line(shown, 1)
+    return chart.render()
+
+
+def rates_plot(passes: Sequence[PassFigures]) -> str:
+    """Two bars for each pass: how fast RAM was dirtied, and how fast the stream went."""
+    shown = list(passes)[-_PASSES_SHOWN:]
+    if not shown:
+        return ""
+    rates = [(one, (one.dirty_rate or 0.0) / _MB, one.bandwidth / _MB) for one in shown]
+    fastest = max(sent for _, _, sent in rates)
+    dirtiest = max(dirtied for _, dirtied, _ in rates)
+    first, last = shown[0].number, shown[-1].number
+    chart = Chart(
+        "Dirty rate and bandwidth per pass",
+        f"Passes {first} to {last}; at most {number(dirtiest)} MB/s dirtied and {number(fastest)} MB/s sent",
+        Scale(first - 0.5, last + 0.5, ()),
+        Scale.over(rate for _, *both in rates for rate in both),
+        "pass",
+        "MB/s",
+    )
+    for one, dirtied, sent in rates:
+        at = one.number
+        if one.dirty_rate is not None:
+            text = f"pass {at}: {number(dirtied)} MB/s of RAM dirtied"
+            chart.bar(at - 0.36, at - 0.02, dirtied, 2, text)
+        text = f"pass {at}: {number(sent)} MB/s sent, {number(one.sent / _MB)} MB in {number(one.seconds * 1000)} ms"
+        chart.bar(at + 0.02, at + 0.36, sent, 1, text)
+    chart.name_places([(one.number, str(one.number)) for one in shown])
+    return chart.render()
+
+
+def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """A bar for each migration, cut into the parts of its downtime.
+
+    :param rows: name, and ms by part
+    """
+    rows = [(name, parts) for name, parts in rows if sum(parts.values()) > 0]
+    if not rows:
+        return ""
+    longest = max(sum(parts.values()) for _, parts in rows)
+    scale = Scale.over([longest])
+    left, right = _NAME_WIDTH, WIDTH - 58
+    height = len(rows) * (_BAR_HEIGHT + _BAR_GAP) + 42
+    names = list(dict.fromkeys(part for _, parts in rows for part in parts))
+    body = []
+    bottom = height - 38
+    for tick in scale.ticks:
+        x = left + scale.at(tick) * (right - left)
+        body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{bottom}"/>')
+        body.append(
+            f'<text class="label" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>'
+        )
+    middle = (left + right) / 2
+    body.append(
+        f'<text class="label" x="{middle:.0f}" y="{height - 5}" text-anchor="middle">ms that the guest stood still</text>'
+    )
+    for row, (name, parts) in enumerate(rows):
+        y = 4 + row * (_BAR_HEIGHT + _BAR_GAP)
+        total, x = sum(parts.values()), float(left)
+        body.append(
+            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name[:26])}</text>'
+        )
+        for part, ms in parts.items():
+            width = ms / scale.high * (right - left)
+            if width < 0.2:
+                continue
+            body.append(
+                f'<rect class="bar s{names.index(part) + 1}" x="{x:.1f}" y="{y}" width="{width:.1f}" '
+                f'height="{_BAR_HEIGHT}"><title>{escape(f"{name}: {part} {number(ms)} ms")}</title></rect>'
+            )
+            x += width
+        body.append(f'<text class="value" x="{x + 5:.1f}" y="{y + 13}">{number(total)}</text>')
+    summary = "; ".join(f"{name} {number(sum(parts.values()))} ms" for name, parts in rows[:8])
+    return open_svg("Downtime by part", summary, WIDTH, height) + "".join(body) + "</svg>"
+
+
+def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Sequence[float] = ()) -> str:
+    """:param cancels: when migrations were cancelled"""
+    if len(looks) < 2:
+        return ""
+    zero = looks[0].at
+    points: list[tuple[float, float]] = []
+    for look in looks:
+        if points:
+            points.append((look.at - zero, points[-1][1]))
+        points.append((look.at - zero, look.blocks))
+    least = min(look.blocks for look in looks)
+    chart = Chart(
+        "Huge pages over time",
+        f"{looks[0].blocks} at first, {least} at the least, {looks[-1].blocks} at last, in {len(looks)} looks",
+        Scale.over([points[-1][0]]),
+        Scale.over([*(y for _, y in points), before or 0], whole=True),
+        "seconds",
+        "mappings of 2 MiB in stage 2",
+    )
+    chart.area(points, 1)
+    chart.line(points, 1)
+    chart.ticks_below([at - zero for at in cancels], "event", "migrate_cancel")
+    if before:
+        chart.level(before, f"before: {before}")
+    return chart.render()
+
+
+def ping_plot(
+    pings: Sequence[tuple[float, float | None]], migrations: Sequence[tuple[float, float]] = ()
+) -> str:
+    """Round trips over time; pings that were lost along the bottom.
+
+    :param pings: seconds when it was sent, seconds that it took or None when it was lost
+    :param migrations: begin and end, seconds
+    """
+    if len(pings) < 2:
+        return ""
+    zero = pings[0][0]
+    answered = [(at - zero, rtt * 1000) for at, rtt in pings if rtt is not None]
+    lost = [at - zero for at, rtt in pings if rtt is None]
+    slowest = max((ms for _, ms in answered), default=0.0)
+    chart = Chart(
+        "Pings",
+        f"{len(pings)} sent, {len(lost)} lost, the slowest answer after {number(slowest)} ms",
+        Scale.over([pings[-1][0] - zero]),
+        Scale.over([slowest]),
+        "seconds",
+        "round trip, ms",
+    )
+    for begin, end in migrations:
+        chart.band(
+            begin - zero, end - zero, f"migration from {number(begin - zero)} s to {number(end - zero)} s"
+        )
+    chart.dots([(x, ms, f"{number(ms)} ms at {number(x)} s") for x, ms in answered], 1)
+    chart.ticks_below(lost, "lost", "lost")
+    return chart.render()
+
+
+def heat_plot(heat: Heat) -> str:
+    """A cell for each stretch of RAM, from its start, row by row: the stronger, the more often its pages were sent."""
+    if not heat.sent:
+        return ""
+    means = [
+        sent / min(heat.pages_per_cell, heat.pages - index * heat.pages_per_cell)
+        for index, sent in enumerate(heat.sent)
+    ]
+    hottest = max(means)
+    columns = min(_HEAT_COLUMNS, len(means))
+    rows = -(-len(means) // columns)
+    left, top = 8, 4
+    height = round(top + rows * _HEAT_CELL + 8)
+    kib = heat.pages_per_cell * 4
+    size = f"{kib / 1024:g} MiB" if kib >= 1024 else f"{kib} KiB"
+    body = []
+    for row in range(rows):
+        start = row * columns
+        cells = list(zip(means, heat.most, strict=True))[start : start + columns]
+        column = 0
+        # Neighbours alike are one rectangle: most of RAM is.
+        for (mean, most), alike in itertools.groupby(cells):
+            count = len(list(alike))
+            # The first time is no resending: the scale begins there.
+            strength = max(0.0, (mean - 1) / (hottest - 1)) if hottest > 1 else 0.0
+            first = (start + column) * heat.pages_per_cell
+            last = min(heat.pages, first + count * heat.pages_per_cell) - 1
+            tip = f"pages {first} to {last}: sent {number(mean)} times, a page at most {most} times"
+            body.append(
+                f'<rect class="heat" fill-opacity="{0.07 + 0.93 * strength:.2f}" '
+                f'x="{left + column * _HEAT_CELL:.1f}" y="{top + row * _HEAT_CELL:.1f}" '
+                f'width="{count * _HEAT_CELL:.1f}" height="{_HEAT_CELL - 0.8:.1f}"><title>{escape(tip)}</title></rect>'
+            )
+            column += count
+    summary = (
+        f"{heat.block}: {len(means)} cells of {size}; pages of the hottest were sent {number(hottest)} times on average, "
+        f"and {max(heat.most)} times at most"
+    )
+    return open_svg("How often pages were sent", summary, WIDTH, height) + "".join(body) + "</svg>"
