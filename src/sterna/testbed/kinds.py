@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sterna.guests.catalog import GuestError, find, validate
+from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
@@ -107,8 +107,9 @@ class SternaKind(VmKind):
                 raise Unsupported(str(error)) from error
 
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
-        _validate(settings, self._board())
-        guest = ["--kernel", settings.program, "--append", settings.arguments]
+        arguments = _arguments(settings, nic)
+        _validate(settings, arguments, self._board())
+        guest = ["--kernel", settings.program, "--append", arguments]
         return SternaVm(name, [*self._common(settings, nic), *guest], host, self.options.environment)
 
     def destination(
@@ -166,9 +167,10 @@ class QemuKind(VmKind):
         self._binary()
 
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
-        _validate(settings, VIRT)
+        arguments = _arguments(settings, nic)
+        _validate(settings, arguments, VIRT)
         image = find(settings.program, VIRT.name)
-        guest = ["-kernel", str(image), "-append", settings.arguments]
+        guest = ["-kernel", str(image), "-append", arguments]
         return QemuVm(name, self._binary(), [*self._common(settings, nic), *guest], host)
 
     def destination(
@@ -220,11 +222,21 @@ def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
     return SternaKind(name, options)
 
 
-def _validate(settings: VmSettings, board: Board) -> None:
+def _arguments(settings: VmSettings, nic: GuestNic | None) -> str:
+    """The guest program's arguments; the first of one that has a network card is its address."""
+    program = PROGRAMS.get(settings.program)
+    if program is None or not program.needs_nic:
+        return settings.arguments
+    if nic is None:
+        raise ScenarioError(f"[vm] {settings.program} needs a network card; this procedure gives it none")
+    return f"{nic.address} {settings.arguments}".strip()
+
+
+def _validate(settings: VmSettings, arguments: str, board: Board) -> None:
     try:
         validate(
             settings.program,
-            settings.arguments,
+            arguments,
             cpus=settings.smp,
             memory_bytes=settings.memory_bytes,
             board=board.name,
