@@ -24,6 +24,7 @@ from sterna.stream.vmstate import (
 
 _QUEUES_ON_WIRE = 1024
 _QUEUES = 2
+_CONTROL_QUEUE_LIMIT = 64
 _CONFIG_LIMIT = 256
 _MAC_BYTES = 6
 _VLAN_FILTER_BYTES = 512
@@ -101,7 +102,8 @@ def section_name(address: int) -> str:
 def save_net(name: str, state: TransportState, mac: bytes) -> DeviceState:
     """The section of a network device."""
     config = mac + LINK_UP.to_bytes(2, "little")
-    queues = state.queues
+    # QEMU's device has a control queue, also when it does not offer it, and stops when a stream has none.
+    queues = [*state.queues, QueueState(_CONTROL_QUEUE_LIMIT)]
     unused = [{"avail": 0, "used": 0}] * (_QUEUES_ON_WIRE - len(queues))
     rings = [{"avail": queue.avail, "used": queue.used} for queue in queues] + unused
     mmio = [_mmio_queue(queue) for queue in queues]
