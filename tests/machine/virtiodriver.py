@@ -143,7 +143,7 @@ def rig(*, logging: bool = False) -> Iterator[Rig]:
             net.resume()
             yield made
         finally:
-            net.close()
+            made.net.close()
             network.close()
             vm.close()
             del made.ram

@@ -16,7 +16,7 @@ from sterna.testbed import scenario
 from sterna.testbed.remains import default_directory
 
 COMMAND = [sys.executable, "-m", "sterna", "testbed", "run", "--reduced"]
-TIMED = {"clocks", "console", "downtime", "speed"}
+TIMED = {"clocks", "console", "downtime", "silence", "speed"}
 """Checks that a busy machine may fail; their judgement is tested in test_checks.py."""
 SLOW = """
 title = "a migration that takes minutes"
@@ -68,7 +68,7 @@ def test_reduced(name: str) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("name", ["date", "checksum"])
+@pytest.mark.parametrize("name", ["date", "checksum", "failover"])
 def test_reduced_with_qemu(name: str) -> None:
     code, report = run(name, "--vm", "qemu")
     if code == 7:
