@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
 )
-@click.option("--kernel", help="The guest: dirtyram, clock, random, or the path of an ELF file.")
+@click.option("--kernel", help="The guest: dirtyram, clock, random, net, or the path of an ELF file.")
 @click.option("--append", default="", help="The kernel's arguments.")
 @click.option("--incoming", metavar="URI|defer", help="Wait for a migration instead of starting a guest.")
 @click.option(
