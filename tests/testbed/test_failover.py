@@ -1,6 +1,7 @@
 """Guests with a network card, live: from and to QEMU, to destinations that cannot take it, and announced where they come."""
 
 import os
+import re
 import shutil
 import socket
 import time
@@ -95,6 +96,9 @@ def test_to_qemu_and_back(network: NamespaceNetwork, start: Callable[..., Vm]) -
         assert info["status"] == "failed"
         assert "'virtio-mmio@000000000a003e00/virtio-net'" in info["error-desc"]
         assert pinger.wait_answers(pinger.answered + 20, TIMEOUT), "the guest goes on here, its card too"
+
+        said = source.command("human-monitor-command", command_line="info network")
+        assert re.fullmatch(r"tap0: received \d\d+, sent \d\d+, dropped 0, announced 0\s+", said)
 
         info = migrate(source, qemu, f"tcp:{qemu.host.address}:4322")
         assert info["status"] == "completed", info

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -277,6 +277,10 @@ class Machine:
     def statistics(self) -> dict[str, int]:
         """The hypervisor's counters by name."""
         return dict(self._vm.statistics())
+
+    def network_counts(self) -> dict[str, dict[str, int]]:
+        """Frames that each network card has carried, by its tap and by what became of them (`FrameCounts`)."""
+        return {tap: asdict(counts) for tap, counts in self._nics.counts().items()}
 
     def unmap(self, ipa: int, size: int) -> None:
         """Take the mappings of a range of RAM away, as a host that reclaims memory does. As `GuestRam.unmap`."""

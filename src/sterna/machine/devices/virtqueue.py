@@ -147,10 +147,10 @@ class Virtqueue:
 
         :raise QueueError: When it cannot.
         """
-        if state.num and (state.num > state.limit or state.num & state.num - 1):
-            raise QueueError(f"{state.num} entries are no power of two up to {state.limit}")
         if not state.ready:
             return
+        if state.num > state.limit or state.num & state.num - 1:
+            raise QueueError(f"{state.num} entries are no power of two up to {state.limit}")
         if not state.num:
             raise QueueError("it is ready without entries")
         state.used_index = self._u16(state.used + _INDEX, "the used ring")

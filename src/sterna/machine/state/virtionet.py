@@ -126,7 +126,8 @@ def save_net(name: str, state: TransportState, mac: bytes) -> DeviceState:
         "guest_page_shift": 0,
         "status": state.status,
         "isr": state.interrupt_status,
-        "queue_sel": state.queue_sel & 0xFFFF,
+        # One that does not fit selects no queue either.
+        "queue_sel": min(state.queue_sel, 0xFFFF),
         "guest_features_low": features & _LOW,
         "config_len": len(config),
         "config": config,
