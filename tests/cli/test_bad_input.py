@@ -57,6 +57,11 @@ def one_line(error: str) -> str:
         (("run", "--incoming", "tcp:1.2.3.4:99999"), "99999"),
         (("run", "--incoming", "carrier-pigeon:home"), "carrier-pigeon"),
         (("run", "--incoming", "fd:0", "--serial", "stdio"), "standard input"),
+        ((*RUN, "--nic", "user"), "nic: 'user' is not known; write none, or a tap"),
+        ((*RUN, "--nic", "tap,ifname=t", "--nic", "tap,ifname=t"), "two cards want the tap t"),
+        ((*RUN, "--nic", "tap,ifname=t,mac=1"), "mac=1 is not six hexadecimal bytes"),
+        (("run", "--kernel", "net", "--append", "10.0.0.1"), "it needs a network card: --nic"),
+        (("run", "--kernel", "net", "--append", "ten"), "ADDRESS is 'ten', not an IPv4 address"),
         (("migrate", "unix:/x"), "URI"),
         (("migrate", "unix:/x", "foo"), "'foo' is not a migration URI"),
         (("migrate", "unix:/x", "carrier-pigeon:home"), "carrier-pigeon"),
@@ -122,6 +127,15 @@ def test_missing_kernels(cli, kernel: str) -> None:
     code, _, error = cli("run", "--kernel", kernel)
     assert kernel in one_line(error)
     assert code in (1, 2)
+
+
+def test_taps_that_cannot_be(cli) -> None:
+    code, _, error = cli(*RUN, "--nic", "tap,fd=9999")
+    assert "descriptor 9999 is not a tap" in one_line(error)
+    assert code == 1
+    code, _, error = cli(*RUN, "--nic", "tap,ifname=lo")
+    assert "cannot open" in one_line(error)
+    assert code == 1
 
 
 def test_taken_ports(cli, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ MIB = 1 << 20
 def test_usage() -> None:
     assert PROGRAMS["dirtyram"].usage == "dirtyram PAGES PAGES_PER_STEP SLEEP_MS"
     assert PROGRAMS["clock"].usage == "clock [PERIOD_MS]"
+    assert PROGRAMS["net"].usage == "net ADDRESS [PAGES [PAGES_PER_MS]]"
     assert PROGRAMS["random"].usage == "random [SEED [PAGES [STEPS_PER_MS]]]"
 
 
@@ -23,6 +24,8 @@ def test_usage() -> None:
         ("clock", "", (1000,)),
         ("random", "0xffffffffffffffff", (2**64 - 1, 4096, 16, 0)),
         ("random", "1 20 30", (1, 20, 30, 0)),
+        ("net", "10.83.9.1", (0x0A53_0901, 0, 1)),
+        ("net", "255.255.255.255 4 4096", (0xFFFF_FFFF, 4, 4096)),
     ],
 )
 def test_good_arguments(name: str, append: str, values: tuple[int, ...]) -> None:
@@ -47,6 +50,14 @@ def test_good_arguments(name: str, append: str, values: tuple[int, ...]) -> None
         ("dirtyram", "8 8 3600001", "at most 3600000"),
         ("clock", "0", "PERIOD_MS is 0"),
         ("clock", "1\n", "PERIOD_MS is '1\\n'"),
+        ("net", "", "ADDRESS is 0"),
+        ("net", "10.83.9", "ADDRESS is '10.83.9', not an IPv4 address such as 10.83.9.1"),
+        ("net", "10.83.9.256", "ADDRESS is '10.83.9.256'"),
+        ("net", "10.83.9.1.2", "ADDRESS is '10.83.9.1.2'"),
+        ("net", "1 2", "ADDRESS is '1'"),
+        ("net", "10.83.9.1 3", "with 4 CPUs it must be at least 4"),
+        ("net", "10.83.9.1 99999", "have room for 15360"),
+        ("net", "10.83.9.1 4 0", "PAGES_PER_MS is 0"),
         ("random", "1 7", "with 4 CPUs it must be at least 8"),
         ("random", "1 99999", "have room for 15360"),
         ("random", "1 100 4097", "at most 4096"),

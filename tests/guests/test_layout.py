@@ -18,6 +18,7 @@ from sterna.guests.layout import (
     DirtyramWord,
     ErrorCode,
     GuestState,
+    NetWord,
     ProgramId,
     RandomError,
     RandomWord,
@@ -54,6 +55,7 @@ def test_fields_are_where_the_header_has_them() -> None:
         ("ERROR_", ErrorCode),
         ("DIRTYRAM_", DirtyramWord),
         ("CLOCK_", ClockWord),
+        ("NET_", NetWord),
     ],
 )
 def test_numbers_are_those_of_the_header(prefix: str, enum: type) -> None:

@@ -273,8 +273,9 @@ def test_an_exception_is_told(
     guest = qemu("clock", "1", board)
     guest.wait_for_text("seq 2")
     # The instructions that read the counter, made undefined ones.
-    code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + 8192].view(np.uint32)
+    code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + 16384].view(np.uint32)
     places = [STATUS_OFFSET + 4096 + 4 * int(place) for place in np.flatnonzero(code & mask == read_counter)]
+    assert places
     for place in places:
         guest.poke(place, undefined.to_bytes(4, "little"))
     guest.wait_for_text(f"clock: error: exception at vector 0x{vector:08x}, cpu 0, pc 0x")

@@ -90,3 +90,19 @@ def test_names_types_and_defaults_are_qemus() -> None:
         "block-bitmap-mapping",
     }
     assert all(spec.low <= spec.high for spec in PARAMETERS.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "delays"),
+    [
+        ({}, [0.0, 0.05, 0.15, 0.25, 0.35]),
+        ({"announce-max": 200, "announce-rounds": 6}, [0.0, 0.05, 0.15, 0.2, 0.2, 0.2]),
+        ({"announce-initial": 10, "announce-step": 1, "announce-rounds": 3}, [0.0, 0.01, 0.011]),
+        ({"announce-rounds": 1}, [0.0]),
+        ({"announce-rounds": 0}, []),
+    ],
+)
+def test_when_an_arrived_guest_is_announced(changes: dict[str, int], delays: list[float]) -> None:
+    parameters = Parameters()
+    parameters.set(changes)
+    assert parameters.announce_delays == delays

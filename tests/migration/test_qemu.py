@@ -172,6 +172,9 @@ class Carrier:
     def load_devices(self, states: Sequence[DeviceState], ignored: Collection[str] = ()) -> None:
         self.states = states
 
+    def announce(self, delays: Sequence[float]) -> None:
+        self.announced = list(delays)
+
     def advance_counter(self, elapsed_ns: int) -> None:
         pass
 

@@ -142,7 +142,7 @@ def test_help_lists_what_there_is(human) -> None:
         "quit|q",
     ):
         assert f"\n{name} " in "\n" + text
-    for name in ("migrate", "status", "stage2", "registers"):
+    for name in ("migrate", "status", "stage2", "registers", "network"):
         assert f"info {name} " in human.execute("info")
     assert human.execute("help migrate").startswith("migrate [-d] uri -- ")
     assert human.execute("help info status").startswith("info status ")

@@ -11,9 +11,20 @@ from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import BaseCheck
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 from sterna.testbed.console import Line
-from sterna.testbed.evidence import Blackout, Cancelled, Evidence, HugePages, Injured, Passage
+from sterna.testbed.evidence import (
+    Blackout,
+    Cancelled,
+    Evidence,
+    Exchange,
+    HugePages,
+    Injured,
+    Passage,
+    Ping,
+    Reachability,
+)
 
 DONE = {
     "status": "completed",
@@ -44,12 +55,103 @@ def console(*readings: tuple[int, int]) -> Evidence:
     return Evidence(passages=[passage()], lines={"guest": clock(*readings)})
 
 
+MOVED = replace(Passage("guest", "load", "host1", "host2", 1.0, info=DONE), ended=1.4)
+LOST = {120, 121, 122, 123}
+"""Pings while the guest moves, of one each 10 ms."""
+
+
+def pings(lost: set[int] = LOST, twice: int = -1, late_s: float = 0.0) -> list[Ping]:
+    return [
+        Ping(
+            number,
+            number / 100,
+            None if number in lost else number / 100 + 0.001 + (late_s if number > 123 else 0.0),
+            (number not in lost) + (number == twice),
+        )
+        for number in range(200)
+    ]
+
+
+def session(*changes: Exchange, count: int = 20) -> list[Exchange]:
+    changed = {exchange.number: exchange for exchange in changes}
+    usual = [Exchange(number, number / 10, number / 10 + 0.002, 1, 0) for number in range(count)]
+    return [changed.get(exchange.number, exchange) for exchange in usual]
+
+
+def reached(**changes: Any) -> Evidence:
+    usual: dict[str, Any] = {
+        "pings": pings(),
+        "session": session(Exchange(12, 1.2, 1.41, 2, 0)),
+        "passages": [MOVED],
+        "switched": [1.23],
+        "answered_by_guest": {"icmp": 196, "udp": 21, "lost": 0},
+    }
+    return Evidence(reachability=[Reachability("guest", "10.83.9.1", **(usual | changes))])
+
+
 CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
     (
         CompletedCheck(),
         Evidence(passages=[passage()]),
         Evidence(passages=[passage(), passage(info={"status": "failed", "error-desc": "no route"})]),
         "no route",
+    ),
+    (
+        PingCheck(),
+        reached(),
+        reached(pings=pings(LOST | {50})),
+        "pings 50 to 50 are lost, and the guest was not moving then",
+    ),
+    (
+        PingCheck(),
+        reached(),
+        reached(pings=pings({*range(120, 199)}), switched=[1.23 - 0.5]),
+        "pings 120 to 198 are lost, and the guest was not moving",
+    ),
+    (
+        PingCheck(),
+        reached(),
+        reached(pings=pings(LOST | {126})),
+        "pings 126 to 126 are lost, after others that were: 1 migrations",
+    ),
+    (PingCheck(), reached(), reached(pings=pings(twice=70)), "ping 70 is answered 2 times"),
+    (PingCheck(), reached(), reached(pings=[]), "no ping was sent"),
+    (
+        PingCheck(),
+        reached(answered_by_guest={}),
+        reached(answered_by_guest={"icmp": 195}),
+        "it says that it answered 195 pings; 200 were sent and 196 answers came",
+    ),
+    (
+        SilenceCheck(slack_ms=20),
+        reached(),
+        reached(pings=pings(late_s=0.2)),
+        "silent for 250 ms; 110 ms is the most with a downtime of 80.0 ms",
+    ),
+    (
+        SessionCheck(),
+        reached(),
+        reached(session=session(Exchange(5, 0.5, None, 9, 0))),
+        "request 5 is not answered",
+    ),
+    (
+        SessionCheck(),
+        reached(),
+        reached(session=session(Exchange(5, 0.5, 0.6, 1, 1))),
+        "1 answers to request 5 are not what was sent",
+    ),
+    (SessionCheck(), reached(), reached(session=session(count=12)), "the session does not go on"),
+    (
+        SessionCheck(),
+        reached(),
+        reached(answered_by_guest={"lost": 2}),
+        "it has not seen 2 of the session's numbers",
+    ),
+    (
+        SessionCheck(),
+        reached(),
+        reached(answered_by_guest={"udp": 19}),
+        "it says that it answered 19 requests, and 20 answers came",
     ),
     (
         CompletedCheck(),

@@ -21,7 +21,7 @@ from sterna.testbed.remains import default_directory
 
 COMMAND = [sys.executable, "-m", "sterna", "testbed", "run", "--reduced"]
 SOURCES = Path(__file__).parent.parent.parent / "src"
-TIMED = {"clocks", "console", "downtime", "speed"}
+TIMED = {"clocks", "console", "downtime", "silence", "speed"}
 """Checks that a busy machine may fail; their judgement is tested in test_checks.py."""
 SLOW = """
 title = "a migration that takes minutes"
@@ -77,6 +77,9 @@ def sound(name: str) -> dict[str, Any]:
 def test_reduced(name: str) -> None:
     before = outside()
     result = sound(name)
+    if name == "failover" and os.geteuid() != 0:
+        assert result["outcome"] == "skipped"
+        pytest.skip(result["reason"])
     assert result["outcome"] in ("passed", "failed"), result["reason"]
     for finding in result["findings"]:
         assert finding["verdict"] != "failed" or finding["check"] in TIMED, finding
@@ -127,8 +130,24 @@ def test_a_breakage_that_is_not_known_is_told() -> None:
     assert "no breakage 'nonsense'; there are skip-tlb-flush" in report["results"][0]["reason"]
 
 
+def test_a_guest_with_a_network_card_needs_root(root: None) -> None:
+    before = outside()
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", *COMMAND, "--json", "failover"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    [result] = json.loads(done.stdout)["results"]
+    assert done.returncode == 7
+    assert result["outcome"] == "skipped"
+    assert result["reason"].endswith("needs a tap in a network namespace; run as root")
+    assert outside() == before
+
+
 @pytest.mark.qemu
-@pytest.mark.parametrize("name", ["date", "checksum"])
+@pytest.mark.parametrize("name", ["date", "checksum", "failover"])
 def test_reduced_with_qemu(name: str) -> None:
     code, report = run(name, "--vm", "qemu")
     if code == 7:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
 )
-@click.option("--kernel", help="The guest: dirtyram, clock, random, or the path of an ELF file.")
+@click.option("--kernel", help="The guest: dirtyram, clock, random, net, or the path of an ELF file.")
 @click.option("--append", default="", help="The kernel's arguments.")
 @click.option("--incoming", metavar="URI|defer", help="Wait for a migration instead of starting a guest.")
 @click.option(
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 @click.option(
     "--serial",
     help="The first serial line: stdio (the default without --monitor), file:PATH, unix:PATH, null.",
+)
+@click.option(
+    "--nic",
+    multiple=True,
+    metavar="tap,ifname=NAME[,mac=MAC]",
+    help="A network card on a tap, by ifname=NAME or fd=N (a tap that was opened before).",
 )
 @click.option(
     "--mem-prealloc", is_flag=True, help="Take all of RAM from the host at once, not when it is touched."
@@ -78,6 +84,7 @@ def command(
     qmp: tuple[str, ...],
     monitor: str,
     serial: str | None,
+    nic: tuple[str, ...],
     mem_prealloc: bool,
     paused: bool,
     name: str,
@@ -90,6 +97,7 @@ def command(
     Ends with `quit`, when the guest shuts down, or by SIGINT or SIGTERM. Exit code 1 when the guest broke.
     """
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory, parse_uuid
+    from sterna.machine.nicconfig import NicConfigError, parse_nic
 
     if monitor == "stdio" and serial == "stdio":
         raise UsageError("--monitor and --serial cannot both be stdio")
@@ -113,12 +121,13 @@ def command(
             kernel=kernel,
             append=append,
             serial=serial or ("null" if monitor == "stdio" or incoming == "fd:0" else "stdio"),
+            nics=tuple(card for text in nic if (card := parse_nic(text)) is not None),
             preallocated=mem_prealloc,
             paused=paused,
             incoming=incoming is not None,
             name=name,
         )
-    except ConfigError as error:
+    except (ConfigError, NicConfigError) as error:
         raise UsageError(str(error)) from error
     if dump_dtb is not None:
         return _dump_device_tree(config, dump_dtb)
@@ -201,6 +210,7 @@ def _make_machine(config: "MachineConfig") -> "Machine":
     from sterna.machine.loader import LoadError
     from sterna.machine.machine import Machine
     from sterna.machine.serial import SerialError
+    from sterna.machine.tap import TapError
 
     if breakage := os.environ.get(BREAKAGE_VARIABLE):
         # Whoever has it in the environment by mistake must not believe what follows.
@@ -209,7 +219,7 @@ def _make_machine(config: "MachineConfig") -> "Machine":
         return Machine(config)
     except (GuestError, ConfigError) as error:
         raise UsageError(str(error)) from error
-    except (LoadError, SerialError, HypervisorError) as error:
+    except (LoadError, SerialError, TapError, HypervisorError) as error:
         raise CliError(str(error)) from error
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""

@@ -25,6 +25,8 @@ _SOURCES = {
     "pc-min": ("start-x86_64.S", "x86_64.c"),
 }
 """What an architecture adds, by board."""
+_DRIVERS = {"net": ("virtionet.c",)}
+"""And what a program does."""
 # No floating point or vectors from the compiler: `random` keeps values of its own in all such registers.
 _ARM_FLAGS = (
     "-target",
@@ -106,6 +108,7 @@ def build(program: str, board: str, directory: Path) -> Path:
             str(image),
             *_SOURCES[board],
             *_COMMON,
+            *_DRIVERS.get(program, ()),
             f"{program}.c",
         ],
         SOURCES,

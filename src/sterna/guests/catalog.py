@@ -12,7 +12,9 @@ BOARDS = ("virt", "vexpress-a15", "virt-arm64", "pc-min")
 IMAGES = Path(__file__).parent / "images"
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", re.ASCII)
+_ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", re.ASCII)
 _MAX_MS = 3_600_000
+_MAX_PAGES_PER_MS = 4096
 _DEFAULT_RAM_BYTES = 128 << 20
 _RAM_LIMIT = {
     "virt": 0xC000_0000,
@@ -29,13 +31,17 @@ class GuestError(Exception):
 
 @dataclass(frozen=True)
 class Argument:
-    """One number a program takes. `maximum` None: bounded by RAM (checked by `validate`) or not at all."""
+    """One number a program takes. `maximum` None: bounded by RAM (checked by `validate`) or not at all.
+
+    :ivar address: it is an IPv4 address, written as such
+    """
 
     name: str
     default: int
     help: str
     minimum: int = 0
     maximum: int | None = None
+    address: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Program:
 
     :ivar least: how many arguments must be given, unless none are
     :ivar hidden: how many of the last arguments are for tests and left out of the usage
+    :ivar needs_nic: it cannot do without a network card
     """
 
     name: str
@@ -51,6 +58,7 @@ class Program:
     arguments: tuple[Argument, ...]
     least: int
     hidden: int = 0
+    needs_nic: bool = False
 
     @property
     def usage(self) -> str:
@@ -93,6 +101,19 @@ PROGRAMS: dict[str, Program] = {
             least=0,
             hidden=1,
         ),
+        Program(
+            "net",
+            "answers ARP, ICMP echo and UDP echo, counts what it answered, and writes pages meanwhile",
+            (
+                Argument("ADDRESS", 0, "its IPv4 address", minimum=1, address=True),
+                Argument("PAGES", 0, "4 KiB pages to write in all, shared by the CPUs"),
+                Argument(
+                    "PAGES_PER_MS", 1, "pages written per millisecond", minimum=1, maximum=_MAX_PAGES_PER_MS
+                ),
+            ),
+            least=1,
+            needs_nic=True,
+        ),
     )
 }
 """The programs by name."""
@@ -129,11 +150,8 @@ def validate(
     if len(texts) > most or 0 < len(texts) < program.least:
         raise GuestError(f"{name}: {len(texts)} arguments given ({append!r}); usage: {program.usage}")
     values = [argument.default for argument in program.arguments]
-    for index, text in enumerate(texts):
-        argument = program.arguments[index]
-        if not _NUMBER.fullmatch(text):
-            raise GuestError(f"{name}: {argument.name} is {text!r}, not a decimal or 0x number of 64 bits")
-        values[index] = int(text, 0 if text[:2] in ("0x", "0X") else 10)
+    for index, (argument, text) in enumerate(zip(program.arguments, texts, strict=False)):
+        values[index] = _address(name, argument, text) if argument.address else _number(name, argument, text)
     for argument, value in zip(program.arguments, values, strict=True):
         if value < argument.minimum or (argument.maximum is not None and value > argument.maximum):
             bounds = f"at least {argument.minimum}"
@@ -144,13 +162,26 @@ def validate(
     return tuple(values)
 
 
+def _number(program: str, argument: Argument, text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise GuestError(f"{program}: {argument.name} is {text!r}, not a decimal or 0x number of 64 bits")
+    return int(text, 0 if text[:2] in ("0x", "0X") else 10)
+
+
+def _address(program: str, argument: Argument, text: str) -> int:
+    parts = [int(part) for part in text.split(".")] if _ADDRESS.fullmatch(text) else []
+    if not parts or max(parts) > 255:
+        raise GuestError(f"{program}: {argument.name} is {text!r}, not an IPv4 address such as 10.83.9.1")
+    return int.from_bytes(bytes(parts), "big")
+
+
 def _check_machine(name: str, values: list[int], cpus: int, memory_bytes: int) -> None:
     work_pages = (memory_bytes - WORK_OFFSET) // PAGE_BYTES
     if work_pages < 1:
         raise GuestError(
             f"{name}: {memory_bytes} bytes of memory are too few; it needs 4 MiB and a page at least"
         )
-    if name == "clock":
+    if name == "clock" or (name == "net" and not values[1]):
         return
     pages = values[0] if name == "dirtyram" else values[1]
     if pages > work_pages:
@@ -158,7 +189,7 @@ def _check_machine(name: str, values: list[int], cpus: int, memory_bytes: int) -
             f"{name}: PAGES is {pages}, but {memory_bytes >> 20} MiB of memory have room for {work_pages}; "
             f"the first {WORK_OFFSET >> 20} MiB are the program's own"
         )
-    least = cpus if name == "dirtyram" else 2 * cpus
+    least = 2 * cpus if name == "random" else cpus
     if pages < least:
         raise GuestError(f"{name}: PAGES is {pages}; with {cpus} CPUs it must be at least {least}")
     if name == "dirtyram" and values[1] > pages:

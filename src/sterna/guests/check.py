@@ -50,7 +50,7 @@ def check_ram(ram: NDArray[np.uint8]) -> list[str]:
     problems = check_state(status)
     if status.state is not GuestState.RUNNING:
         return problems
-    if status.program is ProgramId.DIRTYRAM:
+    if status.program in (ProgramId.DIRTYRAM, ProgramId.NET):
         problems += check_dirtyram(ram, status)
     elif status.program is ProgramId.RANDOM:
         problems += check_random(ram, status)
@@ -78,7 +78,7 @@ def check_state(status: Status) -> list[str]:
 
 
 def check_dirtyram(ram: NDArray[np.uint8], status: Status) -> list[str]:
-    """Compare every page that `dirtyram` wrote with the value that the count of writes calls for.
+    """Compare every page that `dirtyram` or `net` wrote with the value that the count of writes calls for.
 
     :param ram: the whole of the guest's RAM, `shape (bytes,)`
     """

@@ -38,6 +38,7 @@ class ProgramId(IntEnum):
     DIRTYRAM = 1
     CLOCK = 2
     RANDOM = 3
+    NET = 4
 
 
 class BoardId(IntEnum):
@@ -76,6 +77,7 @@ class ErrorCode(IntEnum):
     DEVICE_TREE = 5
     CPU_START = 6
     EXCEPTION = 7
+    DEVICE = 8
 
 
 class DirtyramWord(IntEnum):
@@ -94,6 +96,21 @@ class ClockWord(IntEnum):
 
     SEQUENCE = 0  # lines printed
     PERIOD = 1  # ticks between lines
+
+
+class NetWord(IntEnum):
+    """Words of `net`'s CPU 0; the words of `dirtyram` hold for the pages that it writes."""
+
+    ADDRESS = 6  # IPv4, as a number in host order
+    RECEIVED = 7  # frames, whatever they were
+    ARP = 8  # requests answered; this and the next two are stored before the answer is sent
+    ICMP = 9  # echo requests answered
+    UDP = 10  # datagrams sent back
+    OTHER = 11  # frames that were not for it, or were damaged
+    SEQUENCE = 12  # highest number that a datagram had, plus one
+    LOST = 13  # numbers that were left out on the way up
+    AGAIN = 14  # numbers not higher than the one before: late, or twice
+    UNSENT = 15  # answers for which the device had no room
 
 
 class RandomWord(IntEnum):
@@ -141,7 +158,7 @@ CPU_RECORD = np.dtype(
         ("fault_address", "<u4"),
         ("fault_status", "<u4"),
         ("reserved", "<u8", (6,)),
-        ("words", "<u8", (16,)),  # DirtyramWord, ClockWord or RandomWord
+        ("words", "<u8", (16,)),  # DirtyramWord, ClockWord, NetWord or RandomWord
         ("gaps", GAP, (GAP_RECORDS,)),
         ("reserved2", "<u8", (48,)),
     ]

@@ -186,7 +186,9 @@ class Vm(Protocol):
         ...
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
-        """Log a write that the host made to guest memory (device, loader)."""
+        """Log a write that the host made to guest memory (device, loader), after it was made. Waits for no vCPU that is in a
+        device's `mmio_read` or `mmio_write`.
+        """
         ...
 
     def create_vcpu(self, index: int) -> Vcpu:

@@ -10,6 +10,8 @@ GIC_SPI_BASE = 32
 VIRTUAL_TIMER_IRQ = 27
 """The virtual timer's PPI (ARM DDI 0438, 8.2.3)."""
 MAX_CPUS = 4
+TRANSPORT_BYTES = 0x200
+"""From one virtio-mmio transport to the next."""
 PAGE_TABLE_BYTES = 6 * 4096
 """What an x86_64 guest's page tables take."""
 ADDRESS_LIMIT = 1 << 32
@@ -59,6 +61,31 @@ class Gic:
 
 
 @dataclass(frozen=True)
+class VirtioSlots:
+    """A row of virtio-mmio transports.
+
+    :ivar count: how many there are
+    :ivar spi: the first one's interrupt, counted from the first shared one
+    """
+
+    base: Ipa
+    count: int
+    spi: int
+
+    def address(self, slot: int) -> Ipa:
+        """Where a transport is."""
+        return Ipa(self.base + slot * TRANSPORT_BYTES)
+
+    def irq(self, slot: int) -> int:
+        """Its interrupt's number at the GIC."""
+        return GIC_SPI_BASE + self.spi + slot
+
+    def slot_of(self, number: int) -> int:
+        """The transport of device `number`: the last first, as QEMU fills them."""
+        return self.count - 1 - number
+
+
+@dataclass(frozen=True)
 class Board:
     """What a machine is made of, apart from what its user chooses.
 
@@ -68,6 +95,7 @@ class Board:
     :ivar page_bits: log2 of the page size that the configuration section names, or None if it names none
     :ivar ram_name: the RAM block's name in a migration stream
     :ivar uarts: the first is the console
+    :ivar virtio: where virtio devices go
     :ivar model: the device tree's `model` and `compatible`
     :ivar ram_end: RAM ends below
     """
@@ -79,6 +107,7 @@ class Board:
     ram_base: Ipa
     ram_name: str
     uarts: tuple[Uart, ...]
+    virtio: VirtioSlots
     model: str
     compatible: tuple[str, ...]
     ram_end: int = ADDRESS_LIMIT
@@ -140,6 +169,7 @@ VIRT = ArmBoard(
     ram_name="mach-virt.ram",
     gic=Gic(Ipa(0x0800_0000), 0x1_0000, Ipa(0x0801_0000), 0x1_0000, irqs=288),
     uarts=(Uart(Ipa(0x0900_0000), 1),),
+    virtio=VirtioSlots(Ipa(0x0A00_0000), 32, spi=16),
     peripheral_base=0x0800_0000,
     psci=True,
     model="linux,dummy-virt",
@@ -155,6 +185,7 @@ VEXPRESS_A15 = ArmBoard(
     ram_name="vexpress.highmem",
     gic=Gic(Ipa(0x2C00_1000), 0x1000, Ipa(0x2C00_2000), 0x2000, irqs=160),
     uarts=tuple(Uart(Ipa(0x1C09_0000 + 0x1_0000 * i), 5 + i) for i in range(4)),
+    virtio=VirtioSlots(Ipa(0x1C13_0000), 4, spi=40),
     peripheral_base=0x2C00_0000,
     psci=False,
     model="V2P-CA15",
@@ -172,6 +203,7 @@ PC_MIN = X86Board(
     ram_base=Ipa(0x4000_0000),
     ram_name="pc-min.ram",
     uarts=(Uart(Ipa(0x0900_0000), 1),),
+    virtio=VirtioSlots(Ipa(0x0A00_0000), 32, spi=16),
     model="pc-min",
     compatible=("sterna,pc-min",),
     # Above are the pages that KVM keeps for itself.

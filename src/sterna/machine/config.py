@@ -3,11 +3,13 @@
 import os
 import platform
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, PC_MIN, VIRT, VIRT_ARM64, Board, Isa
+from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.memory.address import PAGE_SIZE
 
 MEBIBYTE = 1 << 20
@@ -40,6 +42,7 @@ class MachineConfig:
         starts empty
     :ivar append: the kernel's arguments
     :ivar serial: where the first UART goes: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``
+    :ivar nics: network cards; one without a MAC gets the one that goes with its number
     :ivar preallocated: the host gives all of RAM at once, not when it is touched
     :ivar paused: do not run the guest until told to
     :ivar incoming: wait for a migration; nothing is loaded into RAM
@@ -58,6 +61,7 @@ class MachineConfig:
     kernel: str | None = None
     append: str = ""
     serial: str = "null"
+    nics: tuple[NicConfig, ...] = ()
     preallocated: bool = False
     paused: bool = False
     incoming: bool = False
@@ -80,6 +84,7 @@ class MachineConfig:
             raise ConfigError(f"smp: {self.smp} CPUs asked for, the board has 1 to {MAX_CPUS}")
         check_memory(self.memory_bytes, self.board)
         check_append(self.append)
+        object.__setattr__(self, "nics", _check_nics(self.nics, self.board))
         if self.kernel is not None and not self.kernel:
             raise ConfigError("kernel: the name is empty")
 
@@ -159,6 +164,29 @@ def check_append(text: str) -> None:
     for i, character in enumerate(text):
         if not " " <= character <= "~":
             raise ConfigError(f"append: character {i} is {character!r}; kernel arguments are printable ASCII")
+
+
+def _check_nics(nics: Sequence[NicConfig], board: Board) -> tuple[NicConfig, ...]:
+    """The cards, each with its MAC.
+
+    :raise ConfigError: When there are too many, or two cannot be told apart.
+    """
+    if len(nics) > board.virtio.count:
+        raise ConfigError(
+            f"nic: {len(nics)} cards asked for, board {board.name} has room for {board.virtio.count}"
+        )
+    complete = tuple(
+        nic if nic.mac is not None else replace(nic, mac=default_mac(number))
+        for number, nic in enumerate(nics)
+    )
+    for index, nic in enumerate(complete):
+        for other in complete[:index]:
+            if nic.tap == other.tap:
+                raise ConfigError(f"nic: two cards want the tap {nic.tap}")
+            if nic.mac == other.mac:
+                assert nic.mac is not None
+                raise ConfigError(f"nic: two cards have the MAC {nic.mac.hex(':')}")
+    return complete
 
 
 def _choice(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -5,13 +5,13 @@ Its shape is that of the trees QEMU makes for these boards, as far as the device
 
 import fdt
 
-from sterna.machine.boards import DEVICE_TREE_ROOM, ArmBoard, Board, Isa
+from sterna.machine.boards import DEVICE_TREE_ROOM, TRANSPORT_BYTES, ArmBoard, Board, Isa
 from sterna.machine.config import MachineConfig
 
 _GIC_PHANDLE = 0x8001
 _CLOCK_PHANDLE = 0x8000
 _SPI, _PPI = 0, 1
-_LEVEL_HIGH = 4
+_EDGE_RISING, _LEVEL_HIGH = 1, 4
 _CPU_MASK_SHIFT = 8
 _DTB_VERSION = 17
 _CPU_COMPATIBLE = {Isa.ARMV7: "arm,cortex-a15", Isa.ARM64: "arm,armv8", Isa.X86_64: "x86,x86-64"}
@@ -53,6 +53,14 @@ def build(config: MachineConfig) -> bytes:
     _cpus(root, board, config.smp)
     if isinstance(board, ArmBoard):
         _arm(root, board, config.smp)
+    for number in range(len(config.nics)):
+        slot = board.virtio.slot_of(number)
+        node = _node(root, f"virtio_mmio@{board.virtio.address(slot):x}")
+        _strings(node, "compatible", "virtio,mmio")
+        _region(node, (board.virtio.address(slot), TRANSPORT_BYTES))
+        if isinstance(board, ArmBoard):
+            _words(node, "interrupts", _SPI, board.virtio.spi + slot, _EDGE_RISING)
+            node.append(fdt.Property("dma-coherent"))
     for uart in board.uarts:
         node = _node(root, f"pl011@{uart.base:x}")
         _strings(node, "compatible", "arm,pl011", "arm,primecell")

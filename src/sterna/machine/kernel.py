@@ -20,6 +20,10 @@ def find(config: MachineConfig, device_tree_bytes: int) -> Image:
         catalog.validate(
             name, config.append, cpus=config.smp, memory_bytes=config.memory_bytes, board=config.machine
         )
+        if catalog.PROGRAMS[name].needs_nic and not config.nics:
+            raise catalog.GuestError(
+                f"{name}: it needs a network card: --nic tap,ifname=tap0 (ip tuntap add tap0 mode tap makes one)"
+            )
         path = catalog.find(name, config.machine)
     else:
         path = Path(name)

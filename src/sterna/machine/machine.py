@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from sterna.machine.cpus import CpuThreads
 from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
+from sterna.machine.nics import Nics
 from sterna.machine.platforms import Common
 from sterna.machine.platforms.factory import create_platform
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
@@ -60,6 +61,7 @@ class Machine:
     :raise LoadError: When the kernel cannot be loaded.
     :raise GuestError: When there is no such guest program or it cannot run so.
     :raise SerialError: When the serial line cannot be opened.
+    :raise TapError: When a network card's tap cannot be opened.
     :raise HypervisorError: When the hypervisor is not there.
     """
 
@@ -100,8 +102,12 @@ class Machine:
             self._vm, block, board.ram_base, initially_set=config.dirty_log == DirtyLogMode.MANUAL
         )
         self._platform = create_platform(self._vm, board, config.smp)
-        self.descriptions: Mapping[str, VmStateDescription] = self._platform.descriptions
         self._build_uarts(stack)
+        self._nics = Nics(config.nics, board, self._vm, self._ram, self._platform.line, stack)
+        self.descriptions: Mapping[str, VmStateDescription] = {
+            **self._platform.descriptions,
+            **self._nics.descriptions,
+        }
         if boot is not None:
             self._load(*boot)
         self._threads = CpuThreads(self._platform.vcpus, self._vcpu_left)
@@ -210,7 +216,9 @@ class Machine:
             self._vm.set_counter(self._stopped_counter)
             self._stopped_counter = None
         self._emit("RESUME")
-        return self._threads.resume()
+        resumed_at = self._threads.resume()
+        self._nics.resume()
+        return resumed_at
 
     def _pause(self, target: RunState) -> int:
         """Leave state running for `target`, or, if a vCPU had just stopped by itself, for what that means.
@@ -218,6 +226,7 @@ class Machine:
         :return: CLOCK_REALTIME in ns when the last vCPU had stopped
         """
         stopped_at = self._threads.pause()
+        self._nics.pause()
         self._stopped_counter = self._vm.counter()
         own = self._threads.take_exits()
         if own:
@@ -268,6 +277,10 @@ class Machine:
     def statistics(self) -> dict[str, int]:
         """The hypervisor's counters by name."""
         return dict(self._vm.statistics())
+
+    def network_counts(self) -> dict[str, dict[str, int]]:
+        """Frames that each network card has carried, by its tap and by what became of them (`FrameCounts`)."""
+        return {tap: asdict(counts) for tap, counts in self._nics.counts().items()}
 
     def unmap(self, ipa: int, size: int) -> None:
         """Take the mappings of a range of RAM away, as a host that reclaims memory does. As `GuestRam.unmap`."""
@@ -395,7 +408,8 @@ class Machine:
             require("save the devices", self._run_state, RunState.FINISH_MIGRATE)
             assert self._stopped_counter is not None
             uarts = tuple(uart.save() for uart in self._uarts)
-            return self._platform.save(Common(self._stopped_counter, uarts, self._before_migration))
+            common = Common(self._stopped_counter, uarts, self._before_migration)
+            return [*self._platform.save(common), *self._nics.save()]
 
     def judge_section(self, state: DeviceState) -> Judgement:
         """Whether the guest can do without a device of the source's."""
@@ -414,12 +428,18 @@ class Machine:
         """
         with self._lock, self._collector.until_error():
             require("load the devices", self._run_state, RunState.INMIGRATE)
-            state, apply = self._platform.load(states, ignored)
+            others, apply_nics = self._nics.load(states)
+            state, apply = self._platform.load(others, ignored)
             apply()
+            apply_nics()
             for uart, registers in zip(self._uarts, state.uarts, strict=True):
                 uart.load(registers)
             self._stopped_counter = state.counter
             self._incoming = state
+
+    def announce(self, delays: Sequence[float]) -> None:
+        """Tell the guest's networks that it is here, from when it runs."""
+        self._nics.announce(delays)
 
     def advance_counter(self, elapsed_ns: int) -> None:
         """The guest ran until `elapsed_ns` ago: let its counter jump by that. A guest that was paused lost no time."""

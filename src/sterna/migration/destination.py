@@ -450,6 +450,7 @@ class Destination:
     def _start_at_end(self) -> None:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
+        self.guest.announce(self.parameters.announce_delays)
         self.guest.resume()
         self._runs = True
         self.confirmed = True
@@ -467,6 +468,7 @@ class Destination:
         elapsed_ns = time.time_ns() - (commit.stop_ns + commit.clock_offset_ns)
         elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
         self.guest.advance_counter(elapsed_ns)
+        self.guest.announce(self.parameters.announce_delays)
         clock_ns = self.guest.resume()
         self._runs = True
         self.record.running(self._id, clock_ns)

@@ -96,6 +96,13 @@ class Guest(Protocol):
         """What the guest sees of a RAM block of the source's that this machine has not; None when it cannot do without it."""
         ...
 
+    def announce(self, delays: Sequence[float]) -> None:
+        """The guest has come here: its networks are told as soon as it runs.
+
+        :param delays: seconds before each time
+        """
+        ...
+
     def advance_counter(self, elapsed_ns: int) -> None:
         """The guest was down for so long: its counter jumps by it, as one that never stopped would have."""
         ...

@@ -196,6 +196,15 @@ class Parameters:
         return dict(self._capabilities)
 
     @property
+    def announce_delays(self) -> list[float]:
+        """Seconds before each time that an arrived guest's networks are told of it; the first is at once."""
+        initial, step, most, rounds = (
+            int(self._values[f"announce-{name}"]) for name in ("initial", "step", "max", "rounds")
+        )
+        later = (min(initial + number * step, most) / 1000 for number in range(rounds - 1))
+        return [0.0, *later] if rounds else []
+
+    @property
     def max_bandwidth(self) -> int:
         """Bytes per second; 0 is unlimited."""
         return int(self._values["max-bandwidth"])

@@ -74,6 +74,7 @@ class HumanMonitor:
             ),
             "migrate_parameters": _Entry("", "show current migration parameters", self._info_parameters),
             "name": _Entry("", "show the current VM name", self._info_name),
+            "network": _Entry("", "show what each network card has carried", self._info_network),
             "registers": _Entry("[-a]", "show the CPU registers (-a: of all CPUs)", self._info_registers),
             "stage2": _Entry("", "show statistics of stage 2 and the dirty log", self._info_stage2),
             "status": _Entry("", "show the current VM status", self._info_status),
@@ -259,6 +260,14 @@ class HumanMonitor:
         _no_more(rest, "name")
         name = self._control.machine.config.name
         return f"{name}\n" if name else ""
+
+    def _info_network(self, rest: str) -> str:
+        _no_more(rest, "network")
+        cards = self._control.machine.network_counts()
+        return "".join(
+            f"{tap}: {', '.join(f'{name} {count}' for name, count in counts.items())}\n"
+            for tap, counts in cards.items()
+        )
 
     def _info_registers(self, rest: str) -> str:
         if rest not in ("", "-a"):

@@ -174,7 +174,7 @@ def _over_time(evidence: Evidence) -> Iterator[str]:
     yield from _figure(
         svg, "Huge pages over time", "strokes at the bottom: migrate_cancel" if cancels else ""
     )
-    for reached in getattr(evidence, "reachability", ()):
+    for reached in evidence.reachability:
         pings = [
             (ping.sent, None if ping.answered is None else ping.answered - ping.sent)
             for ping in reached.pings

@@ -11,7 +11,7 @@ from types import TracebackType
 from sterna.testbed.errors import BedError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import VmKind
-from sterna.testbed.network import Host, Network, make_network
+from sterna.testbed.network import GuestNic, Host, Network, make_network
 from sterna.testbed.remains import Remains
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import Vm
@@ -60,10 +60,20 @@ class Bed:
         """The host that `host` is not."""
         return self.hosts[1] if host.name == self.hosts[0].name else self.hosts[0]
 
-    def source(self, settings: VmSettings, host: Host | None = None, name: str = "guest") -> Vm:
+    def source(
+        self,
+        settings: VmSettings,
+        host: Host | None = None,
+        name: str = "guest",
+        *,
+        nic: GuestNic | None = None,
+    ) -> Vm:
         """A VM with a guest, started; not waited for."""
         host = host or self.hosts[0]
-        return self._stack.enter_context(self.kind.source(f"{name} on {host.name}", host, settings))
+        if nic is not None:
+            self.network.attach(host, nic)
+        vm = self.kind.source(f"{name} on {host.name}", host, settings, nic)
+        return self._stack.enter_context(vm)
 
     def destination(
         self,
@@ -73,11 +83,16 @@ class Bed:
         *,
         hold: bool = False,
         log: str | None = None,
+        nic: GuestNic | None = None,
     ) -> Vm:
         """A VM that waits for a guest, started; not waited for."""
         host = host or self.hosts[1]
+        if nic is not None:
+            self.network.attach(host, nic)
         port = next(self._ports) if host.namespace is not None else 0
-        vm = self.kind.destination(f"{name} on {host.name}", host, settings, port, hold=hold, log=log)
+        vm = self.kind.destination(
+            f"{name} on {host.name}", host, settings, port, hold=hold, log=log, nic=nic
+        )
         return self._stack.enter_context(vm)
 
     def warm_up(self, vm: Vm, guest: Guest) -> None:

@@ -172,6 +172,60 @@ class Injured:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Ping:
+    """An ICMP echo request.
+
+    :ivar number: counted from 0
+    :ivar answered: when its first answer came; None: never
+    :ivar answers: how many came
+    """
+
+    number: int
+    sent: float
+    answered: float | None
+    answers: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request of a session over UDP, and its answer.
+
+    :ivar number: counted from 0
+    :ivar sent: for the first time
+    :ivar answered: None: the session ended before
+    :ivar attempts: how often it was sent
+    :ivar strange: answers that were not what was sent
+    """
+
+    number: int
+    sent: float
+    answered: float | None
+    attempts: int
+    strange: int
+
+
+@dataclass
+class Reachability:
+    """A guest as the server reached it over the network, through all its migrations.
+
+    :ivar pings: at a steady pace
+    :ivar session: over one socket
+    :ivar passages: the migrations meanwhile
+    :ivar switched: when the router's route followed the guest, for each migration that completed
+    :ivar answered_by_guest: how many requests the guest says it answered, by protocol (`icmp`, `udp`), and what it missed
+        of the session (`lost`); empty when it does not count
+    """
+
+    guest: str
+    address: str
+    pings: list[Ping] = field(default_factory=list)
+    session: list[Exchange] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+    switched: list[float] = field(default_factory=list)
+    answered_by_guest: dict[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class Evidence:
     """Everything of one run of one scenario.
@@ -181,6 +235,7 @@ class Evidence:
     :ivar huge_pages: over time
     :ivar blocks_before: huge pages when the guest had settled, before anything was done to it
     :ivar speeds: work of the guest per second of its CPUs' time: before, and after
+    :ivar reachability: of each guest that was reached over the network
     :ivar reclaimed: what the host took from the guest
     :ivar skipped: parts that were left out, and why
     """
@@ -192,5 +247,6 @@ class Evidence:
     speeds: list[float] = field(default_factory=list)
     cancelled: list[Cancelled] = field(default_factory=list)
     injured: list[Injured] = field(default_factory=list)
+    reachability: list[Reachability] = field(default_factory=list)
     reclaimed: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """What the test bed asks of a guest, whatever runs in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sterna.guests.layout import (
@@ -9,6 +9,7 @@ from sterna.guests.layout import (
     STATUS_OFFSET,
     DirtyramWord,
     GuestState,
+    NetWord,
     ProgramId,
     Status,
 )
@@ -67,6 +68,12 @@ class Guest(Protocol):
         """Pages that it writes."""
         ...
 
+    def answered(self, mark: Mark) -> Mapping[str, int]:
+        """How many requests from the network it has answered: `icmp`, `udp`; and how many numbers of a session it has not seen:
+        `lost`. Empty when it does not count.
+        """
+        ...
+
     def pulse(self, vm: Vm) -> int:
         """A number that changes while it runs; cheap, for looking often."""
         ...
@@ -117,12 +124,18 @@ class BareGuest:
 
     def work(self, mark: Status) -> int:
         """Pages written, or steps done."""
-        if mark.program is ProgramId.DIRTYRAM:
+        if mark.program in (ProgramId.DIRTYRAM, ProgramId.NET):
             return sum(mark.word(index, DirtyramWord.WRITES) for index in range(mark.cpus))
         return mark.steps()
 
     def pages_in_use(self, mark: Status) -> int:
         return pages_in_use(mark)
+
+    def answered(self, mark: Status) -> dict[str, int]:
+        if mark.program is not ProgramId.NET:
+            return {}
+        words = {"icmp": NetWord.ICMP, "udp": NetWord.UDP, "lost": NetWord.LOST}
+        return {name: mark.word(0, word) for name, word in words.items()}
 
     def pulse(self, vm: Vm) -> int:
         """The counter as CPU 0 has read it last."""

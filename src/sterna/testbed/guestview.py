@@ -52,6 +52,11 @@ def has_warmed_up(status: Status) -> bool:
     done: Callable[[int], bool]
     if status.program is ProgramId.DIRTYRAM:
         done = lambda cpu: status.word(cpu, DirtyramWord.PASSES) > 0  # noqa: E731
+    elif status.program is ProgramId.NET:
+        done = lambda cpu: (  # noqa: E731
+            int(status.cpu(cpu)["steps"]) > 0
+            and (status.word(cpu, DirtyramWord.PASSES) > 0 or not status.word(cpu, DirtyramWord.PAGES))
+        )
     elif status.program is ProgramId.RANDOM:
         done = lambda cpu: (  # noqa: E731
             status.word(cpu, RandomWord.STEPS) > 0
@@ -97,7 +102,7 @@ def pages_in_use(status: Status) -> int:
     """Work pages up to the last that the program writes."""
     ends = [0]
     for cpu in range(status.cpus):
-        if status.program is ProgramId.DIRTYRAM:
+        if status.program in (ProgramId.DIRTYRAM, ProgramId.NET):
             ends.append(status.word(cpu, DirtyramWord.FIRST) + status.word(cpu, DirtyramWord.PAGES))
         elif status.program is ProgramId.RANDOM:
             ends.append(

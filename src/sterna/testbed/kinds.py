@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sterna.guests.catalog import GuestError, find, validate
+from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.network import Host
+from sterna.testbed.network import GuestNic, Host
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
 
@@ -58,18 +58,30 @@ class VmKind(ABC):
         """
 
     @abstractmethod
-    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
-        """A VM with a guest."""
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+        """A VM with a guest.
+
+        :param nic: its network card, whose tap is there on the host; None: it has none
+        """
 
     @abstractmethod
     def destination(
-        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        port: int,
+        *,
+        hold: bool,
+        log: str | None = None,
+        nic: GuestNic | None = None,
     ) -> Vm:
         """A VM that waits for a guest.
 
         :param port: where; 0 for any
         :param hold: do not run the guest until told to
         :param log: file for its console; None: read here
+        :param nic: as of the source
         """
 
     @abstractmethod
@@ -103,15 +115,24 @@ class SternaKind(VmKind):
             except VmError as error:
                 raise Unsupported(str(error)) from error
 
-    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
-        _validate(settings, self._board())
-        guest = ["--kernel", settings.program, "--append", settings.arguments]
-        return SternaVm(name, [*self._common(settings), *guest], host, self.options.environment)
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+        arguments = _arguments(settings, nic)
+        _validate(settings, arguments, self._board())
+        guest = ["--kernel", settings.program, "--append", arguments]
+        return SternaVm(name, [*self._common(settings, nic), *guest], host, self.options.environment)
 
     def destination(
-        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        port: int,
+        *,
+        hold: bool,
+        log: str | None = None,
+        nic: GuestNic | None = None,
     ) -> Vm:
-        arguments = [*self._common(settings), "--incoming", f"tcp:{host.address}:{port}"]
+        arguments = [*self._common(settings, nic), "--incoming", f"tcp:{host.address}:{port}"]
         if hold:
             arguments.append("--paused")
         if log is not None:
@@ -130,7 +151,7 @@ class SternaKind(VmKind):
         """The one that this hypervisor runs by default."""
         return MachineConfig(accel=self._accel).board
 
-    def _common(self, settings: VmSettings) -> list[str]:
+    def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
         machine = [
             "--accel",
             self._accel,
@@ -139,6 +160,8 @@ class SternaKind(VmKind):
             "--memory",
             f"{settings.memory_bytes}B",
         ]
+        if nic is not None:
+            machine += ["--nic", f"tap,ifname={nic.tap},mac={nic.mac}"]
         return [*machine, *self.options.arguments]
 
 
@@ -153,16 +176,25 @@ class QemuKind(VmKind):
     def check(self) -> None:
         self._binary()
 
-    def source(self, name: str, host: Host, settings: VmSettings) -> Vm:
-        _validate(settings, VIRT)
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+        arguments = _arguments(settings, nic)
+        _validate(settings, arguments, VIRT)
         image = find(settings.program, VIRT.name)
-        guest = ["-kernel", str(image), "-append", settings.arguments]
-        return QemuVm(name, self._binary(), [*self._common(settings), *guest], host)
+        guest = ["-kernel", str(image), "-append", arguments]
+        return QemuVm(name, self._binary(), [*self._common(settings, nic), *guest], host)
 
     def destination(
-        self, name: str, host: Host, settings: VmSettings, port: int, *, hold: bool, log: str | None = None
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        port: int,
+        *,
+        hold: bool,
+        log: str | None = None,
+        nic: GuestNic | None = None,
     ) -> Vm:
-        arguments = [*self._common(settings), "-incoming", f"tcp:{host.address}:{port}"]
+        arguments = [*self._common(settings, nic), "-incoming", f"tcp:{host.address}:{port}"]
         if hold:
             arguments.append("-S")
         if log is not None:
@@ -172,8 +204,13 @@ class QemuKind(VmKind):
     def guest(self, settings: VmSettings) -> Guest:
         return BareGuest(int(VIRT.ram_base), settings.memory_bytes)
 
-    def _common(self, settings: VmSettings) -> list[str]:
+    def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
         machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
+        if nic is not None:
+            machine += ["-netdev", f"tap,id=net0,ifname={nic.tap},script=no,downscript=no"]
+            machine += ["-device", f"virtio-net-device,netdev=net0,mac={nic.mac}"]
+            # The guest programs know virtio 1, not what came before.
+            machine += ["-global", "virtio-mmio.force-legacy=false"]
         return [*machine, "-m", f"{settings.memory_bytes >> 20}M", *self.options.arguments]
 
     def _binary(self) -> str:
@@ -195,11 +232,21 @@ def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
     return SternaKind(name, options)
 
 
-def _validate(settings: VmSettings, board: Board) -> None:
+def _arguments(settings: VmSettings, nic: GuestNic | None) -> str:
+    """The guest program's arguments; the first of one that has a network card is its address."""
+    program = PROGRAMS.get(settings.program)
+    if program is None or not program.needs_nic:
+        return settings.arguments
+    if nic is None:
+        raise ScenarioError(f"[vm] {settings.program} needs a network card; this procedure gives it none")
+    return f"{nic.address} {settings.arguments}".strip()
+
+
+def _validate(settings: VmSettings, arguments: str, board: Board) -> None:
     try:
         validate(
             settings.program,
-            settings.arguments,
+            arguments,
             cpus=settings.smp,
             memory_bytes=settings.memory_bytes,
             board=board.name,

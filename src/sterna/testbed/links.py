@@ -1,6 +1,7 @@
-"""Cables between namespaces: veth pairs with a token bucket at both ends, and the router they end in."""
+"""Cables between namespaces: veth pairs with a token bucket at both ends, the router they end in, and guests' taps."""
 
 import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from sterna.testbed.errors import BedError, Unsupported
 from sterna.testbed.namespace import Namespace
 
 _HOST_END = "eth0"
+_TUN = "/dev/net/tun"
 _PREFIX = 24
 _BURST_SECONDS = 0.002
 _LEAST_BURST = 1 << 18  # a GSO packet of 64 KiB must fit, or it is cut up (tc-tbf(8), "burst")
@@ -75,6 +77,28 @@ class Link:
             _call(f"set the link {state}", netlink.link, "set", index=index, state=state)
 
         with_netlink(self._router.namespace, change)
+
+
+def make_tap(namespace: Namespace, name: str, mac: str, address: str, guest: str) -> None:
+    """A tap device that stays until its namespace goes; whoever opens it by its name is at its other end.
+
+    :param address: of the namespace on it
+    :param guest: the one address that is led to it
+    :raise LinkError: When the kernel refuses.
+    :raise Unsupported: When the kernel has no taps.
+    """
+
+    def make(netlink: Any) -> None:
+        _call(f"make the tap {name}", netlink.link, "add", ifname=name, kind="tuntap", mode="tap")
+        [index] = netlink.link_lookup(ifname=name)
+        _call(f"{name}: MAC {mac}", netlink.link, "set", index=index, address=mac)
+        _call(f"{name}: address {address}", netlink.addr, "add", index=index, address=address, prefixlen=32)
+        _call(f"{name}: bring it up", netlink.link, "set", index=index, state="up")
+        _call(f"{name}: route {guest}", netlink.route, "add", dst=f"{guest}/32", oif=index)
+
+    if not os.path.exists(_TUN):
+        raise Unsupported(f"this machine has no {_TUN} (modprobe tun)")
+    with_netlink(namespace, make)
 
 
 def with_netlink(namespace: Namespace, function: Callable[[Any], None]) -> None:

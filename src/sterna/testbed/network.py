@@ -6,8 +6,9 @@
     host2 --- eth0 10.83.2.1 --- 10.83.2.254 ---+--- router
     server -- eth0 10.83.3.1 --- 10.83.3.254 ---+
 
-Guests have addresses of their own (10.83.9.0/24). The router leads a guest's address to the host it is on, and
-switches when the guest moves: `route_guest`.
+Guests have addresses of their own (10.83.9.0/24), and taps on the hosts (`attach`). The router leads a guest's address to
+the host it is on, and switches when the guest moves: `route_guest`. To a guest all hosts look alike: its gateway has the
+same address and the same MAC on each.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +18,16 @@ from pathlib import Path
 from types import TracebackType
 
 from sterna.testbed.errors import BedError, Unsupported
-from sterna.testbed.links import Link, LinkError, Router
+from sterna.testbed.links import Link, LinkError, Router, make_tap
 from sterna.testbed.namespace import Namespace
 
 HOSTS = ("host1", "host2")
 SERVER = "server"
 _SUBNETS = {"host1": "10.83.1", "host2": "10.83.2", "server": "10.83.3"}
+_GUEST_SUBNET = "10.83.9"
+_GATEWAY_MAC = "02:00:0a:53:09:fe"
+_FIRST_MAC = 0x52_54_00_12_34_56
+_MAX_GUESTS = 200
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,31 @@ class Host:
         """In a child between fork and exec: move in."""
         if self.namespace is not None:
             self.namespace.enter()
+
+
+@dataclass(frozen=True)
+class GuestNic:
+    """A guest's network card, the same on whichever host the guest is.
+
+    :ivar tap: name of the tap device that a host has for it
+    :ivar mac: the guest's
+    :ivar address: the guest's, IPv4
+    :ivar gateway: the host's on the tap, IPv4
+    :ivar prefix: bits of the network that both are in
+    """
+
+    tap: str
+    mac: str
+    address: str
+    gateway: str = f"{_GUEST_SUBNET}.254"
+    prefix: int = 24
+
+
+def guest_nic(number: int = 0) -> GuestNic:
+    """The card of guest `number`, counted from 0."""
+    assert 0 <= number < _MAX_GUESTS
+    mac = (_FIRST_MAC + number).to_bytes(6, "big").hex(":")
+    return GuestNic(f"tap{number}", mac, f"{_GUEST_SUBNET}.{1 + number}")
 
 
 class Network(ABC):
@@ -66,6 +96,13 @@ class Network(ABC):
         """Plug or pull a host's cable; packets are dropped meanwhile.
 
         :raise Unsupported: When there is no cable.
+        """
+
+    @abstractmethod
+    def attach(self, host: Host, nic: GuestNic) -> None:
+        """Give a host the tap for a guest's card, unless it has it: `GuestNic.tap`, to be opened by the VM.
+
+        :raise Unsupported: When there can be none.
         """
 
     @abstractmethod
@@ -102,6 +139,7 @@ class NamespaceNetwork(Network):
         self._closers: list[Callable[[], None]] = []
         self._links: dict[str, Link] = {}
         self._guests: dict[str, str] = {}
+        self._taps: set[tuple[str, str]] = set()
         try:
             self._router = Router(self._namespace())
             hosts = [self._join(name) for name in (*HOSTS, SERVER)]
@@ -125,6 +163,13 @@ class NamespaceNetwork(Network):
             for address, name in self._guests.items():
                 if name == host.name:
                     self._router.route(address, host.address)
+
+    def attach(self, host: Host, nic: GuestNic) -> None:
+        if (host.name, nic.tap) in self._taps:
+            return
+        assert host.namespace is not None
+        make_tap(host.namespace, nic.tap, _GATEWAY_MAC, nic.gateway, nic.address)
+        self._taps.add((host.name, nic.tap))
 
     def route_guest(self, address: str, host: Host) -> None:
         self._guests[address] = host.name
@@ -163,6 +208,9 @@ class LoopbackNetwork(Network):
 
     def set_link(self, host: Host, *, up: bool) -> None:
         raise Unsupported("the loopback address has no cable to pull; run as root")
+
+    def attach(self, host: Host, nic: GuestNic) -> None:
+        raise Unsupported("a guest's network card needs a tap in a network namespace; run as root")
 
     def route_guest(self, address: str, host: Host) -> None:
         raise Unsupported("the loopback address has no router; run as root")

@@ -14,8 +14,8 @@ class VmSettings(Settings, frozen=True):
     """The VM under test.
 
     :ivar memory: size of RAM, such as ``1792M``
-    :ivar program: what the guest does: `dirtyram`, `clock` or `random`
-    :ivar arguments: the program's
+    :ivar program: what the guest does: `dirtyram`, `clock`, `random` or `net`
+    :ivar arguments: the program's; without the address of `net`, which the procedure gives it
     """
 
     memory: str = "64M"

@@ -12,6 +12,8 @@
 #define UART_BASE 0x09000000u
 #define GIC_DISTRIBUTOR 0x08000000u
 #define GIC_CPU_INTERFACE 0x08010000u
+#define VIRTIO_BASE 0x0a000000u
+#define VIRTIO_SLOTS 32u
 #define HAVE_PSCI 1
 #elif defined(BOARD_VEXPRESS_A15)
 #define BOARD_ID BOARD_ID_VEXPRESS_A15
@@ -19,6 +21,8 @@
 #define UART_BASE 0x1c090000u
 #define GIC_DISTRIBUTOR 0x2c001000u
 #define GIC_CPU_INTERFACE 0x2c002000u
+#define VIRTIO_BASE 0x1c130000u
+#define VIRTIO_SLOTS 4u
 #define HAVE_PSCI 0 /* all CPUs start at the entry point */
 #elif defined(BOARD_VIRT_ARM64)
 #define BOARD_ID BOARD_ID_VIRT_ARM64
@@ -26,11 +30,15 @@
 #define UART_BASE 0x09000000u
 #define GIC_DISTRIBUTOR 0x08000000u
 #define GIC_CPU_INTERFACE 0x08010000u
+#define VIRTIO_BASE 0x0a000000u
+#define VIRTIO_SLOTS 32u
 #elif defined(BOARD_PC_MIN)
 #define BOARD_ID BOARD_ID_PC_MIN
 #define RAM_BASE 0x40000000u
 #define UART_BASE 0x09000000u
 #define SLEEP_TIMER 0x09010000u
+#define VIRTIO_BASE 0x0a000000u
+#define VIRTIO_SLOTS 32u
 #else
 #error "define BOARD_VIRT, BOARD_VEXPRESS_A15, BOARD_VIRT_ARM64 or BOARD_PC_MIN"
 #endif
@@ -89,6 +97,7 @@ struct program {
 	const char *usage;
 	u32 least_arguments; /* unless none are given at all */
 	u32 most_arguments;
+	u32 addresses; /* of the arguments, counted from the first, those that are IPv4 addresses: a.b.c.d */
 	u64 defaults[MAX_ARGS];
 	void (*check)(void);  /* on CPU 0, before others start: status.args in, fail() when they cannot be met */
 	void (*run)(u32 cpu); /* on each CPU */

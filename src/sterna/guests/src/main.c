@@ -62,7 +62,24 @@ void share(u64 total, u32 cpu, u64 *first, u64 *count)
 	*count = divide(total * (cpu + 1), status.cpus, &rest) - start;
 }
 
-/* Decimal or 0x-hexadecimal numbers, parted by blanks. */
+/* The rest of an IPv4 address, whose first number has been read. */
+static u32 read_address(const char *text, u32 length, u32 *at, u64 value)
+{
+	for (u32 part = 1; part < 4; part++) {
+		u32 number = 0, digits = 0;
+
+		if (value > 0xffffffu || *at == length || text[*at] != '.')
+			fail(ERROR_ARGUMENT_NUMBER, "an address is not four numbers up to 255");
+		for (++*at; *at < length && text[*at] >= '0' && text[*at] <= '9' && digits < 3; ++*at, digits++)
+			number = number * 10 + (u32)(text[*at] - '0');
+		if (!digits || number > 255)
+			fail(ERROR_ARGUMENT_NUMBER, "an address is not four numbers up to 255");
+		value = value << 8 | number;
+	}
+	return (u32)value;
+}
+
+/* Decimal or 0x-hexadecimal numbers and IPv4 addresses, parted by blanks. */
 static void read_arguments(const char *text, u32 length)
 {
 	u32 count = 0, at = 0;
@@ -85,6 +102,12 @@ static void read_arguments(const char *text, u32 length)
 			char c = text[at];
 			u32 digit = 16;
 
+			if (c == '.' && base == 10 && digits && (program.addresses >> count & 1)) {
+				if (value > 255)
+					fail(ERROR_ARGUMENT_NUMBER, "an address is not four numbers up to 255");
+				value = read_address(text, length, &at, value);
+				break;
+			}
 			if (c >= '0' && c <= '9')
 				digit = (u32)(c - '0');
 			else if ((c | 32) >= 'a' && (c | 32) <= 'f')
@@ -97,6 +120,8 @@ static void read_arguments(const char *text, u32 length)
 			value = value * base + digit;
 		}
 		if (!digits)
+			fail(ERROR_ARGUMENT_NUMBER, "an argument is not a number");
+		if (at < length && text[at] != ' ' && text[at] != '\t')
 			fail(ERROR_ARGUMENT_NUMBER, "an argument is not a number");
 		put64(&status.args[count++], value);
 	}

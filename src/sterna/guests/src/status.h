@@ -26,7 +26,7 @@
 #define WORDS 16u
 #define LONG_GAP_MS 5u                 /* gaps above this many milliseconds enter the ring */
 
-enum program_id { PROGRAM_DIRTYRAM = 1, PROGRAM_CLOCK = 2, PROGRAM_RANDOM = 3 };
+enum program_id { PROGRAM_DIRTYRAM = 1, PROGRAM_CLOCK = 2, PROGRAM_RANDOM = 3, PROGRAM_NET = 4 };
 
 enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2, BOARD_ID_PC_MIN = 3, BOARD_ID_VIRT_ARM64 = 4 };
 
@@ -43,6 +43,7 @@ enum error_code {
 	ERROR_DEVICE_TREE = 5,
 	ERROR_CPU_START = 6,
 	ERROR_EXCEPTION = 7,       /* a CPU took an exception; see its fault_* fields */
+	ERROR_DEVICE = 8,          /* a device that the program needs is not there, or refuses */
 };
 
 struct gap {
@@ -114,6 +115,20 @@ enum dirtyram_word {
 enum clock_word {
 	CLOCK_SEQUENCE = 0, /* lines printed (CPU 0) */
 	CLOCK_PERIOD = 1,   /* ticks between lines */
+};
+
+/* net: what CPU 0 has answered; each count is stored before its answer is sent. DIRTYRAM words hold for the pages it writes. */
+enum net_word {
+	NET_ADDRESS = 6,    /* IPv4, as a number in host order */
+	NET_RECEIVED = 7,   /* frames, whatever they were */
+	NET_ARP = 8,        /* requests answered */
+	NET_ICMP = 9,       /* echo requests answered */
+	NET_UDP = 10,       /* datagrams sent back */
+	NET_OTHER = 11,     /* frames that were not for it, or were damaged */
+	NET_SEQUENCE = 12,  /* highest number that a datagram had, plus one */
+	NET_LOST = 13,      /* numbers that were left out on the way up */
+	NET_AGAIN = 14,     /* numbers that were not higher than the one before: late, or twice */
+	NET_UNSENT = 15,    /* answers for which the device had no room */
 };
 
 /* random: see random.c for the generator. */

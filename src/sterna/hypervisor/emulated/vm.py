@@ -249,11 +249,19 @@ class EmulatedVm:
         self._with_log(slot, lambda log: log.clear(first_page, num_pages, words))
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
-        """Log a write by the host; without a log there is nothing to do."""
-        with self._lock:
-            self._map.slot(slot)
-            if slot in self._logs:
-                self._with_log(slot, lambda log: log.mark(first_page, num_pages))
+        """Log a write by the host; without a log there is nothing to do.
+
+        Takes no lock: a device may call it while a vCPU waits for that device in guest mode, and who holds the lock may wait
+        for that vCPU to flush its TLB. A log that starts meanwhile need not have the write, which came before.
+        """
+        self._map.slot(slot)
+        log = self._logs.get(slot)
+        if log is None:
+            return
+        try:
+            log.mark(first_page, num_pages)
+        except DirtyLogError as error:
+            raise HypervisorError(f"memory slot {slot}: {error}") from error
 
     def enable_manual_protect(self, flags: ManualProtect) -> None:
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""

@@ -42,7 +42,7 @@ _PCI_ENABLED = 0x7
 _PCI_CONFIG_BYTES = (256, 4096)
 _PCI_VERSION = bytes((0, 0, 0, 2))
 _VIRTIO_MMIO_STATUS = 12
-"""Where a legacy section has the device status: after what its transport saves (three words)."""
+"""Where QEMU's section has the device status: after what its transport saves (three words)."""
 
 _Values = Mapping[str, Any]
 _RESET = "at reset"
@@ -118,9 +118,13 @@ def _pci_config(values: _Values) -> bytes | None:
 
 def _judge_virtio_mmio(values: _Values) -> Judgement:
     raw = values.get("virtio")
-    if not isinstance(raw, bytes) or len(raw) <= _VIRTIO_MMIO_STATUS:
+    status: Any = None
+    if isinstance(raw, dict):
+        status = raw.get("status")  # a sterna's, which describes its fields
+    elif isinstance(raw, bytes) and len(raw) > _VIRTIO_MMIO_STATUS:
+        status = raw[_VIRTIO_MMIO_STATUS]
+    if not isinstance(status, int):
         return Judgement(False, "no device status is found in it")
-    status = raw[_VIRTIO_MMIO_STATUS]
     if status:
         return Judgement(False, f"the guest uses it: virtio device status {status:#04x}")
     return Judgement(True, "not acknowledged by a driver")

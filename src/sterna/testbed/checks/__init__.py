@@ -5,6 +5,7 @@ from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import Finding, Verdict
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 
 Check = (
@@ -17,7 +18,10 @@ Check = (
     | DowntimeCheck
     | HugePagesCheck
     | OneSideCheck
+    | PingCheck
     | ReclaimedCheck
+    | SessionCheck
+    | SilenceCheck
     | SpeedCheck
 )
 """Each has `claim`, what it holds true, and `judge`."""

@@ -1,0 +1,105 @@
+"""A guest is reached over the network through its migration, and its address moves with it."""
+
+import time
+
+from sterna.testbed.bed import Bed
+from sterna.testbed.errors import BedError
+from sterna.testbed.evidence import Evidence, Reachability
+from sterna.testbed.migration import Migration
+from sterna.testbed.network import GuestNic, guest_nic
+from sterna.testbed.probes import Pinger, Probe, Session
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.vm import Vm
+
+_POLL_SECONDS = 0.002
+_REACHED_SECONDS = 60.0
+_RUNS_SECONDS = 30.0
+
+
+class Failover(BaseProcedure, tag="failover", frozen=True):
+    """Migrate a guest from host 1 to host 2 while the server pings it and keeps a session with it. As soon as it runs at the
+    destination, the router leads its address there.
+
+    :ivar times: migrations, to and fro
+    :ivar ping_hz: pings a second
+    :ivar answers: how many pings have to be answered before and after each migration
+    """
+
+    times: int = 1
+    ping_hz: float = 100.0
+    answers: int = 100
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        nic = guest_nic()
+        guest = bed.kind.guest(stage.vm)
+        source = bed.source(stage.vm, nic=nic)
+        bed.network.route_guest(nic.address, source.host)
+        bed.warm_up(source, guest)
+        reached = Reachability("guest", nic.address)
+        evidence.reachability.append(reached)
+        pinger = Pinger(bed.network.server, nic.address, bed.now, self.ping_hz)
+        with pinger, Session(bed.network.server, nic.address, bed.now) as session:
+            try:
+                _await_answers(pinger, self.answers)
+                _await_answers(session, 1)
+                for number in range(1, self.times + 1):
+                    bed.say(
+                        f"migration {number} of {self.times}, from {source.host.name}, with {nic.address} pinged"
+                    )
+                    destination = self._migrate(stage, source, nic, evidence, reached)
+                    if destination is None:
+                        return
+                    _await_answers(pinger, pinger.answered + self.answers)
+                    _await_answers(session, session.answered + 1)
+                    source.close()
+                    source = destination
+            finally:
+                pinger.stop()
+                session.stop()
+                reached.pings, reached.session = pinger.pings(), session.exchanges()
+        passage = reached.passages[-1]
+        reached.answered_by_guest = dict(guest.answered(guest.mark(source)))
+        passage.pages_checked, passage.content = guest.check(source)
+
+    def _migrate(
+        self, stage: Stage, source: Vm, nic: GuestNic, evidence: Evidence, reached: Reachability
+    ) -> Vm | None:
+        """Migrate once, with the guest's address; the destination, or None when it did not complete."""
+        bed = stage.bed
+        destination = bed.destination(stage.vm, bed.other(source.host), nic=nic)
+        destination.ready()
+        guest = bed.kind.guest(stage.vm)
+        migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load)
+        passage = migration.passage
+        evidence.passages.append(passage)
+        reached.passages.append(passage)
+        migration.start()
+        over = switched = False
+        while not over:
+            over = migration.poll()
+            if not switched and destination.runs():
+                _switch(bed, nic, destination, reached)
+                switched = True
+            time.sleep(_POLL_SECONDS)
+        if not passage.completed:
+            return None
+        if not switched:
+            bed.wait(
+                destination.runs, _RUNS_SECONDS, "the guest does not run at the destination", _POLL_SECONDS
+            )
+            _switch(bed, nic, destination, reached)
+        migration.arrive(check=False)
+        return destination
+
+
+def _switch(bed: Bed, nic: GuestNic, destination: Vm, reached: Reachability) -> None:
+    bed.network.route_guest(nic.address, destination.host)
+    reached.switched.append(bed.now())
+
+
+def _await_answers(probe: Probe, count: int) -> None:
+    if not probe.wait_answers(count, _REACHED_SECONDS):
+        raise BedError(
+            f"the guest does not answer: {probe.answered} of {count} answers in {_REACHED_SECONDS:g} s"
+        )
