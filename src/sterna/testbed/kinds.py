@@ -3,15 +3,17 @@
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sterna.guests.catalog import GuestError, find, validate
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.network import GuestNic, Host
+from sterna.testbed.network import GuestNic, Host, Network
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
 
@@ -36,20 +38,33 @@ class VmKind(ABC):
     :ivar name: as on the command line
     :ivar verifies: whether both ends can compare RAM by themselves (x-sterna-verify)
     :ivar waits_again: whether a destination waits for another attempt after one has failed
+    :ivar connected: whether every guest has a network card, where there can be one
+    :ivar warm_up_seconds: the longest that a guest may take until it works at its steady pace
     """
 
     name: str
     verifies: bool
     waits_again: bool
+    connected = False
+    warm_up_seconds = 120.0
 
     def __init__(self, options: KindOptions = KindOptions()) -> None:
         self.options = options
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         """
+        :param say: takes progress, for people
         :raise Unsupported: When this machine cannot run it.
+        :raise BedError: When what it needs cannot be made.
         """
+
+    def furnish(self, network: Network, directory: Path) -> AbstractContextManager[None]:
+        """What its VMs need beside the hosts, for one bed at a time.
+
+        :param directory: for files; it goes with the bed
+        """
+        return nullcontext()
 
     @abstractmethod
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
@@ -94,7 +109,7 @@ class SternaKind(VmKind):
         self.name = accel
         self._accel = accel
 
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         if self._accel == "emulated":
             return
         if not os.path.exists("/dev/kvm"):
@@ -162,7 +177,7 @@ class QemuKind(VmKind):
     verifies = False
     waits_again = False
 
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         self._binary()
 
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
@@ -210,13 +225,17 @@ class QemuKind(VmKind):
         return found
 
 
-KINDS = ("emulated", "kvm", "qemu")
+KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
 
 
 def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
     """The kind of VM of that name, one of `KINDS`."""
     if name == "qemu":
         return QemuKind(options)
+    if name == "qemu-linux":
+        from sterna.testbed.linuxguest.kind import QemuLinuxKind
+
+        return QemuLinuxKind(options)
     return SternaKind(name, options)
 
 
