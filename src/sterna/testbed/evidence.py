@@ -153,6 +153,20 @@ class Injured:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A session with a guest.
+
+    :ivar answers: how many questions it answered
+    :ivar silence_ms: the longest time between two answers
+    :ivar problems: what was wrong
+    """
+
+    answers: int
+    silence_ms: float
+    problems: list[str]
+
+
 @dataclass
 class Evidence:
     """Everything of one run of one scenario.
@@ -162,6 +176,7 @@ class Evidence:
     :ivar huge_pages: over time
     :ivar blocks_before: huge pages when the guest had settled, before anything was done to it
     :ivar speeds: work of the guest per second of its CPUs' time: before, and after
+    :ivar conversations: sessions with guests, each through a migration
     :ivar reclaimed: what the host took from the guest
     :ivar skipped: parts that were left out, and why
     """
@@ -173,5 +188,6 @@ class Evidence:
     speeds: list[float] = field(default_factory=list)
     cancelled: list[Cancelled] = field(default_factory=list)
     injured: list[Injured] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
     reclaimed: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)

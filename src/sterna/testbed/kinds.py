@@ -14,6 +14,7 @@ from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import GuestNic, Host, Network
+from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
 
@@ -65,6 +66,23 @@ class VmKind(ABC):
         :param directory: for files; it goes with the bed
         """
         return nullcontext()
+
+    def check_session(self) -> None:
+        """
+        :raise Unsupported: When its guests have no ssh server, or this machine no client.
+        """
+        raise Unsupported(f"guests of the kind {self.name} have no ssh server")
+
+    def session(self, client: Host, address: str, directory: Path) -> SshSession:
+        """Open a session with a guest.
+
+        :param client: where from
+        :param address: the guest's
+        :param directory: for files; it goes with the bed
+        :raise Unsupported: As `check_session`.
+        :raise BedError: When it does not open.
+        """
+        raise Unsupported(f"guests of the kind {self.name} have no ssh server")
 
     @abstractmethod
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:

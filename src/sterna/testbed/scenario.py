@@ -39,6 +39,7 @@ ORDER = (
     "checksum",
     "timer",
     "failover",
+    "ssh",
     "cancel",
     "pingpong",
     "faults",

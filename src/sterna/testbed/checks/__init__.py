@@ -6,6 +6,7 @@ from sterna.testbed.checks.finding import Finding, Verdict
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+from sterna.testbed.checks.session import SessionCheck
 
 Check = (
     CancelledCheck
@@ -18,6 +19,7 @@ Check = (
     | HugePagesCheck
     | OneSideCheck
     | ReclaimedCheck
+    | SessionCheck
     | SpeedCheck
 )
 """Each has `claim`, what it holds true, and `judge`."""

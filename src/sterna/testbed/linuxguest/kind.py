@@ -19,6 +19,7 @@ from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import GuestNic, Host, Network
 from sterna.testbed.nfs import NfsServer, check_tools
+from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, Vm
 
@@ -147,6 +148,14 @@ class QemuLinuxKind(QemuKind):
         vm = self._vm(name, host, settings, nic, seat.disk, arguments)
         vm.seat = seat
         return vm
+
+    def check_session(self) -> None:
+        if shutil.which("ssh") is None:
+            raise Unsupported("ssh is missing: apt install openssh-client")
+
+    def session(self, client: Host, address: str, directory: Path) -> SshSession:
+        keys = self.image.keys
+        return SshSession(client, address, keys.client, keys.host_public, directory)
 
     def guest(self, settings: VmSettings) -> Guest:
         return LinuxGuest(int(VIRT.ram_base), settings.memory_bytes)
