@@ -26,7 +26,10 @@ _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STARTED = "NFS SERVER INITIALIZED"
+_NOTHING = "No export entries found"
 _LOG_LINES = 3
+# rpcbind gives up root, and with that the signal at its parent's end (prctl(2)): the shell reads until our end is gone.
+_PORTMAPPER = "rpcbind -f -w & read -r end; kill -9 $!; wait $!"
 _CONFIGURATION = """\
 NFS_CORE_PARAM {{
     Protocols = 3;
@@ -82,7 +85,7 @@ class NfsServer:
         self._processes: list[subprocess.Popen[bytes]] = []
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
-            portmapper = self._start(["rpcbind", "-f", "-w"], _new_mounts)
+            portmapper = self._start(["sh", "-c", _PORTMAPPER], _new_mounts, until_closed=True)
             self._wait(lambda: _in_mounts_of(portmapper.pid, "/run/rpcbind.sock"), "rpcbind")
             mounts = os.open(f"/proc/{portmapper.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, mounts)
@@ -92,6 +95,8 @@ class NfsServer:
                 lambda: _check(_libc.setns(mounts, _CLONE_NEWNS), "enter the mount namespace"),
             )
             self._wait(lambda: _STARTED in self._said(), "ganesha.nfsd")
+            if _NOTHING in self._said():
+                raise BedError(f"ganesha.nfsd does not export {path}: {self._complaint()}")
             os.close(mounts)
             stack.pop_all()
 
@@ -108,7 +113,10 @@ class NfsServer:
         """End it. Does nothing the second time."""
         while self._processes:
             process = self._processes.pop()
-            process.send_signal(signal.SIGKILL)  # in order it would take seconds
+            if process.stdin is not None:
+                process.stdin.close()
+            else:
+                process.send_signal(signal.SIGKILL)  # in order it would take seconds
             process.wait()
 
     def __enter__(self) -> "NfsServer":
@@ -119,16 +127,23 @@ class NfsServer:
     ) -> None:
         self.close()
 
-    def _start(self, command: Sequence[str], mounts: Callable[[], None]) -> "subprocess.Popen[bytes]":
+    def _start(
+        self, command: Sequence[str], mounts: Callable[[], None], *, until_closed: bool = False
+    ) -> "subprocess.Popen[bytes]":
+        """
+        :param until_closed: it ends when its standard input does; else it is killed
+        """
+
         def enter() -> None:
-            die_with_parent()
+            if not until_closed:
+                die_with_parent()
             self._host.enter()
             mounts()
 
         try:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if until_closed else subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | {"PATH": _path()},
@@ -145,10 +160,16 @@ class NfsServer:
         while not ready():
             ended = self._processes[-1].poll()
             if ended is not None or time.monotonic() > deadline:
-                said = "; ".join(self._said().splitlines()[-_LOG_LINES:])
+                said = self._complaint()
                 how = f"ended with {ended}" if ended is not None else f"is not up in {_START_SECONDS:g} s"
                 raise BedError(f"{name} {how}" + (f": {said}" if said else ""))
             time.sleep(_POLL_SECONDS)
+
+    def _complaint(self) -> str:
+        """What its log ends with; if there are any, the lines that say what is wrong."""
+        lines = self._said().splitlines()
+        wrong = [line for line in lines if ":CRIT :" in line and ":DBUS :" not in line and "krb5" not in line]
+        return "; ".join((wrong or lines)[-_LOG_LINES:])
 
     def _said(self) -> str:
         try:

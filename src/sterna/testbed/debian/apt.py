@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from sterna.testbed.debian.errors import ImageError
 
@@ -119,12 +120,20 @@ class Apt:
         return run([tool, "-q", *self._options, *arguments], f"{SUITE}, {self._architecture}", cwd)
 
 
-def run(command: Sequence[str], what_for: str, cwd: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    what_for: str,
+    cwd: Path | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run a program: what it prints.
+
+    :param what_for: for people, when it fails
+    :param more: of its environment, beside ours
 
     :raise ImageError: When it fails; with the end of what it said.
     """
-    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"} | more
     try:
         result = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

@@ -38,13 +38,13 @@ def make_ext4(path: Path, tree: Tree, size: int, mtime: int) -> None:
         with path.open("xb") as file:
             file.truncate(size)
         options = f"hash_seed={_HASH_SEED},lazy_itable_init=1,nodiscard"
-        environment = ["env", f"E2FSPROGS_FAKE_TIME={mtime}"]
         run(
             [
-                *(*environment, "mke2fs", "-q", "-t", "ext4", "-d", str(folder), "-U", _ID),
+                *("mke2fs", "-q", "-t", "ext4", "-d", str(folder), "-U", _ID),
                 *("-E", options, "-J", f"size={_JOURNAL_MIB}", "-L", "sterna-root", str(path)),
             ],
             "root file system",
+            more={"E2FSPROGS_FAKE_TIME": str(mtime)},
         )
         _level(path, folder, Path(temporary) / "commands", mtime)
 
