@@ -133,7 +133,7 @@ def run(
 
     :raise ImageError: When it fails; with the end of what it said.
     """
-    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"} | more
+    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **more}
     try:
         result = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
