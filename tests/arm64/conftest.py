@@ -9,9 +9,9 @@ import pytest
 
 from sterna.testbed.armhost import emulator, image
 from sterna.testbed.armhost.emulator import Settings
-from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.image import Image
 from sterna.testbed.armhost.recipe import recipe_for
+from sterna.testbed.debian.errors import ImageError
 
 TREE = Path(__file__).parent.parent.parent
 _TIMEOUT_S = 400
@@ -25,7 +25,7 @@ def arm64_image() -> Image:
     try:
         emulator.require_qemu()
         return image.obtain(recipe_for(TREE))
-    except ArmHostError as error:
+    except ImageError as error:
         if os.environ.get("STERNA_REQUIRE_ARM64HOST") == "1":
             pytest.fail(f"{error}, and STERNA_REQUIRE_ARM64HOST=1")
         pytest.skip(f"no arm64 host: {error}")

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from sterna.cli.errors import ExitCode
-from sterna.testbed.armhost import cpio, image
-from sterna.testbed.armhost.cpio import Entry
+from sterna.testbed.armhost import image
 from sterna.testbed.armhost.emulator import _write_job
 from sterna.testbed.armhost.errors import ArmHostError
-from sterna.testbed.armhost.kernelmodules import load_order
 from sterna.testbed.armhost.recipe import Recipe, recipe_for
+from sterna.testbed.debian import cpio
+from sterna.testbed.debian.cache import digest_of
+from sterna.testbed.debian.cpio import Entry
+from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.debian.kernelmodules import load_order
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,7 +62,7 @@ def test_the_same_entries_make_the_same_archive() -> None:
 def test_modules_load_after_those_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = {"net": ["failover"], "failover": [], "disk": [], "loop": ["pool"], "pool": ["loop"]}
     monkeypatch.setattr(
-        "sterna.testbed.armhost.kernelmodules._depends", lambda content: needs[content.decode()]
+        "sterna.testbed.debian.kernelmodules._depends", lambda content: needs[content.decode()]
     )
     modules = {f"lib/{name}.ko": name.encode() for name in needs}
     assert load_order(modules, ["net", "built_in", "disk"]) == [
@@ -67,7 +70,7 @@ def test_modules_load_after_those_they_need(monkeypatch: pytest.MonkeyPatch) -> 
         "lib/net.ko",
         "lib/disk.ko",
     ]
-    with pytest.raises(ArmHostError, match="loop -> pool -> loop"):
+    with pytest.raises(ImageError, match="loop -> pool -> loop"):
         load_order(modules, ["loop"])
 
 
@@ -86,7 +89,7 @@ def test_an_image_that_is_there_needs_no_network(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "sterna-armhost" / "0123456789abcdef"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"packages": ["python3_1_arm64.deb"]}')
-    pointer = folder.parent / f"stable-{image._recipe_digest(Recipe(()))}"
+    pointer = folder.parent / f"stable-{digest_of(Recipe(()), image._MAKERS)}"
     pointer.write_text(folder.name)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert image.obtain(Recipe(())).packages == ["python3_1_arm64.deb"]

@@ -75,8 +75,8 @@ def host(
     from sterna.machine.config import ConfigError, parse_memory
     from sterna.testbed.armhost import image
     from sterna.testbed.armhost.emulator import Settings
-    from sterna.testbed.armhost.errors import ArmHostError
     from sterna.testbed.armhost.recipe import recipe_for
+    from sterna.testbed.debian.errors import ImageError
 
     if not words and not sys.stdin.isatty():
         raise UsageError("no COMMAND given, and no terminal for a shell")
@@ -94,7 +94,7 @@ def host(
         folder = tree or _own_tree()
         built = image.obtain(recipe_for(folder, kernel), update=update, progress=progress)
         return _run(built, words, settings, folder, timeout)
-    except ArmHostError as error:
+    except ImageError as error:
         first, *more = str(error).splitlines()
         for line in more:
             print(line, file=sys.stderr)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sterna.testbed.runner import Result
     from sterna.testbed.scenario import ScenarioFile
 
-_KINDS = ("emulated", "kvm", "qemu")
+_KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
@@ -78,7 +78,7 @@ def clean() -> int:
     type=click.Choice(_KINDS),
     default="emulated",
     show_default=True,
-    help="The VM under test: sterna on the emulated CPU or on KVM, or QEMU with sterna's guests.",
+    help="The VM under test: sterna on the emulated CPU or on KVM, QEMU with sterna's guests, or QEMU with ARM Linux.",
 )
 @click.option("--qemu", metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
 @click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
@@ -110,8 +110,8 @@ def run(
     from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 
-    if qemu is not None and kind != "qemu":
-        raise UsageError("--qemu goes with --vm qemu")
+    if qemu is not None and not kind.startswith("qemu"):
+        raise UsageError("--qemu goes with --vm qemu and qemu-linux")
     try:
         files = list(_find(names))
         options = KindOptions(qemu, tuple(shlex.split(vm_arguments)))

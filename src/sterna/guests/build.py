@@ -11,20 +11,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sterna.guests.catalog import BOARDS, IMAGES, PROGRAMS
+from sterna.guests.catalog import BOARDS, IMAGES, LINUX, LINUX_PROGRAMS, PROGRAMS
 
 SOURCES = Path(__file__).parent / "src"
 COMPILER_FILE = "COMPILER"
 
-_COMMON = ("main.c", "counter.c", "uart.c", "fdt.c")
-_ARM_SOURCES = ("start-arm.S", "arm.c", "exception.c", "gicv2.c")
+_COMMON = ("main.c", "counter.c", "uart.c")
+_BARE = (*_COMMON, "fdt.c")
+_ARM_SOURCES = ("start-arm.S", "arm.c", "exception.c", "gicv2.c", *_BARE)
 _SOURCES = {
     "virt": _ARM_SOURCES,
     "vexpress-a15": _ARM_SOURCES,
-    "virt-arm64": ("start-arm64.S", "arm64.c", "exception.c", "gicv2.c"),
-    "pc-min": ("start-x86_64.S", "x86_64.c"),
+    "virt-arm64": ("start-arm64.S", "arm64.c", "exception.c", "gicv2.c", *_BARE),
+    "pc-min": ("start-x86_64.S", "x86_64.c", *_BARE),
+    LINUX: ("start-linux-arm.S", "linux-arm.c", *_COMMON),
 }
-"""What an architecture adds, by board."""
+"""What a board needs, by its name."""
 _DRIVERS = {"net": ("virtionet.c",)}
 """And what a program does."""
 # No floating point or vectors from the compiler: `random` keeps values of its own in all such registers.
@@ -56,6 +58,7 @@ _TARGET_FLAGS = {
     "vexpress-a15": _ARM_FLAGS,
     "virt-arm64": _ARM64_FLAGS,
     "pc-min": _X86_FLAGS,
+    LINUX: _ARM_FLAGS,
 }
 _FLAGS = (
     "-std=c11",
@@ -107,7 +110,6 @@ def build(program: str, board: str, directory: Path) -> Path:
             "-o",
             str(image),
             *_SOURCES[board],
-            *_COMMON,
             *_DRIVERS.get(program, ()),
             f"{program}.c",
         ],
@@ -122,7 +124,9 @@ def build_all(directory: Path) -> list[Path]:
     :raise BuildError: As `build`.
     """
     version = compiler_version()
-    images = [build(program, board, directory) for program in PROGRAMS for board in BOARDS]
+    wanted = [(program, board) for program in PROGRAMS for board in BOARDS]
+    wanted += [(program, LINUX) for program in LINUX_PROGRAMS]
+    images = [build(program, board, directory) for program, board in wanted]
     (directory / COMPILER_FILE).write_text(f"ziglang {version}\n")
     return images
 

@@ -9,6 +9,12 @@ from sterna.guests.layout import MAX_CPUS, PAGE_BYTES, WORK_OFFSET
 BOARDS = ("virt", "vexpress-a15", "virt-arm64", "pc-min")
 """Boards that images are built for."""
 
+LINUX = "linux-arm"
+"""In the place of a board: the program is a process of ARM Linux."""
+
+LINUX_PROGRAMS = ("dirtyram", "clock", "random")
+"""Those that are built as such."""
+
 IMAGES = Path(__file__).parent / "images"
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", re.ASCII)
@@ -125,7 +131,7 @@ def find(name: str, board: str) -> Path:
     :raise GuestError: When there is no such program or board, or the package lacks the image.
     """
     _program(name)
-    if board not in BOARDS:
+    if board not in BOARDS and (board != LINUX or name not in LINUX_PROGRAMS):
         raise GuestError(f"no guest programs for board {board!r}; there are some for: {', '.join(BOARDS)}")
     image = IMAGES / f"{name}-{board}.elf"
     if not image.is_file():

@@ -48,6 +48,7 @@ class BoardId(IntEnum):
     VEXPRESS_A15 = 2
     PC_MIN = 3
     VIRT_ARM64 = 4
+    LINUX_ARM = 5
 
 
 class GuestState(IntEnum):

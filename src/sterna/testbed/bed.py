@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from sterna.testbed.errors import BedError
+from sterna.testbed.errors import BedError, WaitedTooLong
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import VmKind
-from sterna.testbed.network import GuestNic, Host, Network, make_network
+from sterna.testbed.network import GuestNic, Host, Network, guest_nic, make_network
 from sterna.testbed.remains import Remains
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import Vm
@@ -19,7 +19,6 @@ from sterna.testbed.vm import Vm
 PORT = 4321
 """Where destinations listen, each at the next one; on the loopback address wherever there is room."""
 POLL_SECONDS = 0.02
-_WARM_UP_SECONDS = 120.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,10 +39,12 @@ class Bed:
         self.began = time.monotonic()
         self._stack = contextlib.ExitStack()
         self._ports = itertools.count(PORT)
+        self._cards: dict[str, GuestNic] = {}
         with self._stack as stack:
             self.remains = stack.enter_context(Remains())
             self.directory: Path = self.remains.make_directory()
             self.network: Network = stack.enter_context(make_network(rate))
+            stack.enter_context(kind.furnish(self.network, self.directory))
             self._stack = stack.pop_all()
         if self.network.note:
             say(self.network.note)
@@ -70,8 +71,7 @@ class Bed:
     ) -> Vm:
         """A VM with a guest, started; not waited for."""
         host = host or self.hosts[0]
-        if nic is not None:
-            self.network.attach(host, nic)
+        nic = self._attach(host, name, nic)
         vm = self.kind.source(f"{name} on {host.name}", host, settings, nic)
         return self._stack.enter_context(vm)
 
@@ -87,8 +87,7 @@ class Bed:
     ) -> Vm:
         """A VM that waits for a guest, started; not waited for."""
         host = host or self.hosts[1]
-        if nic is not None:
-            self.network.attach(host, nic)
+        nic = self._attach(host, name, nic)
         port = next(self._ports) if host.namespace is not None else 0
         vm = self.kind.destination(
             f"{name} on {host.name}", host, settings, port, hold=hold, log=log, nic=nic
@@ -98,9 +97,11 @@ class Bed:
     def warm_up(self, vm: Vm, guest: Guest) -> None:
         """Wait until the VM's guest works at its steady pace."""
         vm.ready()
-        self.wait(
-            lambda: guest.warmed_up(vm), _WARM_UP_SECONDS, f"the {vm.name} did not touch all its memory"
-        )
+        problem = f"the guest of the {vm.name} did not touch all its memory"
+        try:
+            self.wait(lambda: guest.warmed_up(vm), self.kind.warm_up_seconds, problem)
+        except WaitedTooLong as error:
+            raise BedError(f"{error}{guest.last_words(vm)}") from error
 
     def wait(
         self,
@@ -110,13 +111,21 @@ class Bed:
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """
-        :raise BedError: When the condition does not come true in time.
+        :raise WaitedTooLong: When the condition does not come true in time.
         """
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise BedError(f"{otherwise} in {seconds:g} s")
+                raise WaitedTooLong(f"{otherwise} in {seconds:g} s")
             time.sleep(poll_seconds)
+
+    def _attach(self, host: Host, name: str, nic: GuestNic | None) -> GuestNic | None:
+        """The card of a guest, with its tap on the host."""
+        if nic is None and self.kind.connected and host.namespace is not None:
+            nic = self._cards.setdefault(name, guest_nic(len(self._cards)))
+        if nic is not None:
+            self.network.attach(host, nic)
+        return nic
 
     def close(self) -> None:
         """End and remove everything. A signal waits until that is done."""

@@ -226,6 +226,20 @@ class Reachability:
     answered_by_guest: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A session over ssh.
+
+    :ivar answers: how many questions it answered
+    :ivar silence_ms: the longest time between two answers
+    :ivar problems: what was wrong
+    """
+
+    answers: int
+    silence_ms: float
+    problems: list[str]
+
+
 @dataclass
 class Evidence:
     """Everything of one run of one scenario.
@@ -236,6 +250,7 @@ class Evidence:
     :ivar blocks_before: huge pages when the guest had settled, before anything was done to it
     :ivar speeds: work of the guest per second of its CPUs' time: before, and after
     :ivar reachability: of each guest that was reached over the network
+    :ivar conversations: sessions with guests, each through a migration
     :ivar reclaimed: what the host took from the guest
     :ivar skipped: parts that were left out, and why
     """
@@ -248,5 +263,6 @@ class Evidence:
     cancelled: list[Cancelled] = field(default_factory=list)
     injured: list[Injured] = field(default_factory=list)
     reachability: list[Reachability] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
     reclaimed: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ from sterna.guests.layout import (
     ProgramId,
     Status,
 )
+from sterna.testbed.console import Line
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.guestview import (
     GuestGap,
@@ -82,6 +83,14 @@ class Guest(Protocol):
         """Compare its memory with what it must have written: pages compared, problems. It is stopped meanwhile if it runs."""
         ...
 
+    def own_lines(self, lines: Sequence[Line]) -> list[Line]:
+        """Of what came from its console, what its program said."""
+        ...
+
+    def last_words(self, vm: Vm) -> str:
+        """To add to an error: what it said last; empty when that tells nothing."""
+        ...
+
 
 class BareGuest:
     """A guest program that ships with sterna, seen through its status page."""
@@ -91,8 +100,12 @@ class BareGuest:
         self.ram_bytes = ram_bytes
         self.written_by_host = written_by_host
 
+    def status_address(self, vm: Vm) -> int | None:
+        """Where the status page is; None: not known yet."""
+        return self.ram_base + STATUS_OFFSET
+
     def warmed_up(self, vm: Vm) -> bool:
-        status = guest_status(vm, self.ram_base)
+        status = self._status(vm)
         if status is not None and status.state is GuestState.ERROR:
             raise VmError(f"the guest of the {vm.name} gave up: {status.error.name}")
         state = vm.command("query-status")
@@ -103,7 +116,7 @@ class BareGuest:
         return status is not None and has_warmed_up(status)
 
     def mark(self, vm: Vm) -> Status:
-        status = guest_status(vm, self.ram_base)
+        status = self._status(vm)
         if status is None:
             raise BedError(f"the RAM of the {vm.name} holds no status page of a guest program")
         return status
@@ -142,9 +155,20 @@ class BareGuest:
         fields = STATUS.fields, CPU_RECORD.fields
         assert fields[0] is not None
         assert fields[1] is not None
-        offset = STATUS_OFFSET + fields[0]["cpu"][1] + fields[1]["last_counter"][1]
-        return int.from_bytes(vm.memory(self.ram_base + offset, 8), "little")
+        offset = fields[0]["cpu"][1] + fields[1]["last_counter"][1]
+        address = self.status_address(vm)
+        return 0 if address is None else int.from_bytes(vm.memory(address + offset, 8), "little")
 
     def check(self, vm: Vm) -> tuple[int, list[str]]:
         status = self.mark(vm)
         return pages_in_use(status), check_content(vm, self.ram_base, self.ram_bytes, status)
+
+    def own_lines(self, lines: Sequence[Line]) -> list[Line]:
+        return list(lines)
+
+    def last_words(self, vm: Vm) -> str:
+        return ""
+
+    def _status(self, vm: Vm) -> Status | None:
+        address = self.status_address(vm)
+        return None if address is None else guest_status(vm, address)

@@ -9,7 +9,6 @@ from sterna.guests.check import check_ram
 from sterna.guests.layout import (
     PAGE_BYTES,
     STATUS_BYTES,
-    STATUS_OFFSET,
     WORK_OFFSET,
     ClockWord,
     DirtyramWord,
@@ -34,13 +33,14 @@ class GuestGap:
     exact: bool
 
 
-def guest_status(vm: Vm, ram_base: int) -> Status | None:
+def guest_status(vm: Vm, address: int) -> Status | None:
     """The status page, as of now; None until the program has filled it.
 
+    :param address: where it is
     :raise VmError: When the process is gone.
     """
     try:
-        return read_status(vm.memory(ram_base + STATUS_OFFSET, STATUS_BYTES))
+        return read_status(vm.memory(address, STATUS_BYTES))
     except StatusError:
         return None
 

@@ -3,8 +3,10 @@
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +15,8 @@ from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.network import GuestNic, Host
+from sterna.testbed.network import GuestNic, Host, Network
+from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
 
@@ -40,6 +43,8 @@ class VmKind(ABC):
     :ivar waits_again: whether a destination waits for another attempt after one has failed
     :ivar counts_pages: whether a source tells how often it has sent each page
     :ivar endless: parameters with which a migration of a guest at work goes on until it is told otherwise
+    :ivar connected: whether every guest has a network card, where there can be one
+    :ivar warm_up_seconds: the longest that a guest may take until it works at its steady pace
     """
 
     name: str
@@ -47,15 +52,43 @@ class VmKind(ABC):
     waits_again: bool
     counts_pages: bool
     endless: Mapping[str, Any] = MappingProxyType({"downtime-limit": 1})
+    connected = False
+    warm_up_seconds = 120.0
 
     def __init__(self, options: KindOptions = KindOptions()) -> None:
         self.options = options
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         """
+        :param say: takes progress, for people
         :raise Unsupported: When this machine cannot run it.
+        :raise BedError: When what it needs cannot be made.
         """
+
+    def furnish(self, network: Network, directory: Path) -> AbstractContextManager[None]:
+        """What its VMs need beside the hosts, for one bed at a time.
+
+        :param directory: for files; it goes with the bed
+        """
+        return nullcontext()
+
+    def check_session(self) -> None:
+        """
+        :raise Unsupported: When its guests have no ssh server, or this machine no client.
+        """
+        raise Unsupported(f"guests of the kind {self.name} have no ssh server")
+
+    def session(self, client: Host, address: str, directory: Path) -> SshSession:
+        """Open a session with a guest.
+
+        :param client: where from
+        :param address: the guest's
+        :param directory: for files; it goes with the bed
+        :raise Unsupported: As `check_session`.
+        :raise BedError: When it does not open.
+        """
+        raise Unsupported(f"guests of the kind {self.name} have no ssh server")
 
     @abstractmethod
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
@@ -103,7 +136,7 @@ class SternaKind(VmKind):
         self.name = accel
         self._accel = accel
 
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         if self._accel == "emulated":
             return
         if not os.path.exists("/dev/kvm"):
@@ -173,7 +206,7 @@ class QemuKind(VmKind):
     waits_again = False
     counts_pages = False
 
-    def check(self) -> None:
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         self._binary()
 
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
@@ -222,13 +255,17 @@ class QemuKind(VmKind):
         return found
 
 
-KINDS = ("emulated", "kvm", "qemu")
+KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
 
 
 def make_kind(name: str, options: KindOptions = KindOptions()) -> VmKind:
     """The kind of VM of that name, one of `KINDS`."""
     if name == "qemu":
         return QemuKind(options)
+    if name == "qemu-linux":
+        from sterna.testbed.linuxguest.kind import QemuLinuxKind
+
+        return QemuLinuxKind(options)
     return SternaKind(name, options)
 
 

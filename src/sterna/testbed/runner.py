@@ -64,7 +64,7 @@ def run_scenario(
         )
 
     try:
-        kind.check()
+        kind.check(say)
         with Bed(kind, scenario.network.bytes_per_second, say) as bed:
             note = bed.network.note
             scenario.procedure.run(Stage(bed, scenario.vm, scenario.migration), evidence)

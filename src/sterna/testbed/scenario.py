@@ -8,6 +8,7 @@
     [[check]]   kind = "content"    `sterna.testbed.checks`
     [reduced.TABLE]                 what is different in a short run
     [for.KIND.TABLE]                what is different for a kind of VM
+    [reduced.for.KIND.TABLE]        and in its short runs
 
 Tables of a variant are laid over those of the file. Keys are strict: one that is not known is an error.
 """
@@ -30,7 +31,7 @@ from sterna.testbed.settings import MigrationSettings, NetworkSettings, Settings
 _MAX_BYTES = 1 << 20
 _REDUCED, _FOR = "reduced", "for"
 
-SEED = ("migrate", "many", "date", "reclaim", "checksum", "timer", "failover", "cancel")
+SEED = ("migrate", "many", "date", "reclaim", "checksum", "timer", "failover", "ssh", "cancel")
 """Those of the document that this project comes from."""
 ORDER = (*SEED, "pingpong", "faults")
 """All, in the order in which they are listed and run."""
@@ -73,7 +74,9 @@ class ScenarioFile:
         variants = [tables.pop(_FOR, {}).get(kind, {})]
         short = tables.pop(_REDUCED, {})
         if reduced:
-            variants.append(short)
+            short = dict(short)
+            own = short.pop(_FOR, {}).get(kind, {})
+            variants += [short, own]
         for variant in variants:
             tables = _lay_over(tables, variant)
         try:
@@ -93,11 +96,11 @@ def parse(name: str, source: str, text: str) -> ScenarioFile:
     for key in (_REDUCED, _FOR):
         if not isinstance(tables.get(key, {}), dict):
             raise ScenarioError(f"{source}: {key}: expected a table")
-    for kind, variant in tables.get(_FOR, {}).items():
-        if kind not in KINDS:
-            raise ScenarioError(f"{source}: for.{kind}: no such kind of VM; there are {', '.join(KINDS)}")
-        if not isinstance(variant, dict):
-            raise ScenarioError(f"{source}: for.{kind}: expected a table")
+    _check_kinds(source, _FOR, tables.get(_FOR, {}))
+    short = tables.get(_REDUCED, {}).get(_FOR, {})
+    if not isinstance(short, dict):
+        raise ScenarioError(f"{source}: {_REDUCED}.{_FOR}: expected a table")
+    _check_kinds(source, f"{_REDUCED}.{_FOR}", short)
     file = ScenarioFile(name, source, tables)
     for kind in KINDS:
         for reduced in (False, True):
@@ -157,6 +160,14 @@ def shipped() -> Iterator[ScenarioFile]:
 
 def _folder() -> Any:
     return resources.files("sterna.testbed") / "scenarios"
+
+
+def _check_kinds(source: str, where: str, variants: Mapping[str, Any]) -> None:
+    for kind, variant in variants.items():
+        if kind not in KINDS:
+            raise ScenarioError(f"{source}: {where}.{kind}: no such kind of VM; there are {', '.join(KINDS)}")
+        if not isinstance(variant, dict):
+            raise ScenarioError(f"{source}: {where}.{kind}: expected a table")
 
 
 def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

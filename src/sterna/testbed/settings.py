@@ -16,22 +16,31 @@ class VmSettings(Settings, frozen=True):
     :ivar memory: size of RAM, such as ``1792M``
     :ivar program: what the guest does: `dirtyram`, `clock`, `random` or `net`
     :ivar arguments: the program's; without the address of `net`, which the procedure gives it
+    :ivar swap: size of the guest's own swap space, if it has an operating system
     """
 
     memory: str = "64M"
     smp: int = 1
     program: str = "dirtyram"
     arguments: str = ""
+    swap: str = ""
 
     def __post_init__(self) -> None:
         try:
             parse_memory(self.memory)
+            if self.swap:
+                parse_memory(self.swap)
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
     @property
     def memory_bytes(self) -> int:
         return parse_memory(self.memory)
+
+    @property
+    def swap_bytes(self) -> int:
+        """0: none."""
+        return parse_memory(self.swap) if self.swap else 0
 
     @property
     def load(self) -> str:

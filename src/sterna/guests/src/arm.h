@@ -22,6 +22,9 @@ static inline void relax(void)
 	__asm__ volatile("yield");
 }
 
+#if defined(BOARD_LINUX_ARM)
+u64 counter(u32 cpu);
+#else
 /* The generic timer's virtual counter. */
 static inline u64 counter(u32 cpu)
 {
@@ -31,5 +34,6 @@ static inline u64 counter(u32 cpu)
 	__asm__ volatile("isb\n\tmrrc p15, 1, %Q0, %R0, c14" : "=r"(now)::"memory");
 	return now;
 }
+#endif
 
 #endif

@@ -39,8 +39,11 @@
 #define SLEEP_TIMER 0x09010000u
 #define VIRTIO_BASE 0x0a000000u
 #define VIRTIO_SLOTS 32u
+#elif defined(BOARD_LINUX_ARM)
+#define BOARD_ID BOARD_ID_LINUX_ARM
+#define RAM_BASE 0x10000000u /* virtual: linux-arm.c */
 #else
-#error "define BOARD_VIRT, BOARD_VEXPRESS_A15, BOARD_VIRT_ARM64 or BOARD_PC_MIN"
+#error "define BOARD_VIRT, BOARD_VEXPRESS_A15, BOARD_VIRT_ARM64, BOARD_PC_MIN or BOARD_LINUX_ARM"
 #endif
 
 #define PAGE_SIZE 4096u
@@ -123,6 +126,10 @@ u64 read_counter(u32 cpu);
 u64 milliseconds(u64 ms); /* in ticks */
 void sleep_until(u32 cpu, u64 until);
 void counter_init(void);
+
+#if defined(BOARD_LINUX_ARM)
+u64 system_ms(void); /* the system's clock */
+#endif
 
 /* uart.c: each print reads the counter now and then, as a slow UART would look like a gap. */
 void uart_init(void);

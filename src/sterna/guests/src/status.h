@@ -28,7 +28,13 @@
 
 enum program_id { PROGRAM_DIRTYRAM = 1, PROGRAM_CLOCK = 2, PROGRAM_RANDOM = 3, PROGRAM_NET = 4 };
 
-enum board_id { BOARD_ID_VIRT = 1, BOARD_ID_VEXPRESS_A15 = 2, BOARD_ID_PC_MIN = 3, BOARD_ID_VIRT_ARM64 = 4 };
+enum board_id {
+	BOARD_ID_VIRT = 1,
+	BOARD_ID_VEXPRESS_A15 = 2,
+	BOARD_ID_PC_MIN = 3,
+	BOARD_ID_VIRT_ARM64 = 4,
+	BOARD_ID_LINUX_ARM = 5, /* a process of Linux */
+};
 
 enum guest_state { STATE_STARTING = 0, STATE_RUNNING = 1, STATE_ERROR = 2 };
 

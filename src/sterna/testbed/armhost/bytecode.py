@@ -15,10 +15,10 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from sterna.testbed.armhost import emulator
-from sterna.testbed.armhost.cpio import Entry
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
-from sterna.testbed.armhost.rootfs import Tree
+from sterna.testbed.debian.cpio import Entry
+from sterna.testbed.debian.deb import Tree
 
 _TIMEOUT_S = 600
 _MODULE = re.compile(r"usr/lib/python3.*\.py$")

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.debian.apt import SUITE
 
-SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PYTHON_VERSION = "3.11"
 """The suite's."""
 
@@ -61,11 +60,6 @@ class Recipe:
 
     python_packages: tuple[str, ...]
     kernel: str = "stable"
-
-    @property
-    def suites(self) -> tuple[str, ...]:
-        """Debian suites that packages come from."""
-        return tuple(dict.fromkeys((SUITE, KERNELS[self.kernel])))
 
 
 def recipe_for(tree: Path, kernel: str = "stable") -> Recipe:

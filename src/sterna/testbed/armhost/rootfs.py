@@ -1,26 +1,19 @@
 """The host's root file system: what Debian packages and wheels hold, less what nothing there reads."""
 
-import io
-import lzma
-import posixpath
 import re
 import stat
-import subprocess
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from sterna.testbed.armhost.cpio import Entry
-from sterna.testbed.armhost.errors import ArmHostError
-from sterna.testbed.armhost.kernelmodules import load_order
 from sterna.testbed.armhost.packages import Packages
 from sterna.testbed.armhost.recipe import KERNEL_MODULES
+from sterna.testbed.debian.cpio import Entry
+from sterna.testbed.debian.deb import MERGED, Tree, kernel_of, unpack
+from sterna.testbed.debian.kernelmodules import load_order
 
 SITE = "usr/lib/python3/dist-packages"
-_MERGED = ("bin/", "sbin/", "lib/")
-"""Folders that are links into /usr since Debian 12; some packages still have files there."""
 _UNREAD = re.compile(
     r"usr/share/(?!misc/|media-types)|usr/lib/aarch64-linux-gnu/(gconv|perl)|.*/__pycache__/|.*\.(pyi|pyx|pxd|a|h|hpp)$"
     r"|usr/lib/python3\.\d+/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|config-)"
@@ -28,28 +21,22 @@ _UNREAD = re.compile(
 )
 _MODULES_FILE = "etc/sterna/modules"
 
-Tree = dict[str, Entry]
-
 
 def build(packages: Packages) -> tuple[bytes, Tree]:
     """The kernel, and the file system by path.
 
-    :raise ArmHostError: When a package is not as expected.
+    :raise ImageError: When a package is not as expected.
     """
     tree: Tree = {}
     for deb in packages.debs:
-        tree.update((path, entry) for path, entry in _unpack_deb(deb) if not _UNREAD.match(path))
+        tree.update((path, entry) for path, entry in unpack(deb) if not _UNREAD.match(path))
     for wheel in packages.wheels:
         tree.update((path, entry) for path, entry in _unpack_wheel(wheel) if not _UNREAD.match(path))
-    kernel_files = dict(_unpack_deb(packages.kernel))
-    kernels = [path for path in kernel_files if path.startswith("boot/vmlinuz")]
-    if not kernels:
-        raise ArmHostError(f"{packages.kernel.name} holds no boot/vmlinuz")
-    modules = _modules(kernel_files)
+    kernel, modules = kernel_of(packages.kernel)
     order = load_order(modules, KERNEL_MODULES)
     tree |= {path: Entry.file(modules[path]) for path in order}
     tree[_MODULES_FILE] = Entry.file("".join(f"/{path}\n" for path in order).encode())
-    tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in _MERGED}
+    tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
     tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", "root")}
     tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
     tree["usr/bin/sh"] = Entry.link("busybox")
@@ -58,40 +45,7 @@ def build(packages: Packages) -> tuple[bytes, Tree]:
     tree["etc/hosts"] = Entry.file(b"127.0.0.1 localhost armhost\n10.0.2.2 outside\n")
     init = resources.files("sterna.testbed.armhost").joinpath("init.sh").read_bytes()
     tree["init"] = Entry.file(init, 0o755)
-    return kernel_files[kernels[0]].content, tree
-
-
-def _modules(kernel_files: Tree) -> dict[str, bytes]:
-    """A kernel's modules by path, uncompressed: busybox loads no others."""
-    modules = {}
-    for path, entry in kernel_files.items():
-        if path.endswith(".ko"):
-            modules[path] = entry.content
-        elif path.endswith(".ko.xz"):
-            modules[path.removesuffix(".xz")] = lzma.decompress(entry.content)
-    return modules
-
-
-def _unpack_deb(path: Path) -> Iterator[tuple[str, Entry]]:
-    try:
-        data = subprocess.run(
-            ["dpkg-deb", "--fsys-tarfile", str(path)], capture_output=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ArmHostError(f"cannot unpack {path.name}: {error}") from error
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
-            name = _merge(posixpath.normpath(member.name))
-            if member.issym():
-                yield name, Entry.link(member.linkname)
-            elif member.isfile() or member.islnk():
-                content = archive.extractfile(member)
-                assert content is not None
-                yield name, Entry.file(content.read(), member.mode & 0o777)
-
-
-def _merge(path: str) -> str:
-    return f"usr/{path}" if path.startswith(_MERGED) else path
+    return kernel, tree
 
 
 def _unpack_wheel(path: Path) -> Iterator[tuple[str, Entry]]:

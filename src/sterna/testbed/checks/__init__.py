@@ -7,6 +7,7 @@ from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+from sterna.testbed.checks.session import ConversationCheck
 
 Check = (
     CancelledCheck
@@ -14,6 +15,7 @@ Check = (
     | CompletedCheck
     | ConsoleCheck
     | ContentCheck
+    | ConversationCheck
     | DigestCheck
     | DowntimeCheck
     | HugePagesCheck

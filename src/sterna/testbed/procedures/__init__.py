@@ -6,7 +6,8 @@ from sterna.testbed.procedures.faults import Faults
 from sterna.testbed.procedures.many import Many
 from sterna.testbed.procedures.migrate import Migrate
 from sterna.testbed.procedures.reclaim import Reclaim
+from sterna.testbed.procedures.ssh import Ssh
 
-Procedure = Cancel | Failover | Faults | Many | Migrate | Reclaim
+Procedure = Cancel | Failover | Faults | Many | Migrate | Reclaim | Ssh
 
 __all__ = ["Procedure"]

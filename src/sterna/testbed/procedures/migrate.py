@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.guest import Guest
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
@@ -82,23 +83,27 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
                 f"migration {number} of {self.times} under {stage.vm.load}, {source.host.name} to {destination.host.name}"
             )
             migration.run()
-            if number < self.times:
+            # Early, so that it is up when its turn comes; but one with a network card needs the source's tap.
+            if number < self.times and not bed.kind.connected:
                 waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
             migration.arrive(hold=self.hold, check=self.content)
             if migration.passage.info.get("status") != "completed":
+                destination.close()
                 break
             visited.append(destination)
             time.sleep(self.dwell_s)
             source.close()
             source = destination
+            if number < self.times and bed.kind.connected:
+                waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
         if self.console:
-            self._keep_console(evidence, visited)
+            self._keep_console(guest, evidence, visited)
         source.close()
 
     @staticmethod
-    def _keep_console(evidence: Evidence, visited: list[Vm]) -> None:
+    def _keep_console(guest: Guest, evidence: Evidence, visited: list[Vm]) -> None:
         from sterna.testbed.console import join_lines
 
         visited[-1].command("stop")
         visited[-1].console.wait_quiet(_QUIET_SECONDS, _QUIET_AT_MOST_SECONDS)
-        evidence.lines["guest"] = join_lines([vm.console for vm in visited])
+        evidence.lines["guest"] = guest.own_lines(join_lines([vm.console for vm in visited]))

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from elftools.elf.elffile import ELFFile
 
-from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.debian.errors import ImageError
 
 
 def load_order(modules: Mapping[str, bytes], wanted: Sequence[str]) -> list[str]:
@@ -25,7 +25,7 @@ def load_order(modules: Mapping[str, bytes], wanted: Sequence[str]) -> list[str]
         if path is None or path in order:
             return
         if name in chain:
-            raise ArmHostError(f"kernel modules depend on each other: {' -> '.join((*chain, name))}")
+            raise ImageError(f"kernel modules depend on each other: {' -> '.join((*chain, name))}")
         for dependency in _depends(modules[path]):
             add(dependency, (*chain, name))
         order.append(path)

@@ -1,0 +1,1 @@
+"""Images made of Debian packages: fetched by apt, unpacked, put together, kept in the user's cache."""

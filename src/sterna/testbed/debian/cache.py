@@ -1,0 +1,112 @@
+"""Images that were built once, kept in the user's cache.
+
+An image's folder is named by a digest of its recipe and of the packages in it. A pointer, named by the recipe, names the
+folder: once there is one, nothing is asked of the network.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sterna.testbed.debian.errors import ImageError
+
+MANIFEST = "manifest.json"
+_KEPT = 3
+
+
+def digest_of(recipe: object, makers: Iterable[Path]) -> str:
+    """Changes with a recipe and with the files that an image is made by."""
+    digest = hashlib.sha256(repr(recipe).encode())
+    for path in makers:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of images.
+
+    :ivar folder: below XDG_CACHE_HOME
+    """
+
+    folder: Path
+
+    @classmethod
+    def named(cls, name: str) -> "Cache":
+        """The user's, of that name."""
+        return cls(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / name)
+
+    def find(self, pointer: str) -> Path | None:
+        """The folder of the image that is pointed to; None: it was not built yet."""
+        try:
+            folder = self.folder / (self.folder / pointer).read_text()
+        except FileNotFoundError:
+            return None
+        if not (folder / MANIFEST).exists():
+            return None
+        os.utime(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time builds.
+
+        :raise ImageError: When the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise ImageError(
+                f"cannot write to {self.folder}: {error.strerror}; set XDG_CACHE_HOME"
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def store(
+        self, pointer: str, recipe: str, packages: Sequence[str], build: Callable[[Path], None]
+    ) -> Path:
+        """The folder of an image, built unless it is there; pointed to from now on. Call it `locked`.
+
+        :param recipe: its digest
+        :param packages: names of what is in it, with versions
+        :param build: fills an empty folder
+        """
+        key = hashlib.sha256("\n".join([recipe, *packages]).encode()).hexdigest()[:16]
+        folder = self.folder / key
+        if not (folder / MANIFEST).exists():
+            try:
+                with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+                    draft = Path(temporary) / "image"
+                    draft.mkdir()
+                    build(draft)
+                    (draft / MANIFEST).write_text(json.dumps({"packages": list(packages)}, indent=1) + "\n")
+                    draft.rename(folder)
+            except OSError as error:
+                raise ImageError(f"cannot write an image to {self.folder}: {error.strerror}") from error
+        draft = self.folder / f"{pointer}.new"
+        draft.write_text(key)
+        draft.rename(self.folder / pointer)
+        self._prune()
+        return folder
+
+    def _prune(self) -> None:
+        """Forget all images but the ones used last."""
+        images = sorted(
+            self.folder.glob(f"*/{MANIFEST}"), key=lambda path: path.parent.stat().st_mtime, reverse=True
+        )
+        for manifest in images[_KEPT:]:
+            shutil.rmtree(manifest.parent, ignore_errors=True)
+
+
+def packages_of(folder: Path) -> list[str]:
+    """File names of the packages in an image."""
+    return list(json.loads((folder / MANIFEST).read_text())["packages"])

@@ -1,0 +1,180 @@
+"""Kernel, initramfs and root file system of the guest, built once and kept in the user's cache.
+
+The same packages and the same ssh keys make the same bytes.
+"""
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import sterna.testbed.debian as debian
+from sterna.guests.catalog import LINUX, LINUX_PROGRAMS, find
+from sterna.testbed.debian import cpio
+from sterna.testbed.debian.apt import Apt
+from sterna.testbed.debian.cache import Cache, digest_of, packages_of
+from sterna.testbed.debian.cpio import Entry
+from sterna.testbed.debian.deb import MERGED, Tree, kernel_of, unpack
+from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.debian.kernelmodules import load_order
+from sterna.testbed.linuxguest.ext4 import make_ext4
+from sterna.testbed.linuxguest.keys import Keys, make_keys
+from sterna.testbed.linuxguest.recipe import (
+    ARCHITECTURE,
+    DEBIAN_PACKAGES,
+    EPOCH,
+    FILES,
+    KERNEL_MODULES,
+    KERNEL_PACKAGE,
+    LEFT_OUT,
+    Recipe,
+)
+
+KERNEL, INITRAMFS, ROOT = "kernel", "initramfs", "root.ext4"
+_BUSYBOX = "usr/bin/busybox"
+_APPLETS = (
+    *(
+        "cat",
+        "chmod",
+        "date",
+        "dmesg",
+        "echo",
+        "fallocate",
+        "hostname",
+        "ifconfig",
+        "ip",
+        "ls",
+        "mkdir",
+        "mkswap",
+    ),
+    *("mount", "ping", "ps", "sh", "sleep", "swapon", "tr", "uptime"),
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built guest.
+
+    :ivar folder: holds kernel, initramfs, root file system and manifest
+    :ivar keys: of ssh
+    """
+
+    folder: Path
+    keys: Keys
+
+    @property
+    def kernel(self) -> Path:
+        """As QEMU loads it."""
+        return self.folder / KERNEL
+
+    @property
+    def initramfs(self) -> Path:
+        """Mounts the root file system."""
+        return self.folder / INITRAMFS
+
+    @property
+    def root(self) -> Path:
+        """The root file system; guests write to copies of it."""
+        return self.folder / ROOT
+
+    @property
+    def packages(self) -> list[str]:
+        """File names of the packages in it."""
+        return packages_of(self.folder)
+
+
+def obtain(
+    recipe: Recipe, *, update: bool = False, progress: Callable[[str], None] = lambda text: None
+) -> Image:
+    """The image for a recipe, built if there is none, or if `update` asks for today's packages.
+
+    :raise ImageError: When it cannot be built.
+    """
+    cache = Cache.named("sterna-linux")
+    keys = Keys(cache.folder / "keys")
+    digest = digest_of(recipe, _makers())
+    pointer = f"{ARCHITECTURE}-{digest}"
+    if not update and (folder := cache.find(pointer)):
+        return Image(folder, keys)
+    with cache.locked():
+        if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
+            return Image(folder, keys)
+        progress("fetching the guest's packages (once)")
+        apt = Apt(cache.folder / "packages", ARCHITECTURE)
+        kernel = apt.kernel(KERNEL_PACKAGE)
+        debs = apt.packages(DEBIAN_PACKAGES)
+        make_keys(keys.folder)
+        progress("building the guest's images (once)")
+        names = sorted(path.name for path in (kernel, *debs))
+        folder = cache.store(
+            pointer,
+            digest,
+            [*names, keys.host_public],
+            lambda draft: build(draft, recipe, kernel, debs, keys),
+        )
+        return Image(folder, keys)
+
+
+def build(draft: Path, recipe: Recipe, kernel: Path, debs: tuple[Path, ...], keys: Keys) -> None:
+    """Make the files of an image in an empty folder.
+
+    :param kernel: the kernel's package
+    :param debs: the other packages
+    :raise ImageError: When a package is not as expected, or a tool is missing.
+    """
+    files: Tree = {}
+    for deb in debs:
+        files |= {path: entry for path, entry in unpack(deb) if _wanted(path)}
+    if missing := [name for name in FILES if not name.endswith("/") and name not in files]:
+        raise ImageError(f"{missing[0]} is in none of the packages {', '.join(path.name for path in debs)}")
+    image, modules = kernel_of(kernel)
+    (draft / KERNEL).write_bytes(image)
+    with (draft / INITRAMFS).open("wb") as file:
+        cpio.write(file, _initramfs(files[_BUSYBOX], modules), EPOCH)
+    make_ext4(draft / ROOT, _root(files, keys), recipe.disk_bytes, EPOCH)
+
+
+def _initramfs(busybox: Entry, modules: dict[str, bytes]) -> Tree:
+    order = load_order(modules, KERNEL_MODULES)
+    tree: Tree = {path: Entry.file(modules[path]) for path in order}
+    tree["bin/busybox"] = busybox
+    tree["modules"] = Entry.file("".join(f"/{path}\n" for path in order).encode())
+    tree["init"] = Entry.file(_own("init.sh"), 0o755)
+    return tree
+
+
+def _root(files: Tree, keys: Keys) -> Tree:
+    tree = dict(files)
+    tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
+    tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", "var/log")}
+    tree["root"] = tree["root/.ssh"] = Entry(stat.S_IFDIR | 0o700)
+    tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
+    tree |= {f"usr/bin/{name}": Entry.link("busybox") for name in _APPLETS}
+    for program in LINUX_PROGRAMS:
+        tree[f"usr/bin/sterna/{program}"] = Entry.file(find(program, LINUX).read_bytes(), 0o755)
+    tree["usr/sbin/sterna-init"] = Entry.file(_own("root.sh"), 0o755)
+    tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
+    tree["etc/group"] = Entry.file(b"root:x:0:\n")
+    tree["etc/dropbear/host_key"] = Entry.file(keys.host_for_dropbear(), 0o600)
+    tree["root/.ssh/authorized_keys"] = Entry.file(f"{keys.client_public}\n".encode(), 0o600)
+    return tree
+
+
+def _wanted(path: str) -> bool:
+    return path.startswith(FILES) and not path.startswith(LEFT_OUT)
+
+
+def _own(name: str) -> bytes:
+    return resources.files("sterna.testbed.linuxguest").joinpath(name).read_bytes()
+
+
+def _makers() -> list[Path]:
+    """What an image is made by, the programs in it included."""
+    own = ("ext4.py", "image.py", "init.sh", "keys.py", "recipe.py", "root.sh")
+    common = ("cpio.py", "deb.py", "kernelmodules.py")
+    return [
+        *(Path(__file__).with_name(name) for name in own),
+        *(Path(debian.__file__).with_name(name) for name in common),
+        *(find(program, LINUX) for program in LINUX_PROGRAMS),
+    ]

@@ -1,0 +1,247 @@
+"""QEMU with a real ARM Linux guest, its root file system on NFS."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sterna.guests.catalog import LINUX_PROGRAMS
+from sterna.machine.boards import VIRT
+from sterna.testbed.console import Console
+from sterna.testbed.errors import BedError, ScenarioError, Unsupported
+from sterna.testbed.guest import Guest
+from sterna.testbed.kinds import QemuKind
+from sterna.testbed.linuxguest.guest import LinuxGuest
+from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
+from sterna.testbed.linuxguest.recipe import Recipe
+from sterna.testbed.network import GuestNic, Host, Network
+from sterna.testbed.nfs import NfsServer, check_tools
+from sterna.testbed.session import SshSession
+from sterna.testbed.settings import VmSettings
+from sterna.testbed.vm import QemuVm, Vm
+
+_LEAST_MEMORY = 128 << 20
+_PROBE_SECONDS = 30
+_ARGUMENTS = {"dirtyram": 3, "clock": 1, "random": 4}
+"""The most that each program takes."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a guest keeps wherever it is.
+
+    :ivar disk: its root file system, a file of the shared directory
+    :ivar console: of the VM that it started in
+    """
+
+    disk: str
+    console: Console
+
+
+class _SeatedVm(QemuVm):
+    """A QEMU that knows whose it is.
+
+    :ivar seat: None until the guest's first VM has been made
+    """
+
+    seat: Seat
+
+
+@dataclass
+class _Store:
+    """The shared directory of one bed.
+
+    :ivar server: None: all hosts read it directly
+    :ivar seats: by the guest's name, of the latest guest of that name
+    """
+
+    directory: Path
+    server: NfsServer | None
+    seats: dict[str, Seat] = field(default_factory=dict)
+    disks: int = 0
+
+    def new_disk(self, image: Image) -> str:
+        self.disks += 1
+        name = f"root-{self.disks}.ext4"
+        copy_sparse(image.root, self.directory / name)
+        return name
+
+    def blockdev(self, name: str) -> str:
+        """For QEMU's -blockdev."""
+        file = {"driver": "file", "filename": str(self.directory / name), "locking": "off"}
+        if self.server is not None:
+            file = self.server.url(name)
+        options = {"driver": "raw", "node-name": "root", "cache.direct": "on"}
+        options |= {f"file.{key}": value.replace(",", ",,") for key, value in file.items()}
+        return ",".join(f"{key}={value}" for key, value in options.items())
+
+
+class QemuLinuxKind(QemuKind):
+    """`qemu-system-arm` with ARM Linux, which runs a guest program as a process."""
+
+    name = "qemu-linux"
+    connected = True
+    warm_up_seconds = 600.0
+
+    _image: Image | None = None
+    _store: _Store | None = None
+
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
+        binary = self._binary()
+        if os.geteuid() == 0:
+            check_tools()
+            _check_client(binary)
+        self._image = obtain(Recipe(), progress=say)
+
+    @property
+    def image(self) -> Image:
+        """What guests are made of, once `check` found all well."""
+        assert self._image is not None
+        return self._image
+
+    @contextlib.contextmanager
+    def furnish(self, network: Network, directory: Path) -> Iterator[None]:
+        shared = directory / "shared"
+        shared.mkdir()
+        for name in (KERNEL, INITRAMFS):
+            shutil.copy(self.image.folder / name, shared / name)
+        with contextlib.ExitStack() as stack:
+            server = None
+            if network.server.namespace is not None:
+                server = stack.enter_context(NfsServer(network.server, shared, directory))
+            self._store = _Store(shared, server)
+            try:
+                yield
+            finally:
+                self._store = None
+
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+        _validate(settings)
+        store = self._furnished()
+        disk = store.new_disk(self.image)
+        shared = store.directory
+        guest = ["-kernel", str(shared / KERNEL), "-initrd", str(shared / INITRAMFS)]
+        vm = self._vm(name, host, settings, nic, disk, [*guest, "-append", _command_line(settings, nic)])
+        vm.seat = store.seats[_guest_of(name)] = Seat(disk, vm.console)
+        return vm
+
+    def destination(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        port: int,
+        *,
+        hold: bool,
+        log: str | None = None,
+        nic: GuestNic | None = None,
+    ) -> Vm:
+        seat = self._furnished().seats[_guest_of(name)]
+        arguments = ["-incoming", f"tcp:{host.address}:{port}"]
+        if hold:
+            arguments.append("-S")
+        if log is not None:
+            arguments += ["-serial", f"file:{log}"]
+        vm = self._vm(name, host, settings, nic, seat.disk, arguments)
+        vm.seat = seat
+        return vm
+
+    def check_session(self) -> None:
+        if shutil.which("ssh") is None:
+            raise Unsupported("ssh is missing: apt install openssh-client")
+
+    def session(self, client: Host, address: str, directory: Path) -> SshSession:
+        keys = self.image.keys
+        return SshSession(client, address, keys.client, keys.host_public, directory)
+
+    def guest(self, settings: VmSettings) -> Guest:
+        return LinuxGuest(int(VIRT.ram_base), settings.memory_bytes)
+
+    def _vm(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        nic: GuestNic | None,
+        disk: str,
+        arguments: list[str],
+    ) -> _SeatedVm:
+        devices = ["-no-reboot", "-blockdev", self._furnished().blockdev(disk)]
+        devices += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-rng-device"]
+        return _SeatedVm(name, self._binary(), [*self._common(settings, nic), *devices, *arguments], host)
+
+    def _furnished(self) -> _Store:
+        assert self._store is not None
+        return self._store
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file; what was never written there takes no room here either.
+
+    :raise BedError: When it has no room.
+    """
+    try:
+        with source.open("rb") as old, target.open("xb") as new:
+            size = os.fstat(old.fileno()).st_size
+            os.ftruncate(new.fileno(), size)
+            at = 0
+            while at < size:
+                try:
+                    at = os.lseek(old.fileno(), at, os.SEEK_DATA)
+                except OSError:
+                    break  # ENXIO: no more data
+                end = os.lseek(old.fileno(), at, os.SEEK_HOLE)
+                while at < end:
+                    data = os.pread(old.fileno(), min(1 << 20, end - at), at)
+                    at += os.pwrite(new.fileno(), data, at)
+    except OSError as error:
+        raise BedError(f"cannot copy the root file system to {target}: {error.strerror}") from error
+
+
+def _guest_of(name: str) -> str:
+    """A VM's name is its guest's and its host's."""
+    return name.rpartition(" on ")[0]
+
+
+def _command_line(settings: VmSettings, nic: GuestNic | None) -> str:
+    words = ["console=ttyAMA0", "quiet", "panic=-1", "cma=0", f"sterna.program={settings.program}"]
+    if arguments := ",".join(settings.arguments.split()):
+        words.append(f"sterna.arguments={arguments}")
+    if settings.swap_bytes:
+        words.append(f"sterna.swap={settings.swap_bytes}")
+    if nic is not None:
+        words += [f"sterna.address={nic.address}/{nic.prefix}", f"sterna.gateway={nic.gateway}"]
+    return " ".join(words)
+
+
+def _validate(settings: VmSettings) -> None:
+    if settings.program not in LINUX_PROGRAMS:
+        raise Unsupported(f"the Linux guest has no program {settings.program!r}")
+    numbers = settings.arguments.split()
+    if len(numbers) > _ARGUMENTS[settings.program] or not all(number.isdecimal() for number in numbers):
+        raise ScenarioError(f"[vm] {settings.program}: {settings.arguments!r} is not what it takes")
+    if settings.memory_bytes < _LEAST_MEMORY:
+        raise ScenarioError(f"[vm] memory: Linux needs {_LEAST_MEMORY >> 20} MiB")
+
+
+def _check_client(binary: str) -> None:
+    """
+    :raise Unsupported: When this QEMU has no NFS client.
+    """
+    probe = ["-blockdev", "driver=nfs,node-name=probe,server.type=inet,server.host=127.0.0.1,path=/none/none"]
+    try:
+        done = subprocess.run(
+            [binary, "-M", "none", "-nodefaults", "-display", "none", *probe],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unsupported(f"cannot run {binary}: {error}") from error
+    if "Unknown driver" in done.stderr or "does not accept value" in done.stderr:
+        raise Unsupported(f"{binary} has no NFS client: apt install qemu-block-extra")

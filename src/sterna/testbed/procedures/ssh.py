@@ -1,0 +1,38 @@
+"""An ssh session that was opened before a migration goes on after it."""
+
+from sterna.testbed.evidence import Evidence
+from sterna.testbed.migration import Migration
+from sterna.testbed.network import guest_nic
+from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+
+_ONCE_MORE = 3
+
+
+class Ssh(BaseProcedure, tag="ssh", frozen=True):
+    """From the server a shell in the guest is asked all the time; the guest migrates, and its address is led to its new host."""
+
+    def run(self, stage: Stage, evidence: Evidence) -> None:
+        bed = stage.bed
+        guest = bed.kind.guest(stage.vm)
+        nic = guest_nic()
+        bed.kind.check_session()
+        source = bed.source(stage.vm, nic=nic)
+        destination = bed.destination(stage.vm, nic=nic)
+        bed.network.route_guest(nic.address, source.host)
+        bed.warm_up(source, guest)
+        destination.ready()
+        with bed.kind.session(bed.network.server, nic.address, bed.directory) as session:
+            bed.say("an ssh session is open; migrate")
+            migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load)
+            evidence.passages.append(migration.passage)
+            migration.run()
+            problems = []
+            if migration.passage.completed:
+                bed.network.route_guest(nic.address, destination.host)
+                for _ in range(_ONCE_MORE):
+                    # One question may have been answered before the guest left.
+                    if not session.wait_beyond(session.answers):
+                        problems.append("it does not answer after the migration")
+                        break
+                migration.arrive()
+            evidence.conversations.append(session.seen(problems))

@@ -1,0 +1,147 @@
+"""An ssh session with a guest, and how it lives through a migration."""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, cast
+
+from sterna.testbed.errors import BedError
+from sterna.testbed.evidence import Conversation
+from sterna.testbed.network import Host
+from sterna.testbed.vm import die_with_parent
+
+_OPEN_SECONDS = 60.0
+_PERIOD_SECONDS = 0.05
+_LAST_SECONDS = 20.0
+
+
+class SshSession:
+    """A shell in the guest that is asked to say a number, and the next when it has: 20 times a second at most. A context
+    manager: closed at its end.
+
+    :param client: where ssh runs
+    :param address: of the guest
+    :param key: the private key that opens it
+    :param host_key: the guest's public key
+    :param directory: for ssh's list of known hosts
+    :raise BedError: When the guest does not open; with what ssh said.
+    """
+
+    def __init__(self, client: Host, address: str, key: Path, host_key: str, directory: Path) -> None:
+        known = directory / "known_hosts"
+        known.write_text(f"{address} {host_key}\n")
+        self._answers: list[float] = []
+        self._longest = 0.0
+        self._failed = ""
+        self._stop = threading.Event()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+
+        def enter() -> None:
+            die_with_parent()
+            client.enter()
+
+        options = {
+            "BatchMode": "yes",
+            "ConnectTimeout": str(round(_OPEN_SECONDS)),
+            "IdentitiesOnly": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": str(known),
+        }
+        told = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        try:
+            self._process = subprocess.Popen(
+                ["ssh", "-F", "none", "-T", "-i", str(key), *told, f"root@{address}", "sh"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | {"SSH_AUTH_SOCK": ""},
+                process_group=0,
+                preexec_fn=enter,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            self._errors.close()
+            raise BedError(f"cannot start ssh: {getattr(error, 'strerror', error)}") from error
+        self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
+        self._thread.start()
+        try:
+            self._wait_beyond(0, _OPEN_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def answers(self) -> int:
+        """How many numbers came back."""
+        return len(self._answers)
+
+    def wait_beyond(self, answers: int) -> bool:
+        """Wait until it has answered once more: whether it did."""
+        try:
+            self._wait_beyond(answers, _LAST_SECONDS)
+        except BedError:
+            return False
+        return True
+
+    def seen(self, problems: list[str]) -> Conversation:
+        """What it was like; `problems` are added to what the session itself found."""
+        found = [self._failed] if self._failed else []
+        return Conversation(self.answers, self._longest * 1000, [*found, *problems])
+
+    def close(self) -> None:
+        """End it. Does nothing the second time."""
+        self._stop.set()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._thread.join(_OPEN_SECONDS)
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                cast(BinaryIO, stream).close()
+        self._errors.close()
+
+    def __enter__(self) -> "SshSession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait_beyond(self, answers: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.answers <= answers:
+            if self._failed or self._process.poll() is not None or time.monotonic() > deadline:
+                raise BedError(f"the guest does not answer over ssh: {self._said() or self._failed}")
+            time.sleep(_PERIOD_SECONDS)
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read(1000).decode(errors="replace").strip().replace("\n", "; ")
+
+    def _talk(self) -> None:
+        """On a thread of its own: one question after the other."""
+        own, its = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
+        last = 0.0
+        number = 0
+        while not self._stop.wait(_PERIOD_SECONDS):
+            number += 1
+            try:
+                own.write(f"echo {number}\n".encode())
+                own.flush()
+                answer = its.readline(100)
+            except OSError as error:
+                answer = str(error).encode()
+            if answer != f"{number}\n".encode():
+                if not self._stop.is_set():
+                    self._failed = f"to question {number} the session answered {answer[:40]!r}"
+                return
+            now = time.monotonic()
+            if last:
+                self._longest = max(self._longest, now - last)
+            last = now
+            self._answers.append(now)
