@@ -115,15 +115,14 @@ def test_a_destination_that_goes_away_leaves_the_guest_here(make):
 
 
 def test_a_guest_that_dirties_faster_than_it_is_sent_is_throttled(make):
-    here = running(make, append="12000 12000 0", smp=2)
+    here = running(make, append="6000 6000 0", smp=2)
     there = make(smp=2, incoming=True)
-    here.controller.set_parameters(
-        {"max-bandwidth": 20 << 20, "cpu-throttle-initial": 90, "max-cpu-throttle": 99, "downtime-limit": 100}
-    )
-    here.controller.set_capabilities({"auto-converge": True})
+    # Its 24 MB, sent whole, fit this limit on no link: pacing does not count for the last pass.
+    here.controller.set_parameters({"max-bandwidth": 80 << 20, "downtime-limit": 20})
+    here.controller.set_capabilities({"auto-converge": True, "xbzrle": False})
     info = here.migrate(there.controller.incoming(TCP))
     assert info.status is COMPLETED, info.error
-    assert any(record.throttle_percent for record in info.passes)
+    assert any(record.throttle_percent for record in info.passes), info.passes
     goes_on(there)
 
 
