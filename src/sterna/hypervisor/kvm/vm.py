@@ -155,6 +155,11 @@ class KvmVm(ABC):
             if was_logged and not slot.flags & _LOG:
                 self._stop_log(slot)
 
+    def is_in_slot(self, ipa: int) -> bool:
+        """Whether there is memory, once no change of the slots is under way."""
+        with self._lock:
+            return self.memory.slot_at(ipa, 1) is not None
+
     def _start_log(self, slot: MemorySlot) -> None:
         if self._ring is not None:
             self._ring.start(slot)
