@@ -104,7 +104,16 @@ def test_report() -> None:
     )
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    for expected in ("16.00 GiB", "bitmap: is not here", "harvest, all", "10.50", "10.00", "0.50", "1.25"):
+    for expected in (
+        "16.00 GiB",
+        "bitmap: is not here",
+        "harvest, all",
+        "10.50",
+        "10.00",
+        "0.50",
+        "+5",
+        "1.25",
+    ):
         assert expected in text
 
 

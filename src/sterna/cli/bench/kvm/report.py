@@ -81,7 +81,7 @@ def _call(times: Times) -> dict[str, Any]:
 def print_report(
     console: Console, figures: Sequence[ModeFigures], missing: Mapping[str, str], sizes: Sizes
 ) -> None:
-    """Tables of the calls and of the guest, one column group for each way to keep a log."""
+    """Tables of the calls and of the guest."""
     console.print(
         f"dirty log: {format_size(sizes.dense_bytes)} written by one vCPU; 1 % of all: of "
         f"{format_size(sizes.sparse_bytes)}; medians of {sizes.rounds}",
@@ -97,25 +97,17 @@ def print_report(
 
 def _calls(figures: Sequence[ModeFigures]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    for title in ("", "\n"):
+        table.add_column(title, no_wrap=True)
+    for title in ("call\nms", "kernel\nms", "above\nms", "above\n%", "call\nms/GiB", "kernel\nms/GiB"):
+        table.add_column(title, justify="right", no_wrap=True)
     for one in figures:
-        for title in (f"{one.mode}\nms", "kernel\nms", "above\nms", "kernel\nms/GiB"):
-            table.add_column(title, justify="right", no_wrap=True)
-    names = {name: None for one in figures for name in one.calls}
-    for name in sorted(names, key=lambda name: (name == _SPARSE, list(names).index(name))):
-        cells = []
-        for one in figures:
-            times = one.calls.get(name)
-            if times is None:
-                cells += ["—"] * 4
-                continue
-            cells += [
-                f"{times.ours_ms:.2f}",
-                f"{times.kernel_ms:.2f}",
-                f"{times.ours_ms - times.kernel_ms:.2f}",
-            ]
-            cells.append(f"{times.kernel_ms * _GIB / times.bytes:.2f}")
-        table.add_row(name, *cells)
+        for number, (name, times) in enumerate(one.calls.items()):
+            ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
+            cells = [f"{value:.2f}" for value in (ours, kernel, ours - kernel)]
+            cells += [f"{times.overhead_percent:+.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
+            table.add_row("" if number else one.mode.value, name, *cells)
+        table.add_section()
     return table
 
 
