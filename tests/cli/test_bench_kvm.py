@@ -78,9 +78,15 @@ def test_a_log_that_says_something_else_is_told_from_the_right_one() -> None:
 
 def figures(**calls: tuple[float, float]) -> ModeFigures:
     names = {"all": "harvest, all", "sparse": "harvest, 1 % of all"}
-    times = {names[name]: Times(16 << 30, [ours], [kernel]) for name, (ours, kernel) in calls.items()}
+    times = {
+        names[name]: Times(16 << 30, [ours], [ours - kernel], [kernel])
+        for name, (ours, kernel) in calls.items()
+    }
     return ModeFigures(
-        DirtyLogMode.RING, times, {"first": 1.5, "later": 1.25}, {"no log": 9e6, "log": 8e6, "harvests": 1e6}
+        DirtyLogMode.BITMAP,
+        times,
+        {"first": 1.5, "later": 1.25},
+        {"no log": 9e6, "log": 8e6, "harvests": 1e6},
     )
 
 
@@ -111,7 +117,7 @@ def test_report() -> None:
         "10.50",
         "10.00",
         "0.50",
-        "+5",
+        "5",
         "1.25",
     ):
         assert expected in text

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.cli.bench.summary import Judgement
+from sterna.hypervisor.interface import DirtyLogMode
 from sterna.monitor.units import format_size
 
 _GIB = 1 << 30
@@ -24,7 +25,7 @@ def goals_of(figures: Sequence[ModeFigures]) -> list[Judgement]:
     judged = []
     for one in figures:
         sparse = one.calls[_SPARSE]
-        above = sparse.ours_ms - sparse.kernel_ms
+        above = sparse.own_ms
         judged.append(
             Judgement(
                 f"dirty log, {one.mode}",
@@ -34,12 +35,14 @@ def goals_of(figures: Sequence[ModeFigures]) -> list[Judgement]:
             )
         )
         for name in _JUDGED:
+            if one.mode is DirtyLogMode.RING and name != _SPARSE:
+                continue  # most of such a ring has been emptied when it was full
             times = one.calls[name]
             judged.append(
                 Judgement(
                     f"dirty log, {one.mode}",
                     f"{name}: under {_MOST_PERCENT:g} % above the ioctl",
-                    f"{times.overhead_percent:+.1f} %, {times.ours_ms - times.kernel_ms:+.2f} ms",
+                    f"{times.overhead_percent:.1f} %, {times.own_ms:.2f} ms",
                     times.overhead_percent < _MOST_PERCENT,
                 )
             )
@@ -72,8 +75,10 @@ def _call(times: Times) -> dict[str, Any]:
         "bytes": times.bytes,
         "ours_ms": times.ours_ms,
         "kernel_ms": times.kernel_ms,
+        "own_ms": times.own_ms,
         "overhead_percent": times.overhead_percent,
         "each_ours_ms": [seconds * 1e3 for seconds in times.ours],
+        "each_own_ms": [seconds * 1e3 for seconds in times.own],
         "each_kernel_ms": [seconds * 1e3 for seconds in times.kernel],
     }
 
@@ -99,13 +104,13 @@ def _calls(figures: Sequence[ModeFigures]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", "\n"):
         table.add_column(title, no_wrap=True)
-    for title in ("call\nms", "kernel\nms", "above\nms", "above\n%", "call\nms/GiB", "kernel\nms/GiB"):
+    for title in ("call\nms", "kernel\nms", "own\nms", "own\n%", "call\nms/GiB", "kernel\nms/GiB"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in figures:
         for number, (name, times) in enumerate(one.calls.items()):
             ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
-            cells = [f"{value:.2f}" for value in (ours, kernel, ours - kernel)]
-            cells += [f"{times.overhead_percent:+.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
+            cells = [f"{value:.2f}" for value in (ours, kernel, times.own_ms)]
+            cells += [f"{times.overhead_percent:.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
             table.add_row("" if number else one.mode.value, name, *cells)
         table.add_section()
     return table
