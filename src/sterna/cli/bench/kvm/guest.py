@@ -130,7 +130,7 @@ class WritingGuest:
         elapsed = time.perf_counter() - started
         newest = self.words()
         self._value = int(newest.max())
-        return float(np.sum(newest - (first - 1), dtype=np.float64)) / elapsed
+        return float(np.sum(np.maximum(newest - (first - 1), 0), dtype=np.float64)) / elapsed
 
     def words(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The number that each page holds: shape (pages,)."""
