@@ -14,7 +14,7 @@ from sterna.testbed.armhost.recipe import recipe_for
 from sterna.testbed.debian.errors import ImageError
 
 TREE = Path(__file__).parent.parent.parent
-_TIMEOUT_S = 400
+_TIMEOUT_S = 600
 
 Run = Callable[..., tuple[int, str]]
 

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.qemu
 
 BOARDS = pytest.mark.parametrize("board", ["virt", "vexpress-a15", "virt-arm64"])
 CPUS = pytest.mark.parametrize("cpus", [1, 2])
+CODE_BYTES = 0x8000
+"""No image is larger."""
 
 
 def check_machine(status: Status, program: ProgramId, board: str, cpus: int) -> None:
@@ -272,10 +274,10 @@ def test_an_exception_is_told(
 ) -> None:
     guest = qemu("clock", "1", board)
     guest.wait_for_text("seq 2")
-    # The instructions that read the counter, made undefined ones.
-    code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + 16384].view(np.uint32)
+    # The instructions that read the counter, made undefined ones. Code follows the status page.
+    code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + CODE_BYTES].view(np.uint32)
     places = [STATUS_OFFSET + 4096 + 4 * int(place) for place in np.flatnonzero(code & mask == read_counter)]
-    assert places
+    assert places, "no such instruction in the image"
     for place in places:
         guest.poke(place, undefined.to_bytes(4, "little"))
     guest.wait_for_text(f"clock: error: exception at vector 0x{vector:08x}, cpu 0, pc 0x")

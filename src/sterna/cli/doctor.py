@@ -43,5 +43,13 @@ def command(json: bool) -> int:
             click.echo(f"{mark} {check.name:<18} {check.found}")
             if check.advice:
                 click.echo(f"{'':<26} {check.advice}")
-        click.echo("guests can run and migrate here" if usable else "guests cannot run here")
+        click.echo(_verdict(usable, {check.name: check.ok for check in checks}))
     return ExitCode.OK if usable else ExitCode.FAILURE
+
+
+def _verdict(usable: bool, found: dict[str, bool]) -> str:
+    if not usable:
+        return "guests cannot run here"
+    if not found["stage 2"]:
+        return "guests can run and migrate here, on KVM only (--accel kvm)"
+    return "guests can run and migrate here"

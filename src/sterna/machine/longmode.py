@@ -12,6 +12,7 @@ from sterna.machine.boards import PAGE_TABLE_BYTES
 _GIB = 1 << 30
 _MAPPED_GIB = 4
 _ENTRIES = 512
+assert PAGE_TABLE_BYTES == 4096 * (2 + _MAPPED_GIB)
 # Intel SDM vol. 3, 4.5: present, writable, user, accessed, dirty, large page. Accessed and dirty are set already: the CPU
 # then never writes to the tables, and their pages stay clean.
 _TABLE = 0x27
@@ -27,21 +28,22 @@ _RFLAGS = 0x2
 _CLOCK_ON = 1
 
 
-def page_tables(base: int) -> bytes:
-    """Page tables for physical address `base` that map the first 4 GiB to themselves, in pages of 2 MiB, writable at level 3."""
+def page_tables(base: int, gib: int = _MAPPED_GIB) -> bytes:
+    """Page tables for physical address `base` that map the first GiB to themselves, in pages of 2 MiB, writable at level 3.
+
+    :param gib: how many, up to 512; the tables take two pages and one for each
+    """
     directory_pointers = base + 4096
-    directories = [base + 4096 * (2 + number) for number in range(_MAPPED_GIB)]
+    directories = [base + 4096 * (2 + number) for number in range(gib)]
     tables = [
         [directory_pointers | _TABLE],
         [address | _TABLE for address in directories],
         *(
             [number * _GIB + (entry << 21) | _LARGE_PAGE for entry in range(_ENTRIES)]
-            for number in range(_MAPPED_GIB)
+            for number in range(gib)
         ),
     ]
-    result = b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(4096, b"\0") for table in tables)
-    assert len(result) == PAGE_TABLE_BYTES
-    return result
+    return b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(4096, b"\0") for table in tables)
 
 
 def start(state: X86VcpuState, entry: int, cpu: int, tables: int, time_record: int) -> None:

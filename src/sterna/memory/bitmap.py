@@ -41,6 +41,24 @@ def set_range(words: Words, first: int, count: int) -> None:
     words[end] |= high
 
 
+_SPARSE = 128
+"""Pages of a bitmap per page to set from which on setting one after the other is quicker."""
+
+
+def set_bits(words: Words, pages: NDArray[np.uint64]) -> None:
+    """Set the bits of these pages, in any order; a page may come twice.
+
+    :raise IndexError: When a page is beyond the bitmap's words.
+    """
+    if pages.size * _SPARSE < words.size * BITS_PER_WORD:
+        bits = np.uint64(1) << (pages & np.uint64(BITS_PER_WORD - 1))
+        np.bitwise_or.at(words, (pages // np.uint64(BITS_PER_WORD)).astype(np.intp), bits)
+        return
+    flags = np.zeros(words.size * BITS_PER_WORD, dtype=np.uint8)
+    flags[pages.astype(np.intp)] = 1
+    np.bitwise_or(words, np.packbits(flags, bitorder="little").view(np.uint64), out=words)
+
+
 def count(words: Words) -> int:
     """Number of set bits."""
     return (

@@ -214,8 +214,8 @@ class Destination:
             # A source that is busy on another channel comes to read why.
             self._multifd.close()
             self.channel.drain()
-        except (ChannelError, Cancelled):
-            pass  # the connection is what failed
+        except (ChannelError, Cancelled, MemoryError):
+            pass  # the connection is what failed, or there is no memory for talking either
 
     def _answer(self, kind: PrivateMessage, payload: Hello | Ready | Nack | Running) -> None:
         self.channel.send(ReturnMessage(kind, handshake.encode(payload)).encode())

@@ -70,6 +70,7 @@ class Peer:
         self._messages: deque[ReturnMessage] = deque()
         self._buffer = bytearray(1 << 16)
         self._is_sterna = False
+        self._pinged = 0
 
     # -- what comes back -------------------------------------------------------------------------------------
 
@@ -89,10 +90,13 @@ class Peer:
             got = self._channel.readinto_now(memoryview(self._buffer))
             if got is not None:
                 self._take(got)
-        if self._messages:
+        while self._messages:
             message = self._messages.popleft()
             self._refusal(message)
-            raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
+            if not self._answers_a_ping(message):
+                raise ProtocolError(
+                    f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
+                )
 
     def explain(self, error: ChannelError) -> Exception:
         """The reason that the destination gave before the channel broke, or else the breaking itself."""
@@ -116,14 +120,20 @@ class Peer:
         :raise ChannelError: When the connection ends, or nothing comes in so many seconds.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        while not self._messages:
-            self._decoder.check()
-            if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
-                raise ChannelError(f"{self._channel.peer} did not answer within {seconds:.1f} s")
-            self._take(self._channel.readinto(memoryview(self._buffer)))
-        message = self._messages.popleft()
-        self._refusal(message)
-        return message
+        while True:
+            while not self._messages:
+                self._decoder.check()
+                if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
+                    raise ChannelError(f"{self._channel.peer} did not answer within {seconds:.1f} s")
+                self._take(self._channel.readinto(memoryview(self._buffer)))
+            message = self._messages.popleft()
+            self._refusal(message)
+            if not self._answers_a_ping(message):
+                return message
+
+    def _answers_a_ping(self, message: ReturnMessage) -> bool:
+        """Whether it is an answer that was asked for, and then not waited for."""
+        return message.type == ReturnPathType.PONG and 0 < message.value <= self._pinged
 
     def _take(self, got: int) -> None:
         if got == 0:
@@ -185,10 +195,11 @@ class Peer:
     def ping(self, value: int) -> int:
         """Have the destination answer when it has taken in all that was sent so far; `ponged` waits for it.
 
-        :param value: at least 1, and below that of the greeting
+        :param value: more than that of the ping before, and less than the greeting's
         :return: bytes sent
         """
-        assert 0 < value < handshake.GREETING
+        assert self._pinged < value < handshake.GREETING
+        self._pinged = value
         data = sections.command(Command.PING, value.to_bytes(4, "big"))
         self._channel.send(data)
         return len(data)
@@ -204,12 +215,16 @@ class Peer:
             if not self._channel.wait_readable(seconds):
                 return False
             self._take(self._channel.readinto(memoryview(self._buffer)))
-            if not self._messages:
-                return False  # part of an answer
-        message = self.wait()
-        if message.type != ReturnPathType.PONG or message.value != value:
-            raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x} out of turn")
-        return True
+        while self._messages:
+            message = self._messages.popleft()
+            self._refusal(message)
+            if not self._answers_a_ping(message):
+                raise ProtocolError(
+                    f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
+                )
+            if message.value == value:
+                return True
+        return False
 
     def wait_ready(self) -> Ready:
         """Wait until a sterna has received, verified and loaded everything."""

@@ -35,8 +35,9 @@ _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
 
 
+_PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
-"""How often a wait for the destination looks at what does not end it."""
+"""How long the destination is waited for after a pass, and how often that looks at what else there is."""
 
 
 @dataclass
@@ -139,11 +140,16 @@ class Precopy:
     def _await_destination(self, counter: PassCounter, work: PassWork) -> None:
         """The pass is over when the destination has taken it in: else what is under way, or waits there for memory, would be
         waited for while the guest stands still.
+
+        One that does not answer may wait for more itself, if it took the stream for another than it is: then the next pass
+        shows it.
         """
         waiting, started = self.pages.unsent_bytes(), time.monotonic()
         self.progress.sent_other(self.peer.ping(counter.number))
-        while not self.peer.ponged(counter.number, _LOOK_SECONDS):
+        waited = 0.0
+        while waited < _PATIENCE_SECONDS and not self.peer.ponged(counter.number, _LOOK_SECONDS):
             self._look_ahead(counter, work)
+            waited = time.monotonic() - started
         self._forecast.drained(time.monotonic() - started, waiting)
 
     def _account(self, sent: Sent, final: bool) -> None:

@@ -2,11 +2,18 @@
 
 import json as json_module
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 
+if TYPE_CHECKING:
+    from sterna.cli.bench.kvm.modes import Modes
+    from sterna.cli.bench.workloads import Variant
+
+_DIRTY_LOG = "dirty-log"
 _QUICK_MEMORY = "64M"
 _QUICK_TIMEOUT = 10.0
 _WIDTH = 110
@@ -16,6 +23,12 @@ _WIDTH = 110
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--list", "listing", is_flag=True, help="List workloads and variants, and measure nothing.")
 @click.option("--runs", type=click.IntRange(1, 100), help="Runs behind each median.  [default: 5]")
+@click.option(
+    "--accel",
+    type=click.Choice(["emulated", "kvm"]),
+    default="emulated",
+    help="The hypervisor. kvm: this host's, and its dirty log by itself beside the kernel's own part of it.",
+)
 @click.option(
     "--memory", help="Guest RAM instead of each workload's own; what the guest writes scales with it."
 )
@@ -33,6 +46,7 @@ def command(
     names: tuple[str, ...],
     listing: bool,
     runs: int | None,
+    accel: str,
     memory: str | None,
     only: tuple[str, ...],
     timeout: float | None,
@@ -44,26 +58,33 @@ def command(
 
     All migrate the same guest image with the same memory and limits, in turn. Without WORKLOAD all of them are
     measured, which takes a good hour.
+
+    With --accel kvm: some minutes. WORKLOAD may also be dirty-log; its memory is its own.
     """
     from sterna.cli.bench.campaign import Settings, compare, guest_config
     from sterna.cli.bench.machines import QEMU, qemu_installed
     from sterna.cli.bench.report import print_report, to_json
-    from sterna.cli.bench.workloads import VARIANTS, WORKLOADS, Who
+    from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.display import Display
     from sterna.cli.follow import Interrupts
     from sterna.cli.rehearsal import rehearse
     from sterna.guests.catalog import GuestError
     from sterna.machine.config import ConfigError, parse_memory
 
+    kvm = accel == "kvm"
+    known_variants = KVM_VARIANTS if kvm else VARIANTS
+    known_names = {**WORKLOADS, **({_DIRTY_LOG: None} if kvm else {})}
     if listing:
-        _list()
+        _list(kvm)
         return ExitCode.OK
-    for given, known, what in ((names, WORKLOADS, "workload"), (only, VARIANTS, "variant")):
+    for given, known, what in ((names, known_names, "workload"), (only, known_variants, "variant")):
         for name in given:
             if name not in known:
                 raise UsageError(f"no {what} {name!r:.80}; there are: {', '.join(known)}")
     workloads = [WORKLOADS[name] for name in WORKLOADS if name in names or not names]
-    variants = [VARIANTS[name] for name in VARIANTS if name in only or not only]
+    variants = [known_variants[name] for name in known_variants if name in only or not only]
+    if kvm and not names:
+        workloads = [one for one in workloads if one.quick or one.name == "dirty"]
     if quick:
         workloads = [one for one in workloads if one.quick or names]
         variants = [one for one in variants if one.quick or only]
@@ -73,9 +94,10 @@ def command(
             runs or (1 if quick else 5),
             None if size is None else parse_memory(size),
             timeout or (_QUICK_TIMEOUT if quick else 60.0),
+            accel,
         )
         for workload in workloads:
-            guest_config(workload, settings.memory_bytes)
+            guest_config(workload, settings.memory_bytes, accel)
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
 
@@ -85,7 +107,8 @@ def command(
     if not qemu_installed() and any(one.who is Who.QEMU for one in variants):
         note(f"{QEMU} is not installed: sterna is measured alone")
         variants = [one for one in variants if one.who is not Who.QEMU]
-    if not any(one.fits(workload) for one in variants for workload in workloads):
+    log = kvm and (not names or _DIRTY_LOG in names)
+    if not log and not any(one.fits(workload) for one in variants for workload in workloads):
         raise UsageError("none of these variants is measured with these workloads; see sterna bench --list")
     with Interrupts().caught() as interrupts:
 
@@ -93,30 +116,60 @@ def command(
             if interrupts.count:
                 raise CliError("interrupted", ExitCode.INTERRUPTED)
 
+        modes = _measure_kvm(variants, log, quick, settings.runs, check, note) if kvm else None
+        if modes is not None:
+            variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
         rehearse(Display(), interrupts)
         done = [compare(workload, variants, settings, check, note) for workload in workloads]
     if json:
-        click.echo(json_module.dumps(to_json(done, settings)))
+        result = to_json(done, settings)
+        click.echo(json_module.dumps(result if modes is None else modes.add_to(result)))
     else:
         from rich.console import Console
 
         console = Console()
         if not console.is_terminal:
             console.width = _WIDTH
+        if modes is not None:
+            modes.print(console)
         print_report(console, done, settings)
     failed = [run for one in done for row in one.series for run in row.measurements if run.error]
     return ExitCode.FAILURE if failed else ExitCode.OK
 
 
-def _list() -> None:
-    from sterna.cli.bench.workloads import VARIANTS, WORKLOADS
+def _measure_kvm(
+    variants: Sequence["Variant"],
+    log: bool,
+    quick: bool,
+    runs: int,
+    check: Callable[[], None],
+    note: Callable[[str], None],
+) -> "Modes":
+    from sterna.cli.bench.kvm.modes import find_modes
+    from sterna.cli.bench.workloads import Who
+    from sterna.hypervisor.interface import HypervisorError
+    from sterna.memory.ram import RamError
+
+    modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
+    if not modes.there:
+        raise CliError("; ".join(dict.fromkeys(modes.missing.values())))
+    try:
+        return modes.measured(quick, runs, check, note) if log else modes
+    except (HypervisorError, RamError) as error:
+        raise CliError(str(error)) from error
+
+
+def _list(kvm: bool) -> None:
+    from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS
     from sterna.monitor.units import format_size
 
     click.echo("Workloads:")
     for workload in WORKLOADS.values():
         click.echo(f"  {workload.name:<26}{workload.title}, {format_size(workload.memory_bytes)}")
+    if kvm:
+        click.echo(f"  {_DIRTY_LOG:<26}what the dirty log's calls take, beside the kernel's own part of it")
     click.echo("Variants:")
-    for variant in VARIANTS.values():
+    for variant in (KVM_VARIANTS if kvm else VARIANTS).values():
         settings = [*variant.capabilities, *(f"{name}={value}" for name, value in variant.parameters.items())]
         click.echo(f"  {variant.name:<26}{', '.join(settings) or _PLAIN[variant.who.value]}")
 

@@ -23,11 +23,13 @@ _ROUND = 2 * MEBIBYTE
 class Settings:
     """:ivar memory_bytes: of the guests; None leaves each workload its own
     :ivar timeout: seconds after which a migration is cancelled
+    :ivar accel: the hypervisor of the guests that are sterna's
     """
 
     runs: int = 5
     memory_bytes: int | None = None
     timeout: float = 60.0
+    accel: str = "emulated"
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Comparison:
     series: tuple[Series, ...]
 
 
-def guest_config(workload: Workload, memory_bytes: int | None) -> MachineConfig:
+def guest_config(workload: Workload, memory_bytes: int | None, accel: str = "emulated") -> MachineConfig:
     """The machine of a workload; another size of memory scales what its guest writes.
 
     :raise GuestError, ConfigError: When such a guest cannot be.
@@ -69,7 +71,7 @@ def guest_config(workload: Workload, memory_bytes: int | None) -> MachineConfig:
     share = max(0, size - WORK_OFFSET) / (workload.memory_bytes - WORK_OFFSET)
     load = workload.load and workload.load.scaled(share)
     kernel, append = ("dirtyram", str(load)) if load else ("clock", "")
-    config = MachineConfig(memory_bytes=size, kernel=kernel, append=append)
+    config = MachineConfig(memory_bytes=size, kernel=kernel, append=append, accel=accel)
     validate(kernel, append, memory_bytes=size, board=config.machine)
     return config
 
@@ -88,7 +90,7 @@ def compare(
     :raise CliError: When the workload's guest cannot be.
     """
     try:
-        config = guest_config(workload, settings.memory_bytes)
+        config = guest_config(workload, settings.memory_bytes, settings.accel)
     except (GuestError, ConfigError) as error:
         raise CliError(f"{workload.name}: {error}") from error
     series = [Series(variant) for variant in variants if variant.fits(workload)]
@@ -133,7 +135,11 @@ def _measure(
             )
         else:
             guest = MachineConfig(
-                memory_bytes=config.memory_bytes, kernel=path, append=config.append, accel=config.accel
+                memory_bytes=config.memory_bytes,
+                kernel=path,
+                append=config.append,
+                accel=config.accel,
+                dirty_log=variant.dirty_log,
             )
             with machine_pair(variant, workload, guest, check) as pair:
                 measured = migrate(pair, int(config.board.ram_base), timeout, check)

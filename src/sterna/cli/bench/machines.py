@@ -72,6 +72,7 @@ def machine_pair(
 def _sterna(name: str, config: MachineConfig) -> Vm:
     arguments = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
     arguments += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel, "--serial", "null"]
+    arguments += ["--dirty-log", config.dirty_log]
     if config.incoming:
         prealloc = ["--mem-prealloc"] if config.preallocated else []
         return SternaVm(name, [*arguments, *prealloc, "--incoming", "defer"])

@@ -22,6 +22,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, 
     summaries = {one.workload.name: summarise_all(one) for one in comparisons}
     return {
         "host": {"cpus": os.cpu_count(), "kernel": platform.release(), "machine": platform.machine()},
+        "accel": settings.accel,
         "runs": settings.runs,
         "timeout_s": settings.timeout,
         "workloads": [
@@ -54,9 +55,7 @@ def print_report(console: Console, comparisons: Sequence[Comparison], settings: 
         for row in rows:
             if row.medians["seconds"] is None:
                 console.print(f"{row.variant}: {row.outcome}", soft_wrap=True, highlight=False)
-    judgements = _judged(summaries, settings)
-    if judgements:
-        console.print(_goals(judgements))
+    print_goals(console, _judged(summaries, settings))
 
 
 def _title(comparison: Comparison, settings: Settings) -> str:
@@ -64,12 +63,13 @@ def _title(comparison: Comparison, settings: Settings) -> str:
     limit = f"{format_rate(workload.bandwidth)}" if workload.bandwidth else "no bandwidth limit"
     runs = "1 run" if settings.runs == 1 else f"medians of {settings.runs}"
     guest = "idle" if workload.idle else f"{config.kernel} {config.append}"
+    guest += " on KVM" if config.accel == "kvm" else ""
     content = f", {workload.content.value} RAM" if workload.idle else ""
     return f"{workload.name}: {guest}{content}, {format_size(config.memory_bytes)}, {limit}; {runs}"
 
 
 def _judged(summaries: Mapping[str, Sequence[Summary]], settings: Settings) -> list[Judgement]:
-    return judge(summaries) if settings.memory_bytes is None else []
+    return judge(summaries) if settings.memory_bytes is None and settings.accel == "emulated" else []
 
 
 def _table(summaries: Sequence[Summary], idle: bool) -> Table:
@@ -117,11 +117,14 @@ _COLUMNS = (
 )
 
 
-def _goals(judgements: Sequence[Judgement]) -> Table:
+def print_goals(console: Console, judgements: Sequence[Judgement]) -> None:
+    """A table of goals, and of what was measured; nothing when there are none."""
+    if not judgements:
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("goal", "", "measured", ""):
         table.add_column(name, overflow="fold")
     for one in judgements:
         met = {True: "met", False: "missed", None: _DASH}[one.met]
         table.add_row(one.workload, one.goal, one.measured, met)
-    return table
+    console.print(table)

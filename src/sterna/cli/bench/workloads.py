@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sterna.hypervisor.interface import DirtyLogMode
+
 MEBIBYTE = 1 << 20
 GBIT = 125_000_000
 
@@ -101,6 +103,7 @@ class Variant:
     :ivar channels: connections that carry pages
     :ivar idle, loaded: whether it is measured with idle guests, and with guests that write
     :ivar quick: whether `--quick` measures it
+    :ivar dirty_log: how the hypervisor keeps its dirty log
     """
 
     name: str
@@ -111,6 +114,7 @@ class Variant:
     idle: bool = True
     loaded: bool = True
     quick: bool = False
+    dirty_log: str = DirtyLogMode.BITMAP
 
     def fits(self, workload: Workload) -> bool:
         """Whether it is measured with a workload. A ceiling is only told of what cannot be made smaller."""
@@ -140,3 +144,12 @@ VARIANTS: Mapping[str, Variant] = {
     )
 }
 """The variants by name. Each is measured in turn, and another one is first each time."""
+
+KVM_VARIANTS: Mapping[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        *(Variant(mode.value, Who.STERNA, dirty_log=mode, quick=True) for mode in DirtyLogMode),
+        Variant("raw", Who.RAW, quick=True),
+    )
+}
+"""Those of `--accel kvm`: each way that the kernel keeps a dirty log."""

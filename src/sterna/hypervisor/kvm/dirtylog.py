@@ -11,7 +11,7 @@ from sterna.hypervisor.kvm.system import Capability, enable
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, bitmap_words
 from sterna.memory.bitmap import Words, new_bitmap
 
-_CLEAR_PAGES = 1 << 18
+CLEAR_PAGES = 1 << 18
 """Pages cleared per call: the kernel holds its MMU lock for so long."""
 
 
@@ -97,8 +97,8 @@ class BitmapLog:
         words = self.get(slot)
         if self.manual:
             pages = slot.size >> PAGE_SHIFT
-            for first in range(0, pages, _CLEAR_PAGES):
-                count = min(_CLEAR_PAGES, pages - first)
+            for first in range(0, pages, CLEAR_PAGES):
+                count = min(CLEAR_PAGES, pages - first)
                 part = words[first // BITS_PER_WORD : first // BITS_PER_WORD + bitmap_words(count)]
                 if part.any():
                     self.clear(slot, first, count, part)

@@ -13,7 +13,7 @@ from sterna.hypervisor.interface import HypervisorError, MemorySlot
 from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
 from sterna.memory.address import PAGE_SHIFT
-from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.bitmap import Words, new_bitmap, set_bits
 
 RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
 
@@ -22,7 +22,8 @@ LARGEST_RING = 65536
 
 _PAGE_OFFSET = 64  # KVM_DIRTY_LOG_PAGE_OFFSET: where a vCPU's descriptor maps its ring, in host pages
 _DIRTY, _RESET = 1, 2
-_CHUNK = 4096
+_FLAGS = np.uint32(_DIRTY | _RESET)
+_CHUNK = 8192
 _SLOT_LIMIT = 1 << 16  # above are the slots of other address spaces
 
 
@@ -30,9 +31,6 @@ class DirtyGfn(ctypes.Structure):
     """struct kvm_dirty_gfn"""
 
     _fields_ = (("flags", ctypes.c_uint32), ("slot", ctypes.c_uint32), ("offset", ctypes.c_uint64))
-
-
-_ENTRY = np.dtype([("flags", "=u4"), ("slot", "=u4"), ("offset", "=u8")])
 
 
 def _make_fence() -> Callable[[], None]:
@@ -62,31 +60,37 @@ class DirtyRing:
 
     def __init__(self, vcpu: Descriptor, entries: int, fence: Callable[[], None]) -> None:
         self._mapping = mmap.mmap(
-            vcpu.number, entries * _ENTRY.itemsize, mmap.MAP_SHARED, offset=_PAGE_OFFSET * mmap.PAGESIZE
+            vcpu.number,
+            entries * ctypes.sizeof(DirtyGfn),
+            mmap.MAP_SHARED,
+            offset=_PAGE_OFFSET * mmap.PAGESIZE,
         )
-        self._entries: NDArray[np.void] = np.frombuffer(self._mapping, dtype=_ENTRY)
+        # Columns of an array of struct kvm_dirty_gfn.
+        halves = np.frombuffer(self._mapping, dtype=np.uint32).reshape(entries, -1)
+        self._flags: NDArray[np.uint32] = halves[:, 0]
+        self._slots: NDArray[np.uint32] = halves[:, 1]
+        self._offsets: NDArray[np.uint64] = halves[:, 2:].view(np.uint64)[:, 0]
         self._fence = fence
         self._next = 0
 
     def take(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """The new entries, oldest first, handed back to the kernel: slots and page numbers in them.
 
-        Their pages are protected again by RESET_DIRTY_RINGS.
+        Their pages are protected again by RESET_DIRTY_RINGS, which reads the rest of each entry.
         """
         slots, offsets = [], []
         while True:
-            at = self._next % self._entries.size
-            flags = self._entries["flags"][at : at + _CHUNK]
-            new = (flags & np.uint32(_DIRTY | _RESET)) == _DIRTY
-            count = int(new.size if new.all() else np.argmin(new))
+            at = self._next % self._flags.size
+            old = self._flags[at : at + _CHUNK] & _FLAGS != _DIRTY
+            count = int(np.argmax(old)) if old.any() else old.size
             if count == 0:
                 break
             self._fence()  # the entries' contents after their flags
-            part = self._entries[at : at + count]
-            slots.append(part["slot"].copy())
-            offsets.append(part["offset"].copy())
+            part = slice(at, at + count)
+            slots.append(self._slots[part].copy())
+            offsets.append(self._offsets[part].copy())
             self._fence()  # before the kernel may use them anew
-            part["flags"] = _RESET
+            self._flags[part] = _RESET
             self._next += count
         if not slots:
             return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.uint64)
@@ -94,7 +98,7 @@ class DirtyRing:
 
     def close(self) -> None:
         """Unmap it."""
-        del self._entries
+        del self._flags, self._slots, self._offsets
         self._mapping.close()
 
 
@@ -111,12 +115,12 @@ class RingLog:
         capability = (
             Capability.DIRTY_LOG_RING if platform.machine() == "x86_64" else Capability.DIRTY_LOG_RING_ACQ_REL
         )
-        largest = capability_of(vm, capability) // _ENTRY.itemsize
+        largest = capability_of(vm, capability) // ctypes.sizeof(DirtyGfn)
         if not largest:
             raise HypervisorError(f"this kernel's KVM lacks KVM_CAP_{capability.name}: no dirty rings")
         if entries > largest:
             raise HypervisorError(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
-        enable(vm, capability, entries * _ENTRY.itemsize)
+        enable(vm, capability, entries * ctypes.sizeof(DirtyGfn))
         self._vm = vm
         self._size = entries
         self._fence = _make_fence()
@@ -148,6 +152,13 @@ class RingLog:
         with self._lock:
             self._drain()
 
+    def hand_back(self) -> None:
+        """The first half of a harvest: take all entries into the pending logs. Their pages are protected again by
+        KVM_RESET_DIRTY_RINGS.
+        """
+        with self._lock:
+            self._collect()
+
     def harvest(self, slot: MemorySlot) -> Words:
         """Take the slot's log. Its pages are protected again: nobody may read them before this returns.
 
@@ -162,16 +173,19 @@ class RingLog:
             return words
 
     def _drain(self) -> None:
+        self._collect()
+        self._vm.call(RESET_DIRTY_RINGS)
+
+    def _collect(self) -> None:
         for ring in self._rings:
             slots, offsets = ring.take()
-            for number in np.unique(slots):
+            # A guest writes to one slot most of the time.
+            same = bool(slots.size) and bool((slots == slots[0]).all())
+            for number in slots[:1] if same else np.unique(slots):
                 words = self._pending.get(int(number)) if number < _SLOT_LIMIT else None
                 if words is not None:
-                    pages = offsets[slots == number]
-                    pages = pages[pages < self._pages[int(number)]]
-                    bits = np.uint64(1) << (pages & np.uint64(63))
-                    np.bitwise_or.at(words, (pages >> np.uint64(6)).astype(np.intp), bits)
-        self._vm.call(RESET_DIRTY_RINGS)
+                    pages = offsets if same else offsets[slots == number]
+                    set_bits(words, pages[pages < self._pages[int(number)]])
 
     def close(self) -> None:
         """Unmap the rings."""

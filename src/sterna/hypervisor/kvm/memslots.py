@@ -27,18 +27,23 @@ _ADVICE = {
 }
 
 
-def set_memory_slot(vm: Descriptor, slot: MemorySlot) -> None:
-    """Create, move, re-flag or (size zero) delete a slot.
-
-    :raise KvmError: When the kernel refuses.
-    """
-    region = UserspaceMemoryRegion(
+def region_of(slot: MemorySlot) -> UserspaceMemoryRegion:
+    """The kernel's argument for a slot."""
+    return UserspaceMemoryRegion(
         slot.slot,
         int(slot.flags) if slot.size else 0,
         slot.ipa,
         slot.size,
         slot.block.hva + slot.offset,
     )
+
+
+def set_memory_slot(vm: Descriptor, slot: MemorySlot) -> None:
+    """Create, move, re-flag or (size zero) delete a slot.
+
+    :raise KvmError: When the kernel refuses.
+    """
+    region = region_of(slot)
     error, _ = vm.attempt(SET_USER_MEMORY_REGION, region)
     while error == errno.EINTR:
         error, _ = vm.attempt(SET_USER_MEMORY_REGION, region)

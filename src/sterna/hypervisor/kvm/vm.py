@@ -67,7 +67,7 @@ class KvmVm(ABC):
         self.cpus: list[KvmVcpu] = []
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()
-        # What the host itself has written, which the kernel does not log.
+        # What the host itself has written, which the kernel does not log; of slots that it has written to.
         self._host: dict[int, Words] = {}
         self._statistics: list[Statistics] = []
         with ExitStack() as stack:
@@ -155,8 +155,12 @@ class KvmVm(ABC):
             if was_logged and not slot.flags & _LOG:
                 self._stop_log(slot)
 
+    def is_in_slot(self, ipa: int) -> bool:
+        """Whether there is memory, once no change of the slots is under way."""
+        with self._lock:
+            return self.memory.slot_at(ipa, 1) is not None
+
     def _start_log(self, slot: MemorySlot) -> None:
-        self._host[slot.slot] = new_bitmap(slot.size >> PAGE_SHIFT)
         if self._ring is not None:
             self._ring.start(slot)
 
@@ -171,18 +175,17 @@ class KvmVm(ABC):
         """KVM_GET_DIRTY_LOG."""
         with self._lock:
             words = self._bitmap.get(self.memory.slot(slot))
-            words |= self._host[slot]
-            if not self._bitmap.manual:
-                self._host[slot][:] = 0
-            return words
+            host = self._host.get(slot) if self._bitmap.manual else self._host.pop(slot, None)
+            return words if host is None else words | host
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
         with self._lock:
             self._bitmap.clear(self.memory.slot(slot), first_page, num_pages, words)
-            first = first_page // BITS_PER_WORD
-            count = bitmap_words(num_pages)
-            self._host[slot][first : first + count] &= ~words[:count]
+            if slot in self._host:
+                first = first_page // BITS_PER_WORD
+                count = bitmap_words(num_pages)
+                self._host[slot][first : first + count] &= ~words[:count]
 
     def harvest_dirty_log(self, slot: int) -> Words:
         """Take the log, from the bitmap or the rings."""
@@ -194,21 +197,21 @@ class KvmVm(ABC):
                 for cpu in self.cpus:
                     cpu.leave_guest()
                 words = self._ring.harvest(there)
-            words |= self._host[slot]
-            self._host[slot][:] = 0
-            return words
+            host = self._host.pop(slot, None)
+            return words if host is None else words | host
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
         """Log a write by the host; without a log there is nothing to do."""
         with self._lock:
-            pages = self.memory.slot(slot).size >> PAGE_SHIFT
-            if slot not in self._host:
+            there = self.memory.slot(slot)
+            pages = there.size >> PAGE_SHIFT
+            if not there.flags & _LOG:
                 return
             if first_page < 0 or num_pages < 0 or first_page + num_pages > pages:
                 raise HypervisorError(
                     f"memory slot {slot}: pages {first_page} to {first_page + num_pages} are not all in the slot's {pages}"
                 )
-            set_range(self._host[slot], first_page, num_pages)
+            set_range(self._host.setdefault(slot, new_bitmap(pages)), first_page, num_pages)
 
     def enable_manual_protect(self, flags: ManualProtect) -> None:
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
@@ -222,6 +225,13 @@ class KvmVm(ABC):
         """Empty the dirty rings: one is full, and its vCPU cannot go on."""
         assert self._ring is not None
         self._ring.drain()
+
+    def hand_back_rings(self) -> None:
+        """Hand all entries of the dirty rings back, and leave their pages unprotected: KVM_RESET_DIRTY_RINGS is the caller's."""
+        assert self._ring is not None
+        for cpu in self.cpus:
+            cpu.leave_guest()
+        self._ring.hand_back()
 
     # -- vCPUs and devices ---------------------------------------------------------------------------------------------
 

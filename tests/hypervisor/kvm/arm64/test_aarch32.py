@@ -99,3 +99,19 @@ def test_the_timers_ids_are_exchanged_as_the_kernel_has_them():
     state = read_state(Kernel({onereg.TIMER_COUNTER: 5, onereg.TIMER_COMPARE: 9}).read, False)
     assert state.counter == 5
     assert state.cp15[0x4030_0000_000F_0718] == 9  # CNTV_CVAL
+
+
+def test_what_is_above_a_register_of_32_bits_is_not_its_value():
+    """A vCPU's registers begin with a pattern of 64 bits in KVM."""
+    pattern = 0x1DE7_EC7E_DBAD_C0DE
+
+    class New(Kernel):
+        def __missing__(self, register):
+            return pattern
+
+    state = read_state(New({onereg.PSTATE: 0x1D3}).read, False)
+    for register, value in state.cp15.items():
+        assert value in ({pattern} if register & 1 << 52 else {pattern & 0xFFFF_FFFF, pattern >> 32}), (
+            f"{register:#x}"
+        )
+    assert state.fpexc == pattern & 0xFFFF_FFFF

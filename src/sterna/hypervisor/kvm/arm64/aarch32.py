@@ -13,6 +13,7 @@ from sterna.hypervisor.kvm.arm64.onereg import system
 from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
 
 _WIDE = 0x4030_0000_000F_0000
+_IS_WIDE = 1 << 52
 _NARROW = 0x4020_0000_000F_0000
 
 
@@ -30,7 +31,11 @@ class _Half:
 
     register: int
     shift: int = 0
-    bits: int = 64
+
+    @property
+    def mask(self) -> int:
+        """Its bits, once shifted down. What KVM has above those of a register that is never 64 bits wide is no state."""
+        return _DOUBLE if self.register & _IS_WIDE else _WORD
 
 
 _SYSTEM: dict[int, tuple[_Half, ...]] = {
@@ -38,18 +43,18 @@ _SYSTEM: dict[int, tuple[_Half, ...]] = {
     system(3, 0, 1, 0, 2): (_Half(_cp15(1, 0, 0, 2)),),  # CPACR
     system(3, 0, 2, 0, 0): (_Half(_cp15_wide(0, 2)),),  # TTBR0
     system(3, 0, 2, 0, 1): (_Half(_cp15_wide(1, 2)),),  # TTBR1
-    system(3, 0, 2, 0, 2): (_Half(_cp15(2, 0, 0, 2), 0, 32),),  # TTBCR
+    system(3, 0, 2, 0, 2): (_Half(_cp15(2, 0, 0, 2)),),  # TTBCR
     system(3, 4, 3, 0, 0): (_Half(_cp15(3, 0, 0, 0)),),  # DACR
     system(3, 0, 5, 2, 0): (_Half(_cp15(5, 0, 0, 0)),),  # DFSR
     system(3, 4, 5, 0, 1): (_Half(_cp15(5, 0, 0, 1)),),  # IFSR
     system(3, 0, 6, 0, 0): (  # DFAR, IFAR
-        _Half(_cp15(6, 0, 0, 0), 0, 32),
-        _Half(_cp15(6, 0, 0, 2), 32, 32),
+        _Half(_cp15(6, 0, 0, 0)),
+        _Half(_cp15(6, 0, 0, 2), 32),
     ),
     system(3, 0, 7, 4, 0): (_Half(_cp15_wide(0, 7)),),  # PAR
     system(3, 0, 10, 2, 0): (  # MAIR0 and MAIR1, or PRRR and NMRR
-        _Half(_cp15(10, 0, 2, 0), 0, 32),
-        _Half(_cp15(10, 0, 2, 1), 32, 32),
+        _Half(_cp15(10, 0, 2, 0)),
+        _Half(_cp15(10, 0, 2, 1), 32),
     ),
     system(3, 0, 12, 0, 0): (_Half(_cp15(12, 0, 0, 0)),),  # VBAR
     system(3, 0, 13, 0, 1): (_Half(_cp15(13, 0, 0, 1)),),  # CONTEXTIDR
@@ -83,10 +88,6 @@ _Read = Callable[[int], int]
 _Write = Callable[[int, int], None]
 
 
-def _mask(bits: int) -> int:
-    return (1 << bits) - 1
-
-
 def read_state(read: _Read, powered_off: bool) -> ArmVcpuState:
     """An ARMv7 CPU's registers.
 
@@ -107,13 +108,13 @@ def read_state(read: _Read, powered_off: bool) -> ArmVcpuState:
         cpsr=cpsr,
         banked=banked,
         cp15={
-            half.register: read(register) >> half.shift & _mask(half.bits)
+            half.register: read(register) >> half.shift & half.mask
             for register, halves in _SYSTEM.items()
             for half in halves
         },
         vfp=[part for value in vectors for part in (value & _DOUBLE, value >> 64)],
         fpscr=read(onereg.FPSR) & _FPSR_BITS | read(onereg.FPCR) & _FPCR_BITS,
-        fpexc=read(_FPEXC),
+        fpexc=read(_FPEXC) & _WORD,
         counter=read(onereg.TIMER_COUNTER),
         powered_off=powered_off,
     )
@@ -143,9 +144,7 @@ def write_state(state: ArmVcpuState, write: _Write) -> None:
         write(register, state.banked[f"spsr_{bank}"])
     for register, halves in _SYSTEM.items():
         if all(half.register in state.cp15 for half in halves):
-            write(
-                register, sum((state.cp15[half.register] & _mask(half.bits)) << half.shift for half in halves)
-            )
+            write(register, sum((state.cp15[half.register] & half.mask) << half.shift for half in halves))
     for number in range(16):
         write(onereg.vector(number), state.vfp[2 * number] | state.vfp[2 * number + 1] << 64)
     write(onereg.FPSR, state.fpscr & _FPSR_BITS)

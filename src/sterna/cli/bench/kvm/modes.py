@@ -1,0 +1,71 @@
+"""The ways to keep a dirty log that this host's KVM has, and their figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+
+from sterna.cli.bench.kvm import report
+from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
+from sterna.cli.bench.report import print_goals
+from sterna.cli.bench.summary import Judgement
+from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
+from sterna.machine.accel import create_vm
+from sterna.machine.config import default_board
+
+
+@dataclass(frozen=True)
+class Modes:
+    """:ivar there: those that this host has, of those asked for
+    :ivar missing: the others, and why
+    :ivar figures: what was measured; empty before
+    """
+
+    there: Sequence[DirtyLogMode]
+    missing: Mapping[str, str]
+    sizes: Sizes = field(default_factory=Sizes)
+    figures: Sequence[ModeFigures] = ()
+
+    def measured(
+        self, quick: bool, rounds: int, check: Callable[[], None], note: Callable[[str], None]
+    ) -> "Modes":
+        """These with their figures.
+
+        :param quick: small memory, few rounds
+        :raise HypervisorError, RamError: As `measure`.
+        """
+        sizes = QUICK if quick else Sizes(rounds=rounds)
+        figures = []
+        for mode in self.there:
+            figures.append(measure(mode, sizes, check))
+            note(f"dirty log, {mode}: measured")
+        return replace(self, sizes=sizes, figures=figures)
+
+    @property
+    def _goals(self) -> list[Judgement]:
+        return [] if self.sizes == QUICK else report.goals_of(self.figures)
+
+    def add_to(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The report of the migrations as JSON has it, with the dirty log's figures and goals."""
+        goals = [*result["goals"], *(vars(one) for one in self._goals)]
+        log = report.to_json(self.figures, self.missing, self.sizes) if self.figures else None
+        return result | {"dirty_log": log, "goals": goals}
+
+    def print(self, console: Console) -> None:
+        """Print them."""
+        if self.figures or self.missing:
+            report.print_report(console, self.figures, self.missing, self.sizes)
+        print_goals(console, self._goals)
+
+
+def find_modes(asked: Sequence[str]) -> Modes:
+    """Try each: a VM is made."""
+    there, missing = [], {}
+    for mode in dict.fromkeys(map(DirtyLogMode, asked)):
+        try:
+            create_vm("kvm", default_board("kvm"), 1, mode).close()
+            there.append(mode)
+        except HypervisorError as error:
+            missing[mode.value] = str(error)
+    return Modes(there, missing)

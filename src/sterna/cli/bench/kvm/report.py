@@ -1,0 +1,132 @@
+"""The figures of KVM's dirty log for people, and for machines; and what of the goals they reach."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
+from sterna.cli.bench.summary import Judgement
+from sterna.hypervisor.interface import DirtyLogMode
+from sterna.monitor.units import format_size
+
+_GIB = 1 << 30
+_SPARSE = "harvest, 1 % of all"
+_MOST_PERCENT = 10.0
+_MOST_MS = 5.0
+_JUDGED = ("harvest, all", _SPARSE)
+"""Calls that the kernel works in. A percentage of moments says nothing; and switching a log, it waits for its own readers."""
+
+
+def goals_of(figures: Sequence[ModeFigures]) -> list[Judgement]:
+    """What our calls are to take above the kernel's own time, on full-sized memory."""
+    judged = []
+    for one in figures:
+        sparse = one.calls[_SPARSE]
+        above = sparse.own_ms
+        judged.append(
+            Judgement(
+                f"dirty log, {one.mode}",
+                f"harvest of {format_size(sparse.bytes)}, 1 % dirty: under {_MOST_MS:g} ms above the ioctl",
+                f"{above:.2f} ms",
+                above < _MOST_MS,
+            )
+        )
+        for name in _JUDGED:
+            if one.mode is DirtyLogMode.RING and name != _SPARSE:
+                continue  # most of such a ring has been emptied when it was full
+            times = one.calls[name]
+            judged.append(
+                Judgement(
+                    f"dirty log, {one.mode}",
+                    f"{name}: under {_MOST_PERCENT:g} % above the ioctl",
+                    f"{times.overhead_percent:.1f} %, {times.own_ms:.2f} ms",
+                    times.overhead_percent < _MOST_PERCENT,
+                )
+            )
+    return judged
+
+
+def to_json(figures: Sequence[ModeFigures], missing: Mapping[str, str], sizes: Sizes) -> dict[str, Any]:
+    """All figures; times in ms are medians.
+
+    :param missing: ways to keep a log that this host has not, and why
+    """
+    return {
+        "dense_bytes": sizes.dense_bytes,
+        "sparse_bytes": sizes.sparse_bytes,
+        "rounds": sizes.rounds,
+        "missing": dict(missing),
+        "modes": {
+            one.mode.value: {
+                "write_fault_us": dict(one.fault_us),
+                "writes_per_second": dict(one.writes),
+                "calls": {name: _call(times) for name, times in one.calls.items()},
+            }
+            for one in figures
+        },
+    }
+
+
+def _call(times: Times) -> dict[str, Any]:
+    return {
+        "bytes": times.bytes,
+        "ours_ms": times.ours_ms,
+        "kernel_ms": times.kernel_ms,
+        "own_ms": times.own_ms,
+        "overhead_percent": times.overhead_percent,
+        "each_ours_ms": [seconds * 1e3 for seconds in times.ours],
+        "each_own_ms": [seconds * 1e3 for seconds in times.own],
+        "each_kernel_ms": [seconds * 1e3 for seconds in times.kernel],
+    }
+
+
+def print_report(
+    console: Console, figures: Sequence[ModeFigures], missing: Mapping[str, str], sizes: Sizes
+) -> None:
+    """Tables of the calls and of the guest."""
+    console.print(
+        f"dirty log: {format_size(sizes.dense_bytes)} written by one vCPU; 1 % of all: of "
+        f"{format_size(sizes.sparse_bytes)}; medians of {sizes.rounds}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for mode, why in missing.items():
+        console.print(f"{mode}: {why}", soft_wrap=True, highlight=False)
+    if figures:
+        console.print(_calls(figures))
+        console.print(_guest(figures))
+
+
+def _calls(figures: Sequence[ModeFigures]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "\n"):
+        table.add_column(title, no_wrap=True)
+    for title in ("call\nms", "kernel\nms", "own\nms", "own\n%", "call\nms/GiB", "kernel\nms/GiB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in figures:
+        for number, (name, times) in enumerate(one.calls.items()):
+            ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
+            cells = [f"{value:.2f}" for value in (ours, kernel, times.own_ms)]
+            cells += [f"{times.overhead_percent:.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
+            table.add_row("" if number else one.mode.value, name, *cells)
+        table.add_section()
+    return table
+
+
+def _guest(figures: Sequence[ModeFigures]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    columns = (
+        *("write fault, us\nfirst pass", "write fault, us\nafter harvest"),
+        *("writes/us\nno log", "writes/us\nlog", "writes/us\nharvested 10/s"),
+    )
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in figures:
+        faults = (f"{one.fault_us[name]:.2f}" for name in ("first", "later"))
+        writes = (f"{one.writes[name] / 1e6:.2f}" for name in ("no log", "log", "harvests"))
+        table.add_row(one.mode.value, *faults, *writes)
+    return table

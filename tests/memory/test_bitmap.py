@@ -1,0 +1,35 @@
+"""Bitmaps: bits set in any order and number."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sterna.memory.bitmap import count, new_bitmap, page_numbers, set_bits
+
+PAGES = 3 * 64 + 5
+
+
+@given(st.sets(st.integers(0, PAGES - 1)), st.lists(st.integers(0, PAGES - 1), max_size=300))
+def test_bits_that_are_set(before, more):
+    words = new_bitmap(PAGES)
+    set_bits(words, np.array(sorted(before), dtype=np.uint64))
+    assert page_numbers(words).tolist() == sorted(before)
+    set_bits(words, np.array(more, dtype=np.uint64))
+    assert page_numbers(words).tolist() == sorted(before | set(more))
+    assert count(words) == len(before | set(more))
+
+
+@pytest.mark.parametrize("number", [1, 1000])
+def test_few_and_many_bits_of_a_large_bitmap(number):
+    pages = np.random.default_rng(number).integers(0, 1 << 16, number, dtype=np.uint64)
+    words = new_bitmap(1 << 16)
+    set_bits(words, pages)
+    assert page_numbers(words).tolist() == np.unique(pages).tolist()
+
+
+@pytest.mark.parametrize("number", [1, 64])
+def test_a_page_beyond_is_refused(number):
+    words = new_bitmap(1 << 10)
+    with pytest.raises(IndexError):
+        set_bits(words, np.full(number, 1 << 10, dtype=np.uint64))
