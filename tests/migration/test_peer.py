@@ -70,3 +70,24 @@ def test_a_reason_counts_before_what_is_malformed() -> None:
         # What is wrong is known: nothing more is waited for.
         with pytest.raises(StreamError, match="a message of unknown type 0x63"):
             peer.wait(5)
+
+
+def test_a_ping_is_answered_in_time_or_later_but_not_unasked() -> None:
+    with pair() as (peer, far):
+        assert not peer.ponged(1, 0.0)
+        peer.ping(1)
+        far.send(pong(1).encode()[:3])
+        assert not peer.ponged(1, 5), "a part is no answer"
+        far.send(pong(1).encode()[3:])
+        assert peer.ponged(1, 5)
+        peer.ping(2)
+        peer.ping(3)
+        far.send(pong(2).encode())
+        assert not peer.ponged(3, 5), "an answer to another ping"
+        far.send(pong(3).encode())
+        peer.check()  # it was not waited for, and may come while the stream goes on
+        far.send(pong(3).encode() + ReturnMessage(PrivateMessage.READY, b"").encode())
+        assert peer.wait(5).type == PrivateMessage.READY
+        far.send(pong(4).encode())
+        with pytest.raises(ProtocolError, match="a message of type 0x2 out of turn"):
+            peer.ponged(3, 5)

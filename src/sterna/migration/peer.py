@@ -90,13 +90,7 @@ class Peer:
             got = self._channel.readinto_now(memoryview(self._buffer))
             if got is not None:
                 self._take(got)
-        while self._messages:
-            message = self._messages.popleft()
-            self._refusal(message)
-            if not self._answers_a_ping(message):
-                raise ProtocolError(
-                    f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
-                )
+        self._take_answers()
 
     def explain(self, error: ChannelError) -> Exception:
         """The reason that the destination gave before the channel broke, or else the breaking itself."""
@@ -130,6 +124,22 @@ class Peer:
             self._refusal(message)
             if not self._answers_a_ping(message):
                 return message
+
+    def _take_answers(self) -> int:
+        """Take what has come while the stream is sent: answers to pings.
+
+        :return: the last ping answered, 0 for none
+        """
+        answered = 0
+        while self._messages:
+            message = self._messages.popleft()
+            self._refusal(message)
+            if not self._answers_a_ping(message):
+                raise ProtocolError(
+                    f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
+                )
+            answered = message.value
+        return answered
 
     def _answers_a_ping(self, message: ReturnMessage) -> bool:
         """Whether it is an answer that was asked for, and then not waited for."""
@@ -215,16 +225,7 @@ class Peer:
             if not self._channel.wait_readable(seconds):
                 return False
             self._take(self._channel.readinto(memoryview(self._buffer)))
-        while self._messages:
-            message = self._messages.popleft()
-            self._refusal(message)
-            if not self._answers_a_ping(message):
-                raise ProtocolError(
-                    f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
-                )
-            if message.value == value:
-                return True
-        return False
+        return self._take_answers() == value
 
     def wait_ready(self) -> Ready:
         """Wait until a sterna has received, verified and loaded everything."""
