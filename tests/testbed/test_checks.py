@@ -12,8 +12,9 @@ from sterna.testbed.checks.finding import BaseCheck
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+from sterna.testbed.checks.session import SessionCheck
 from sterna.testbed.console import Line
-from sterna.testbed.evidence import Blackout, Cancelled, Evidence, HugePages, Injured, Passage
+from sterna.testbed.evidence import Blackout, Cancelled, Conversation, Evidence, HugePages, Injured, Passage
 
 DONE = {
     "status": "completed",
@@ -45,6 +46,18 @@ def console(*readings: tuple[int, int]) -> Evidence:
 
 
 CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
+    (
+        SessionCheck(),
+        Evidence(conversations=[Conversation(20, 900.0, [])]),
+        Evidence(conversations=[Conversation(20, 9000.0, [])]),
+        "silent for 9000 ms",
+    ),
+    (
+        SessionCheck(),
+        Evidence(conversations=[Conversation(20, 900.0, [])]),
+        Evidence(conversations=[Conversation(20, 900.0, ["it does not answer after the migration"])]),
+        "does not answer",
+    ),
     (
         CompletedCheck(),
         Evidence(passages=[passage()]),
