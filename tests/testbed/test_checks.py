@@ -13,10 +13,12 @@ from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
+from sterna.testbed.checks.session import ConversationCheck
 from sterna.testbed.console import Line
 from sterna.testbed.evidence import (
     Blackout,
     Cancelled,
+    Conversation,
     Evidence,
     Exchange,
     HugePages,
@@ -90,6 +92,18 @@ def reached(**changes: Any) -> Evidence:
 
 
 CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
+    (
+        ConversationCheck(),
+        Evidence(conversations=[Conversation(20, 900.0, [])]),
+        Evidence(conversations=[Conversation(20, 9000.0, [])]),
+        "silent for 9000 ms",
+    ),
+    (
+        ConversationCheck(),
+        Evidence(conversations=[Conversation(20, 900.0, [])]),
+        Evidence(conversations=[Conversation(20, 900.0, ["it does not answer after the migration"])]),
+        "does not answer",
+    ),
     (
         CompletedCheck(),
         Evidence(passages=[passage()]),
