@@ -11,7 +11,7 @@ from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.follow import Interrupts, follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
-from sterna.guests.layout import GuestState, Status
+from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import (
@@ -96,7 +96,7 @@ class _Trial:
     # -- phases ----------------------------------------------------------------------------------------------
 
     def _warmed_up(self) -> bool:
-        status = guest_status(self._source, self._ram_base)
+        status = guest_status(self._source, self._ram_base + STATUS_OFFSET)
         if status is not None and status.state is GuestState.ERROR:
             raise CliError(f"the guest gave up: {status.error.name}")
         state = self._source.command("query-status")
@@ -180,7 +180,7 @@ class _Trial:
     # -- asking ----------------------------------------------------------------------------------------------
 
     def _status(self, vm: Vm) -> Status:
-        status = guest_status(vm, self._ram_base)
+        status = guest_status(vm, self._ram_base + STATUS_OFFSET)
         if status is None:
             raise CliError(f"the {vm.name}'s RAM holds no status page of a guest program")
         return status

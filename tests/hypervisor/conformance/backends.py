@@ -19,7 +19,7 @@ RAM = Ipa(0x4000_0000)
 RAM_BYTES = 8 << 20
 CODE = RAM + 0x8000
 CODE_BYTES = 0x100
-"""Room for each CPU's program."""
+"""Room for each program."""
 CELL = RAM + 0x9000
 LIST = RAM + 0x10_0000
 TABLES = RAM + 0x20_0000

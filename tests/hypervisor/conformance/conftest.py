@@ -92,7 +92,8 @@ class Guest:
 
     def start(self, program: Program, *parameters, cpu=0):
         """Let a CPU begin with a program, on a thread of its own."""
-        entry = CODE + CODE_BYTES * cpu
+        # Each program has a place of its own: a CPU may keep what it fetched from where there was another one.
+        entry = CODE + CODE_BYTES * list(Program).index(program)
         self.write(entry, self.backend.code(program))
         self.backend.begin(self.cpus[cpu], entry, parameters)
         self.resume(cpu)

@@ -16,7 +16,7 @@ from typing import Any
 from sterna.cli.bench.cputime import cpu_seconds
 from sterna.cli.bench.machines import Pair
 from sterna.cli.result import FINAL
-from sterna.guests.layout import DirtyramWord, GuestState, ProgramId, Status
+from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
 from sterna.monitor.client import ConnectionLost
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import guest_status, has_warmed_up
@@ -159,7 +159,7 @@ def _wait_for_end(source: Vm) -> bool:
 def _warm_up(source: Vm, ram_base: int, check: Callable[[], None]) -> Status:
     deadline = time.monotonic() + _WARM_UP_SECONDS
     while True:
-        status = guest_status(source, ram_base)
+        status = guest_status(source, ram_base + STATUS_OFFSET)
         if status is not None and status.state is GuestState.ERROR:
             raise VmError(f"the guest gave up: {status.error.name}")
         if status is not None and has_warmed_up(status):
@@ -180,7 +180,7 @@ def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
 
 
 def _status(vm: Vm, ram_base: int) -> Status:
-    status = guest_status(vm, ram_base)
+    status = guest_status(vm, ram_base + STATUS_OFFSET)
     if status is None:
         raise VmError(f"the RAM of the {vm.name} holds no status page of a guest program")
     return status
