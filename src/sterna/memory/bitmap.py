@@ -61,9 +61,9 @@ def set_bits(words: Words, pages: NDArray[np.uint64]) -> None:
 
 def count(words: Words) -> int:
     """Number of set bits."""
-    return (
-        int(np.bitwise_count(words).sum()) if hasattr(np, "bitwise_count") else int(page_numbers(words).size)
-    )
+    if hasattr(np, "bitwise_count"):
+        return int(np.bitwise_count(words).sum(dtype=np.int64))
+    return int(np.unpackbits(words.view(np.uint8)).sum(dtype=np.int64))  # numpy before 2.0
 
 
 def _page_numbers_twin(words: Words, out: NDArray[np.int64]) -> int:
@@ -88,8 +88,10 @@ def _page_numbers(words: Words, out: NDArray[np.int64]) -> int:
 
 def page_numbers(words: Words) -> NDArray[np.int64]:
     """The numbers of the set bits, ascending, dtype int64."""
-    out = np.empty(words.size * BITS_PER_WORD, dtype=np.int64)
-    return out[: _page_numbers(words, out)].copy()
+    # Room for no more than there are: memory that is touched for the first time costs more than to count.
+    out = np.empty(count(words), dtype=np.int64)
+    _page_numbers(words, out)
+    return out
 
 
 @dataclass(frozen=True)

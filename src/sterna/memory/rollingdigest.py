@@ -67,13 +67,10 @@ class _Block:
     def stale(self) -> NDArray[np.int64]:
         """Pieces to renew, those without memory set aside as the zeros that they are."""
         found = np.flatnonzero(self.marks)
-        if not found.size:
+        empty = [piece for run in _runs(found) for piece in self._without_memory(run)]
+        if not empty:
             return found
-        first, last = int(found[0]), int(found[-1])
-        empty = found[~populated_pieces(self.ram, first, last + 1 - first)[found - first]]
-        if not empty.size:
-            return found
-        for piece in empty.tolist():
+        for piece in empty:
             self.marks[piece] = _FRESH
             self.pieces[piece] = zero_piece(min(PIECE_SIZE, self.ram.size - (piece << PIECE_SHIFT)))
             self._combined[piece // PIECES_PER_CHUNK] = False
@@ -81,6 +78,11 @@ class _Block:
             if populated_pieces(self.ram, piece, 1)[0]:
                 self.marks[piece] = _STALE
         return np.flatnonzero(self.marks)
+
+    def _without_memory(self, pieces: NDArray[np.int64]) -> list[int]:
+        first, last = int(pieces[0]), int(pieces[-1])
+        populated = populated_pieces(self.ram, first, last + 1 - first)
+        return list(pieces[~populated[pieces - first]].tolist())
 
     def resting(self) -> NDArray[np.int64]:
         """Pieces to renew that have not been written since the last call."""
@@ -95,6 +97,13 @@ class _Block:
             self._combined[chunk] = True
             self._chunks[chunk] = chunk_digest(self.pieces[first : first + PIECES_PER_CHUNK])
         return BlockDigest(self.ram.name, self.ram.size, self._chunks.copy())
+
+
+def _runs(pieces: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut where more than a chunk lies between two of them: what lies there need not be looked at."""
+    if not pieces.size:
+        return []
+    return np.split(pieces, np.flatnonzero(np.diff(pieces) > PIECES_PER_CHUNK) + 1)
 
 
 class RollingDigest:

@@ -89,6 +89,8 @@ class Forecast:
         link = self.link.bytes_per_second
         transfer = waiting_bytes / link if link else 0.0
         self._drain_seconds = max(0.0, seconds - transfer - self.round_trip_seconds)
+        # The greeting's answer took the destination some time to make up.
+        self.round_trip_seconds = min(self.round_trip_seconds, seconds)
 
     def finish_pass(self, paced_seconds: float, harvest_seconds: float) -> None:
         """The pass and the look at the dirty log after it are over.
