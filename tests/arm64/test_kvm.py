@@ -20,3 +20,17 @@ def test_guests_of_both_kinds(in_arm64_host) -> None:
     assert "guests can run and migrate here, on KVM only" in output
     assert "passed" in output
     assert "skipped" not in output, output[-4000:]
+
+
+def test_where_kvm_is_in_the_kernel(in_arm64_host) -> None:
+    """VHE: the host's kernel runs at EL2, as KVM does."""
+    code, output = in_arm64_host(
+        "sh",
+        "-c",
+        f"dmesg | grep -q 'VHE mode initialized' && {PYTEST} {SUITE} -k 'kvm-arm64 and (exactly or be097997)'",
+        cpu="max",
+    )
+    print(output)
+    assert code == 0, output[-4000:]
+    assert "passed" in output
+    assert "skipped" not in output, output[-4000:]
