@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sterna.guests.layout import NetWord
+from sterna.guests.layout import STATUS_OFFSET, NetWord
 from sterna.machine.devices.virtionet import announcement
 from sterna.testbed.guestview import guest_status
 from sterna.testbed.kinds import make_kind
@@ -73,7 +73,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def count(vm: Vm, word: NetWord) -> int:
-    status = guest_status(vm, RAM)
+    status = guest_status(vm, RAM + STATUS_OFFSET)
     assert status is not None
     return status.word(0, word)
 

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -252,28 +251,14 @@ def test_a_full_disk_is_told(option: str, cli: Any) -> None:
     assert "cannot write /dev/full: No space left on device" in err
 
 
-def test_without_root_it_runs_on_loopback(root: None, tmp_path: Path) -> None:
-    nobody = 65534
-    cache = tmp_path / "cache"
-    # What is compiled is only read by others where they can write.
-    shutil.copytree(
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sterna", cache / "sterna"
-    )
-    for path in (cache, *cache.rglob("*")):
-        os.chown(path, nobody, nobody)
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        os.chmod(parent, 0o755)
+def test_without_root_it_runs_on_loopback(root: None) -> None:
+    # A user who is not root may neither read this tree nor its Python: what counts is what root can do.
     done = subprocess.run(
-        [*COMMAND, "date", "--json"],
+        ["setpriv", "--bounding-set=-all", *COMMAND, "date", "--json"],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        user=nobody,
-        group=nobody,
-        extra_groups=[],
-        cwd="/",
-        env=os.environ | {"XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path), "PYTHONPATH": str(SOURCES)},
     )
     assert done.stdout, done.stderr
     [result] = json.loads(done.stdout)["results"]

@@ -174,9 +174,9 @@ class Destination:
                 return False
             log.exception("after the guest was started")
         finally:
-            self._rolling.stop()
             if self.lobby is not None:
                 self.lobby.shut()
+            self._rolling.stop()
             self._multifd.close()
             self._leftovers.close()
         return True
@@ -191,8 +191,12 @@ class Destination:
             assert outcome is Outcome.ABANDONED
         self._tell(error, text)
         self._multifd.close()
+        self._rolling.stop()
         for block in self.guest.ram_blocks:
             block.discard()
+        if self.lobby is not None:
+            # Who hears of the failure may begin again at once: its channels are the next attempt's.
+            self.lobby.shut()
         if self.cancellation.is_set:
             self.progress.enter(MigrationStatus.CANCELLED)
         else:
