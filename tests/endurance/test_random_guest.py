@@ -58,10 +58,14 @@ class Host:
     def await_progress(self):
         """Both vCPUs do another step."""
         before = self.steps()
-        wait_until(
-            lambda: all(now > then for now, then in zip(self.steps(), before, strict=True)),
-            "a step of the guest",
-        )
+        try:
+            wait_until(
+                lambda: all(now > then for now, then in zip(self.steps(), before, strict=True)),
+                "a step of the guest",
+            )
+        except AssertionError as error:
+            cpus = [f"CPU {cpu}, {before[cpu]} steps:\n{self.machine.registers(cpu)}" for cpu in range(2)]
+            raise AssertionError("\n".join([str(error), str(self.steps()), *cpus])) from None
 
     def problems(self):
         """What is wrong with the guest's memory."""

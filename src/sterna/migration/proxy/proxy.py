@@ -119,6 +119,8 @@ class Proxy:
         self._digests = digests
         self._recording = Recording(record) if record else None
         self._changed = threading.Condition()
+        # Held from when a connection is taken until the destination has its like: a QEMU takes the first for the main channel.
+        self._turn = threading.Semaphore()
         self._connections: list[Connection] = []
         self._readers: dict[Connection, tuple[TapReader, TapReader | None]] = {}
         self._threads: list[threading.Thread] = []
@@ -270,6 +272,7 @@ class Proxy:
                     self._unreachable = str(error)
                 return
             near.watch(self._cancellation())
+            self._turn.acquire()
             thread = threading.Thread(target=self._serve, args=(near,), name="proxy-connection", daemon=True)
             with self._changed:
                 self._threads = [other for other in self._threads if other.is_alive()]
@@ -279,6 +282,7 @@ class Proxy:
                     thread.start()
                 except RuntimeError:  # the operating system has no thread to spare
                     self._threads.remove(thread)
+                    self._turn.release()
                     near.close()
 
     def _cancellation(self) -> Cancellation:
@@ -299,6 +303,8 @@ class Proxy:
                         if isinstance(error, ConnectionRefused):
                             self._answer = self._answer or doubt.Outcome.UNKNOWN
                     return
+                finally:
+                    self._turn.release()
                 connection = self._connect(near, far)
                 connection.run()
                 self._finish(connection)
