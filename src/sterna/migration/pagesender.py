@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
-from sterna.migration.channels.channel import Channel, Vectors
+from sterna.migration.channels.channel import Channel, Vectors, vectors_of
 from sterna.migration.pages import Batch, untouched_records
 from sterna.migration.ratelimit import RateLimiter, cut
 from sterna.migration.xbzrlecache import XbzrleCache
@@ -106,9 +106,7 @@ class RecordSender:
         pages, saved_pages = int(batch.pages.size), 0
         if batch.untouched:
             data = untouched_records(batch.block, batch.pages, PART, PART_END, self._page_bits)
-            if not final:
-                self._limiter.pace(len(data))
-            self._channel.send(data)
+            send_paced(self._channel, vectors_of(data), self._limiter, final=final)
             size, zero_pages = len(data), pages
         elif self._cache is not None and (number > 1 or self._is_worth_encoding(self._cache, batch)):
             changes = self._cache.encode(batch, number, prefix=PART, suffix=PART_END, keep=not final)

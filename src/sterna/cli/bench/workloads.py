@@ -133,6 +133,7 @@ VARIANTS: Mapping[str, Variant] = {
         Variant("sterna", Who.STERNA, quick=True),
         Variant("sterna unverified", Who.STERNA, parameters=_UNVERIFIED),
         Variant("sterna multifd", Who.STERNA, ("multifd",), _TWO, channels=2),
+        Variant("sterna multifd unverified", Who.STERNA, ("multifd",), {**_TWO, **_UNVERIFIED}, channels=2),
         Variant("sterna xbzrle", Who.STERNA, ("xbzrle",), _CACHE, idle=False),
         Variant("qemu", Who.QEMU, quick=True),
         Variant("qemu multifd", Who.QEMU, ("multifd",), _TWO, channels=2),
