@@ -10,6 +10,7 @@ from sterna.migration.convergence.choice import choose
 from sterna.migration.convergence.deadline import Deadline
 from sterna.migration.convergence.fixed import Fixed
 from sterna.migration.convergence.policy import (
+    LAST_PASS_MS,
     Continue,
     Decision,
     GiveUp,
@@ -67,7 +68,7 @@ def situation(
 ) -> Situation:
     """After the last of `passes`, on a link that is no faster when the guest is stopped."""
     rest = passes[-1].dirty_pages * page_bytes
-    parts = DowntimeParts(last_pass=rest / rate * 1000, destination_load=fixed_ms)
+    parts = DowntimeParts(last_pass=LAST_PASS_MS + rest / rate * 1000, destination_load=fixed_ms)
     seconds = sum(p.seconds for p in passes) if elapsed is None else elapsed
     whole = passes[-1].dirty_pages * PAGE / rate
     return Situation(passes, rest, rest / rate, whole, rate, parts, seconds, Limits(limit, throttle))

@@ -118,6 +118,7 @@ class RollingDigest:
         self._patient = patient
         self._piece_seconds = 0.0
         self._ended = False
+        self._hurried = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -139,9 +140,14 @@ class RollingDigest:
             self._changed.notify_all()
 
     def catch_up(self, seconds: float) -> None:
-        """Wait for the thread to have digested what is stale, but no longer than so many seconds."""
+        """Wait for the thread, which is not patient meanwhile, to have digested what is stale, but no longer than so many
+        seconds.
+        """
         with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self.stale_pieces or self._ended, seconds)
+            self._hurried = False
 
     @property
     def stale_pieces(self) -> int:
@@ -156,7 +162,7 @@ class RollingDigest:
         while not self._ended:
             found = 0
             for block in self._blocks.values():
-                pieces = block.resting() if self._patient else block.stale()
+                pieces = block.resting() if self._patient and not self._hurried else block.stale()
                 found += pieces.size
                 for _ in self._renew(block, pieces):
                     if self._ended:
@@ -166,7 +172,7 @@ class RollingDigest:
                 self._changed.notify_all()
                 if self._patient:
                     # Nobody tells of marks that are set in compiled code.
-                    self._changed.wait_for(lambda: self._ended, _LOOK_SECONDS)
+                    self._changed.wait_for(lambda: self._ended or self._hurried, _LOOK_SECONDS)
                 else:
                     self._changed.wait_for(lambda: self._ended or self.stale_pieces)
 

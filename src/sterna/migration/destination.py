@@ -54,6 +54,9 @@ from sterna.stream.wire import (
 
 log = logging.getLogger(__name__)
 
+_CATCH_UP_SHARE = 0.25
+_CATCH_UP_SECONDS = 0.5
+"""How long digests may take before the answer to a ping: this share of the pass, but no longer than that."""
 _DESCRIPTION_SECONDS = 0.5
 """How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
 
@@ -147,6 +150,7 @@ class Destination:
         self._multifd_pages = 0
         self._return_path = False
         self._greeted = False
+        self._pass_began = time.monotonic()
         self._offer: Offer | None = None
         self._id = b""
         self._devices: list[DeviceState] = []
@@ -347,11 +351,19 @@ class Destination:
                     self._require_agreement()
                     self.progress.note(peer="sterna")
                     self._answer(PrivateMessage.HELLO, self._hello())
+                elif self._offer is not None and self._offer.verify:
+                    self._catch_up()
                 self.channel.send(pong(value).encode())
             case PrivateCommand.OFFER if self._greeted and self._offer is None:
                 self._accept(handshake.decode(command.payload, Offer))
             case _:
                 raise self._reader.error(f"command {command.kind:#x} is not supported here")
+
+    def _catch_up(self) -> None:
+        """A pass has ended. What is not digested before the guest stops would be waited for while it stands still."""
+        now = time.monotonic()
+        self._rolling.catch_up(min((now - self._pass_began) * _CATCH_UP_SHARE, _CATCH_UP_SECONDS))
+        self._pass_began = time.monotonic()
 
     def _hello(self) -> Hello:
         able = self.parameters.verify is not Verify.OFF

@@ -100,7 +100,7 @@ def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]
         bytes=ram.get("transferred", 0),
         total_ms=own.get("total-ms", info.get("total-time")),
         downtime_ms=own.get("downtime-ms", info.get("downtime")) if outcome is Outcome.COMPLETED else None,
-        predicted_ms=watched.predicted_ms,
+        predicted_ms=own.get("predicted-downtime-ms", watched.predicted_ms),
         passes=ram.get("dirty-sync-count"),
         source_cpu_s=source_cpu,
         destination_cpu_s=destination_cpu,

@@ -91,12 +91,12 @@ class Situation:
     @property
     def pages_ms(self) -> float:
         """The predicted downtime's part that shrinks with the number of dirty pages."""
-        return self.predicted.last_pass
+        return max(0.0, self.predicted.last_pass - LAST_PASS_MS)
 
     @property
     def other_ms(self) -> float:
         """The predicted downtime's other parts."""
-        return self.predicted.total - self.predicted.last_pass
+        return self.predicted.total - self.pages_ms
 
     @property
     def fits(self) -> bool:
@@ -108,6 +108,8 @@ class Situation:
         return self.pages_ms <= max(limit_ms - self.other_ms, limit_ms * LEAST_SHARE)
 
 
+LAST_PASS_MS = 2.5
+"""What the last pass takes with nothing in it."""
 LEAST_SHARE = 0.1
 """Share of the downtime limit that is left for pages when everything else would use it up."""
 
