@@ -125,9 +125,13 @@ class RollingDigest:
     # -- while RAM is written ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to digest what is stale."""
-        self._thread = threading.Thread(target=self._run, name="rolling-digest", daemon=True)
-        self._thread.start()
+        """Begin to digest what is stale.
+
+        :raise RuntimeError: When the host has no thread to spare.
+        """
+        thread = threading.Thread(target=self._run, name="rolling-digest", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def marks(self, block: str) -> Marks:
         """Where a writer marks the pieces that it has written, after it has."""
