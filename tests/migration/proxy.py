@@ -28,6 +28,16 @@ class Fault:
     victim: int = 0
 
 
+def _pass_on(gone: socket.socket, other: socket.socket) -> None:
+    """Forward the last words of an end that takes nothing any more."""
+    gone.setblocking(False)
+    try:
+        while data := gone.recv(1 << 16):
+            other.sendall(data)
+    except OSError:
+        pass
+
+
 class Proxy:
     """Forwards connections to `target` (port on the loopback address); one suffers the fault.
 
@@ -96,6 +106,8 @@ class Proxy:
                             open_ends.remove(source)
                             sink.shutdown(socket.SHUT_WR)
                     except OSError:
+                        if not faulty:
+                            _pass_on(sink, source)
                         cut = True
                         break
                     count[direction] += len(data)
