@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sterna.memory import bitmap
 from sterna.memory.bitmap import count, new_bitmap, page_numbers, set_bits
 
 PAGES = 3 * 64 + 5
@@ -33,3 +34,17 @@ def test_a_page_beyond_is_refused(number):
     words = new_bitmap(1 << 10)
     with pytest.raises(IndexError):
         set_bits(words, np.full(number, 1 << 10, dtype=np.uint64))
+
+
+def test_a_bitmap_that_is_written_meanwhile_gives_what_it_had(monkeypatch):
+    words = new_bitmap(PAGES)
+    set_bits(words, np.array([3], dtype=np.uint64))
+    plain = bitmap.count
+
+    def write_after_counting(some):
+        found = plain(some)
+        set_bits(words, np.arange(64, dtype=np.uint64))
+        return found
+
+    monkeypatch.setattr(bitmap, "count", write_after_counting)
+    assert page_numbers(words).tolist() == [3]

@@ -88,6 +88,7 @@ def _page_numbers(words: Words, out: NDArray[np.int64]) -> int:
 
 def page_numbers(words: Words) -> NDArray[np.int64]:
     """The numbers of the set bits, ascending, dtype int64."""
+    words = words.copy()  # a log may be written meanwhile, and room is made for what is counted
     # Room for no more than there are: memory that is touched for the first time costs more than to count.
     out = np.empty(count(words), dtype=np.int64)
     _page_numbers(words, out)
