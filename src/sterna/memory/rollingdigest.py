@@ -38,6 +38,9 @@ Marks = NDArray[np.uint8]
 """One byte per piece, shape `(piece_count(size),)`: 0 while its digest holds. Writers set 1."""
 
 _FRESH, _STALE, _RESTING = 0, 1, 2
+_CATCH_UP_SHARE = 0.25
+_CATCH_UP_SECONDS = 0.5
+"""How long digests may take after a pass: this share of it, but no longer than that."""
 _LOOK_SECONDS = 0.03
 _FEW = 64
 """Pieces that are not worth a second thread."""
@@ -152,6 +155,12 @@ class RollingDigest:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self.stale_pieces or self._ended, seconds)
             self._hurried = False
+
+    def catch_up_after(self, pass_seconds: float) -> None:
+        """Wait so after a pass, in proportion to it: what is not digested before the guest stops would be waited for while it
+        stands still.
+        """
+        self.catch_up(min(pass_seconds * _CATCH_UP_SHARE, _CATCH_UP_SECONDS))
 
     @property
     def stale_pieces(self) -> int:

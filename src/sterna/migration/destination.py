@@ -54,9 +54,6 @@ from sterna.stream.wire import (
 
 log = logging.getLogger(__name__)
 
-_CATCH_UP_SHARE = 0.25
-_CATCH_UP_SECONDS = 0.5
-"""How long digests may take before the answer to a ping: this share of the pass, but no longer than that."""
 _DESCRIPTION_SECONDS = 0.5
 """How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
 
@@ -360,9 +357,8 @@ class Destination:
                 raise self._reader.error(f"command {command.kind:#x} is not supported here")
 
     def _catch_up(self) -> None:
-        """A pass has ended. What is not digested before the guest stops would be waited for while it stands still."""
-        now = time.monotonic()
-        self._rolling.catch_up(min((now - self._pass_began) * _CATCH_UP_SHARE, _CATCH_UP_SECONDS))
+        """A pass has ended, and the source waits for the answer to its ping."""
+        self._rolling.catch_up_after(time.monotonic() - self._pass_began)
         self._pass_began = time.monotonic()
 
     def _hello(self) -> Hello:

@@ -30,11 +30,6 @@ from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus, PassCounter
 from sterna.migration.xbzrlecache import XbzrleCache
 
-_CATCH_UP_SHARE = 0.25
-_CATCH_UP_SECONDS = 0.5
-"""How long digests may take after a pass: this share of it, but no longer than that."""
-
-
 _PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 """How long the destination is waited for after a pass, and how often that looks at what else there is."""
@@ -82,7 +77,8 @@ class Precopy:
         while True:
             started = time.monotonic()
             self._send(work, final=False)
-            self._catch_up(time.monotonic() - started)
+            if self.rolling is not None:
+                self.rolling.catch_up_after(time.monotonic() - started)
             started = time.monotonic()
             batches = self._harvest()
             harvest_seconds = time.monotonic() - started
@@ -179,11 +175,6 @@ class Precopy:
             for batch in batches:
                 self.rolling.touch(batch.block, page_numbers(batch.words))
         return batches
-
-    def _catch_up(self, pass_seconds: float) -> None:
-        """What is not digested before the guest stops is so afterwards: a little time for it now shortens the downtime."""
-        if self.rolling is not None:
-            self.rolling.catch_up(min(pass_seconds * _CATCH_UP_SHARE, _CATCH_UP_SECONDS))
 
     # -- after a pass ----------------------------------------------------------------------------------------
 
