@@ -72,6 +72,10 @@ class PageSender(Protocol):
         """Bytes that were handed to the kernel and are known not to have arrived yet."""
         ...
 
+    def waited_seconds(self) -> float:
+        """How long the kernel had no room for more, in all."""
+        ...
+
     def send_whole(self) -> None:
         """From now on no page is sent as what changed in it."""
         ...
@@ -139,6 +143,9 @@ class RecordSender:
 
     def unsent_bytes(self) -> int:
         return self._channel.unsent_bytes()
+
+    def waited_seconds(self) -> float:
+        return self._channel.waited_seconds
 
     def close(self) -> None:
         pass

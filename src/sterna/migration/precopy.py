@@ -62,6 +62,7 @@ class Precopy:
         self._passes: list[Pass] = []
         self._throttle = 0
         self._paced_before = 0.0
+        self._written_pieces = self.rolling.stale_pieces if self.rolling is not None else 0
         limit_ms = self.parameters.downtime_limit_seconds * 1000
         self.progress.note(policy=self.parameters.policy.value, expected_downtime_ms=limit_ms)
 
@@ -146,7 +147,8 @@ class Precopy:
         while waited < _PATIENCE_SECONDS and not self.peer.ponged(counter.number, _LOOK_SECONDS):
             self._look_ahead(counter, work)
             waited = time.monotonic() - started
-        self._forecast.drained(time.monotonic() - started, waiting)
+        digest = self.rolling.cost_seconds(self._written_pieces) if self.rolling is not None else 0.0
+        self._forecast.drained(time.monotonic() - started, waiting, digest)
 
     def _account(self, sent: Sent, final: bool) -> None:
         self.progress.sent(
@@ -162,7 +164,9 @@ class Precopy:
 
     def _look_ahead(self, counter: PassCounter, work: PassWork) -> None:
         progress = self.progress
-        self._forecast.link.observe(time.monotonic(), progress.transferred, self.pages.unsent_bytes())
+        self._forecast.link.observe(
+            time.monotonic(), progress.transferred, self.pages.unsent_bytes(), self.pages.waited_seconds()
+        )
         remaining = counter.bytes * work.pages / counter.pages if counter.pages else 0.0
         rate = progress.bandwidth.bytes_per_second
         sending = Sending(counter.number, progress.elapsed_seconds, remaining, rate)
@@ -174,6 +178,7 @@ class Precopy:
         if self.rolling is not None:
             for batch in batches:
                 self.rolling.touch(batch.block, page_numbers(batch.words))
+            self._written_pieces = self.rolling.stale_pieces
         return batches
 
     # -- after a pass ----------------------------------------------------------------------------------------

@@ -37,24 +37,32 @@ _SAMPLES = 16
 class LinkMeter:
     """How fast the link is, from how what waits in the socket goes away; None while it has never been the limit.
 
-    Between two moments at both of which something waits, the link had something to carry all the time.
+    It had something to carry all the time between two looks if the later finds bytes waiting that were already waiting at the
+    earlier, or if the socket was full in between. That something waits each time tells nothing: small pieces on a fast link
+    wait for a moment each.
     """
 
     bytes_per_second: float | None = None
     _since: tuple[float, int] | None = None
+    _handed_bytes: int = 0
+    _waited_seconds: float = 0.0
     _samples: list[float] = field(default_factory=list)
 
-    def observe(self, now: float, handed_bytes: int, unsent_bytes: int) -> None:
+    def observe(self, now: float, handed_bytes: int, unsent_bytes: int, waited_seconds: float) -> None:
         """:param handed_bytes: handed to the kernel so far
         :param unsent_bytes: of them those that have not arrived
+        :param waited_seconds: how long it had no room for more, in all
         """
+        arrived = handed_bytes - unsent_bytes
+        busy = arrived < self._handed_bytes or waited_seconds > self._waited_seconds
+        self._handed_bytes, self._waited_seconds = handed_bytes, waited_seconds
         if not unsent_bytes:
             self._since = None
-        elif self._since is None:
-            self._since = (now, handed_bytes - unsent_bytes)
+        elif self._since is None or not busy:
+            self._since = (now, arrived)
         elif now - self._since[0] >= _BUSY_SECONDS:
-            seconds, size = now - self._since[0], handed_bytes - unsent_bytes - self._since[1]
-            self._since = (now, handed_bytes - unsent_bytes)
+            seconds, size = now - self._since[0], arrived - self._since[1]
+            self._since = (now, arrived)
             self._samples = [*self._samples[1 - _SAMPLES :], size / seconds]
             self.bytes_per_second = sorted(self._samples)[len(self._samples) // 2] or None
 
@@ -85,14 +93,15 @@ class Forecast:
         self._encode_seconds += sent.encode_seconds
         self._send_seconds += sent.seconds - sent.encode_seconds
 
-    def drained(self, seconds: float, waiting_bytes: int) -> None:
+    def drained(self, seconds: float, waiting_bytes: int, digest_seconds: float) -> None:
         """The destination has taken in the pass, so long after its last byte was handed over.
 
         :param waiting_bytes: what had not arrived when the wait began
+        :param digest_seconds: what digests of the pass's pages take, which is predicted apart
         """
         link = self.link.bytes_per_second
         transfer = waiting_bytes / link if link else 0.0
-        self._drain_seconds = max(0.0, seconds - transfer - self.round_trip_seconds)
+        self._drain_seconds = max(0.0, seconds - transfer - digest_seconds - self.round_trip_seconds)
         # The greeting's answer took the destination some time to make up.
         self.round_trip_seconds = min(self.round_trip_seconds, seconds)
 

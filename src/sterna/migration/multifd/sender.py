@@ -153,6 +153,9 @@ class MultifdSender:
     def unsent_bytes(self) -> int:
         return self._main.unsent_bytes() + sum(sending.channel.unsent_bytes() for sending in self._channels)
 
+    def waited_seconds(self) -> float:
+        return self._main.waited_seconds + sum(sending.channel.waited_seconds for sending in self._channels)
+
     def send_whole(self) -> None:
         self._cache = None
 

@@ -1,0 +1,51 @@
+"""What is learnt of the link and the destination, and what is predicted from it."""
+
+import pytest
+
+from sterna.migration.convergence.forecast import DIGEST_MS, LOAD_MS, Forecast, LinkMeter
+from sterna.migration.pagesender import Sent
+
+LINK = 125_000_000
+SOCKET = 2_500_000
+
+
+def carry(meter, *, piece, interval, count, rate=LINK, room=SOCKET):
+    """Hand pieces to a socket in front of a link, one each `interval` if there is room, and look after each."""
+    now = handed = arrived = waited = 0.0
+    for _ in range(count):
+        arrived = min(handed, arrived + interval * rate)
+        now += interval
+        if handed + piece - arrived > room:
+            pause = (handed + piece - arrived - room) / rate
+            now, waited, arrived = now + pause, waited + pause, arrived + pause * rate
+        handed += piece
+        meter.observe(now, int(handed), int(handed - arrived), waited)
+
+
+def test_a_full_link_is_measured():
+    meter = LinkMeter()
+    carry(meter, piece=512 * 4104, interval=0.001, count=40)
+    assert meter.bytes_per_second == pytest.approx(LINK, rel=0.1)
+
+
+def test_a_full_link_is_measured_with_small_pieces():
+    meter = LinkMeter()
+    carry(meter, piece=200_000, interval=0.001, count=200)
+    assert meter.bytes_per_second == pytest.approx(LINK, rel=0.1)
+
+
+def test_pieces_that_wait_for_a_moment_are_no_full_link():
+    """One piece each 2 ms on a link that carries it in a tenth of that: each look finds what was just handed over."""
+    meter = LinkMeter()
+    carry(meter, piece=1000, interval=0.002, count=200)
+    assert meter.bytes_per_second is None
+
+
+def test_digests_are_no_part_of_what_the_destination_needs_for_a_page():
+    forecast = Forecast(round_trip_seconds=0.001)
+    forecast.sent(Sent(4_104_000, pages=1000, seconds=0.01))
+    forecast.drained(0.051, 0, digest_seconds=0.03)
+    forecast.finish_pass(0.0, 0.0)
+    parts = forecast.downtime(1000, 4_104_000, 0, 0.03, commits=True)
+    assert parts.destination_load == pytest.approx(LOAD_MS + 20 + 30 + 1)
+    assert parts.last_pass + parts.digest == pytest.approx(2.5 + 10 + DIGEST_MS + 30 - 2.5 - 10 - 6.0)
