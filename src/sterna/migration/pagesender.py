@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
-from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.gather import Vectors, vectors_of
 from sterna.migration.pages import Batch, untouched_records
 from sterna.migration.ratelimit import RateLimiter, cut
 from sterna.migration.xbzrlecache import XbzrleCache

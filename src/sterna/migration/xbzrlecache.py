@@ -24,7 +24,7 @@ import numpy as np
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.ram import RamBlock
 from sterna.migration import xbzrle_kernels
-from sterna.migration.channels.channel import Vectors
+from sterna.migration.channels.gather import Vectors
 from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork, stream_pages
 from sterna.migration.statistics import XbzrleStatistics
 from sterna.migration.xbzrle_kernels import CODE_BYTES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO

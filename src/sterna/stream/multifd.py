@@ -38,6 +38,10 @@ COMPRESSED_LIMIT = 2 * GROUP_BYTES
 _INIT = struct.Struct(">II16sB39x")
 INIT_BYTES = _INIT.size
 _HEAD = struct.Struct(">6IQ32x256s")
+HEAD_BYTES = _HEAD.size
+"""Bytes of a header before the offsets of its pages, which are 64-bit integers."""
+COUNT_AT, SIZE_AT, NUMBER_AT, NAME_AT = 16, 20, 24, 64
+"""Where a header has the number of pages, the bytes of data, the packet's number, and the block's name."""
 _OFFSET_BYTES = 8
 
 

@@ -4,7 +4,6 @@ Reads fill buffers in place, writes gather from wherever the bytes lie. Descript
 wait also watches the cancellation, so that a peer which stops reading cannot hold a migration.
 """
 
-import ctypes
 import errno
 import os
 import select
@@ -14,32 +13,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import gather
+from sterna.migration.channels.gather import Vectors
 from sterna.migration.errors import ChannelError
-
-Vectors = NDArray[np.uint64]
-"""A gather list: `shape (n, 2)`, dtype uint64, C order; rows are (address, length in bytes), as struct iovec.
-"""
-
-IOV_MAX = 1024
-"""Most vectors one writev takes (UIO_MAXIOV, include/uapi/linux/uio.h)."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-# ctypes releases the GIL around the call: other threads go on while the kernel copies.
-_writev = _libc.writev
-_writev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
-_writev.restype = ctypes.c_ssize_t
-_readv = _libc.readv
-_readv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
-_readv.restype = ctypes.c_ssize_t
-
-
-def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
-    """A gather list of one piece, good as long as `data` is kept."""
-    array = np.frombuffer(data, dtype=np.uint8)
-    return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)
 
 
 def describe(error: OSError) -> str:
@@ -116,37 +94,20 @@ class Channel:
         :raise ChannelError: When the peer is gone or the descriptor fails.
         :raise Cancelled: When the migration is cancelled before all of it was accepted.
         """
-        for first in range(0, len(vectors), IOV_MAX):
-            self._send_some(vectors[first : first + IOV_MAX])
-
-    def _send_some(self, vectors: Vectors) -> None:
         if self._write_fd is None or self._closed:
             raise ChannelError(f"{self.peer} is not open for writing")
-        ends = np.cumsum(vectors[:, 1], dtype=np.int64)
-        total = int(ends[-1])
-        done, first = 0, 0
-        while done < total:
-            self._cancellation.check()
-            sent = _writev(self._write_fd, vectors.ctypes.data + first * 16, len(vectors) - first)
-            if sent < 0:
-                code = ctypes.get_errno()
-                if code == errno.EINTR:
-                    continue
-                if code in (errno.EAGAIN, errno.EWOULDBLOCK):
-                    started = time.monotonic()
-                    self._wait(self._write_fd, select.POLLOUT)
-                    self.waited_seconds += time.monotonic() - started
-                    continue
-                raise ChannelError(f"writing to {self.peer}: {os.strerror(code).lower()}")
-            done += sent
-            self.transferred += sent
-            if done < total:
-                # The first vector that is not all gone starts where the kernel stopped reading it.
-                first = int(np.searchsorted(ends, done, side="right"))
-                rest = int(ends[first]) - done
-                vectors = vectors.copy()
-                vectors[first, 0] += vectors[first, 1] - np.uint64(rest)
-                vectors[first, 1] = rest
+        rest, row, waited_ns = vectors.copy(), 0, np.zeros(1, dtype=np.int64)
+        try:
+            while row < len(rest):
+                self._cancellation.check()
+                row, code = gather.write_list(
+                    self._write_fd, self._cancellation.fileno(), rest, row, waited_ns
+                )
+                if code > 0 and code != errno.EINTR:
+                    raise ChannelError(f"writing to {self.peer}: {os.strerror(code).lower()}")
+        finally:
+            self.waited_seconds += int(waited_ns[0]) / 1e9
+            self.transferred += int(vectors[:, 1].sum()) - int(rest[row:, 1].sum())
 
     def finish(self) -> None:
         """Say that nothing more will be written, and make sure that all of it arrived where it can be known.
@@ -170,26 +131,36 @@ class Channel:
             assert self._read_fd is not None
             self._wait(self._read_fd, select.POLLIN)
 
-    def readinto_vectors(self, vectors: Vectors) -> int:
-        """Read what there is, at least one byte, to where `vectors` points, in order; wait for it. The memory must stay where
-        it is meanwhile.
+    def read_vectors(self, vectors: Vectors, row: int, least: int) -> tuple[int, int]:
+        """Read at least so many bytes to where `vectors` points from `row` on, in order, waiting for them. The memory must stay
+        where it is meanwhile.
 
-        :return: bytes read; 0 at the end of the stream.
+        :param vectors: what has been read is taken off it
+        :return: bytes read, less than `least` at the end of the stream; where the rest of the list begins
         :raise ChannelError: When the connection breaks.
         :raise Cancelled: When the migration is cancelled.
         """
+        done = 0
         while True:
             self._cancellation.check()
             if self._read_fd is None or self._closed:
                 raise ChannelError(f"{self.peer} is not open for reading")
-            got = int(_readv(self._read_fd, vectors.ctypes.data, min(len(vectors), IOV_MAX)))
-            if got >= 0:
-                return got
-            code = ctypes.get_errno()
-            if code in (errno.EAGAIN, errno.EWOULDBLOCK):
-                self._wait(self._read_fd, select.POLLIN)
-            elif code != errno.EINTR:
+            got, row, code = gather.read_list(
+                self._read_fd, self._cancellation.fileno(), vectors, row, least - done
+            )
+            done += got
+            if not code:
+                return done, row
+            if code > 0 and code != errno.EINTR:
                 raise ChannelError(f"reading from {self.peer}: {os.strerror(code).lower()}")
+
+    def descriptors(self) -> tuple[int, int]:
+        """What compiled code reads from, and what ends its waits; -1 for what is not open.
+
+        It leaves ends and errors to be found by whoever reads next.
+        """
+        open_fd = None if self._closed else self._read_fd
+        return -1 if open_fd is None else open_fd, self._cancellation.fileno()
 
     def readinto_now(self, buffer: memoryview | bytearray) -> int | None:
         """As `readinto`, and None at once when nothing has arrived."""

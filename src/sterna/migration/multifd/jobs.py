@@ -9,28 +9,45 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sterna.memory.ram import RamBlock
-from sterna.migration.channels.channel import Vectors
+from sterna.migration.channels.gather import Vectors
 from sterna.migration.pages import PageNumbers
 
 
 @dataclass(frozen=True)
+class Packets:
+    """Packets as they go on the wire, which one channel sends in one go.
+
+    :ivar vectors: where their bytes are; those of pages may change until they are sent, but must not go away
+    :ivar headers: what `vectors` points into beside guest RAM
+    :ivar final: whether the guest waits for it: nothing is paced then
+    """
+
+    vectors: Vectors
+    headers: NDArray[np.uint8]
+    final: bool
+
+
+@dataclass(frozen=True)
 class Group:
-    """Pages of one block for one packet.
+    """Pages of one block that the channel is to compress into one packet.
 
     :ivar pages: numbers in the stream's page size
-    :ivar vectors: where their bytes are; they may change until they are sent, but must not go away
-    :ivar final: whether the guest waits for it: nothing is paced then
+    :ivar vectors: where their bytes are, as those of `Packets`
+    :ivar number: of the packet
     """
 
     block: RamBlock
     pages: PageNumbers
     vectors: Vectors
+    number: int
     final: bool
 
 
-Job = tuple[Group, ...]
-"""Groups that one channel sends in one go."""
+Job = Packets | Group
 
 
 class Task(Enum):

@@ -5,10 +5,37 @@ from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
 from sterna.memory.kernel import kernel
+from sterna.migration.channels.gather import Vectors, read_list
+from sterna.stream.multifd import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
-Vectors = NDArray[np.uint64]
+Marks = NDArray[np.uint8]
+"""A byte for each 64 KiB of a block, 1 since a page there was written."""
+
+
+def _put_twin(data: Bytes, at: int, size: int, value: int) -> None:
+    data[at : at + size] = np.frombuffer(value.to_bytes(size, "big"), dtype=np.uint8)
+
+
+@kernel(twin=_put_twin)
+def put(data: Bytes, at: int, size: int, value: int) -> None:
+    """Write a big-endian integer."""
+    for i in range(size):
+        data[at + i] = np.uint8((value >> (8 * (size - 1 - i))) & 0xFF)
+
+
+def _fetch_twin(data: Bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size].tobytes(), "big")
+
+
+@kernel(twin=_fetch_twin)
+def fetch(data: Bytes, at: int, size: int) -> int:
+    """Read a big-endian integer of up to 8 bytes; one past 2**63 is negative in compiled code."""
+    value = 0
+    for i in range(size):
+        value = value << 8 | int(data[at + i])
+    return value
 
 
 def _split_zero_twin(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whole: Numbers) -> int:
@@ -49,31 +76,116 @@ def split_zero(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whol
     return zeros
 
 
-def _runs_twin(pages: Numbers, hva: int, page_bits: int, vectors: Vectors) -> int:
+def _gather_pages_twin(
+    pages: Numbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
+) -> int:
+    if len(sources):
+        vectors[row : row + len(sources)] = sources
+        return row + len(sources)
     starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
     lengths = np.diff(starts, append=pages.size)
-    vectors[: starts.size, 0] = np.uint64(hva) + (pages[starts] << page_bits).astype(np.uint64)
-    vectors[: starts.size, 1] = lengths << page_bits
-    return int(starts.size)
+    last = row + starts.size
+    vectors[row:last, 0] = np.uint64(hva) + (pages[starts] << page_bits).astype(np.uint64)
+    vectors[row:last, 1] = lengths << page_bits
+    return int(last)
 
 
-@kernel(twin=_runs_twin)
-def runs(pages: Numbers, hva: int, page_bits: int, vectors: Vectors) -> int:
+@kernel(twin=_gather_pages_twin)
+def gather_pages(
+    pages: Numbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
+) -> int:
     """The memory of pages as a gather list; pages that follow each other are one piece.
 
     :param hva: address of page 0
-    :param vectors: where the list goes; as long as `pages`
-    :return: its length
+    :param sources: where the pages are instead, one row for each, or empty
+    :param vectors: where the list goes, from `row` on; with room for a row for each page
+    :return: the row after it
     """
-    rows = 0
+    if len(sources):
+        for i in range(len(sources)):
+            vectors[row, 0] = sources[i, 0]
+            vectors[row, 1] = sources[i, 1]
+            row += 1
+        return row
     for i in range(pages.size):
         if i > 0 and pages[i] == pages[i - 1] + 1:
-            vectors[rows - 1, 1] += np.uint64(1 << page_bits)
+            vectors[row - 1, 1] += np.uint64(1 << page_bits)
         else:
-            vectors[rows, 0] = np.uint64(hva) + np.uint64(pages[i] << page_bits)
-            vectors[rows, 1] = 1 << page_bits
-            rows += 1
-    return rows
+            vectors[row, 0] = np.uint64(hva) + np.uint64(pages[i] << page_bits)
+            vectors[row, 1] = 1 << page_bits
+            row += 1
+    return row
+
+
+def _lay_out_twin(
+    pages: Numbers,
+    hva: int,
+    page_bits: int,
+    sources: Vectors,
+    head: Bytes,
+    number: int,
+    headers: NDArray[np.uint8],
+    address: int,
+    vectors: Vectors,
+) -> int:
+    row = 0
+    per_packet = (headers.shape[1] - HEAD_BYTES) // 8
+    for packet in range(len(headers)):
+        first = packet * per_packet
+        some = pages[first : first + per_packet]
+        header = headers[packet]
+        header[:HEAD_BYTES] = head
+        for at, size, value in (
+            (COUNT_AT, 4, some.size),
+            (SIZE_AT, 4, some.size << page_bits),
+            (NUMBER_AT, 8, number + packet),
+        ):
+            _put_twin(header, at, size, int(value))
+        offsets = (some << page_bits).astype(">u8").view(np.uint8)
+        header[HEAD_BYTES : HEAD_BYTES + offsets.size] = offsets
+        vectors[row] = address + packet * headers.shape[1], headers.shape[1]
+        row = _gather_pages_twin(some, hva, page_bits, sources[first : first + per_packet], vectors, row + 1)
+    return row
+
+
+@kernel(twin=_lay_out_twin)
+def lay_out(
+    pages: Numbers,
+    hva: int,
+    page_bits: int,
+    sources: Vectors,
+    head: Bytes,
+    number: int,
+    headers: NDArray[np.uint8],
+    address: int,
+    vectors: Vectors,
+) -> int:
+    """Packets of pages that are not compressed: their headers, and a gather list of all of them.
+
+    :param sources: as in `gather_pages`
+    :param head: a header up to its pages, `shape (HEAD_BYTES,)`; what depends on the packet is put in
+    :param number: of the first packet
+    :param headers: where the headers go, one row for each packet, zeros before
+    :param address: of `headers`
+    :param vectors: where the list goes; with room for a row for each page and each packet
+    :return: its length
+    """
+    row = 0
+    per_packet = (headers.shape[1] - HEAD_BYTES) // 8
+    for packet in range(len(headers)):
+        first = packet * per_packet
+        some = pages[first : first + per_packet]
+        header = headers[packet]
+        header[:HEAD_BYTES] = head
+        put(header, COUNT_AT, 4, some.size)
+        put(header, SIZE_AT, 4, some.size << page_bits)
+        put(header, NUMBER_AT, 8, number + packet)
+        for i in range(some.size):
+            put(header, HEAD_BYTES + 8 * i, 8, some[i] << page_bits)
+        vectors[row, 0] = address + packet * headers.shape[1]
+        vectors[row, 1] = headers.shape[1]
+        row = gather_pages(some, hva, page_bits, sources[first : first + per_packet], vectors, row + 1)
+    return row
 
 
 def _mark_twin(bitmap: Words, pages: Numbers) -> None:
@@ -100,3 +212,126 @@ def place(data: Bytes, pages: Numbers, page_bits: int, ram: Bytes) -> None:
         page = data[i * size : (i + 1) * size]
         for j in range(size):
             target[j] = page[j]
+
+
+def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
+    opening = np.array([MAGIC, VERSION, 0], dtype=">u4").tobytes()
+    room, count, size = (_fetch_twin(header, at, 4) for at in (COUNT_AT - 4, COUNT_AT, SIZE_AT))
+    if (
+        header[: len(opening)].tobytes() != opening
+        or not 0 < count <= room <= pages.size
+        or size != count << page_bits
+        or (header[NAME_AT : NAME_AT + name.size] != name).any()
+    ):
+        return 0
+    offsets = header[HEAD_BYTES : HEAD_BYTES + 8 * count].view(">u8").astype(np.uint64)
+    if (offsets & np.uint64((1 << page_bits) - 1)).any() or int(offsets.max()) >> page_bits >= limit:
+        return 0
+    pages[:count] = offsets >> np.uint64(page_bits)
+    return count
+
+
+@kernel(twin=_plain_pages_twin)
+def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
+    """The pages of a packet as most are: not compressed, without SYNC, all of them in the given block.
+
+    :param name: the block's, with the NUL that ends it
+    :param limit: the block's pages
+    :param pages: where their numbers go; as long as a packet of this page size can have
+    :return: how many; 0 when the packet is another, or none that is valid
+    """
+    room = fetch(header, COUNT_AT - 4, 4)
+    count = fetch(header, COUNT_AT, 4)
+    if fetch(header, 0, 4) != MAGIC or fetch(header, 4, 4) != VERSION or fetch(header, 8, 4) != 0:
+        return 0
+    if not 0 < count <= room <= pages.size or fetch(header, SIZE_AT, 4) != count << page_bits:
+        return 0
+    for i in range(name.size):
+        if header[NAME_AT + i] != name[i]:
+            return 0
+    for i in range(count):
+        offset = fetch(header, HEAD_BYTES + 8 * i, 8)
+        page = offset >> page_bits
+        if page < 0 or page >= limit or page << page_bits != offset:
+            return 0
+        pages[i] = page
+    return count
+
+
+def _take_packets_twin(
+    fd: int,
+    cancel_fd: int,
+    header: Bytes,
+    have: int,
+    name: Bytes,
+    page_bits: int,
+    limit: int,
+    addresses: NDArray[np.uint64],
+    pages: Numbers,
+    vectors: Vectors,
+    written: Marks,
+    piece_shift: int,
+    received: Words,
+    taken: NDArray[np.int64],
+) -> tuple[int, int, int, int]:
+    # All of them are left to Python.
+    return have, 0, 0, 0
+
+
+@kernel(twin=_take_packets_twin)
+def take_packets(
+    fd: int,
+    cancel_fd: int,
+    header: Bytes,
+    have: int,
+    name: Bytes,
+    page_bits: int,
+    limit: int,
+    addresses: NDArray[np.uint64],
+    pages: Numbers,
+    vectors: Vectors,
+    written: Marks,
+    piece_shift: int,
+    received: Words,
+    taken: NDArray[np.int64],
+) -> tuple[int, int, int, int]:
+    """Read packets as `plain_pages` knows them to where their pages belong, until there is another one, or a reason not to read
+    on: the stream's end, an error, a cancellation. Whoever called finds that on reading further.
+
+    :param header: where headers are read to, with `have` bytes of one in it already
+    :param addresses: of the block's first byte, and of `header`
+    :param pages: room for a packet's page numbers
+    :param vectors: room for the gather list of a packet and a header
+    :param written: the block's; marked after a page was written
+    :param piece_shift: log2 of pages for each mark
+    :param received: a bit for each page of the block
+    :param taken: bytes and pages of whole packets are added to its two numbers
+    :return: bytes of a header that was not taken; or, within the data of the packet whose header is there, bytes of it that
+        are missing, and the rows of `vectors` that tell where they belong, from and to: the header after it is the last
+    """
+    while True:
+        if have < header.size:
+            vectors[0, 0] = addresses[1] + np.uint64(have)
+            vectors[0, 1] = header.size - have
+            got, _, _ = read_list(fd, cancel_fd, vectors[:1], 0, header.size - have)
+            have += got
+            if have < header.size:
+                return have, 0, 0, 0
+        count = plain_pages(header, name, page_bits, limit, pages)
+        if count == 0:
+            return have, 0, 0, 0
+        some = pages[:count]
+        end = gather_pages(some, addresses[0], page_bits, vectors[:0], vectors, 0)
+        vectors[end, 0] = addresses[1]
+        vectors[end, 1] = header.size
+        end += 1
+        size = count << page_bits
+        got, row, _ = read_list(fd, cancel_fd, vectors[:end], 0, size)
+        if got < size:
+            return size - got, row, end, 1
+        for i in range(count):
+            written[pages[i] >> piece_shift] = 1
+        mark(received, some)
+        taken[0] += header.size + size
+        taken[1] += count
+        have = got - size

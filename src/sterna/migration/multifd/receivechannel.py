@@ -9,20 +9,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
-from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.gather import Vectors, vectors_of
 from sterna.migration.errors import ChannelError, MigrationError, describe
 from sterna.migration.multifd import kernels
+from sterna.migration.multifd.kernels import Marks
 from sterna.stream.multifd import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
 from sterna.stream.pagecompression import Decompressor, decompressor
 from sterna.stream.wire import StreamError
-
-Marks = NDArray[np.uint8]
-"""A byte for each 64 KiB of a block, 1 since a page there was written."""
 
 
 class Meeting(Protocol):
@@ -65,19 +63,20 @@ class ReceiveChannel:
         self._written = written
         self._meeting = meeting
         self._format = PacketFormat(page_bits)
-        self._header = bytearray(self._format.header_bytes)
-        self._coded: bytearray = bytearray()
+        self._header = np.zeros(self._format.header_bytes, dtype=np.uint8)
+        self._header_bytes = 0
+        self._block: RamBlock | None = None
         self._compression: Compression | None = None
+        self._coded: bytearray = bytearray()
         self._decompressor: Decompressor | None = None
-        self._bytes = 0
-        self._pages = 0
+        self._taken = np.zeros(2, dtype=np.int64)
         self.received: dict[str, Words] = {
             name: new_bitmap(block.size >> page_bits) for name, block in blocks.items()
         }
+        self._numbers = np.zeros(self._format.pages, dtype=np.int64)
         # The pages of a packet and the header after it, in one gather list.
         self._vectors: Vectors = np.empty((self._format.pages + 1, 2), dtype=np.uint64)
-        self._next_header = vectors_of(self._header)[0]
-        self._header_bytes = 0
+        self._next_header = vectors_of(self._header.data)[0]
         self._thread = threading.Thread(target=self._run, name=f"multifd-receive-{index}", daemon=True)
 
     def start(self) -> None:
@@ -89,9 +88,9 @@ class ReceiveChannel:
 
     def take(self) -> tuple[int, int]:
         """Bytes and pages since the last call. Only while the thread waits for the main channel."""
-        taken = self._bytes, self._pages
-        self._bytes = self._pages = 0
-        return taken
+        size, pages = self._taken.tolist()
+        self._taken[:] = 0
+        return size, pages
 
     def _run(self) -> None:
         error: Exception | None = None
@@ -110,22 +109,51 @@ class ReceiveChannel:
         """
         :return: whether another may follow
         """
+        if self._block is not None and self._decompressor is None:
+            self._take_packets(self._block)
         if not self._read_header():
             return False
-        packet = self._format.decode(self._header)
-        self._bytes += self._format.header_bytes + packet.data_bytes
+        packet = self._format.decode(self._header.data)
         self._header_bytes = 0
         if packet.pages.size:
             self._read_pages(packet)
+        self._taken += (self._format.header_bytes + packet.data_bytes, packet.pages.size)
         return self._meeting.arrive(self) if packet.sync else True
+
+    def _take_packets(self, block: RamBlock) -> None:
+        """Read packets for the block that the last was for, as far as they need nothing else."""
+        read_fd, cancel_fd = self.channel.descriptors()
+        have, row, end, within = kernels.take_packets(
+            read_fd,
+            cancel_fd,
+            self._header,
+            self._header_bytes,
+            np.frombuffer(block.name.encode() + b"\0", dtype=np.uint8),
+            self._page_bits,
+            block.size >> self._page_bits,
+            np.array([block.hva, self._next_header[0]], dtype=np.uint64),
+            self._numbers,
+            self._vectors,
+            self._written[block.name],
+            PIECE_SHIFT - self._page_bits,
+            self.received[block.name],
+            self._taken,
+        )
+        if not within:
+            self._header_bytes = have
+            return
+        packet = self._format.decode(self._header.data)
+        self._header_bytes = self._fill(self._vectors[:end], row, have)
+        self._note(block, packet)
+        self._taken += (self._format.header_bytes + packet.data_bytes, packet.pages.size)
 
     def _read_header(self) -> bool:
         """Read the rest of a header.
 
         :return: False when the connection has ended instead of another packet
         """
-        view = memoryview(self._header)
-        while self._header_bytes < len(self._header):
+        view = self._header.data
+        while self._header_bytes < len(view):
             got = self.channel.readinto(view[self._header_bytes :])
             if not got:
                 if self._header_bytes:
@@ -144,22 +172,27 @@ class ReceiveChannel:
                 f"page offset {last << self._page_bits:#x} is outside RAM block {block.name!r} of {block.size:#x} bytes"
             )
         self._check_compression(packet.compression)
+        self._block = block
         if self._decompressor is None:
-            rows = kernels.runs(packet.pages, block.hva, self._page_bits, self._vectors)
-            if packet.sync:
-                self._fill(self._vectors[:rows], packet.data_bytes)
-            else:
+            rows = kernels.gather_pages(
+                packet.pages, block.hva, self._page_bits, self._vectors[:0], self._vectors, 0
+            )
+            if not packet.sync:
                 self._vectors[rows] = self._next_header
-                self._header_bytes = self._fill(self._vectors[: rows + 1], packet.data_bytes)
+                rows += 1
+            self._header_bytes = self._fill(self._vectors[:rows], 0, packet.data_bytes)
         else:
             data = memoryview(self._coded)[: packet.data_bytes]
-            self._fill(vectors_of(data), packet.data_bytes)
+            self._fill(vectors_of(data), 0, packet.data_bytes)
             pages = self._decompressor.decompress(data, packet.pages.size << self._page_bits)
             kernels.place(np.frombuffer(pages, dtype=np.uint8), packet.pages, self._page_bits, block.data)
+        self._note(block, packet)
+
+    def _note(self, block: RamBlock, packet: Packet) -> None:
+        """The pages of a packet have been written."""
         # A byte each, so that channels do not undo each other's marks.
         self._written[block.name][packet.pages >> (PIECE_SHIFT - self._page_bits)] = 1
         kernels.mark(self.received[block.name], packet.pages)
-        self._pages += packet.pages.size
 
     def _check_compression(self, compression: Compression) -> None:
         if self._compression is None:
@@ -172,23 +205,12 @@ class ReceiveChannel:
                 f"a packet with compression {compression.value} after others with {self._compression.value}"
             )
 
-    def _fill(self, vectors: Vectors, size: int) -> int:
-        """Read until `size` bytes are where `vectors` points.
+    def _fill(self, vectors: Vectors, row: int, size: int) -> int:
+        """Read until `size` bytes are where `vectors` points from `row` on.
 
         :return: how many more were read
         """
-        ends = np.cumsum(vectors[:, 1], dtype=np.int64)
-        done = 0
-        while True:
-            got = self.channel.readinto_vectors(vectors)
-            if not got:
-                raise ChannelError(f"{self.channel.peer} ended within a packet")
-            done += got
-            if done >= size:
-                return done - size
-            row = int(np.searchsorted(ends, done, side="right"))
-            rest = int(ends[row]) - done
-            vectors[row, 0] += vectors[row, 1] - np.uint64(rest)
-            vectors[row, 1] = rest
-            vectors = vectors[row:]
-            ends = ends[row:]
+        done, _ = self.channel.read_vectors(vectors, row, size)
+        if done < size:
+            raise ChannelError(f"{self.channel.peer} ended within a packet")
+        return done - size

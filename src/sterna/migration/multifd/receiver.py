@@ -16,7 +16,8 @@ from sterna.memory.ram import RamBlock
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import ChannelError, Refused
-from sterna.migration.multifd.receivechannel import Marks, ReceiveChannel
+from sterna.migration.multifd.kernels import Marks
+from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.stream.multifd import NO_UUID, Init
 
 CONNECT_SECONDS = 10.0

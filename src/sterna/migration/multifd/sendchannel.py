@@ -6,7 +6,8 @@ import threading
 import numpy as np
 
 from sterna.migration.cancellation import Cancellation
-from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.gather import vectors_of
 from sterna.migration.errors import ChannelError, MigrationError, describe
 from sterna.migration.multifd.jobs import Group, Job, Jobs, Task
 from sterna.migration.pagesender import send_paced
@@ -18,7 +19,7 @@ from sterna.stream.ram_kernels import bytes_at
 
 class SendChannel:
     """:param numbers: of packets, shared by all channels
-    :param compressor: None to send pages as they are
+    :param compressor: None where no `Group` comes
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class SendChannel:
         marks = 0
         try:
             while (task := self._jobs.take(marks)) is not Task.END:
-                if isinstance(task, tuple):
-                    size = self._send(task)
-                else:
+                if task is Task.SYNC:
                     size = self._send_sync()
                     marks += 1
+                else:
+                    size = self._send(task)
                 self._jobs.done(size)
         except MigrationError as error:
             self._give_up(error)
@@ -87,31 +88,25 @@ class SendChannel:
         return len(header)
 
     def _send(self, job: Job) -> int:
-        pieces: list[Vectors] = []
-        keep: list[bytes] = []
-        for group in job:
-            pieces += self._packet(group, keep)
-        vectors = np.concatenate(pieces)
-        send_paced(self.channel, vectors, self._limiter, final=job[0].final)
+        if isinstance(job, Group):
+            header, data = self._compressed(job)
+            vectors = np.concatenate((vectors_of(header), vectors_of(data)))
+        else:
+            vectors = job.vectors
+        send_paced(self.channel, vectors, self._limiter, final=job.final)
         return int(vectors[:, 1].sum())
 
-    def _packet(self, group: Group, keep: list[bytes]) -> list[Vectors]:
-        """A packet as gather lists.
-
-        :param keep: takes what they point into
-        """
-        data = group.vectors
-        if self._compressor is not None:
-            # A copy: the guest may be writing to the pages, and not every compressor can stand that.
-            pages = b"".join(bytes_at(address, size) for address, size in data.tolist())
-            keep.append(self._compressor.compress(pages))
-            data = vectors_of(keep[-1])
+    def _compressed(self, group: Group) -> tuple[bytes, bytes]:
+        """A packet's header and data."""
+        assert self._compressor is not None
+        # A copy: the guest may be writing to the pages, and not every compressor can stand that.
+        pages = b"".join(bytes_at(address, size) for address, size in group.vectors.tolist())
+        data = self._compressor.compress(pages)
         packet = Packet(
             compression=self._compression,
             block=group.block.name,
             pages=group.pages,
-            data_bytes=int(data[:, 1].sum()),
-            number=next(self._numbers),
+            data_bytes=len(data),
+            number=group.number,
         )
-        keep.append(self._format.encode(packet))
-        return [vectors_of(keep[-1]), data]
+        return self._format.encode(packet), data

@@ -10,25 +10,29 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
-from sterna.migration.channels.channel import Channel, Vectors, vectors_of
+from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.gather import Vectors, vectors_of
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import ChannelError, ConnectionRefused
 from sterna.migration.multifd import kernels
-from sterna.migration.multifd.jobs import Group, Jobs
+from sterna.migration.multifd.jobs import Group, Jobs, Packets
 from sterna.migration.multifd.sendchannel import SendChannel
 from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_records
 from sterna.migration.pagesender import PART, PART_END, Sent, send_paced
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import NO_UUID, Compression, Init, PacketFormat
+from sterna.stream.multifd import HEAD_BYTES, NO_UUID, Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
 
-_GROUPS_PER_JOB = 4
-"""Packets in one go, where they are not compressed: a system call moves 2 MiB then."""
+_PACKETS_PER_JOB = 8
+"""Packets in one go, where they are not compressed: a channel is busy for a ms or two with 4 MiB then."""
+_IN_THE_BLOCK: Vectors = np.empty((0, 2), dtype=np.uint64)
+"""Instead of where pages are."""
 _JOBS_PER_CHANNEL = 2
 _ROUND_SECONDS = 1.0
 """A part of the ram section lasts no longer, so that the destination hears of both kinds of channels."""
@@ -72,24 +76,26 @@ class MultifdSender:
         self._page_bits = page_bits
         self._jobs = Jobs(settings.channels, _JOBS_PER_CHANNEL * settings.channels)
         self._format = PacketFormat(page_bits)
-        self._groups_per_job = _GROUPS_PER_JOB if settings.compression is Compression.NONE else 1
+        self._compresses = settings.compression is not Compression.NONE
+        self._packets_per_job = 1 if self._compresses else _PACKETS_PER_JOB
+        self._heads: dict[str, NDArray[np.uint8]] = {}
+        self._numbers = itertools.count()
         self._in_part = False
         self._in_round = False
         self._round_began = 0.0
         self._channels: list[SendChannel] = []
-        numbers = itertools.count()
         try:
             for index in range(settings.channels):
                 channel = _connect(uri, index, cancellation)
                 coder = None
-                if settings.compression is not Compression.NONE:
+                if self._compresses:
                     coder = compressor(settings.compression, settings.level)
                 self._channels.append(
                     SendChannel(
                         channel,
                         self._jobs,
                         self._format,
-                        numbers,
+                        self._numbers,
                         settings.compression,
                         coder,
                         limiter,
@@ -208,17 +214,43 @@ class MultifdSender:
 
         :param sources: where the pages are, unless they are in the block
         """
-        groups: list[Group] = []
-        for first in range(0, pages.size, self._format.pages):
-            group_pages = pages[first : first + self._format.pages]
-            if sources is None:
-                vectors = np.empty((group_pages.size, 2), dtype=np.uint64)
-                vectors = vectors[: kernels.runs(group_pages, block.hva, self._page_bits, vectors)]
-            else:
-                vectors = sources[first : first + self._format.pages]
-            groups.append(Group(block, group_pages, vectors, final))
-        for first in range(0, len(groups), self._groups_per_job):
-            self._jobs.put(tuple(groups[first : first + self._groups_per_job]))
+        if sources is None:
+            sources = _IN_THE_BLOCK
+        pages_per_job = self._format.pages * self._packets_per_job
+        for first in range(0, pages.size, pages_per_job):
+            last = first + pages_per_job
+            self._put(block, pages[first:last], sources[first:last], final)
+
+    def _put(self, block: RamBlock, pages: PageNumbers, sources: Vectors, final: bool) -> None:
+        packets = -(-pages.size // self._format.pages)
+        number = next(self._numbers)
+        for _ in range(1, packets):
+            next(self._numbers)
+        vectors: Vectors = np.empty((pages.size + packets, 2), dtype=np.uint64)
+        if self._compresses:
+            rows = kernels.gather_pages(pages, block.hva, self._page_bits, sources, vectors, 0)
+            self._jobs.put(Group(block, pages, vectors[:rows], number, final))
+            return
+        headers = np.zeros((packets, self._format.header_bytes), dtype=np.uint8)
+        rows = kernels.lay_out(
+            pages,
+            block.hva,
+            self._page_bits,
+            sources,
+            self._head(block),
+            number,
+            headers,
+            headers.ctypes.data,
+            vectors,
+        )
+        self._jobs.put(Packets(vectors[:rows], headers, final))
+
+    def _head(self, block: RamBlock) -> NDArray[np.uint8]:
+        """The header of a packet of one page, up to the page."""
+        if block.name not in self._heads:
+            packet = Packet(block=block.name, pages=np.zeros(1, dtype=np.int64))
+            self._heads[block.name] = np.frombuffer(self._format.encode(packet), dtype=np.uint8)[:HEAD_BYTES]
+        return self._heads[block.name]
 
 
 def _introduce(channel: Channel, init: Init) -> None:

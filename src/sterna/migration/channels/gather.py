@@ -1,0 +1,207 @@
+"""Gather lists through descriptors: compiled loops around system calls, and their plain twins.
+
+A list of some thousand pieces takes many calls, each of which may stop anywhere in it or find no room. The loops run
+without the GIL from the first byte to the last, waits included, so that channels of one process do not wait for each other.
+"""
+
+import ctypes
+import errno
+import select
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.kernel import COMPILED, kernel
+
+Vectors = NDArray[np.uint64]
+"""A gather list: `shape (n, 2)`, dtype uint64, C order; rows are (address, length in bytes), as struct iovec.
+"""
+
+IOV_MAX = 1024
+"""Most vectors one writev takes (UIO_MAXIOV, include/uapi/linux/uio.h)."""
+CANCELLED = -1
+"""Instead of an error number: the cancellation's descriptor is readable."""
+
+_POLLIN, _POLLOUT = select.POLLIN, select.POLLOUT
+_EAGAIN, _CLOCK_MONOTONIC = errno.EAGAIN, time.CLOCK_MONOTONIC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# ctypes releases the GIL around the call: other threads go on while the kernel copies.
+_libc_writev, _libc_readv = _libc.writev, _libc.readv
+for _call in (_libc_writev, _libc_readv):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+
+if COMPILED and not TYPE_CHECKING:
+    from numba import carray, types
+
+    # By name, so that compiled code can be cached: addresses differ from run to run.
+    _writev = types.ExternalFunction("writev", types.int64(types.int32, types.uint64, types.int32))
+    _readv = types.ExternalFunction("readv", types.int64(types.int32, types.uint64, types.int32))
+    _poll = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
+    _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
+    _errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
+else:
+    carray: Any = None
+    _writev: Any = None
+    _readv: Any = None
+    _poll: Any = None
+    _clock_gettime: Any = None
+    _errno_location: Any = None
+
+
+def _monotonic_twin() -> int:
+    return time.monotonic_ns()
+
+
+@kernel(twin=_monotonic_twin)
+def _monotonic() -> int:
+    """CLOCK_MONOTONIC in ns."""
+    now = np.zeros(2, dtype=np.int64)
+    _clock_gettime(_CLOCK_MONOTONIC, now.ctypes.data)
+    return int(now[0] * 1_000_000_000 + now[1])
+
+
+def _wait_twin(fd: int, events: int, cancel_fd: int) -> int:
+    poll = select.poll()
+    poll.register(fd, events)
+    poll.register(cancel_fd, _POLLIN)
+    return CANCELLED if cancel_fd in dict(poll.poll()) else 0
+
+
+@kernel(twin=_wait_twin)
+def _wait(fd: int, events: int, cancel_fd: int) -> int:
+    """Wait for events of a descriptor.
+
+    :return: 0, CANCELLED, or an error number: that of a signal is for the caller to see to
+    """
+    fds = np.empty(2, dtype=np.int64)
+    fds[0] = fd | events << 32
+    fds[1] = cancel_fd | _POLLIN << 32
+    if _poll(fds.ctypes.data, 2, -1) < 0:
+        return int(carray(_errno_location(), 1)[0])
+    return CANCELLED if fds[1] >> 48 else 0
+
+
+def _advance_twin(vectors: Vectors, row: int, size: int) -> int:
+    while row < len(vectors) and size >= int(vectors[row, 1]):
+        size -= int(vectors[row, 1])
+        row += 1
+    if size:
+        vectors[row, 0] += np.uint64(size)
+        vectors[row, 1] -= np.uint64(size)
+    return row
+
+
+@kernel(twin=_advance_twin)
+def advance(vectors: Vectors, row: int, size: int) -> int:
+    """Take bytes off a gather list from `row` on.
+
+    :return: the first row that is left, cut where it must be
+    """
+    while row < len(vectors) and size >= int(vectors[row, 1]):
+        size -= int(vectors[row, 1])
+        row += 1
+    if size:
+        vectors[row, 0] += np.uint64(size)
+        vectors[row, 1] -= np.uint64(size)
+    return row
+
+
+def _write_list_twin(
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, waited_ns: NDArray[np.int64]
+) -> tuple[int, int]:
+    while row < len(vectors):
+        sent = _libc_writev(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
+        if sent < 0:
+            code = ctypes.get_errno()
+            if code == _EAGAIN:
+                started = time.monotonic_ns()
+                code = _wait_twin(fd, _POLLOUT, cancel_fd)
+                waited_ns[0] += time.monotonic_ns() - started
+            if code:
+                return row, code
+            continue
+        row = _advance_twin(vectors, row, sent)
+    return row, 0
+
+
+@kernel(twin=_write_list_twin)
+def write_list(
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, waited_ns: NDArray[np.int64]
+) -> tuple[int, int]:
+    """Write all that a gather list points at from `row` on, waiting for room.
+
+    :param fd: a descriptor that does not block
+    :param cancel_fd: ends a wait when it is readable
+    :param vectors: what has been written is taken off it
+    :param waited_ns: how long it waited is added to its one number
+    :return: where the rest of the list begins; and 0, CANCELLED, or an error number (EINTR among them)
+    """
+    while row < len(vectors):
+        sent = _writev(fd, vectors.ctypes.data + row * 16, min(len(vectors) - row, IOV_MAX))
+        if sent < 0:
+            code = int(carray(_errno_location(), 1)[0])
+            if code == _EAGAIN:
+                started = _monotonic()
+                code = _wait(fd, _POLLOUT, cancel_fd)
+                waited_ns[0] += _monotonic() - started
+            if code:
+                return row, code
+            continue
+        row = advance(vectors, row, sent)
+    return row, 0
+
+
+def _read_list_twin(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -> tuple[int, int, int]:
+    done = 0
+    while done < least:
+        got = _libc_readv(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
+        if got < 0:
+            code = ctypes.get_errno()
+            if code == _EAGAIN:
+                code = _wait_twin(fd, _POLLIN, cancel_fd)
+            if code:
+                return done, row, code
+            continue
+        if got == 0:
+            return done, row, 0
+        done += got
+        row = _advance_twin(vectors, row, got)
+    return done, row, 0
+
+
+@kernel(twin=_read_list_twin)
+def read_list(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -> tuple[int, int, int]:
+    """Read at least so many bytes to where a gather list points from `row` on, waiting for them.
+
+    :param fd: a descriptor that does not block
+    :param cancel_fd: ends a wait when it is readable
+    :param vectors: what has been read is taken off it
+    :param least: no more than the list has room for
+    :return: bytes read, less than `least` only when the stream ended or there is an error; where the rest of the list begins;
+        and 0, CANCELLED, or an error number (EINTR among them)
+    """
+    done = 0
+    while done < least:
+        got = _readv(fd, vectors.ctypes.data + row * 16, min(len(vectors) - row, IOV_MAX))
+        if got < 0:
+            code = int(carray(_errno_location(), 1)[0])
+            if code == _EAGAIN:
+                code = _wait(fd, _POLLIN, cancel_fd)
+            if code:
+                return done, row, code
+            continue
+        if got == 0:
+            return done, row, 0
+        done += got
+        row = advance(vectors, row, got)
+    return done, row, 0
+
+
+def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
+    """A gather list of one piece, good as long as `data` is kept."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)
