@@ -45,12 +45,18 @@ class Stamp:
 
 def prepare_kernels() -> None:
     """Have the kernels of a migration at hand before a guest needs them; say so when that takes a while."""
+    from sterna.memory.bitmap import new_bitmap, page_numbers
+    from sterna.migration.channels import gather
+    from sterna.migration.multifd import warmup as multifd
     from sterna.migration.xbzrlecache import warm_up as warm_up_xbzrle
     from sterna.stream.ram import warm_up as warm_up_records
 
     def warm_up() -> None:
+        page_numbers(new_bitmap(1))
+        gather.warm_up()
         warm_up_records()
         warm_up_xbzrle()
+        multifd.warm_up()
 
     _prepare("warmed-up", warm_up)
 

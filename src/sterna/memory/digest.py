@@ -7,11 +7,10 @@ different roots. Digests find accidents, not forgers.
 Chunks are what two ends compare. Pieces are what need not be read again because a few pages nearby were written
 (`sterna.memory.rollingdigest`).
 
-Memory that was never touched is not read, because reading would populate it: a piece without a single page in
-/proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst) has the digest of zeros.
+Memory that was never touched is not read, because reading would populate it: a piece without a single page that the host has
+memory for (`sterna.memory.populated`) has the digest of zeros.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE
+from sterna.memory.address import PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE
+from sterna.memory.populated import populated
 from sterna.memory.ram import RamBlock
 
 CHUNK_SIZE = PMD_SIZE
@@ -33,8 +33,6 @@ PIECES_PER_CHUNK = CHUNK_SIZE // PIECE_SIZE
 _PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 
 Digests = NDArray[np.uint64]
-
-_PRESENT_OR_SWAPPED = np.uint64(0b11 << 62)
 
 
 def chunk_count(size: int) -> int:
@@ -94,39 +92,16 @@ class RamDigest:
 def populated_chunks(block: RamBlock) -> NDArray[np.bool_]:
     """Which chunks have memory of their own behind them: shape `(chunk_count(block.size),)`.
 
-    All of them where the kernel does not tell. The answer is a snapshot; a chunk may be populated right after
-    it.
+    As `populated` tells it.
     """
-    return _populated(block, 0, block.pages, PAGES_PER_PMD)
+    return populated(block, 0, block.pages, PAGES_PER_PMD)
 
 
 def populated_pieces(block: RamBlock, first: int = 0, count: int | None = None) -> NDArray[np.bool_]:
     """The same of `count` pieces from `first` on: shape `(count,)`; None: to the block's end."""
     start = first * _PAGES_PER_PIECE
     end = block.pages if count is None else min(block.pages, start + count * _PAGES_PER_PIECE)
-    return _populated(block, start, end, _PAGES_PER_PIECE)
-
-
-def _populated(block: RamBlock, first: int, end: int, group: int) -> NDArray[np.bool_]:
-    groups = (end - first + group - 1) // group
-    try:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return np.ones(groups, dtype=np.bool_)
-    try:
-        entries = np.zeros(groups * group, dtype=np.uint64)
-        raw = entries.view(np.uint8).data[: (end - first) * 8]
-        done = 0
-        while done < len(raw):
-            got = os.preadv(fd, [raw[done:]], ((block.hva >> PAGE_SHIFT) + first) * 8 + done)
-            if got <= 0:
-                return np.ones(groups, dtype=np.bool_)
-            done += got
-    except OSError:
-        return np.ones(groups, dtype=np.bool_)
-    finally:
-        os.close(fd)
-    return np.asarray((entries & _PRESENT_OR_SWAPPED).reshape(groups, group).any(axis=1))
+    return populated(block, start, end, _PAGES_PER_PIECE)
 
 
 def piece_digest(block: RamBlock, piece: int) -> int:

@@ -16,7 +16,7 @@ from sterna.stream import ram, sections
 
 RAM_ID = 1
 """Number of the ram section in our streams."""
-_LARGEST_PIECE = 4 << 20
+_LARGEST_PIECE = 8 << 20
 _SLOW = 400_000_000
 """Bytes per second: below this a limit leaves time for encoding."""
 _SPARE = 0.5

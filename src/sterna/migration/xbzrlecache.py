@@ -274,4 +274,7 @@ def affordable_cache(ram_bytes: int) -> int:
 def warm_up() -> None:
     """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
     with RamBlock("warm-up", PAGE_SIZE) as block:
-        XbzrleCache([block], PAGE_SIZE).close()
+        block.data[0] = 1
+        cache = XbzrleCache([block], PAGE_SIZE)
+        cache.looks_sparse(Batch(block, np.zeros(1, dtype=np.int64)))
+        cache.close()

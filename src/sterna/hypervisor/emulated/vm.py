@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+import numba
 import numpy as np
 
 from sterna.hypervisor.arm import COUNTER_HZ, COUNTER_TRAIT
@@ -66,6 +67,10 @@ def _warm_up() -> None:
     guestmode.take_requests(record)
     guestmode.force_out(record)
     guestmode.set_wake(record)
+    # With a request pending it returns before it needs an emulator; what flushes one is loaded without being called.
+    guestmode.request(record, guestmode.REQUEST_EXIT)
+    guestmode.run_guest(record, record.ctypes.data)
+    guestmode.flush_tlb.compile((numba.typeof(record),))
 
 
 class _Hardware:

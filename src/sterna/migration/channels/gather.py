@@ -6,6 +6,7 @@ without the GIL from the first byte to the last, waits included, so that channel
 
 import ctypes
 import errno
+import os
 import select
 import time
 from typing import TYPE_CHECKING, Any
@@ -205,3 +206,17 @@ def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
     """A gather list of one piece, good as long as `data` is kept."""
     array = np.frombuffer(data, dtype=np.uint8)
     return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)
+
+
+def warm_up() -> None:
+    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
+    receive, send = os.pipe()
+    try:
+        for fd in (receive, send):
+            os.set_blocking(fd, False)
+        data = bytearray(1)
+        write_list(send, receive, vectors_of(data), 0, np.zeros(1, dtype=np.int64))
+        read_list(receive, receive, vectors_of(data), 0, 1)
+    finally:
+        os.close(receive)
+        os.close(send)

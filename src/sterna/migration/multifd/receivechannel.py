@@ -66,6 +66,7 @@ class ReceiveChannel:
         self._header = np.zeros(self._format.header_bytes, dtype=np.uint8)
         self._header_bytes = 0
         self._block: RamBlock | None = None
+        self._block_name = np.zeros(0, dtype=np.uint8)
         self._compression: Compression | None = None
         self._coded: bytearray = bytearray()
         self._decompressor: Decompressor | None = None
@@ -128,7 +129,7 @@ class ReceiveChannel:
             cancel_fd,
             self._header,
             self._header_bytes,
-            np.frombuffer(block.name.encode() + b"\0", dtype=np.uint8),
+            self._block_name,
             self._page_bits,
             block.size >> self._page_bits,
             np.array([block.hva, self._next_header[0]], dtype=np.uint64),
@@ -172,7 +173,9 @@ class ReceiveChannel:
                 f"page offset {last << self._page_bits:#x} is outside RAM block {block.name!r} of {block.size:#x} bytes"
             )
         self._check_compression(packet.compression)
-        self._block = block
+        if block is not self._block:
+            self._block = block
+            self._block_name = np.array(bytearray(block.name.encode() + b"\0"), dtype=np.uint8)
         if self._decompressor is None:
             rows = kernels.gather_pages(
                 packet.pages, block.hva, self._page_bits, self._vectors[:0], self._vectors, 0

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.ram import RamBlock
@@ -21,18 +20,18 @@ from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import ChannelError, ConnectionRefused
 from sterna.migration.multifd import kernels
 from sterna.migration.multifd.jobs import Group, Jobs, Packets
+from sterna.migration.multifd.kernels import Bytes
+from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
 from sterna.migration.multifd.sendchannel import SendChannel
 from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_records
 from sterna.migration.pagesender import PART, PART_END, Sent, send_paced
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import HEAD_BYTES, NO_UUID, Compression, Init, Packet, PacketFormat
+from sterna.stream.multifd import NO_UUID, Compression, Init, PacketFormat
 from sterna.stream.pagecompression import compressor
 
 _PACKETS_PER_JOB = 8
 """Packets in one go, where they are not compressed: a channel is busy for a ms or two with 4 MiB then."""
-_IN_THE_BLOCK: Vectors = np.empty((0, 2), dtype=np.uint64)
-"""Instead of where pages are."""
 _JOBS_PER_CHANNEL = 2
 _ROUND_SECONDS = 1.0
 """A part of the ram section lasts no longer, so that the destination hears of both kinds of channels."""
@@ -78,7 +77,7 @@ class MultifdSender:
         self._format = PacketFormat(page_bits)
         self._compresses = settings.compression is not Compression.NONE
         self._packets_per_job = 1 if self._compresses else _PACKETS_PER_JOB
-        self._heads: dict[str, NDArray[np.uint8]] = {}
+        self._heads: dict[str, Bytes] = {}
         self._numbers = itertools.count()
         self._in_part = False
         self._in_round = False
@@ -215,41 +214,28 @@ class MultifdSender:
         :param sources: where the pages are, unless they are in the block
         """
         if sources is None:
-            sources = _IN_THE_BLOCK
+            sources = IN_THE_BLOCK
         pages_per_job = self._format.pages * self._packets_per_job
         for first in range(0, pages.size, pages_per_job):
             last = first + pages_per_job
             self._put(block, pages[first:last], sources[first:last], final)
 
     def _put(self, block: RamBlock, pages: PageNumbers, sources: Vectors, final: bool) -> None:
-        packets = -(-pages.size // self._format.pages)
+        count = -(-pages.size // self._format.pages)
         number = next(self._numbers)
-        for _ in range(1, packets):
+        for _ in range(1, count):
             next(self._numbers)
-        vectors: Vectors = np.empty((pages.size + packets, 2), dtype=np.uint64)
-        if self._compresses:
-            rows = kernels.gather_pages(pages, block.hva, self._page_bits, sources, vectors, 0)
-            self._jobs.put(Group(block, pages, vectors[:rows], number, final))
+        if not self._compresses:
+            vectors, headers = packets_of(self._format, self._head(block), block, pages, sources, number)
+            self._jobs.put(Packets(vectors, headers, final))
             return
-        headers = np.zeros((packets, self._format.header_bytes), dtype=np.uint8)
-        rows = kernels.lay_out(
-            pages,
-            block.hva,
-            self._page_bits,
-            sources,
-            self._head(block),
-            number,
-            headers,
-            headers.ctypes.data,
-            vectors,
-        )
-        self._jobs.put(Packets(vectors[:rows], headers, final))
+        vectors = np.empty((pages.size, 2), dtype=np.uint64)
+        rows = kernels.gather_pages(pages, block.hva, self._page_bits, sources, vectors, 0)
+        self._jobs.put(Group(block, pages, vectors[:rows], number, final))
 
-    def _head(self, block: RamBlock) -> NDArray[np.uint8]:
-        """The header of a packet of one page, up to the page."""
+    def _head(self, block: RamBlock) -> Bytes:
         if block.name not in self._heads:
-            packet = Packet(block=block.name, pages=np.zeros(1, dtype=np.int64))
-            self._heads[block.name] = np.frombuffer(self._format.encode(packet), dtype=np.uint8)[:HEAD_BYTES]
+            self._heads[block.name] = head_of(self._format, block)
         return self._heads[block.name]
 
 
