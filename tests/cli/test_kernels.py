@@ -1,4 +1,4 @@
-"""Compiled code is at hand before a migration needs it: fetched in between, it would be waited for by a guest that stands still."""
+"""Compiled code is at hand before a migration needs it: a guest that stands still would wait for it."""
 
 import json
 import subprocess

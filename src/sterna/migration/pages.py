@@ -128,10 +128,14 @@ class SentPages:
 
     def record(self, batch: Batch, number: int) -> None:
         """Pass `number` sent these pages."""
-        self._passes[batch.block.name][batch.pages] = min(number, 0xFFFF)
+        pages = batch.pages
+        first, last = int(pages[0]), int(pages[-1]) + 1
+        # A run, as most of the first pass is, is marked without a list of its pages.
+        where = slice(first, last) if last - first == pages.size else pages
+        self._passes[batch.block.name][where] = min(number, 0xFFFF)
         times = self._times[batch.block.name]
         # A pass sends a page once, so no index comes twice.
-        times[batch.pages] += times[batch.pages] < 0xFFFF
+        times[where] += times[where] < 0xFFFF
 
     def pass_of(self, block: str, page: int) -> int:
         """The pass that sent it last; 0 for none."""
