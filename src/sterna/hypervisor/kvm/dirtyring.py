@@ -152,6 +152,14 @@ class RingLog:
         if entries > largest:
             raise HypervisorError(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
         enable(vm, capability, entries * ctypes.sizeof(DirtyGfn))
+        if capability is Capability.DIRTY_LOG_RING_ACQ_REL:
+            # arm64's KVM takes a slot for logged when it has a bitmap: without one, a write maps its whole block writable.
+            # All that is ever logged there is what its own interrupt translation tables write, which no guest of ours has.
+            if not capability_of(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP):
+                raise HypervisorError(
+                    "this kernel's KVM lacks KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: its dirty rings lose writes"
+                )
+            enable(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP, 0)
         self._vm = vm
         self._size = entries
         self._fence = _make_fence()
