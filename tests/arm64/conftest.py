@@ -31,11 +31,14 @@ def arm64_image() -> Image:
         pytest.skip(f"no arm64 host: {error}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def in_arm64_host(arm64_image: Image) -> Run:
-    """Runs a command in the host, in a copy of this checkout: its exit code, and what it wrote."""
+    """Runs a command in the host, in a copy of this checkout: its exit code, and what it wrote.
 
-    def run(*command: str, **settings: object) -> tuple[int, str]:
+    What the argument `check` raises, which is called now and then, ends the host.
+    """
+
+    def run(*command: str, check: Callable[[], None] = lambda: None, **settings: object) -> tuple[int, str]:
         output = io.BytesIO()
         code = emulator.run(
             arm64_image.kernel,
@@ -46,6 +49,7 @@ def in_arm64_host(arm64_image: Image) -> Run:
             out=output,
             err=output,
             timeout_s=_TIMEOUT_S,
+            check=check,
         )
         return code, output.getvalue().decode(errors="replace")
 

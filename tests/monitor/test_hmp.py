@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.conformance.backends import KvmX86
 from monitor.machines import Monitored, monitored
 from monitor.qmpserver import TIMEOUT
 from sterna.guests.layout import STATUS_MAGIC
@@ -41,6 +42,19 @@ def test_cpus_and_registers(human) -> None:
     assert human.execute("info registers", cpu=0).startswith("\nCPU#0\n")
     assert human.execute("info registers -a").count("PSR=") == 2
     assert "not the index of a CPU" in human.execute("cpu 2")
+
+
+def test_a_machine_on_kvm(tmp_path: Path, human) -> None:
+    assert human.execute("info kvm") == "kvm support: disabled\n"
+    if why := KvmX86().missing():
+        pytest.skip(why)
+    with monitored(tmp_path / "kvm", accel="kvm") as other:
+        on_kvm = HumanMonitor(other.control)
+        assert on_kvm.execute("info kvm") == "kvm support: enabled\n"
+        assert "blocks 2m" in on_kvm.execute("info stage2")
+        with other.server.client() as client:
+            assert client.command("query-kvm")["enabled"]
+            assert [cpu["target"] for cpu in client.command("query-cpus-fast")] == ["x86_64"]
 
 
 def test_memory(vm: Monitored, human) -> None:

@@ -74,7 +74,7 @@ def _pass_rows(passes: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _gap(result: Mapping[str, Any]) -> str:
     if result["throttle_percent"]:
         return f"up to {result['guest_gap_ms']:.1f} ms, with what the throttle took before the switchover"
-    return f"{result['guest_gap_ms']:.1f} ms" if result["guest_gap_exact"] else "less than 5 ms"
+    return f"{'' if result['guest_gap_exact'] else 'at most '}{result['guest_gap_ms']:.1f} ms"
 
 
 def _stage2_row(stage2: Mapping[str, Mapping[str, int]]) -> str:

@@ -89,6 +89,11 @@ class MachineConfig:
             raise ConfigError("kernel: the name is empty")
 
     @property
+    def target(self) -> str:
+        """The guest's architecture by QEMU's name (SysEmuTarget)."""
+        return {Isa.ARMV7: "arm", Isa.ARM64: "aarch64", Isa.X86_64: "x86_64"}[self.board.isa]
+
+    @property
     def board(self) -> Board:
         """The description of the board."""
         return BOARDS[self.machine]

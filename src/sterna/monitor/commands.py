@@ -171,7 +171,7 @@ class Commands(Mapping[str, Command]):
                 "qom-path": f"/machine/unattached/device[{cpu.index}]",
                 "thread-id": cpu.thread_id,
                 "props": {"core-id": cpu.index, "thread-id": 0, "socket-id": 0, "cluster-id": 0},
-                "target": "arm",
+                "target": self._control.machine.config.target,
             }
             for cpu in self._control.machine.cpus()
         ]

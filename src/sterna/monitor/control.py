@@ -29,6 +29,9 @@ class MachineSettings(Protocol):
     def smp(self) -> int: ...
 
     @property
+    def target(self) -> str: ...
+
+    @property
     def uuid(self) -> UUID | None: ...
 
 

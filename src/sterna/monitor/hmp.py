@@ -68,6 +68,7 @@ class HumanMonitor:
         }
         self._infos: Mapping[str, _Entry] = {
             "cpus": _Entry("", "show infos for each CPU", self._info_cpus),
+            "kvm": _Entry("", "show whether the host's own CPU runs the guest", self._info_kvm),
             "migrate": _Entry("", "show migration status", self._info_migrate),
             "migrate_capabilities": _Entry(
                 "", "show current migration capabilities", self._info_capabilities
@@ -242,6 +243,11 @@ class HumanMonitor:
             f"{'*' if cpu.index == self.cpu else ' '} CPU #{cpu.index}: thread_id={cpu.thread_id}\n"
             for cpu in self._control.machine.cpus()
         )
+
+    def _info_kvm(self, rest: str) -> str:
+        _no_more(rest, "kvm")
+        enabled = self._control.machine.config.accel == "kvm"
+        return f"kvm support: {'enabled' if enabled else 'disabled'}\n"
 
     def _info_migrate(self, rest: str) -> str:
         _no_more(rest, "migrate")

@@ -7,6 +7,7 @@ import numpy as np
 
 from sterna.guests.check import check_ram
 from sterna.guests.layout import (
+    GAP_RECORDS,
     PAGE_BYTES,
     STATUS_BYTES,
     WORK_OFFSET,
@@ -26,7 +27,7 @@ from sterna.testbed.vm import Vm
 class GuestGap:
     """The time that the guest's own counter says it did not run across the migration.
 
-    :ivar ms: its length; when not `exact`, the 5 ms below which the guest records nothing
+    :ivar ms: its length; when not `exact`, no less than its length, of which the guest's record says no more
     """
 
     ms: float
@@ -85,7 +86,7 @@ def migration_gap(last: Status, now: Status) -> GuestGap:
     found = [gap for cpu in range(last.cpus) if (gap := _gap_after(now, cpu, last)) is not None]
     if found:
         return GuestGap(max(found), True)
-    return GuestGap(now.milliseconds(int(now.record["long_gap_ticks"])), False)
+    return GuestGap(max((_longest_possible(now, cpu, last) for cpu in range(last.cpus)), default=0.0), False)
 
 
 def _gap_after(now: Status, cpu: int, last: Status) -> float | None:
@@ -96,6 +97,19 @@ def _gap_after(now: Status, cpu: int, last: Status) -> float | None:
         return now.milliseconds(int(record["largest_gap"]))
     # Not its largest: among the latest, if it is not older than those.
     return next((gap.milliseconds for gap in now.gaps_since(cpu, start) if gap.start == start), None)
+
+
+def _longest_possible(now: Status, cpu: int, last: Status) -> float:
+    """Milliseconds that a gap without a record of its own may have taken on one CPU."""
+    limit = int(now.record["long_gap_ticks"])  # the guest records none that is shorter
+    start = int(last.cpu(cpu)["last_counter"])
+    if not start:
+        return now.milliseconds(limit)
+    if int(now.cpu(cpu)["long_gaps"]) - int(last.cpu(cpu)["long_gaps"]) > GAP_RECORDS:
+        return now.milliseconds(int(now.cpu(cpu)["largest_gap"]))  # later ones have taken its place
+    # A CPU that was stopped between reading its counter and writing down what it read has begun the gap with that.
+    begun = (gap for gap in now.gaps_since(cpu, start) if gap.start - start <= limit)
+    return max((gap.milliseconds for gap in begun), default=now.milliseconds(limit))
 
 
 def pages_in_use(status: Status) -> int:

@@ -97,12 +97,17 @@ class BitmapLog:
         words = self.get(slot)
         if self.manual:
             pages = slot.size >> PAGE_SHIFT
-            for first in range(0, pages, CLEAR_PAGES):
-                count = min(CLEAR_PAGES, pages - first)
-                part = words[first // BITS_PER_WORD : first // BITS_PER_WORD + bitmap_words(count)]
-                if part.any():
-                    self.clear(slot, first, count, part)
+            starts = range(0, words.size, CLEAR_PAGES // BITS_PER_WORD)
+            for start, found in zip(starts, np.bitwise_or.reduceat(words, starts), strict=True):
+                if found:
+                    self._clear(slot, start, pages, words)
         return words
+
+    def _clear(self, slot: MemorySlot, start: int, pages: int, words: Words) -> None:
+        first = start * BITS_PER_WORD
+        at = words.ctypes.data + start * words.itemsize
+        count = min(CLEAR_PAGES, pages - first)
+        self._call(CLEAR_DIRTY_LOG, ClearDirtyLogArgument(slot.slot, count, first, at))
 
     def _call(self, request: Request, argument: ctypes.Structure) -> None:
         try:

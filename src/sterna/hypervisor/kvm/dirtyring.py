@@ -5,6 +5,7 @@ import mmap
 import platform
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
+from sterna.memory.kernel import kernel
 
 RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
 
@@ -24,7 +26,9 @@ _PAGE_OFFSET = 64  # KVM_DIRTY_LOG_PAGE_OFFSET: where a vCPU's descriptor maps i
 _DIRTY, _RESET = 1, 2
 _FLAGS = np.uint32(_DIRTY | _RESET)
 _CHUNK = 8192
-_SLOT_LIMIT = 1 << 16  # above are the slots of other address spaces
+
+Slots: TypeAlias = NDArray[np.uint32]
+Offsets: TypeAlias = NDArray[np.uint64]
 
 
 class DirtyGfn(ctypes.Structure):
@@ -52,6 +56,39 @@ def _make_fence() -> Callable[[], None]:
     return fence
 
 
+def _count_new_twin(flags: NDArray[np.uint32]) -> int:
+    old = flags & _FLAGS != _DIRTY
+    return int(np.argmax(old)) if old.any() else old.size
+
+
+@kernel(twin=_count_new_twin)
+def _count_new(flags: NDArray[np.uint32]) -> int:
+    """How many entries from the first on the kernel has written and nobody has taken."""
+    for n in range(flags.size):
+        if flags[n] & np.uint32(3) != np.uint32(1):
+            return n
+    return flags.size
+
+
+def _mark_twin(slots: Slots, offsets: Offsets, slot: int, words: Words, pages: int) -> int:
+    of_slot = slots == slot
+    set_bits(words, offsets[of_slot & (offsets < pages)])
+    return int(np.count_nonzero(of_slot))
+
+
+@kernel(twin=_mark_twin)
+def _mark(slots: Slots, offsets: Offsets, slot: int, words: Words, pages: int) -> int:
+    """Set the bits of one slot's entries, as far as they are in its `pages` pages: how many entries are the slot's."""
+    count = 0
+    for n in range(slots.size):
+        if slots[n] == slot:
+            count += 1
+            page = offsets[n]
+            if page < np.uint64(pages):
+                words[np.intp(page >> np.uint64(6))] |= np.uint64(1) << (page & np.uint64(63))
+    return count
+
+
 class DirtyRing:
     """One vCPU's ring. Entries are taken in order, each once.
 
@@ -73,28 +110,22 @@ class DirtyRing:
         self._fence = fence
         self._next = 0
 
-    def take(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """The new entries, oldest first, handed back to the kernel: slots and page numbers in them.
+    def take(self, mark: Callable[[Slots, Offsets], None]) -> None:
+        """Hand the new entries, oldest first, to `mark`, as slots and page numbers in them, and then back to the kernel.
 
         Their pages are protected again by RESET_DIRTY_RINGS, which reads the rest of each entry.
         """
-        slots, offsets = [], []
         while True:
             at = self._next % self._flags.size
-            old = self._flags[at : at + _CHUNK] & _FLAGS != _DIRTY
-            count = int(np.argmax(old)) if old.any() else old.size
+            count = _count_new(self._flags[at : at + _CHUNK])
             if count == 0:
-                break
+                return
             self._fence()  # the entries' contents after their flags
             part = slice(at, at + count)
-            slots.append(self._slots[part].copy())
-            offsets.append(self._offsets[part].copy())
+            mark(self._slots[part], self._offsets[part])
             self._fence()  # before the kernel may use them anew
             self._flags[part] = _RESET
             self._next += count
-        if not slots:
-            return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.uint64)
-        return np.concatenate(slots), np.concatenate(offsets)
 
     def close(self) -> None:
         """Unmap it."""
@@ -121,6 +152,14 @@ class RingLog:
         if entries > largest:
             raise HypervisorError(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
         enable(vm, capability, entries * ctypes.sizeof(DirtyGfn))
+        if capability is Capability.DIRTY_LOG_RING_ACQ_REL:
+            # arm64's KVM takes a slot for logged when it has a bitmap: without one, a write maps its whole block writable.
+            # All that is ever logged there is what its own interrupt translation tables write, which no guest of ours has.
+            if not capability_of(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP):
+                raise HypervisorError(
+                    "this kernel's KVM lacks KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: its dirty rings lose writes"
+                )
+            enable(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP, 0)
         self._vm = vm
         self._size = entries
         self._fence = _make_fence()
@@ -178,14 +217,21 @@ class RingLog:
 
     def _collect(self) -> None:
         for ring in self._rings:
-            slots, offsets = ring.take()
-            # A guest writes to one slot most of the time.
-            same = bool(slots.size) and bool((slots == slots[0]).all())
-            for number in slots[:1] if same else np.unique(slots):
-                words = self._pending.get(int(number)) if number < _SLOT_LIMIT else None
-                if words is not None:
-                    pages = offsets if same else offsets[slots == number]
-                    set_bits(words, pages[pages < self._pages[int(number)]])
+            ring.take(self._mark)
+
+    def _mark(self, slots: Slots, offsets: Offsets) -> None:
+        # A guest writes to one slot most of the time.
+        first = slots[0]
+        if self._mark_slot(first, slots, offsets) < slots.size:
+            for number in np.unique(slots):
+                if number != first:
+                    self._mark_slot(number, slots, offsets)
+
+    def _mark_slot(self, number: np.uint32, slots: Slots, offsets: Offsets) -> int:
+        words = self._pending.get(int(number))
+        if words is None:  # logged no more
+            return int(np.count_nonzero(slots == number))
+        return _mark(slots, offsets, int(number), words, self._pages[int(number)])
 
     def close(self) -> None:
         """Unmap the rings."""
