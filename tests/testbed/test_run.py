@@ -259,10 +259,17 @@ def test_wrong_calls(arguments: list[str], told: str, cli: Any) -> None:
     assert told in err
 
 
-def test_a_qemu_that_is_not_there_is_skipped() -> None:
-    code, report = run("date", "--vm", "qemu", "--qemu", "/nonexistent/qemu")
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/nonexistent/qemu", "/nonexistent/qemu is not installed"),
+        ("echo", "/echo does not tell that it is a QEMU: "),
+    ],
+)
+def test_a_qemu_that_is_none_is_skipped(program: str, told: str) -> None:
+    code, report = run("date", "--vm", "qemu", "--qemu", program)
     assert code == 7
-    assert "/nonexistent/qemu is not installed" in report["results"][0]["reason"]
+    assert told in report["results"][0]["reason"]
 
 
 @pytest.mark.parametrize("option", ["--html", "--junit"])
