@@ -210,6 +210,12 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
         "the observer saw 106.0 ms",
     ),
     (
+        ClocksCheck(slack_ms=20, counter="stops"),
+        Evidence(passages=[passage(blackout=Blackout(22, 80, 80, 5), jitter_ms=2)]),
+        Evidence(passages=[passage(blackout=Blackout(23, 80, 80, 5), jitter_ms=2)]),
+        "its counter, which is to stop with it, has gone on for 23.0 ms",
+    ),
+    (
         ConsoleCheck(period_ms=50, slack_ms=10),
         console((1, 0), (2, 50), (3, 190), (4, 240)),
         console((1, 0), (2, 50), (3, 191), (4, 240)),

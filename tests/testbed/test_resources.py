@@ -63,6 +63,16 @@ def test_a_group_without_swap_kills(group: MemoryGroup, hog: "subprocess.Popen[s
     group.close()
 
 
+def test_a_squeezed_group_gets_more_rather_than_killed(
+    group: MemoryGroup, hog: "subprocess.Popen[str]"
+) -> None:
+    group.add(hog.pid)
+    group.squeeze(32 << 20)
+    assert go(hog) == "all touched\n"
+    assert hog.poll() is None
+    group.close()
+
+
 def test_a_group_with_swap_swaps(
     group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:

@@ -151,15 +151,38 @@ def test_a_guest_with_a_network_card_needs_root(root: None) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("name", ["date", "checksum", "failover"])
+@pytest.mark.parametrize("name", ["date", "timer", "failover"])
 def test_reduced_with_qemu(name: str) -> None:
+    for finding in with_qemu(name)["findings"]:
+        assert finding["verdict"] == "passed" or finding["check"] in TIMED, finding
+
+
+@pytest.mark.qemu
+def test_a_qemu_that_loses_writes_is_found_and_given_ram_with_which_it_does_not(tmp_path: Path) -> None:
+    exact = with_qemu("checksum")
+    [digest] = [finding for finding in exact["findings"] if finding["check"] == "digest"]
+    if "loses writes" in exact["note"]:
+        assert digest["verdict"] == "failed"
+        assert "pages of RAM differ" in digest["problems"][0]
+    else:
+        assert digest["verdict"] == "passed"
+    shipped = (SOURCES / "sterna/testbed/scenarios/checksum.toml").read_text()
+    assert "exact-memory = true" in shipped
+    own = tmp_path / "own.toml"
+    own.write_text(shipped.replace("exact-memory = true", "exact-memory = false"))
+    odd = with_qemu(str(own))
+    assert odd["outcome"] == "passed", odd["findings"]
+    assert odd["evidence"]["passages"][0]["info"]["ram"]["dirty-sync-count"] > 4
+
+
+def with_qemu(name: str) -> dict[str, Any]:
     code, report = run(name, "--vm", "qemu")
+    [result] = report["results"]
     if code == 7:
         if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
             pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
-        pytest.skip(report["results"][0]["reason"])
-    for finding in report["results"][0]["findings"]:
-        assert finding["verdict"] == "passed" or finding["check"] in TIMED, finding
+        pytest.skip(result["reason"])
+    return dict(result)
 
 
 def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
@@ -236,10 +259,17 @@ def test_wrong_calls(arguments: list[str], told: str, cli: Any) -> None:
     assert told in err
 
 
-def test_a_qemu_that_is_not_there_is_skipped() -> None:
-    code, report = run("date", "--vm", "qemu", "--qemu", "/nonexistent/qemu")
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/nonexistent/qemu", "/nonexistent/qemu is not installed"),
+        ("echo", "/echo does not tell that it is a QEMU: "),
+    ],
+)
+def test_a_qemu_that_is_none_is_skipped(program: str, told: str) -> None:
+    code, report = run("date", "--vm", "qemu", "--qemu", program)
     assert code == 7
-    assert "/nonexistent/qemu is not installed" in report["results"][0]["reason"]
+    assert told in report["results"][0]["reason"]
 
 
 @pytest.mark.parametrize("option", ["--html", "--junit"])

@@ -102,6 +102,7 @@ class Bed:
             self.wait(lambda: guest.warmed_up(vm), self.kind.warm_up_seconds, problem)
         except WaitedTooLong as error:
             raise BedError(f"{error}{guest.last_words(vm)}") from error
+        self.kind.settle(vm)
 
     def wait(
         self,

@@ -127,7 +127,9 @@ class Migration:
             return False
         self._next_look = time.monotonic() + _LOOK_SECONDS
         self.look()
-        if self.passage.info.get("status") in FINAL:
+        # QEMU says that it is completed a moment before it has counted how long it took.
+        counted = not self.passage.completed or self.passage.total_ms > 0
+        if self.passage.info.get("status") in FINAL and counted:
             self.passage.ended = self._bed.now()
             self._ask_heat()
             return True

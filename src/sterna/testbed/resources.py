@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sterna.testbed.remains import Kind, Remains
 _PREFIX = "sterna-testbed-"
 _DISK_BYTES = 1 << 20
 _TRIES = 20
+_RELIEF_SECONDS = 0.02
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -24,6 +26,8 @@ class MemoryGroup:
     """
 
     def __init__(self, remains: Remains) -> None:
+        self._relieved = threading.Event()
+        self._relief: threading.Thread | None = None
         parent, self._unified = _memory_controller()
         self._path = parent / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
         self._remains = remains
@@ -60,9 +64,35 @@ class MemoryGroup:
                     raise BedError(f"cannot limit memory to {size} bytes: {error.strerror}") from error
         raise BedError(f"cannot reclaim memory down to {size} bytes")
 
+    def squeeze(self, size: int) -> None:
+        """Leave its processes so much, as `limit`; but where the kernel finds nothing to reclaim in time, they get a little more:
+        none is killed.
+        """
+        if self._unified:
+            self._write("memory.high", str(size))
+            return
+        # Who finds no memory waits then (memory controller of version 1, "OOM control").
+        self._write("memory.oom_control", "1")
+        self.limit(size)
+        self._relief = threading.Thread(target=self._relieve, args=(size >> 6,), name="relief", daemon=True)
+        self._relief.start()
+
     def close(self) -> None:
         """Remove it; processes that are left go back to the group above."""
+        self._relieved.set()
+        if self._relief is not None:
+            self._relief.join()
         self._remains.undo(Kind.CGROUP, self._path)
+
+    def _relieve(self, step: int) -> None:
+        """On a thread of its own: those that wait may keep the bed's own thread waiting."""
+        limit = self._path / self._limit_file
+        try:
+            while not self._relieved.wait(_RELIEF_SECONDS):
+                if "under_oom 1" in (self._path / "memory.oom_control").read_text():
+                    limit.write_text(str(int(limit.read_text()) + step))
+        except OSError:
+            return  # it went with the bed
 
     @property
     def _limit_file(self) -> str:

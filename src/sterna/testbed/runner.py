@@ -31,7 +31,7 @@ class Result:
     """One run of one scenario.
 
     :ivar reason: why it was skipped, or what the error was
-    :ivar note: what the bed could not do here, though it ran
+    :ivar note: what the bed could not do here, though it ran, and what is known of the VM under test
     """
 
     scenario: str
@@ -66,7 +66,7 @@ def run_scenario(
     try:
         kind.check(say)
         with Bed(kind, scenario.network.bytes_per_second, say) as bed:
-            note = bed.network.note
+            note = "; ".join(filter(None, (bed.network.note, kind.note)))
             scenario.procedure.run(Stage(bed, scenario.vm, scenario.migration), evidence)
     except ScenarioError:
         raise

@@ -17,7 +17,6 @@ from sterna.testbed.vm import die_with_parent
 
 _OPEN_SECONDS = 60.0
 _PERIOD_SECONDS = 0.05
-_LAST_SECONDS = 20.0
 
 
 class SshSession:
@@ -69,28 +68,30 @@ class SshSession:
         self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
         self._thread.start()
         try:
-            self._wait_beyond(0, _OPEN_SECONDS)
+            if not self.wait_answers(1, _OPEN_SECONDS):
+                raise BedError(f"the guest does not answer over ssh: {self._said() or self._failed}")
         except BaseException:
             self.close()
             raise
 
     @property
-    def answers(self) -> int:
+    def answered(self) -> int:
         """How many numbers came back."""
         return len(self._answers)
 
-    def wait_beyond(self, answers: int) -> bool:
-        """Wait until it has answered once more: whether it did."""
-        try:
-            self._wait_beyond(answers, _LAST_SECONDS)
-        except BedError:
-            return False
+    def wait_answers(self, count: int, seconds: float) -> bool:
+        """Wait until so many have come back; whether they did in time."""
+        deadline = time.monotonic() + seconds
+        while self.answered < count:
+            if self._failed or self._process.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(_PERIOD_SECONDS)
         return True
 
     def seen(self, problems: list[str]) -> Conversation:
         """What it was like; `problems` are added to what the session itself found."""
         found = [self._failed] if self._failed else []
-        return Conversation(self.answers, self._longest * 1000, [*found, *problems])
+        return Conversation(self.answered, self._longest * 1000, [*found, *problems])
 
     def close(self) -> None:
         """End it. Does nothing the second time."""
@@ -111,13 +112,6 @@ class SshSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _wait_beyond(self, answers: int, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self.answers <= answers:
-            if self._failed or self._process.poll() is not None or time.monotonic() > deadline:
-                raise BedError(f"the guest does not answer over ssh: {self._said() or self._failed}")
-            time.sleep(_PERIOD_SECONDS)
 
     def _said(self) -> str:
         self._errors.seek(0)

@@ -17,6 +17,7 @@ class VmSettings(Settings, frozen=True):
     :ivar program: what the guest does: `dirtyram`, `clock`, `random` or `net`
     :ivar arguments: the program's; without the address of `net`, which the procedure gives it
     :ivar swap: size of the guest's own swap space, if it has an operating system
+    :ivar exact_memory: give the guest `memory` and no more, even where its VM is known to lose writes with that
     """
 
     memory: str = "64M"
@@ -24,6 +25,7 @@ class VmSettings(Settings, frozen=True):
     program: str = "dirtyram"
     arguments: str = ""
     swap: str = ""
+    exact_memory: bool = False
 
     def __post_init__(self) -> None:
         try:

@@ -90,10 +90,10 @@ class QemuLinuxKind(QemuKind):
     _store: _Store | None = None
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
-        binary = self._binary()
+        super().check(say)
         if os.geteuid() == 0:
             check_tools()
-            _check_client(binary)
+            _check_client(self._binary())
         self._image = obtain(Recipe(), progress=say)
 
     @property
@@ -158,7 +158,7 @@ class QemuLinuxKind(QemuKind):
         return SshSession(client, address, keys.client, keys.host_public, directory)
 
     def guest(self, settings: VmSettings) -> Guest:
-        return LinuxGuest(int(VIRT.ram_base), settings.memory_bytes)
+        return LinuxGuest(int(VIRT.ram_base), self._memory_bytes(settings))
 
     def _vm(
         self,

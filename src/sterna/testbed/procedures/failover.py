@@ -1,19 +1,35 @@
 """A guest is reached over the network through its migration, and its address moves with it."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from typing import Literal, Protocol
 
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
-from sterna.testbed.probes import Pinger, Probe, Session
+from sterna.testbed.probes import Pinger, Session
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.vm import Vm
 
 _POLL_SECONDS = 0.002
 _REACHED_SECONDS = 60.0
 _RUNS_SECONDS = 30.0
+
+
+class Answering(Protocol):
+    """Something that the guest is asked."""
+
+    @property
+    def answered(self) -> int:
+        """How many answers have come so far."""
+        ...
+
+    def wait_answers(self, count: int, seconds: float) -> bool:
+        """Wait until so many have come; whether they did in time."""
+        ...
 
 
 class Failover(BaseProcedure, tag="failover", frozen=True):
@@ -23,14 +39,18 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
     :ivar times: migrations, to and fro
     :ivar ping_hz: pings a second
     :ivar answers: how many pings have to be answered before and after each migration
+    :ivar session: with the guest's UDP echo, or a shell over ssh
     """
 
     times: int = 1
     ping_hz: float = 100.0
     answers: int = 100
+    session: Literal["udp", "ssh"] = "udp"
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
+        if self.session == "ssh":
+            bed.kind.check_session()
         nic = guest_nic()
         guest = bed.kind.guest(stage.vm)
         source = bed.source(stage.vm, nic=nic)
@@ -38,29 +58,49 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         bed.warm_up(source, guest)
         reached = Reachability("guest", nic.address)
         evidence.reachability.append(reached)
-        pinger = Pinger(bed.network.server, nic.address, bed.now, self.ping_hz)
-        with pinger, Session(bed.network.server, nic.address, bed.now) as session:
-            try:
-                _await_answers(pinger, self.answers)
-                _await_answers(session, 1)
-                for number in range(1, self.times + 1):
-                    bed.say(
-                        f"migration {number} of {self.times}, from {source.host.name}, with {nic.address} pinged"
-                    )
-                    destination = self._migrate(stage, source, nic, evidence, reached)
-                    if destination is None:
-                        return
-                    _await_answers(pinger, pinger.answered + self.answers)
-                    _await_answers(session, session.answered + 1)
-                    source.close()
-                    source = destination
-            finally:
-                pinger.stop()
-                session.stop()
-                reached.pings, reached.session = pinger.pings(), session.exchanges()
+        with self._pings(bed, reached) as pinger, self._talk(bed, evidence, reached) as session:
+            _await_answers(pinger, self.answers)
+            _await_answers(session, 1)
+            for number in range(1, self.times + 1):
+                bed.say(
+                    f"migration {number} of {self.times}, from {source.host.name}, with {nic.address} pinged"
+                )
+                destination = self._migrate(stage, source, nic, evidence, reached)
+                if destination is None:
+                    return
+                _await_answers(pinger, pinger.answered + self.answers)
+                # One may have been on its way.
+                _await_answers(session, session.answered + 2)
+                source.close()
+                source = destination
         passage = reached.passages[-1]
         reached.answered_by_guest = dict(guest.answered(guest.mark(source)))
         passage.pages_checked, passage.content = guest.check(source)
+
+    @contextlib.contextmanager
+    def _pings(self, bed: Bed, reached: Reachability) -> Iterator[Answering]:
+        with Pinger(bed.network.server, reached.address, bed.now, self.ping_hz) as pinger:
+            try:
+                yield pinger
+            finally:
+                pinger.stop()
+                reached.pings = pinger.pings()
+
+    @contextlib.contextmanager
+    def _talk(self, bed: Bed, evidence: Evidence, reached: Reachability) -> Iterator[Answering]:
+        if self.session == "ssh":
+            with bed.kind.session(bed.network.server, reached.address, bed.directory) as shell:
+                try:
+                    yield shell
+                finally:
+                    evidence.conversations.append(shell.seen([]))
+            return
+        with Session(bed.network.server, reached.address, bed.now) as session:
+            try:
+                yield session
+            finally:
+                session.stop()
+                reached.session = session.exchanges()
 
     def _migrate(
         self, stage: Stage, source: Vm, nic: GuestNic, evidence: Evidence, reached: Reachability
@@ -98,7 +138,7 @@ def _switch(bed: Bed, nic: GuestNic, destination: Vm, reached: Reachability) -> 
     reached.switched.append(bed.now())
 
 
-def _await_answers(probe: Probe, count: int) -> None:
+def _await_answers(probe: Answering, count: int) -> None:
     if not probe.wait_answers(count, _REACHED_SECONDS):
         raise BedError(
             f"the guest does not answer: {probe.answered} of {count} answers in {_REACHED_SECONDS:g} s"

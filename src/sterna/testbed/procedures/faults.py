@@ -140,7 +140,10 @@ class _Injury:
             "setup": lambda moment: True,
             "first-pass": lambda moment: moment.transferred >= _FIRST_PASS_PART * used,
             "later-pass": lambda moment: moment.pass_number >= 3,
-            "switchover": lambda moment: moment.status == "device",
+            # A QEMU that does not pause before it says so only by having stopped the guest.
+            "switchover": lambda moment: (
+                moment.status == "device" or (moment.status == "active" and not self._source.runs())
+            ),
         }
         if self._phase == "setup":
             return

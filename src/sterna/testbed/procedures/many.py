@@ -8,6 +8,7 @@ import msgspec
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.vm import Vm
 
 _POLL_SECONDS = 0.02
 
@@ -15,7 +16,7 @@ _POLL_SECONDS = 0.02
 class Many(BaseProcedure, tag="many", frozen=True):
     """Guests share the links: all begin at once, or one after the other while those before are still under way.
 
-    :ivar counts: how many guests; each number in turn
+    :ivar counts: how many guests; each number in turn, and those that are there go on
     :ivar ways: each number of guests migrates in each of these ways, to and fro
     :ivar stagger_s: between the beginnings
     """
@@ -28,21 +29,24 @@ class Many(BaseProcedure, tag="many", frozen=True):
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
+        guest = bed.kind.guest(stage.vm)
+        sources: list[Vm] = []
         for count in self.counts:
-            guest = bed.kind.guest(stage.vm)
-            names = [f"guest {number} of {count}" for number in range(1, count + 1)]
-            sources = [bed.source(stage.vm, name=name) for name in names]
-            for source in sources:
-                bed.warm_up(source, guest)
+            here = sources[0].host if sources else bed.hosts[0]
+            names = [f"guest {number}" for number in range(1, count + 1)]
+            for source in sources[count:]:
+                source.close()
+            sources = sources[:count] + [bed.source(stage.vm, here, name) for name in names[len(sources) :]]
             for way in self.ways:
                 host = bed.other(sources[0].host)
                 destinations = [bed.destination(stage.vm, host, name) for name in names]
+                for source in sources:
+                    bed.warm_up(source, guest)
                 for destination in destinations:
                     destination.ready()
+                load = f"{stage.vm.load}, {count} at once, {way}"
                 migrations = [
-                    Migration(
-                        bed, guest, source, destination, stage.migration, f"{stage.vm.load}, {way}", name=name
-                    )
+                    Migration(bed, guest, source, destination, stage.migration, load, name=name)
                     for name, source, destination in zip(names, sources, destinations, strict=True)
                 ]
                 bed.say(f"{count} guests to {host.name}, {way}")
@@ -55,8 +59,8 @@ class Many(BaseProcedure, tag="many", frozen=True):
                 sources = destinations
                 if not all(migration.passage.completed for migration in migrations):
                     return
-            for source in sources:
-                source.close()
+        for source in sources:
+            source.close()
 
 
 def _run(migrations: list[Migration], apart: float) -> None:

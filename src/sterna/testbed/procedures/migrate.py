@@ -71,6 +71,7 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
         visited = [source]
         waiting = bed.destination(stage.vm, hold=self.hold)
         bed.warm_up(source, guest)
+        settled = time.monotonic()
         for number in range(1, self.times + 1):
             destination = waiting
             destination.ready()
@@ -97,13 +98,15 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
             if number < self.times and bed.kind.connected:
                 waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
         if self.console:
-            self._keep_console(guest, evidence, visited)
+            self._keep_console(guest, evidence, visited, settled)
         source.close()
 
     @staticmethod
-    def _keep_console(guest: Guest, evidence: Evidence, visited: list[Vm]) -> None:
+    def _keep_console(guest: Guest, evidence: Evidence, visited: list[Vm], since: float) -> None:
+        """The lines that came since then."""
         from sterna.testbed.console import join_lines
 
         visited[-1].command("stop")
         visited[-1].console.wait_quiet(_QUIET_SECONDS, _QUIET_AT_MOST_SECONDS)
-        evidence.lines["guest"] = guest.own_lines(join_lines([vm.console for vm in visited]))
+        lines = guest.own_lines(join_lines([vm.console for vm in visited]))
+        evidence.lines["guest"] = [line for line in lines if line.arrived >= since]

@@ -37,7 +37,7 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
         if pressure is not None:
             bed.say("the host lets the source keep less memory than it has")
             mapped = _mapped_mib(source)
-            pressure.limit(round(pressure.usage() * self.share))
+            pressure.squeeze(round(pressure.usage() * self.share))
             left = _mapped_mib(source)
             swapped = swapped_bytes(source.pid)
             evidence.reclaimed["MiB swapped before"] = swapped / (1 << 20)

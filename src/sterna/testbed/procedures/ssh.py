@@ -6,6 +6,7 @@ from sterna.testbed.network import guest_nic
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 
 _ONCE_MORE = 3
+_ANSWER_SECONDS = 20.0
 
 
 class Ssh(BaseProcedure, tag="ssh", frozen=True):
@@ -31,7 +32,7 @@ class Ssh(BaseProcedure, tag="ssh", frozen=True):
                 bed.network.route_guest(nic.address, destination.host)
                 for _ in range(_ONCE_MORE):
                     # One question may have been answered before the guest left.
-                    if not session.wait_beyond(session.answers):
+                    if not session.wait_answers(session.answered + 1, _ANSWER_SECONDS):
                         problems.append("it does not answer after the migration")
                         break
                 migration.arrive()
