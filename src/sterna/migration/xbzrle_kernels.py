@@ -151,7 +151,7 @@ def encode_changes_twin(
         kept = cached[slot * size // 8 : (slot + 1) * size // 8]
         guest = words[page * size // 8 : (page + 1) * size // 8]
         hit = keys[slot] == key
-        enters = not hit and keep and (keys[slot] < 0 or ages[slot] + KEPT_PASSES <= age)
+        enters = not hit and keep and (keys[slot] == 0 or ages[slot] + KEPT_PASSES <= age)
         source, kinds, code = hva + page * size, [_PAGE], b""
         scratch[:] = guest
         if hit or enters:
@@ -298,14 +298,14 @@ def encode_changes(
 
     :param words: the block's bytes as 64-bit words
     :param pages: numbers in the block, in the stream's page size
-    :param first_key: number of the block's first page among the pages of all blocks
+    :param first_key: number of the block's first page among the pages of all blocks, from 1
     :param name: the block's name as the first record carries it, its length before it
     :param suffix: bytes to follow the last record
     :param out: where all but whole pages goes, with `used` bytes in it already, and room for 20 bytes and one
         page for each page, name and suffix
     :param addresses: of the block's first byte, of `out`, and of `cached`
     :param cached: the pages in the cache; how many is a power of two
-    :param keys: which page is in each place; -1 is none
+    :param keys: which page is in each place, from 1; 0 is none
     :param ages: number of the pass in which it was last used
     :param states: `CLEAR`, `HELD` or `CODED`; only a page that is held takes memory of `cached`
     :param codes: `CODE_ROOM` bytes for each place
@@ -334,7 +334,7 @@ def encode_changes(
         key = first_key + page
         slot = key & mask
         hit = keys[slot] == key
-        enters = not hit and keep and (keys[slot] < 0 or ages[slot] + KEPT_PASSES <= age)
+        enters = not hit and keep and (keys[slot] == 0 or ages[slot] + KEPT_PASSES <= age)
         guest = words[page * per_page : (page + 1) * per_page]
         kept = cached[slot * per_page : (slot + 1) * per_page]
         source = addresses[0] + np.uint64(page * size)

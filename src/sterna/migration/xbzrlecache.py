@@ -97,17 +97,18 @@ class XbzrleCache:
         self._page_bits = page_bits
         self._split = PAGE_SHIFT - page_bits
         self._first_keys: dict[str, int] = {}
-        pages = 0
+        # No key is 0: memory that was never touched says that a place is empty, and costs nothing.
+        pages = 1
         for block in blocks:
             self._first_keys[block.name] = pages
             pages += block.size >> page_bits
-        places = min(cache_bytes >> page_bits, 1 << (pages - 1).bit_length())
+        places = min(cache_bytes >> page_bits, 1 << (pages - 2).bit_length())
         # Never less than what the memory comes in.
         self._places = max(places, 1 << self._split)
         self._memory = RamBlock("xbzrle cache", self._places << page_bits)
-        self._keys = np.full(self._places, -1, dtype=np.int64)
+        self._keys = np.zeros(self._places, dtype=np.int64)
         self._ages = np.zeros(self._places, dtype=np.int64)
-        self._states = np.full(self._places, xbzrle_kernels.CLEAR, dtype=np.uint8)
+        self._states = np.zeros(self._places, dtype=np.uint8)
         self._codes = np.zeros(self._places * xbzrle_kernels.CODE_ROOM, dtype=np.uint8)
         self._zeros = np.zeros((1 << page_bits) >> 3, dtype=np.uint64)
         records = BATCH_PAGES << self._split
