@@ -35,14 +35,19 @@ def arm64_image() -> Image:
 def in_arm64_host(arm64_image: Image) -> Run:
     """Runs a command in the host, in a copy of this checkout: its exit code, and what it wrote.
 
-    What the argument `check` raises, which is called now and then, ends the host.
+    What the argument `check` raises, which is called now and then, ends the host. `image` is another host.
     """
 
-    def run(*command: str, check: Callable[[], None] = lambda: None, **settings: object) -> tuple[int, str]:
+    def run(
+        *command: str,
+        check: Callable[[], None] = lambda: None,
+        image: Image = arm64_image,
+        **settings: object,
+    ) -> tuple[int, str]:
         output = io.BytesIO()
         code = emulator.run(
-            arm64_image.kernel,
-            arm64_image.initramfs,
+            image.kernel,
+            image.initramfs,
             command,
             settings=Settings(**settings),  # type: ignore[arg-type]
             tree=TREE,

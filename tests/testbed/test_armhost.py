@@ -1,8 +1,12 @@
 """How the emulated arm64 host is put together. Booting it: tests/arm64."""
 
 import io
+import lzma
 import re
+import shutil
+import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,10 @@ from sterna.cli.errors import ExitCode
 from sterna.testbed.armhost import image
 from sterna.testbed.armhost.emulator import _write_job
 from sterna.testbed.armhost.errors import ArmHostError
-from sterna.testbed.armhost.recipe import Recipe, recipe_for
+from sterna.testbed.armhost.packages import Packages
+from sterna.testbed.armhost.recipe import KERNELS, Recipe, recipe_for
 from sterna.testbed.debian import cpio
+from sterna.testbed.debian.apt import Apt
 from sterna.testbed.debian.cache import digest_of
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.errors import ImageError
@@ -95,6 +101,73 @@ def test_an_image_that_is_there_needs_no_network(tmp_path: Path, monkeypatch: py
     assert image.obtain(Recipe(())).packages == ["python3_1_arm64.deb"]
     with pytest.raises(ArmHostError, match="qemu-system-aarch64 is missing: apt install qemu-system-arm"):
         image.obtain(Recipe(()), update=True)
+
+
+MODULE = b"\x7fELF\2\1\1".ljust(64, b"\0")
+"""An object of no sections."""
+
+
+def make_deb(path: Path, files: dict[str, bytes]) -> Path:
+    content = path.with_suffix("")
+    control = (
+        f"Package: {content.name}\nVersion: 1\nArchitecture: arm64\nMaintainer: x <x@x>\nDescription: x\n"
+    )
+    for name, data in {"DEBIAN/control": control.encode(), **files}.items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).write_bytes(data)
+    subprocess.run(["dpkg-deb", "--build", "-Zgzip", content, path], check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_hosts_of_both_kernels_have_one_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch(python_packages: tuple[str, ...], _directory: Path) -> Packages:
+        fetched.append(python_packages)
+        return Packages((make_deb(tmp_path / "common.deb", {"usr/bin/tool": b"tool"}),), ())
+
+    def fetch_kernel(kernel: str, _directory: Path) -> Path:
+        # Stable kernels have plain modules, later ones compressed.
+        module = lzma.compress(MODULE) if kernel == "backports" else MODULE
+        path = f"lib/modules/{kernel}/virtio_blk.ko" + ".xz" * (kernel == "backports")
+        files = {f"boot/vmlinuz-{kernel}": f"kernel {kernel}".encode(), path: module}
+        return make_deb(tmp_path / f"linux-image-{kernel}.deb", files)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image, "fetch", fetch)
+    monkeypatch.setattr(image, "fetch_kernel", fetch_kernel)
+    monkeypatch.setattr(image.emulator, "require_qemu", lambda: "")
+    monkeypatch.setattr(image.bytecode, "same_python", lambda: True)
+    images = {kernel: image.obtain(Recipe((), kernel)) for kernel in KERNELS}
+    assert len(fetched) == 1
+    heads = set()
+    for kernel, built in images.items():
+        assert built.kernel.read_bytes() == f"kernel {kernel}".encode()
+        assert built.packages == ["common.deb", f"linux-image-{kernel}.deb"]
+        data = built.initramfs.read_bytes()
+        root, trailer, rest = data.partition(b"TRAILER!!!\0")
+        heads.add(root)
+        assert read_cpio(root + trailer)["usr/bin/tool"][1] == b"tool"
+        added = read_cpio(rest[rest.index(b"070701") :])
+        module = f"usr/lib/modules/{kernel}/virtio_blk.ko"
+        assert added[module][1] == MODULE
+        assert added["etc/sterna/modules"][1].decode() == f"/{module}\n"
+    assert len(heads) == 1
+    assert image.obtain(Recipe((), "stable"), update=True) == images["stable"], "the same packages"
+    assert len(fetched) == 2
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
+def test_a_mirror_that_does_not_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what it has said before."""
+    monkeypatch.setattr("sterna.testbed.debian.apt._KEYRING", tmp_path)
+    (tmp_path / "apt.conf").write_text('Acquire::Retries::Delay "false";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("STERNA_DEBIAN_MIRROR", f"http://127.0.0.1:{taken.getsockname()[1]}/debian")
+    with pytest.raises(ImageError, match=r"apt-get failed \(bookworm-backports, arm64\)"):
+        Apt(tmp_path / "apt", "arm64", KERNELS["backports"])
 
 
 def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path) -> None:

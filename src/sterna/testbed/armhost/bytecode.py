@@ -27,20 +27,14 @@ _SELDOM_NEEDED = re.compile(
 )
 
 
-def compiled(tree: Tree, kernel: Path, initramfs: Path) -> Tree:
-    """The bytecode of a file system's modules, as files to add to it.
-
-    :param kernel: boots the file system
-    :param initramfs: the file system as it is
-    :raise ArmHostError: When Python does not run in the host.
-    """
+def same_python() -> bool:
+    """This Python's bytecode is good for the host's."""
     final = sys.version_info.releaselevel == "final" and sys.implementation.name == "cpython"
-    if final and f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON_VERSION:
-        return _compiled_here(tree)
-    return _compiled_there(kernel, initramfs)
+    return final and f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON_VERSION
 
 
-def _compiled_here(tree: Tree) -> Tree:
+def compiled_here(tree: Tree) -> Tree:
+    """The bytecode of a file system's modules, as files to add to it; by this Python."""
     with tempfile.TemporaryDirectory(prefix="sterna-armhost-") as temporary:
         root = Path(temporary)
         for path, entry in tree.items():
@@ -59,7 +53,13 @@ def _compiled_here(tree: Tree) -> Tree:
         return {str(path.relative_to(root)): Entry.file(path.read_bytes()) for path in root.rglob("*.pyc")}
 
 
-def _compiled_there(kernel: Path, initramfs: Path) -> Tree:
+def compiled_there(kernel: Path, initramfs: Path) -> Tree:
+    """The same by the host's own Python, of the modules that it is going to need.
+
+    :param kernel: boots the file system
+    :param initramfs: the file system as it is
+    :raise ArmHostError: When Python does not run in the host.
+    """
     out, err = io.BytesIO(), io.BytesIO()
     code = emulator.run(
         kernel,

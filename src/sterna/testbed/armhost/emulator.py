@@ -22,7 +22,7 @@ from sterna.testbed.armhost.recipe import PYTHON_VERSION
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on"}
-"""Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE), 64-bit only."""
+"""Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE)."""
 # Bytecode that this Python has left beside the sources saves the host's Python, if it is of the same version, a lot of time.
 _BYTECODE = f".cpython-{PYTHON_VERSION.replace('.', '')}"
 _NUMBA_INDEX, _NUMBA_CODE = ".nbi", ".nbc"

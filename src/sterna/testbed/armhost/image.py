@@ -1,18 +1,21 @@
 """The host's kernel and initramfs, built once and kept in the user's cache (`sterna.testbed.debian.cache`)."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import sterna.testbed.debian as debian
 from sterna.testbed.armhost import bytecode, emulator, rootfs
-from sterna.testbed.armhost.packages import fetch
+from sterna.testbed.armhost.packages import fetch, fetch_kernel
 from sterna.testbed.armhost.recipe import EPOCH, Recipe
 from sterna.testbed.debian import cpio
 from sterna.testbed.debian.cache import Cache, digest_of, packages_of
 from sterna.testbed.debian.deb import Tree
 
 _KERNEL, _INITRAMFS = "kernel", "initramfs"
+_DOWNLOADS = "packages"
 _OWN_MAKERS = ("bytecode.py", "init.sh", "recipe.py", "rootfs.py", "warmup.py")
 _MAKERS = (
     *(Path(__file__).with_name(name) for name in _OWN_MAKERS),
@@ -62,19 +65,50 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
         if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
             return Image(folder)
         emulator.require_qemu()
-        progress("fetching packages")
-        packages = fetch(recipe, cache.folder / "packages")
+        progress("fetching a kernel")
+        kernel = fetch_kernel(recipe.kernel, cache.folder / _DOWNLOADS)
+        root = _obtain_root(cache, recipe, kernel, update, progress)
 
         def build(draft: Path) -> None:
-            progress("unpacking packages")
-            kernel, tree = rootfs.build(packages)
-            (draft / _KERNEL).write_bytes(kernel)
-            _write_initramfs(draft / _INITRAMFS, tree)
-            progress("compiling Python modules")
-            tree |= bytecode.compiled(tree, draft / _KERNEL, draft / _INITRAMFS)
-            _write_initramfs(draft / _INITRAMFS, tree)
+            progress("adding the kernel")
+            _assemble(draft, kernel, root / _INITRAMFS)
 
-        return Image(cache.store(pointer, digest, packages.names, build))
+        return Image(cache.store(pointer, digest, sorted([kernel.name, *packages_of(root)]), build))
+
+
+def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progress: Progress) -> Path:
+    """A folder with the root file system that hosts have in common whatever their kernel. `kernel` may serve to make it."""
+    digest = digest_of(recipe.python_packages, _MAKERS)
+    pointer = f"root-{digest}"
+    if not update and (folder := cache.find(pointer)):
+        return folder
+    progress("fetching packages")
+    packages = fetch(recipe.python_packages, cache.folder / _DOWNLOADS)
+
+    def build(draft: Path) -> None:
+        progress("unpacking packages")
+        tree = rootfs.build(packages)
+        progress("compiling Python modules")
+        if bytecode.same_python():
+            tree |= bytecode.compiled_here(tree)
+        else:
+            with tempfile.TemporaryDirectory(dir=draft) as temporary:
+                host = Path(temporary)
+                _write_initramfs(host / "root", tree)
+                _assemble(host, kernel, host / "root")
+                tree |= bytecode.compiled_there(host / _KERNEL, host / _INITRAMFS)
+        _write_initramfs(draft / _INITRAMFS, tree)
+
+    return cache.store(pointer, digest, packages.names, build)
+
+
+def _assemble(folder: Path, kernel: Path, root: Path) -> None:
+    """An image's files: an initramfs may be several archives, one after the other."""
+    image, files = rootfs.kernel(kernel)
+    (folder / _KERNEL).write_bytes(image)
+    shutil.copyfile(root, folder / _INITRAMFS)
+    with (folder / _INITRAMFS).open("ab") as file:
+        cpio.write(file, files, EPOCH)
 
 
 def _write_initramfs(path: Path, tree: Tree) -> None:

@@ -12,38 +12,41 @@ from sterna.testbed.armhost.recipe import (
     LEFT_OUT,
     PYTHON_VERSION,
     WHEEL_PLATFORMS,
-    Recipe,
 )
 from sterna.testbed.debian.apt import Apt, run
+
+_ARCHITECTURE = "arm64"
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Everything that an image is made of, on disk.
+    """Everything that the root file system is made of, on disk.
 
-    :ivar debs: Debian packages, the kernel's apart
+    :ivar debs: Debian packages
     :ivar wheels: Python wheels
     """
 
-    kernel: Path
     debs: tuple[Path, ...]
     wheels: tuple[Path, ...]
 
     @property
     def names(self) -> list[str]:
         """The files' names, which hold the versions."""
-        return sorted(path.name for path in (self.kernel, *self.debs, *self.wheels))
+        return sorted(path.name for path in (*self.debs, *self.wheels))
 
 
-def fetch(recipe: Recipe, directory: Path) -> Packages:
+def fetch(python_packages: Sequence[str], directory: Path) -> Packages:
     """Resolve and download into `directory`, where earlier downloads are reused.
 
     :raise ImageError: When a tool is missing or a download fails.
     """
-    apt = Apt(directory / "apt", "arm64", KERNELS[recipe.kernel])
-    kernel = apt.kernel("linux-image-arm64")
-    debs = apt.packages(DEBIAN_PACKAGES, left_out=LEFT_OUT)
-    return Packages(kernel, debs, _fetch_wheels(recipe.python_packages, directory / "wheels"))
+    debs = Apt(directory / "apt", _ARCHITECTURE).packages(DEBIAN_PACKAGES, left_out=LEFT_OUT)
+    return Packages(debs, _fetch_wheels(python_packages, directory / "wheels"))
+
+
+def fetch_kernel(kernel: str, directory: Path) -> Path:
+    """The package of a kernel, by key of `KERNELS`; as `fetch`."""
+    return Apt(directory / "apt", _ARCHITECTURE, KERNELS[kernel]).kernel("linux-image-arm64")
 
 
 def _fetch_wheels(wanted: Sequence[str], directory: Path) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""The host's root file system: what Debian packages and wheels hold, less what nothing there reads."""
+"""The host's root file system, what Debian packages and wheels hold, less what nothing there reads; and its kernel."""
 
 import re
 import stat
@@ -22,8 +22,8 @@ _UNREAD = re.compile(
 _MODULES_FILE = "etc/sterna/modules"
 
 
-def build(packages: Packages) -> tuple[bytes, Tree]:
-    """The kernel, and the file system by path.
+def build(packages: Packages) -> Tree:
+    """The file system by path, without what depends on the kernel.
 
     :raise ImageError: When a package is not as expected.
     """
@@ -32,10 +32,6 @@ def build(packages: Packages) -> tuple[bytes, Tree]:
         tree.update((path, entry) for path, entry in unpack(deb) if not _UNREAD.match(path))
     for wheel in packages.wheels:
         tree.update((path, entry) for path, entry in _unpack_wheel(wheel) if not _UNREAD.match(path))
-    kernel, modules = kernel_of(packages.kernel)
-    order = load_order(modules, KERNEL_MODULES)
-    tree |= {path: Entry.file(modules[path]) for path in order}
-    tree[_MODULES_FILE] = Entry.file("".join(f"/{path}\n" for path in order).encode())
     tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
     tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", "root")}
     tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
@@ -45,7 +41,19 @@ def build(packages: Packages) -> tuple[bytes, Tree]:
     tree["etc/hosts"] = Entry.file(b"127.0.0.1 localhost armhost\n10.0.2.2 outside\n")
     init = resources.files("sterna.testbed.armhost").joinpath("init.sh").read_bytes()
     tree["init"] = Entry.file(init, 0o755)
-    return kernel, tree
+    return tree
+
+
+def kernel(package: Path) -> tuple[bytes, Tree]:
+    """The kernel, and the files that it adds to the file system.
+
+    :raise ImageError: When the package is not as expected.
+    """
+    image, modules = kernel_of(package)
+    order = load_order(modules, KERNEL_MODULES)
+    tree: Tree = {path: Entry.file(modules[path]) for path in order}
+    tree[_MODULES_FILE] = Entry.file("".join(f"/{path}\n" for path in order).encode())
+    return image, tree
 
 
 def _unpack_wheel(path: Path) -> Iterator[tuple[str, Entry]]:

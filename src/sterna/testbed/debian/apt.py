@@ -34,30 +34,25 @@ class Apt:
 
     :param directory: for its state and for downloads, which are reused
     :param architecture: Debian's name of it
-    :param kernels_from: suite that kernels come from; all else is `SUITE`'s
+    :param suite: where packages come from. What needs packages of another suite as well can only be had by `kernel`.
     :raise ImageError: When a tool is missing, or the mirror cannot be reached.
     """
 
-    def __init__(self, directory: Path, architecture: str, kernels_from: str = SUITE) -> None:
+    def __init__(self, directory: Path, architecture: str, suite: str = SUITE) -> None:
         for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
             if shutil.which(tool) is None:
                 raise ImageError(f"{tool} is missing ({package}); images are built from Debian packages")
         if not _KEYRING.exists():
             raise ImageError(f"{_KEYRING} is missing: apt install debian-archive-keyring")
         self._architecture = architecture
-        self._suite = kernels_from
-        own = directory / kernels_from / architecture
+        self._suite = suite
+        own = directory / suite / architecture
         self._archives = directory / "archives"
         for name in _FOLDERS:
             (own / name).mkdir(parents=True, exist_ok=True)
         self._archives.mkdir(exist_ok=True)
         mirror = os.environ.get("STERNA_DEBIAN_MIRROR", MIRROR)
-        suites = dict.fromkeys((SUITE, kernels_from))
-        sources = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite in suites]
-        (own / "etc/sources.list").write_text("".join(sources))
-        (own / "etc/preferences").write_text(
-            f"Package: linux-image-*\nPin: release n={kernels_from}\nPin-Priority: 900\n"
-        )
+        (own / "etc/sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
         (own / "state/status").touch()
         settings = {
             "Dir::State": own / "state",
@@ -71,6 +66,8 @@ class Apt:
             "APT::Architectures": architecture,
             "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "",
+            # Else a mirror that does not answer is none, and what is known of packages from before will do.
+            "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
@@ -117,7 +114,7 @@ class Apt:
     def _output(self, *arguments: str, tool: str = "apt-get", cwd: Path | None = None) -> str:
         """Run a tool of apt's: what it prints."""
         # The machine's own configuration is read before ours: proxies stay, all else is overruled.
-        return run([tool, "-q", *self._options, *arguments], f"{SUITE}, {self._architecture}", cwd)
+        return run([tool, "-q", *self._options, *arguments], f"{self._suite}, {self._architecture}", cwd)
 
 
 def run(

@@ -18,7 +18,7 @@ from pathlib import Path
 from sterna.testbed.debian.errors import ImageError
 
 MANIFEST = "manifest.json"
-_KEPT = 3
+_KEPT = 4
 
 
 def digest_of(recipe: object, makers: Iterable[Path]) -> str:
@@ -92,6 +92,7 @@ class Cache:
                     draft.rename(folder)
             except OSError as error:
                 raise ImageError(f"cannot write an image to {self.folder}: {error.strerror}") from error
+        os.utime(folder)
         draft = self.folder / f"{pointer}.new"
         draft.write_text(key)
         draft.rename(self.folder / pointer)

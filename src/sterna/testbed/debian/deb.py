@@ -17,6 +17,8 @@ Tree = dict[str, Entry]
 MERGED = ("bin/", "sbin/", "lib/")
 """Folders that are links into /usr since Debian 12; some packages still have files there."""
 
+_XZ = ".xz"
+
 
 def unpack(path: Path) -> Iterator[tuple[str, Entry]]:
     """The files and links of a package, by the paths that they have where / is merged with /usr.
@@ -40,7 +42,7 @@ def unpack(path: Path) -> Iterator[tuple[str, Entry]]:
                 yield name, Entry.file(content.read(), member.mode & 0o777)
 
 
-def kernel_of(path: Path) -> tuple[bytes, dict[str, bytes]]:
+def kernel_of(path: Path) -> tuple[bytes, Mapping[str, bytes]]:
     """The kernel in a package, and its modules by path, uncompressed: busybox loads no others.
 
     :raise ImageError: When there is none.
@@ -49,17 +51,28 @@ def kernel_of(path: Path) -> tuple[bytes, dict[str, bytes]]:
     kernels = [name for name in files if name.startswith("boot/vmlinuz")]
     if not kernels:
         raise ImageError(f"{path.name} holds no boot/vmlinuz")
-    return files[kernels[0]].content, _modules(files)
+    return files[kernels[0]].content, _Modules(files)
 
 
-def _modules(files: Mapping[str, Entry]) -> dict[str, bytes]:
-    modules = {}
-    for path, entry in files.items():
-        if path.endswith(".ko"):
-            modules[path] = entry.content
-        elif path.endswith(".ko.xz"):
-            modules[path.removesuffix(".xz")] = lzma.decompress(entry.content)
-    return modules
+class _Modules(Mapping[str, bytes]):
+    """Each is decompressed when it is asked for: of the thousands in a package few are."""
+
+    def __init__(self, files: Mapping[str, Entry]) -> None:
+        self._files = {
+            path.removesuffix(_XZ): (entry.content, path.endswith(_XZ))
+            for path, entry in files.items()
+            if path.endswith((".ko", f".ko{_XZ}"))
+        }
+
+    def __getitem__(self, path: str) -> bytes:
+        content, compressed = self._files[path]
+        return lzma.decompress(content) if compressed else content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _merge(path: str) -> str:

@@ -4,7 +4,7 @@ The same packages and the same ssh keys make the same bytes.
 """
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -135,7 +135,7 @@ def build(draft: Path, recipe: Recipe, kernel: Path, debs: tuple[Path, ...], key
     make_ext4(draft / ROOT, _root(files, keys), recipe.disk_bytes, EPOCH)
 
 
-def _initramfs(busybox: Entry, modules: dict[str, bytes]) -> Tree:
+def _initramfs(busybox: Entry, modules: Mapping[str, bytes]) -> Tree:
     order = load_order(modules, KERNEL_MODULES)
     tree: Tree = {path: Entry.file(modules[path]) for path in order}
     tree["bin/busybox"] = busybox
