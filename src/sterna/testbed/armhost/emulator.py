@@ -21,8 +21,12 @@ from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
 
 PROGRAM = "qemu-system-aarch64"
-CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on"}
-"""Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE)."""
+CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on,sve=off"}
+"""Cortex-A57: KVM runs apart from the kernel (nVHE), and guests may be 32-bit. Max: KVM inside the kernel (VHE).
+
+Max goes without SVE: of what an SVE store replaces, QEMU 7.2 forgets the translated code only where the first byte is. With
+SVE, glibc copies that way, and guests then run what their memory held before.
+"""
 # Bytecode that this Python has left beside the sources saves the host's Python, if it is of the same version, a lot of time.
 _BYTECODE = f".cpython-{PYTHON_VERSION.replace('.', '')}"
 _NUMBA_INDEX, _NUMBA_CODE = ".nbi", ".nbc"
