@@ -17,6 +17,7 @@ import numpy as np
 
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import gather
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.ratelimit import RateLimiter, cut
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("mbit", type=int, nargs="*", default=[10, 100, 1000, 2500, 5000, 10000])
     arguments = parser.parse_args()
+    gather.warm_up()
     for limits in [*([mbit] for mbit in arguments.mbit), [100, 1000]]:
         worst, mean = measure([mbit * 1_000_000 // 8 for mbit in limits], arguments.seconds)
         name = " and ".join(f"{mbit}" for mbit in limits)

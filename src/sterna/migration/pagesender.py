@@ -35,6 +35,7 @@ class Sent:
     :ivar saved_pages: those that went as what changed, or not at all because nothing did
     :ivar seconds: how long it took, pacing included
     :ivar encode_seconds: how much of it was spent before the first byte left
+    :ivar encode_cpu_seconds: the processor's part of that: what it would have been with a processor to itself
     :ivar multifd_bytes: how much of `size` went on multifd channels
     """
 
@@ -44,6 +45,7 @@ class Sent:
     saved_pages: int = 0
     seconds: float = 0.0
     encode_seconds: float = 0.0
+    encode_cpu_seconds: float = 0.0
     multifd_bytes: int = 0
 
 
@@ -108,6 +110,7 @@ class RecordSender:
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         started = encoded_at = time.monotonic()
+        cpu, encode_cpu = time.thread_time(), 0.0
         pages, saved_pages = int(batch.pages.size), 0
         if batch.untouched:
             data = untouched_records(batch.block, batch.pages, PART, PART_END, self._page_bits)
@@ -115,7 +118,7 @@ class RecordSender:
             size, zero_pages = len(data), pages
         elif self._cache is not None and (number > 1 or self._is_worth_encoding(self._cache, batch)):
             changes = self._cache.encode(batch, number, prefix=PART, suffix=PART_END, keep=not final)
-            encoded_at = time.monotonic()
+            encoded_at, encode_cpu = time.monotonic(), time.thread_time() - cpu
             send_paced(self._channel, changes.iov, self._limiter, final=final)
             size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
         else:
@@ -126,7 +129,7 @@ class RecordSender:
             size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
         now = time.monotonic()
         self._seconds += now - started
-        return Sent(size, pages, zero_pages, saved_pages, now - started, encoded_at - started)
+        return Sent(size, pages, zero_pages, saved_pages, now - started, encoded_at - started, encode_cpu)
 
     def finish_pass(self, *, final: bool) -> Sent:
         return Sent(0)

@@ -1,7 +1,7 @@
 """The policy `adaptive`: within the downtime limit in the shortest total time, and no longer a downtime than is cheap to avoid.
 
-- The guest stops when the predicted downtime fits its limit. While the next pass would be at most half as long as the last, one
-  more shortens the downtime by more than it lengthens the migration; then it is taken.
+- The guest stops when the predicted downtime fits its limit. While passes still get shorter by a seventh and more, one more costs
+  a migration of seconds little and shortens the downtime much; then it is taken.
 - The guest is throttled only when passes show that they do not get shorter: then as much as should make the next pass
   `_AIM` of the last, and again if it did not. `x-sterna-max-throttle` bounds it, 0 forbids it.
 - Pages are encoded as long as that makes passes shorter: it need not where the link is fast and the guest writes much.
@@ -11,7 +11,7 @@
 from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
 from sterna.migration.convergence.verdict import is_losing, verdict
 
-_CHEAP = 0.5
+_CHEAP = 0.85
 """A further pass is worth it up to this length, compared with the last."""
 _GAIN_MS = 1.0
 _GAIN_SHARE = 0.1

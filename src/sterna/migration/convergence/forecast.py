@@ -2,8 +2,9 @@
 
 Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong prediction tells which part it was:
 
-- *last pass*: a look at the dirty log takes as long as the last one; each page its time to encode and each byte its time to be
-  handed over, pacing left out, since the limit does not hold then; or what the link needs for the bytes, if that is longer.
+- *last pass*: a look at the dirty log takes as long as the last one; each page the processor's time to encode, since the guest
+  then leaves its own, and each byte its time to be handed over, pacing left out, since the limit does not hold then; or what
+  the link needs for the bytes, if that is longer.
 - *digest* and *destination load*: what remains of the digests of both ends beyond that, and the way through the destination.
   It may need longer for a page than the way there does: as long as it was waited for after the passes before.
 - the rest takes what it takes on a host with nothing else to do.
@@ -77,6 +78,7 @@ class Forecast:
     link: LinkMeter = field(default_factory=LinkMeter)
     round_trip_seconds: float = 0.0
     _encode_per_page: float = 0.0
+    _encode_cpu_per_page: float = 0.0
     _hand_over_per_byte: float = 0.0
     _drain_per_page: float = 0.0
     _harvest_seconds: float = 0.0
@@ -84,6 +86,7 @@ class Forecast:
     _pages: int = 0
     _bytes: int = 0
     _encode_seconds: float = 0.0
+    _encode_cpu_seconds: float = 0.0
     _send_seconds: float = 0.0
 
     def sent(self, sent: Sent) -> None:
@@ -91,6 +94,7 @@ class Forecast:
         self._pages += sent.pages - sent.zero_pages
         self._bytes += sent.size
         self._encode_seconds += sent.encode_seconds
+        self._encode_cpu_seconds += sent.encode_cpu_seconds
         self._send_seconds += sent.seconds - sent.encode_seconds
 
     def drained(self, seconds: float, waiting_bytes: int, digest_seconds: float) -> None:
@@ -113,18 +117,24 @@ class Forecast:
         send_seconds = max(self._send_seconds - paced_seconds, 0.0)
         if self._pages:
             self._encode_per_page = _mixed(self._encode_per_page, self._encode_seconds / self._pages)
+            self._encode_cpu_per_page = _mixed(
+                self._encode_cpu_per_page, self._encode_cpu_seconds / self._pages
+            )
             self._drain_per_page = _mixed(self._drain_per_page, self._drain_seconds / self._pages)
         if self._bytes:
             self._hand_over_per_byte = _mixed(self._hand_over_per_byte, send_seconds / self._bytes)
         self._harvest_seconds = harvest_seconds
         self._pages, self._bytes, self._encode_seconds, self._send_seconds = 0, 0, 0.0, 0.0
+        self._encode_cpu_seconds = 0.0
 
-    def unpaced_seconds(self, pages: int, size: float, waiting_bytes: int) -> float:
+    def unpaced_seconds(self, pages: int, size: float, waiting_bytes: int, *, stopped: bool = False) -> float:
         """How long so many pages take when nothing is paced.
 
         :param waiting_bytes: what is to go before them
+        :param stopped: whether the guest stands still, and leaves its processors to the encoder
         """
-        seconds = pages * self._encode_per_page + size * self._hand_over_per_byte
+        per_page = self._encode_cpu_per_page if stopped else self._encode_per_page
+        seconds = pages * per_page + size * self._hand_over_per_byte
         link = self.link.bytes_per_second
         return max(seconds, (size + waiting_bytes) / link) if link else seconds
 
@@ -154,7 +164,7 @@ class Forecast:
             digests are not compared
         :param commits: whether the destination starts on COMMIT
         """
-        sending = self._harvest_seconds + self.unpaced_seconds(pages, size, waiting_bytes)
+        sending = self._harvest_seconds + self.unpaced_seconds(pages, size, waiting_bytes, stopped=True)
         last_pass = LAST_PASS_MS + sending * 1000
         digest_ms = (digest_seconds or 0.0) * 1000
         beside_ms = 0.0 if digest_seconds is None else DIGEST_MS

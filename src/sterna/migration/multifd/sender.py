@@ -124,6 +124,7 @@ class MultifdSender:
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         started = encoded_at = time.monotonic()
+        cpu, encode_cpu = time.thread_time(), 0.0
         size = self._begin_round(started)
         block, saved = batch.block, 0
         if batch.untouched:
@@ -131,7 +132,7 @@ class MultifdSender:
             size += self._send_zero(block, stream_pages(batch.pages, self._page_bits), final)
         elif self._cache is not None and number > 1:
             changes = self._cache.encode_apart(batch, number, keep=not final)
-            encoded_at = time.monotonic()
+            encoded_at, encode_cpu = time.monotonic(), time.thread_time() - cpu
             zero, saved = changes.zero, changes.saved
             size += self._send_records(changes.records, final)
             self._hand_out(block, changes.pages, changes.sources, final)
@@ -145,7 +146,9 @@ class MultifdSender:
             size += self._send_zero(block, zero_pages[:zeros], final)
             self._hand_out(block, whole_pages[: pages.size - zeros], None, final)
         now = time.monotonic()
-        return self._sent(size, int(batch.pages.size), zero, saved, now - started, encoded_at - started)
+        return self._sent(
+            size, int(batch.pages.size), zero, saved, now - started, encoded_at - started, encode_cpu
+        )
 
     def finish_pass(self, *, final: bool) -> Sent:
         started = time.monotonic()
@@ -174,10 +177,18 @@ class MultifdSender:
         saved_pages: int = 0,
         seconds: float = 0.0,
         encode_seconds: float = 0.0,
+        encode_cpu_seconds: float = 0.0,
     ) -> Sent:
         multifd_bytes = self._jobs.take_sent_bytes()
         return Sent(
-            size + multifd_bytes, pages, zero_pages, saved_pages, seconds, encode_seconds, multifd_bytes
+            size + multifd_bytes,
+            pages,
+            zero_pages,
+            saved_pages,
+            seconds,
+            encode_seconds,
+            encode_cpu_seconds,
+            multifd_bytes,
         )
 
     def _begin_round(self, now: float) -> int:
