@@ -76,3 +76,10 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(populated_module, "_PAGEMAP", "/nonexistent")
     with RamBlock("ram", PAGES << PAGE_SHIFT) as block:
         assert populated(block, 0, PAGES, 512).all()
+
+
+def test_a_scan_that_gets_nowhere_is_not_an_empty_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", lambda *arguments: 0)
+    with RamBlock("ram", PAGES << PAGE_SHIFT) as block:
+        block.data[7 * PAGE_SIZE] = 1
+        assert populated(block, 7, 8, 1).tolist() == [True]

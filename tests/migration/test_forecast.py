@@ -49,3 +49,12 @@ def test_digests_are_no_part_of_what_the_destination_needs_for_a_page():
     parts = forecast.downtime(1000, 4_104_000, 0, 0.03, commits=True)
     assert parts.destination_load == pytest.approx(LOAD_MS + 20 + 30 + 1)
     assert parts.last_pass + parts.digest == pytest.approx(2.5 + 10 + DIGEST_MS + 30 - 2.5 - 10 - 6.0)
+
+
+def test_the_last_pass_has_the_processor_to_itself() -> None:
+    """While the guest runs, encoding takes as long as it took; afterwards what the processor had to do."""
+    forecast = Forecast()
+    forecast.sent(Sent(8_000, pages=1000, seconds=0.1, encode_seconds=0.1, encode_cpu_seconds=0.04))
+    forecast.finish_pass(0.0, 0.0)
+    assert forecast.next_pass_seconds(500, 0, 0) == pytest.approx(0.05)
+    assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 20)

@@ -7,6 +7,7 @@ cannot, /proc/self/pagemap has a word for each page (Documentation/admin-guide/m
 import fcntl
 import os
 import struct
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,9 @@ def populated(block: RamBlock, first: int, end: int, group: int) -> NDArray[np.b
 
 
 def _scan(fd: int, start: int, end: int, group: int, groups: int) -> NDArray[np.bool_]:
-    """:param start: as `end`, a page number in this process' address space"""
+    """:param start: as `end`, a page number in this process' address space
+    :raise OSError: When the kernel has no such call, or does not say how far it got.
+    """
     # How many ranges begin in a group, less those that ended before it.
     steps = np.zeros(groups + 1, dtype=np.int64)
     ranges = np.empty((_RANGES, 3), dtype=np.uint64)
@@ -71,9 +74,11 @@ def _scan(fd: int, start: int, end: int, group: int, groups: int) -> NDArray[np.
         pages = (ranges[:count, :2] >> np.uint64(PAGE_SHIFT)).astype(np.int64) - start
         np.add.at(steps, pages[:, 0] // group, 1)
         np.add.at(steps, (pages[:, 1] - 1) // group + 1, -1)
-        walked = int.from_bytes(argument[_WALK_END_AT : _WALK_END_AT + 8], "little")
-        # A kernel that says it got nowhere would be asked for ever.
-        at = walked if walked > at else stop
+        walked = int.from_bytes(argument[_WALK_END_AT : _WALK_END_AT + 8], sys.byteorder)
+        if walked <= at:
+            # What was not looked at must not pass for empty.
+            raise OSError("PAGEMAP_SCAN got nowhere")
+        at = walked
     return np.asarray(np.cumsum(steps[:-1]) > 0)
 
 
