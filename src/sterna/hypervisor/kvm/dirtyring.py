@@ -24,7 +24,7 @@ LARGEST_RING = 65536
 
 _PAGE_OFFSET = 64  # KVM_DIRTY_LOG_PAGE_OFFSET: where a vCPU's descriptor maps its ring, in host pages
 _DIRTY, _RESET = 1, 2
-_FLAGS = np.uint32(_DIRTY | _RESET)
+_FLAGS, _NEW = np.uint32(_DIRTY | _RESET), np.uint32(_DIRTY)
 _CHUNK = 8192
 
 Slots: TypeAlias = NDArray[np.uint32]
@@ -57,7 +57,7 @@ def _make_fence() -> Callable[[], None]:
 
 
 def _count_new_twin(flags: NDArray[np.uint32]) -> int:
-    old = flags & _FLAGS != _DIRTY
+    old = flags & _FLAGS != _NEW
     return int(np.argmax(old)) if old.any() else old.size
 
 
@@ -65,7 +65,7 @@ def _count_new_twin(flags: NDArray[np.uint32]) -> int:
 def _count_new(flags: NDArray[np.uint32]) -> int:
     """How many entries from the first on the kernel has written and nobody has taken."""
     for n in range(flags.size):
-        if flags[n] & np.uint32(3) != np.uint32(1):
+        if flags[n] & _FLAGS != _NEW:
             return n
     return flags.size
 

@@ -13,6 +13,9 @@ Numbers = NDArray[np.int64]
 Marks = NDArray[np.uint8]
 """A byte for each 64 KiB of a block, 1 since a page there was written."""
 
+_HEAD_WORDS = 6
+"""32-bit integers that a header begins with: magic, version, flags, room for pages, pages, bytes of data."""
+
 
 def _put_twin(data: Bytes, at: int, size: int, value: int) -> None:
     data[at : at + size] = np.frombuffer(value.to_bytes(size, "big"), dtype=np.uint8)
@@ -240,11 +243,15 @@ def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: N
     :param pages: where their numbers go; as long as a packet of this page size can have
     :return: how many; 0 when the packet is another, or none that is valid
     """
-    room = fetch(header, COUNT_AT - 4, 4)
-    count = fetch(header, COUNT_AT, 4)
-    if fetch(header, 0, 4) != MAGIC or fetch(header, 4, 4) != VERSION or fetch(header, 8, 4) != 0:
+    # In a loop: with each place as a constant, each call would be compiled by itself.
+    words = np.empty(_HEAD_WORDS, dtype=np.int64)
+    for i in range(words.size):
+        words[i] = fetch(header, 4 * i, 4)
+    magic, version, flags = words[0], words[1], words[2]
+    room, count, size = words[3], words[4], words[5]
+    if magic != MAGIC or version != VERSION or flags != 0:
         return 0
-    if not 0 < count <= room <= pages.size or fetch(header, SIZE_AT, 4) != count << page_bits:
+    if not 0 < count <= room <= pages.size or size != count << page_bits:
         return 0
     for i in range(name.size):
         if header[NAME_AT + i] != name[i]:
@@ -255,7 +262,7 @@ def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: N
         if page < 0 or page >= limit or page << page_bits != offset:
             return 0
         pages[i] = page
-    return count
+    return int(count)
 
 
 def _take_packets_twin(
