@@ -42,7 +42,11 @@ class Pair:
     def _open(self) -> None:
         self._hosts = hosts(still_guest(), DoubleGuest(PAGES, running=False))
         self.here, self.there = self._hosts.__enter__()
-        self.here.controller.set_parameters({"max-bandwidth": 0, "x-sterna-doubt-timeout": 20_000})
+        # One pass, whatever is predicted: all streams are of one length.
+        one_pass = {"x-sterna-policy": "fixed", "downtime-limit": 2_000_000}
+        self.here.controller.set_parameters(
+            {**one_pass, "max-bandwidth": 0, "x-sterna-doubt-timeout": 20_000}
+        )
         self.address = self.there.controller.incoming(TCP)
 
     def close(self) -> None:

@@ -44,6 +44,8 @@ SILENCE_SECONDS = 60.0
 """How long a source that connected may send nothing, or less than a page, before it makes room for another. The slowest paced
 source sends a page in this time (max-bandwidth of 69 bytes/s); one that has been stopped does not.
 """
+_ROOM_SECONDS = 1.0
+"""How long connections that end may take to make room for another."""
 _ACCEPT_SECONDS = 1.0
 """How long to wait after the listening socket failed, when it must not be closed."""
 
@@ -159,9 +161,10 @@ class Incoming:
                     except Cancelled:
                         return
                     continue
+                if self._is_full():
+                    self._make_room()
                 with self._changed:
-                    self._connections = {thread for thread in self._connections if thread.is_alive()}
-                    if len(self._connections) >= self._connection_limit():
+                    if self._is_full():
                         channel.close()
                         continue
                     thread = threading.Thread(
@@ -174,10 +177,20 @@ class Incoming:
                         continue
                     self._connections.add(thread)
 
-    def _connection_limit(self) -> int:
-        """All channels of a migration may connect at once."""
+    def _is_full(self) -> bool:
+        """Whether there are as many connections as may be. All channels of a migration may connect at once."""
         channels = self._parameters.multifd_channels if self._parameters.multifd else 0
-        return _CONNECTION_LIMIT + channels
+        with self._changed:
+            self._connections = {thread for thread in self._connections if thread.is_alive()}
+            return len(self._connections) >= _CONNECTION_LIMIT + channels
+
+    def _make_room(self) -> None:
+        """Wait a moment for the ends of connections whose peers have gone: a source that comes right behind them is welcome."""
+        self._lobby.sweep()
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while self._is_full() and time.monotonic() < deadline:
+            for thread in list(self._connections):
+                thread.join(max(0.0, min(_ROOM_SECONDS / 100, deadline - time.monotonic())))
 
     def _serve(self, channel: SocketChannel) -> None:
         """Find out what a connection wants."""

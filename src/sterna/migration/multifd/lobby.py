@@ -65,6 +65,15 @@ class Lobby:
         with self._changed:
             self._admit = None
 
+    def sweep(self) -> None:
+        """Let go at once of those whose peer has gone."""
+        with self._changed:
+            gone = [entry for entry in self._waiting if entry[1].hung_up()]
+            self._waiting = [entry for entry in self._waiting if entry not in gone]
+            for _, channel in gone:
+                channel.close()
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Nobody is admitted any more."""
         with self._changed:
