@@ -170,13 +170,14 @@ class Connection:
                 self._note_end("backward_end", End.CLOSED)
                 self.near.end_writing()
                 return End.CLOSED
+            # Before the source can act on it: what it does then comes after the destination's decision.
+            self.answers.feed(buffer[:got])
             try:
                 self.near.send(buffer[:got])
             except ChannelError:
                 return End.RECEIVER_LOST
             self.returned += got
             self.head_back += bytes(buffer[: min(got, doubt.ANSWER_BYTES - len(self.head_back))])
-            self.answers.feed(buffer[:got])
             self._keep(self, buffer[:got])
 
     def _note_end(self, name: str, end: End) -> None:
