@@ -9,8 +9,9 @@ export PYTHONDONTWRITEBYTECODE =
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
 
+# In parallel: most tests wait a good deal for their virtual machines.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
