@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 
 # In parallel: most tests wait a good deal for their virtual machines.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,11 +13,18 @@ else:
     settings.register_profile("sterna", deadline=None)
     settings.load_profile("sterna")
 
+
 _ALONE = {"arm64", "testbed"}
 """Folders of tests that look at the whole machine, or need much of it: one after the other, where tests run in parallel."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _ALONE & set(Path(item.nodeid.partition("::")[0]).parts):
-            item.add_marker(pytest.mark.xdist_group("alone"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folders = _ALONE & set(Path(nodeid.partition("::")[0]).parts)
+            return "alone" if folders else nodeid
+
+    return Scheduling(config, log)

@@ -48,7 +48,7 @@ def wait_pass(source: Qemu, number: int) -> None:
 
 def migrate(path: Path, source: Qemu, passes: int) -> ProxyView:
     """Migrate through a proxy, slowly until so many passes have begun."""
-    source.ask("migrate-set-parameters", **{"max-bandwidth": 40 << 20, "downtime-limit": 1})
+    source.ask("migrate-set-parameters", **{"max-bandwidth": 12 << 20, "downtime-limit": 1})
     listen, destination = UnixUri(f"{path}/proxy"), UnixUri(f"{path}/destination")
     with Proxy(listen, destination, record=path / "record") as proxy:
         result: list[ProxyView] = []

@@ -236,7 +236,7 @@ def test_a_linux_guest_is_pinged_and_talked_to_across_the_route_switch(bed: Bed)
 
 
 def test_a_killed_run_leaves_no_server_and_no_guest(linux: QemuLinuxKind, root: None, cli: Any) -> None:
-    command = [sys.executable, "-m", "sterna", "testbed", "run", "date", "--reduced", "--vm", "qemu-linux"]
+    command = [sys.executable, "-m", "sterna", "testbed", "run", "migrate", "--vm", "qemu-linux"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         running: dict[int, str] = {}
 
