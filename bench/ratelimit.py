@@ -54,7 +54,7 @@ def measure(rates: list[int], seconds: float) -> tuple[float, float]:
         if len(rates) > 1 and now >= switches[-1][0] + SWITCH_SECONDS:
             switches.append((now, rates[len(switches) % len(rates)]))
             limiter.rate = switches[-1][1]
-        rest = page
+        rest = page.copy()
         while len(rest):
             piece, rest = cut(rest, limiter.piece_bytes(4096, 4 << 20))
             limiter.pace(int(piece[:, 1].sum()))

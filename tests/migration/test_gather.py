@@ -55,17 +55,18 @@ def test_a_long_list_arrives_in_order(loops, ends, cancellation: Cancellation) -
     data, vectors = pieces(SIZES)
     whole = b"".join(data)
     room, places = pieces([5, 0, len(whole) - 1005, *[1, 0] * 500, 500], seed=2)
-    waited = np.zeros(1, dtype=np.int64)
+    progress = np.zeros(2, dtype=np.int64)
     outcome: list[tuple[int, int]] = []
 
     def write() -> None:
-        outcome.append(write_list(ends[0].fileno(), cancellation.fileno(), vectors, 0, waited))
+        outcome.append(write_list(ends[0].fileno(), cancellation.fileno(), vectors, 0, progress))
 
     writer = threading.Thread(target=write)
     writer.start()
     done, row, code = read_list(ends[1].fileno(), cancellation.fileno(), places, 0, len(whole))
     writer.join()
     assert outcome == [(len(SIZES), 0)]
+    assert progress[0] == len(whole)
     assert (done, row, code) == (len(whole), len(places), 0)
     assert b"".join(room) == whole
 
@@ -95,7 +96,7 @@ def test_errors_have_their_numbers(loops, ends, cancellation: Cancellation) -> N
     os.close(closed)
     assert read_list(closed, cancellation.fileno(), places, 0, 3) == (0, 0, 9)
     ends[1].close()
-    assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, np.zeros(1, dtype=np.int64)) == (
+    assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, np.zeros(2, dtype=np.int64)) == (
         0,
         32,
     )
@@ -106,9 +107,10 @@ def test_a_cancellation_ends_both_waits(loops, ends, cancellation: Cancellation)
     cancellation.set()
     _, places = pieces([8 << 20])
     assert read_list(ends[1].fileno(), cancellation.fileno(), places.copy(), 0, 3) == (0, 0, CANCELLED)
-    waited = np.zeros(1, dtype=np.int64)
-    row, code = write_list(ends[0].fileno(), cancellation.fileno(), places, 0, waited)
-    assert waited[0] > 0, "the socket holds less than all of it"
+    progress = np.zeros(2, dtype=np.int64)
+    row, code = write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress)
+    assert progress[1] > 0, "the socket holds less than all of it"
+    assert progress[0] == (8 << 20) - places[0, 1]
     assert (row, code) == (0, CANCELLED)
     assert 0 < places[0, 1] < 8 << 20, "what went before the wait has been taken off"
 

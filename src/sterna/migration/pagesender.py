@@ -155,14 +155,16 @@ class RecordSender:
         pass
 
 
-def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, final: bool) -> None:
-    """Send a gather list in pieces that the limiter can pace.
+def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, final: bool) -> int:
+    """Send a gather list, in pieces that the limiter can pace.
 
+    :param vectors: as in `Channel.send_vectors`
     :param final: whether the guest waits for it: the limit does not hold then, as in QEMU
+    :return: bytes sent
     """
-    while len(vectors):
-        most = _LARGEST_PIECE if final else limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE)
-        piece, vectors = cut(vectors, most)
-        if not final:
-            limiter.pace(int(piece[:, 1].sum()))
-        channel.send_vectors(piece)
+    sent = 0
+    while not final and limiter.rate and len(vectors):
+        piece, vectors = cut(vectors, limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE))
+        limiter.pace(int(piece[:, 1].sum()))
+        sent += channel.send_vectors(piece)
+    return sent + channel.send_vectors(vectors)

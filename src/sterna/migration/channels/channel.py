@@ -87,27 +87,29 @@ class Channel:
             self.transferred += sent
             view = view[sent:]
 
-    def send_vectors(self, vectors: Vectors) -> None:
+    def send_vectors(self, vectors: Vectors) -> int:
         """Write what `vectors` points at, in order, without copying it. The memory must stay where it is
         meanwhile.
 
+        :param vectors: what has been written is taken off it
+        :return: bytes written
         :raise ChannelError: When the peer is gone or the descriptor fails.
         :raise Cancelled: When the migration is cancelled before all of it was accepted.
         """
         if self._write_fd is None or self._closed:
             raise ChannelError(f"{self.peer} is not open for writing")
-        rest, row, waited_ns = vectors.copy(), 0, np.zeros(1, dtype=np.int64)
+        row, done = 0, np.zeros(2, dtype=np.int64)
         try:
-            while row < len(rest):
+            while row < len(vectors):
                 self._cancellation.check()
-                row, code = gather.write_list(
-                    self._write_fd, self._cancellation.fileno(), rest, row, waited_ns
-                )
+                row, code = gather.write_list(self._write_fd, self._cancellation.fileno(), vectors, row, done)
                 if code > 0 and code != errno.EINTR:
                     raise ChannelError(f"writing to {self.peer}: {os.strerror(code).lower()}")
         finally:
-            self.waited_seconds += int(waited_ns[0]) / 1e9
-            self.transferred += int(vectors[:, 1].sum()) - int(rest[row:, 1].sum())
+            sent, waited_ns = done.tolist()
+            self.waited_seconds += waited_ns / 1e9
+            self.transferred += sent
+        return int(sent)
 
     def finish(self) -> None:
         """Say that nothing more will be written, and make sure that all of it arrived where it can be known.

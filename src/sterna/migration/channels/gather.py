@@ -112,7 +112,7 @@ def advance(vectors: Vectors, row: int, size: int) -> int:
 
 
 def _write_list_twin(
-    fd: int, cancel_fd: int, vectors: Vectors, row: int, waited_ns: NDArray[np.int64]
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64]
 ) -> tuple[int, int]:
     while row < len(vectors):
         sent = _libc_writev(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
@@ -121,24 +121,25 @@ def _write_list_twin(
             if code == _EAGAIN:
                 started = time.monotonic_ns()
                 code = _wait_twin(fd, _POLLOUT, cancel_fd)
-                waited_ns[0] += time.monotonic_ns() - started
+                done[1] += time.monotonic_ns() - started
             if code:
                 return row, code
             continue
+        done[0] += sent
         row = _advance_twin(vectors, row, sent)
     return row, 0
 
 
 @kernel(twin=_write_list_twin)
 def write_list(
-    fd: int, cancel_fd: int, vectors: Vectors, row: int, waited_ns: NDArray[np.int64]
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64]
 ) -> tuple[int, int]:
     """Write all that a gather list points at from `row` on, waiting for room.
 
     :param fd: a descriptor that does not block
     :param cancel_fd: ends a wait when it is readable
     :param vectors: what has been written is taken off it
-    :param waited_ns: how long it waited is added to its one number
+    :param done: the bytes written, and the ns it waited, are added to its two numbers
     :return: where the rest of the list begins; and 0, CANCELLED, or an error number (EINTR among them)
     """
     while row < len(vectors):
@@ -148,10 +149,11 @@ def write_list(
             if code == _EAGAIN:
                 started = _monotonic()
                 code = _wait(fd, _POLLOUT, cancel_fd)
-                waited_ns[0] += _monotonic() - started
+                done[1] += _monotonic() - started
             if code:
                 return row, code
             continue
+        done[0] += sent
         row = advance(vectors, row, sent)
     return row, 0
 
@@ -215,7 +217,7 @@ def warm_up() -> None:
         for fd in (receive, send):
             os.set_blocking(fd, False)
         data = bytearray(1)
-        write_list(send, receive, vectors_of(data), 0, np.zeros(1, dtype=np.int64))
+        write_list(send, receive, vectors_of(data), 0, np.zeros(2, dtype=np.int64))
         read_list(receive, receive, vectors_of(data), 0, 1)
     finally:
         os.close(receive)

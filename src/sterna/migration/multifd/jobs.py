@@ -67,7 +67,11 @@ class Jobs:
     def __init__(self, channels: int, room: int) -> None:
         self._channels = channels
         self._room = room
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._to_take = threading.Condition(lock)
+        """Notified when there may be something for a channel."""
+        self._taken = threading.Condition(lock)
+        """Notified when there is room, or all is done."""
         self._waiting: deque[tuple[int, Job]] = deque()
         self._marks = 0
         # Tasks that have been given to a channel, or must be given to each, and are not done.
@@ -83,41 +87,42 @@ class Jobs:
 
         :raise Exception: What a channel failed with.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < self._room or self._error)
+        with self._taken:
+            self._taken.wait_for(lambda: len(self._waiting) < self._room or self._error)
             self._check()
             self._waiting.append((self._marks, job))
             self._open += 1
-            self._changed.notify_all()
+            # Channels that wait have sent all SYNCs: any of them can take it.
+            self._to_take.notify()
 
     def mark(self) -> None:
         """Each channel is to send SYNC after what was handed out so far."""
-        with self._changed:
+        with self._to_take:
             self._check()
             self._marks += 1
             self._open += self._channels
-            self._changed.notify_all()
+            self._to_take.notify_all()
 
     def drain(self) -> None:
         """Wait until everything that was handed out has been sent.
 
         :raise Exception: What a channel failed with.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._open == 0 or self._error)
+        with self._taken:
+            self._taken.wait_for(lambda: self._open == 0 or self._error)
             self._check()
 
     def take_sent_bytes(self) -> int:
         """Bytes that the channels have sent since the last call."""
-        with self._changed:
+        with self._taken:
             size, self._sent_bytes = self._sent_bytes, 0
             return size
 
     def end(self) -> None:
         """The channels are to end, whatever is left."""
-        with self._changed:
+        with self._to_take:
             self._ended = True
-            self._changed.notify_all()
+            self._to_take.notify_all()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -130,28 +135,30 @@ class Jobs:
 
         :param marks: how many SYNCs it has sent
         """
-        with self._changed:
+        with self._to_take:
             while True:
                 if self._ended or self._error:
                     return Task.END
                 if self._waiting and self._waiting[0][0] == marks:
                     job = self._waiting.popleft()[1]
-                    self._changed.notify_all()
+                    self._taken.notify()
                     return job
                 if marks < self._marks:
                     # Nobody hands out work for before the mark any more.
                     return Task.SYNC
-                self._changed.wait()
+                self._to_take.wait()
 
     def done(self, size: int) -> None:
         """The calling channel has done what it took, in so many bytes."""
-        with self._changed:
+        with self._taken:
             self._sent_bytes += size
             self._open -= 1
-            self._changed.notify_all()
+            if not self._open:
+                self._taken.notify()
 
     def fail(self, error: Exception) -> None:
         """The calling channel cannot go on. The first error counts."""
-        with self._changed:
+        with self._taken:
             self._error = self._error or error
-            self._changed.notify_all()
+            self._taken.notify()
+            self._to_take.notify_all()

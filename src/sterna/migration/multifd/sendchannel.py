@@ -93,8 +93,7 @@ class SendChannel:
             vectors = np.concatenate((vectors_of(header), vectors_of(data)))
         else:
             vectors = job.vectors
-        send_paced(self.channel, vectors, self._limiter, final=job.final)
-        return int(vectors[:, 1].sum())
+        return send_paced(self.channel, vectors, self._limiter, final=job.final)
 
     def _compressed(self, group: Group) -> tuple[bytes, bytes]:
         """A packet's header and data."""
