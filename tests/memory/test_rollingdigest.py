@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, populated_pieces
+from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, PIECES_PER_CHUNK, populated_pieces
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
 
@@ -97,12 +97,12 @@ def test_what_is_caught_up_with_is_not_read_again(monkeypatch: pytest.MonkeyPatc
         with RollingDigest([block]) as rolling:
             rolling.start()
             rolling.catch_up(SECONDS)
-            assert sorted(read) == list(range(64))
+            assert sorted(read) == list(range(2 * PIECES_PER_CHUNK))
             read.clear()
-            block.data[40 * PIECE_SIZE] = 9
-            rolling.touch("a", pages(40 * PAGES_PER_PIECE))
+            block.data[20 * PIECE_SIZE] = 9
+            rolling.touch("a", pages(20 * PAGES_PER_PIECE))
             rolling.finish()
-            assert read == [40]
+            assert read == [20]
 
 
 def test_zero_memory_is_neither_read_nor_made() -> None:

@@ -8,6 +8,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import (
     CHUNK_SIZE,
     PIECE_SIZE,
+    PIECES_PER_CHUNK,
     RamDigest,
     page_digests,
     populated_chunks,
@@ -40,9 +41,9 @@ def test_digests_equal_those_of_all_bytes_and_untouched_memory_stays_untouched()
 def test_pieces_have_memory_of_their_own_or_not() -> None:
     with RamBlock("a", 8 * CHUNK_SIZE + 3 * PAGE_SIZE, huge_pages=False) as block:
         block.data[[5 * PIECE_SIZE + 17, block.size - 1]] = 1
-        assert np.flatnonzero(populated_pieces(block)).tolist() == [5, 8 * 32]
+        assert np.flatnonzero(populated_pieces(block)).tolist() == [5, 8 * PIECES_PER_CHUNK]
         assert populated_pieces(block, 4, 3).tolist() == [False, True, False]
-        assert populated_pieces(block, 255, 9).tolist() == [False, True]
+        assert populated_pieces(block, 8 * PIECES_PER_CHUNK - 1, 9).tolist() == [False, True]
 
 
 def test_the_root_tells_content_order_and_names() -> None:

@@ -1,4 +1,4 @@
-"""Digests of guest RAM: one per 64 KiB piece, one per 2 MiB chunk over its pieces', and a root over all of them.
+"""Digests of guest RAM: one per 128 KiB piece, one per 2 MiB chunk over its pieces', and a root over all of them.
 
 A piece's digest is XXH3-64 of its bytes, a chunk's XXH3-64 of its pieces' digests, big-endian, in order. The root is
 XXH3-64 over each block's name and size and its chunks' digests in order, so equal chunks at different places give
@@ -26,9 +26,11 @@ from sterna.memory.ram import RamBlock
 
 CHUNK_SIZE = PMD_SIZE
 """Bytes per chunk."""
-PIECE_SHIFT = 16
+PIECE_SHIFT = 17
 PIECE_SIZE = 1 << PIECE_SHIFT
-"""Bytes per piece: so large that a digest costs little more than its bytes, so small that a page spoils few of them."""
+"""Bytes per piece: so large that a digest costs little more than its bytes and xxhash lets go of the GIL meanwhile (from
+100,000 bytes on), so small that a page spoils few of them.
+"""
 PIECES_PER_CHUNK = CHUNK_SIZE // PIECE_SIZE
 _PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 

@@ -267,7 +267,7 @@ def decode_records(
     :param name: the block's name; empty when none has been named yet
     :param ram: the block's bytes, a multiple of the page size of them
     :param received: a bit for each page that has come
-    :param written: a byte for each 64 KiB of `ram`, set to 1 after a page there was written
+    :param written: a byte for each piece of `ram`, set to 1 after a page there was written
     :param fresh: whether pages that have not come are known to be zero
     :param counts: of PAGE, ZERO and XBZRLE records, increased
     :return: the position after the last record that was applied, and a `Status`

@@ -11,7 +11,7 @@ from sterna.stream.multifd import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_A
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 Marks = NDArray[np.uint8]
-"""A byte for each 64 KiB of a block, 1 since a page there was written."""
+"""A byte for each piece of a block (`sterna.memory.digest`), 1 since a page there was written."""
 
 _HEAD_WORDS = 6
 """32-bit integers that a header begins with: magic, version, flags, room for pages, pages, bytes of data."""
