@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.digest import (
+    CHUNK_SIZE,
     PIECE_SHIFT,
     PIECE_SIZE,
     PIECES_PER_CHUNK,
@@ -59,8 +61,10 @@ class _Block:
         self.marks: Marks = np.zeros(count, dtype=np.uint8)
         if not zero:
             self.marks[populated_pieces(block)] = _STALE
-        self._chunks: Digests = np.zeros(chunk_count(block.size), dtype=np.uint64)
-        self._combined = np.zeros(self._chunks.size, dtype=np.bool_)
+        self._chunks: Digests = np.full(chunk_count(block.size), _zero_chunk(), dtype=np.uint64)
+        self._combined = np.ones(self._chunks.size, dtype=np.bool_)
+        if block.size % CHUNK_SIZE:
+            self._combined[-1] = False
 
     def renew(self, piece: int) -> None:
         self.marks[piece] = _FRESH
@@ -100,6 +104,12 @@ class _Block:
             self._combined[chunk] = True
             self._chunks[chunk] = chunk_digest(self.pieces[first : first + PIECES_PER_CHUNK])
         return BlockDigest(self.ram.name, self.ram.size, self._chunks.copy())
+
+
+@cache
+def _zero_chunk() -> int:
+    """Digest of a whole chunk that is all zero."""
+    return chunk_digest(np.full(PIECES_PER_CHUNK, zero_piece(), dtype=np.uint64))
 
 
 def _runs(pieces: NDArray[np.int64]) -> list[NDArray[np.int64]]:
