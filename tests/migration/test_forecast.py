@@ -58,3 +58,18 @@ def test_the_last_pass_has_the_processor_to_itself() -> None:
     forecast.finish_pass(0.0, 0.0)
     assert forecast.next_pass_seconds(500, 0, 0) == pytest.approx(0.05)
     assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 20)
+
+
+def test_the_last_pass_has_the_caches_to_itself() -> None:
+    """A page will take what it took in the batches with which the guest interfered least, of the last passes."""
+    forecast = Forecast()
+    for costs in ([0.3, 0.2], [0.08, 0.04], [0.1], [0.07], [0.06]):
+        for seconds in costs:
+            forecast.sent(Sent(8_000, pages=1000, encode_seconds=seconds, encode_cpu_seconds=seconds))
+        # Too few pages to tell.
+        forecast.sent(Sent(80, pages=10, encode_seconds=0.0001, encode_cpu_seconds=0.0001))
+        forecast.finish_pass(0.0, 0.0)
+    assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 20)
+    forecast.sent(Sent(8_000, pages=1000, encode_seconds=0.09, encode_cpu_seconds=0.09))
+    forecast.finish_pass(0.0, 0.0)
+    assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 30)

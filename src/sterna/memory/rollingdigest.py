@@ -44,6 +44,7 @@ _CATCH_UP_SHARE = 0.25
 _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
 _LOOK_SECONDS = 0.03
+_THREADS = 2
 _FEW = 64
 """Pieces that are not worth a second thread."""
 _KEPT = 0.9
@@ -104,6 +105,10 @@ class _Block:
             self._combined[chunk] = True
             self._chunks[chunk] = chunk_digest(self.pieces[first : first + PIECES_PER_CHUNK])
         return BlockDigest(self.ram.name, self.ram.size, self._chunks.copy())
+
+
+def _threads_for(pieces: int, threads: int) -> int:
+    return 1 if pieces <= _FEW else threads
 
 
 @cache
@@ -181,6 +186,10 @@ class RollingDigest:
         """What digests of so many pieces took one thread lately; 0.0 when none has been made yet."""
         return pieces * self._piece_seconds
 
+    def finish_seconds(self, pieces: int) -> float:
+        """What `finish` would take with so many pieces left."""
+        return self.cost_seconds(pieces) / _threads_for(pieces, _THREADS)
+
     def _run(self) -> None:
         while not self._ended:
             found = 0
@@ -220,15 +229,14 @@ class RollingDigest:
         if self._thread is not None:
             self._thread.join()
 
-    def finish(self, *, threads: int = 2, check: Callable[[], None] = lambda: None) -> RamDigest:
+    def finish(self, *, threads: int = _THREADS, check: Callable[[], None] = lambda: None) -> RamDigest:
         """The digest of all of the blocks, to which nobody writes any more.
 
         :param check: called between pieces; what it raises (a cancellation) ends the work
         """
         self.stop()
         stale = [(block, block.stale()) for block in self._blocks.values()]
-        if sum(pieces.size for _, pieces in stale) <= _FEW:
-            threads = 1
+        threads = _threads_for(sum(pieces.size for _, pieces in stale), threads)
 
         def run(first: int) -> None:
             for block, pieces in stale:
@@ -253,7 +261,7 @@ class RollingDigest:
 
 
 def digest_ram(
-    blocks: Sequence[RamBlock], *, threads: int = 2, check: Callable[[], None] = lambda: None
+    blocks: Sequence[RamBlock], *, threads: int = _THREADS, check: Callable[[], None] = lambda: None
 ) -> RamDigest:
     """Digest all of `blocks`; nobody may write to them meanwhile.
 

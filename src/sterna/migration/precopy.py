@@ -201,7 +201,7 @@ class Precopy:
 
     def _situation(self, work: PassWork) -> Situation:
         size = work.pages * PAGE_SIZE if self.cache is None else self.cache.rest_bytes(work)
-        digest = self.rolling.cost_seconds(self.rolling.stale_pieces) if self.rolling else None
+        digest = self.rolling.finish_seconds(self.rolling.stale_pieces) if self.rolling else None
         predicted = self._forecast.downtime(
             work.pages,
             size,

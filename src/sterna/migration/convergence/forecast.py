@@ -2,9 +2,9 @@
 
 Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong prediction tells which part it was:
 
-- *last pass*: a look at the dirty log takes as long as the last one; each page the processor's time to encode, since the guest
-  then leaves its own, and each byte its time to be handed over, pacing left out, since the limit does not hold then; or what
-  the link needs for the bytes, if that is longer.
+- *last pass*: a look at the dirty log takes as long as the last one; each page the processor's time to encode, and the least
+  that it has taken lately, since the guest then leaves its own processors and caches; each byte its time to be handed over,
+  pacing left out, since the limit does not hold then; or what the link needs for the bytes, if that is longer.
 - *digest* and *destination load*: what remains of the digests of both ends beyond that, and the way through the destination.
   It may need longer for a page than the way there does: as long as it was waited for after the passes before.
 - the rest takes what it takes on a host with nothing else to do.
@@ -32,6 +32,12 @@ _KEPT = 0.3
 """Weight that the passes before the last keep."""
 _BUSY_SECONDS = 0.01
 _SAMPLES = 16
+_BATCH_PAGES = 256
+"""A batch with fewer pages tells nothing of what a page takes."""
+_LATELY = 4
+"""Passes."""
+_OF_SO_MANY = 16
+"""One batch of so many is counted as an accident where it was the cheapest."""
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Forecast:
     link: LinkMeter = field(default_factory=LinkMeter)
     round_trip_seconds: float = 0.0
     _encode_per_page: float = 0.0
-    _encode_cpu_per_page: float = 0.0
+    _cpu_per_page: list[list[float]] = field(default_factory=lambda: [[]])
     _hand_over_per_byte: float = 0.0
     _drain_per_page: float = 0.0
     _harvest_seconds: float = 0.0
@@ -91,7 +97,10 @@ class Forecast:
 
     def sent(self, sent: Sent) -> None:
         """Pages of the running pass were handed over."""
-        self._pages += sent.pages - sent.zero_pages
+        pages = sent.pages - sent.zero_pages
+        if pages >= _BATCH_PAGES:
+            self._cpu_per_page[-1].append(sent.encode_cpu_seconds / pages)
+        self._pages += pages
         self._bytes += sent.size
         self._encode_seconds += sent.encode_seconds
         self._encode_cpu_seconds += sent.encode_cpu_seconds
@@ -117,9 +126,9 @@ class Forecast:
         send_seconds = max(self._send_seconds - paced_seconds, 0.0)
         if self._pages:
             self._encode_per_page = _mixed(self._encode_per_page, self._encode_seconds / self._pages)
-            self._encode_cpu_per_page = _mixed(
-                self._encode_cpu_per_page, self._encode_cpu_seconds / self._pages
-            )
+            if not self._cpu_per_page[-1]:
+                self._cpu_per_page[-1].append(self._encode_cpu_seconds / self._pages)
+            self._cpu_per_page = [*self._cpu_per_page[-_LATELY:], []]
             self._drain_per_page = _mixed(self._drain_per_page, self._drain_seconds / self._pages)
         if self._bytes:
             self._hand_over_per_byte = _mixed(self._hand_over_per_byte, send_seconds / self._bytes)
@@ -133,10 +142,14 @@ class Forecast:
         :param waiting_bytes: what is to go before them
         :param stopped: whether the guest stands still, and leaves its processors to the encoder
         """
-        per_page = self._encode_cpu_per_page if stopped else self._encode_per_page
+        per_page = self._undisturbed_cpu_per_page() if stopped else self._encode_per_page
         seconds = pages * per_page + size * self._hand_over_per_byte
         link = self.link.bytes_per_second
         return max(seconds, (size + waiting_bytes) / link) if link else seconds
+
+    def _undisturbed_cpu_per_page(self) -> float:
+        costs = sorted(cost for each in self._cpu_per_page for cost in each)
+        return costs[len(costs) // _OF_SO_MANY] if costs else 0.0
 
     def whole_pass_seconds(self, pages: int, limit: int) -> float:
         """How long a pass would take if so many pages were sent whole.
