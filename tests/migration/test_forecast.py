@@ -42,9 +42,9 @@ def test_pieces_that_wait_for_a_moment_are_no_full_link():
 
 
 def test_digests_are_no_part_of_what_the_destination_needs_for_a_page():
-    forecast = Forecast(round_trip_seconds=0.001)
+    forecast = Forecast(round_trip_seconds=0.004)
     forecast.sent(Sent(4_104_000, pages=1000, seconds=0.01))
-    forecast.drained(0.051, 0, digest_seconds=0.03)
+    forecast.drained(0.054, 0, digest_seconds=0.03)
     forecast.finish_pass(0.0, 0.0)
     parts = forecast.downtime(1000, 4_104_000, 0, 0.03, commits=True)
     assert parts.destination_load == pytest.approx(LOAD_MS + 20 + 30 + 1)
