@@ -35,7 +35,7 @@ def test_a_running_guest_moves_to_qemu(tmp_path: Path) -> None:
         peer.ask("migrate-incoming", uri=f"unix:{tmp_path}/in")
         with MigrationController(machine) as migration:
             migration.set_capabilities({"xbzrle": True})
-            migration.set_parameters({"max-bandwidth": 16 << 20, "downtime-limit": 1})
+            migration.set_parameters({"max-bandwidth": 16 << 20, "downtime-limit": 0})
             migration.migrate(f"unix:{tmp_path}/in")
             wait_passes(migration, PASSES)
             migration.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})

@@ -187,7 +187,7 @@ class RollingDigest:
         return pieces * self._piece_seconds
 
     def finish_seconds(self, pieces: int) -> float:
-        """What `finish` would take with so many pieces left."""
+        """What `finish` would take with so many pieces left, at the pace of `cost_seconds`."""
         return self.cost_seconds(pieces) / _threads_for(pieces, _THREADS)
 
     def _run(self) -> None:

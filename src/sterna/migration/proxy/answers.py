@@ -11,7 +11,7 @@ from sterna.stream.wire import ReturnPathType, StreamError
 
 
 class Answers:
-    """Messages that have gone back to the source.
+    """Messages on their way back to the source.
 
     :ivar counts: of each type, by name
     :ivar shut: the status of SHUT, None before it came
