@@ -240,8 +240,10 @@ def test_pages_after_the_last_sync_stay_out_of_the_guest() -> None:
         assert not (there.guest.block.data == 0xEE).any()
 
 
-def test_channels_that_nobody_needs_are_let_go() -> None:
-    """More than wait at once, without any main channel; then a good migration."""
+def test_channels_that_nobody_needs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than wait at once, without any main channel; then a good migration, which does not wait for the lobby to look."""
+    monkeypatch.setattr(lobby, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(lobby, "WAIT_SECONDS", 600.0)
     with hosts(source_guest(), waiting_guest()) as (here, there):
         for host in (here, there):
             host.controller.set_capabilities({"multifd": True})

@@ -1,5 +1,6 @@
 """What a run leaves, after each kind of ending."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sterna.testbed import remains
 from sterna.testbed.errors import BedError
 from sterna.testbed.remains import Kind, Remains, clean_stale
 
@@ -60,6 +62,26 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert not path.exists()
     assert clean_stale(tmp_path / "runs") == []
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_killed_run_is_over_when_what_it_was_starting_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process between fork and exec has the lock too."""
+    start = "import os; child = os.fork(); child and print(child, flush=True); time.sleep(60)"
+    with run(tmp_path / "runs", start) as process:
+        path = made(process)
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait(20)
+
+        def look_again(seconds: float) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+        monkeypatch.setattr(remains.time, "sleep", look_again)
+        assert clean_stale(tmp_path / "runs") == [f"directory {path}"]
 
 
 def test_a_line_cut_short_does_not_hide_those_before(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import msgspec
 from sterna.testbed.errors import BedError
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_DYING_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 
 
 class Kind(Enum):
@@ -119,9 +122,7 @@ def clean_stale(directory: Path | None = None) -> list[str]:
     with _locked(directory):
         for path in sorted(directory.glob("*-*")):
             with path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if not _lock_when_over(file.fileno(), path.name):
                     continue  # its run goes on
                 entries = list(_read(file.read()))
             present = [entry for entry in entries if Path(entry.path).exists()]
@@ -133,6 +134,25 @@ def clean_stale(directory: Path | None = None) -> list[str]:
     if problems:
         raise BedError("cannot remove what an earlier run left: " + "; ".join(problems))
     return removed
+
+
+def _lock_when_over(fd: int, name: str) -> bool:
+    """Lock the file of a run that has ended; False when it goes on.
+
+    A process that the run was just starting when it was killed still holds the lock, and ends in a moment, as all of its
+    processes do.
+    """
+    run = Path("/proc", name.partition("-")[0])
+    deadline = time.monotonic() + _DYING_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if run.exists() or time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        else:
+            return True
 
 
 def _read(data: bytes) -> Iterator[_Entry]:
