@@ -18,6 +18,7 @@ from tests.migration.pairs import TCP, Host, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault, Proxy
 
 from sterna.memory.ram import RamBlock
+from sterna.migration import incoming
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.multifd import lobby, receiver
@@ -240,10 +241,34 @@ def test_pages_after_the_last_sync_stay_out_of_the_guest() -> None:
         assert not (there.guest.block.data == 0xEE).any()
 
 
-def test_channels_that_nobody_needs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than wait at once, without any main channel; then a good migration, which does not wait for the lobby to look."""
+def test_channels_whose_peers_have_gone_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as may connect wait in the lobby, and go: a source that comes right after does not wait for the lobby to look."""
     monkeypatch.setattr(lobby, "_LOOK_SECONDS", 600.0)
-    monkeypatch.setattr(lobby, "WAIT_SECONDS", 600.0)
+    waiting = threading.Semaphore(0)
+    hung_up = SocketChannel.hung_up
+
+    def noted(channel: SocketChannel) -> bool:
+        gone = hung_up(channel)
+        waiting.release()
+        return gone
+
+    monkeypatch.setattr(SocketChannel, "hung_up", noted)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        for host in (here, there):
+            host.controller.set_capabilities({"multifd": True})
+        uri = there.controller.incoming(TCP)
+        with ExitStack() as stack:
+            for index in range(incoming._CONNECTION_LIMIT + 2):
+                address = ("127.0.0.1", int(uri.rpartition(":")[2]))
+                stranger = stack.enter_context(socket.create_connection(address, SECONDS))
+                stranger.sendall(Init(NO_UUID, 100 + index).encode())
+                assert waiting.acquire(timeout=SECONDS)
+        info = here.migrate(uri)
+        assert info.status is COMPLETED, info.error
+
+
+def test_channels_that_nobody_needs_are_let_go() -> None:
+    """More than wait at once, without any main channel; then a good migration."""
     with hosts(source_guest(), waiting_guest()) as (here, there):
         for host in (here, there):
             host.controller.set_capabilities({"multifd": True})
