@@ -4,7 +4,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,20 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, wai
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
 
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
 from sterna.migration.proxy import proxy as proxy_module
-from sterna.migration.proxy.connection import Kind
+from sterna.migration.proxy.connection import Connection, End, Kind
 from sterna.migration.proxy.outcome import Outcome
 from sterna.migration.proxy.proxy import Proxy, ProxyView
 from sterna.migration.proxy.recording import RecordingError
 from sterna.migration.proxy.tap import LeftBehind, Tap
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.capture import survey_file
+from sterna.stream.return_path import shut
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 SECONDS = 120
@@ -183,6 +186,34 @@ def test_cancelled_at_the_source() -> None:
         assert view.verdict.outcome is Outcome.FAILED
         assert "within the stream" in view.verdict.reason
         assert assert_one_runs(here.guest, there.guest) is here.guest
+
+
+def test_what_the_source_does_upon_an_answer_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that goes as soon as it has been refused did not go before."""
+    with closing(Cancellation()) as cancellation, ExitStack() as stack:
+        near, source = (stack.enter_context(end) for end in socket.socketpair())
+        far, destination = (stack.enter_context(end) for end in socket.socketpair())
+        there = SocketChannel(cancellation, "source", near)
+        connection = Connection(there, SocketChannel(cancellation, "destination", far), lambda one: None)
+        gone = threading.Event()
+        note_end, send = connection._note_end, there.send
+
+        def note(name: str, end: End) -> None:
+            note_end(name, end)
+            gone.set()
+
+        def send_and_be_left(data: memoryview) -> None:
+            send(data)
+            source.close()
+            assert gone.wait(SECONDS)
+
+        monkeypatch.setattr(connection, "_note_end", note)
+        monkeypatch.setattr(there, "send", send_and_be_left)
+        destination.sendall(shut(1).encode())
+        destination.shutdown(socket.SHUT_WR)
+        connection.run()
+    assert connection.answers.shut == 1
+    assert connection.answers.decided_ns <= connection.forward_ended_ns
 
 
 def test_refused_by_the_destination() -> None:
