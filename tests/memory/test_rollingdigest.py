@@ -152,3 +152,13 @@ def test_a_check_that_raises_ends_the_work() -> None:
         rolling.touch("a", pages(*range(0, 1024, 16)))
         with pytest.raises(TimeoutError):
             rolling.finish(check=check)
+
+
+def test_many_pieces_are_finished_by_two_threads() -> None:
+    with RamBlock("a", CHUNK_SIZE) as block:
+        block.data[:] = 1
+        rolling = RollingDigest([block])
+        rolling.finish()
+        assert rolling.cost_seconds(1) > 0
+        assert rolling.finish_seconds(10) == rolling.cost_seconds(10)
+        assert rolling.finish_seconds(1000) == rolling.cost_seconds(1000) / 2

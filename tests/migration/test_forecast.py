@@ -73,3 +73,11 @@ def test_the_last_pass_has_the_caches_to_itself() -> None:
     forecast.sent(Sent(8_000, pages=1000, encode_seconds=0.09, encode_cpu_seconds=0.09))
     forecast.finish_pass(0.0, 0.0)
     assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 30)
+
+
+def test_the_cheapest_of_many_batches_is_an_accident() -> None:
+    forecast = Forecast()
+    for seconds in [0.001, *[0.04] * 31]:
+        forecast.sent(Sent(8_000, pages=1000, encode_seconds=seconds, encode_cpu_seconds=seconds))
+    forecast.finish_pass(0.0, 0.0)
+    assert forecast.downtime(500, 0, 0, None, commits=True).last_pass == pytest.approx(2.5 + 20)

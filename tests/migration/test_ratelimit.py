@@ -1,10 +1,16 @@
 """Pacing, on a clock that only moves when somebody sleeps or sends."""
 
+import socket
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels.gather import vectors_of
+from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.pagesender import send_paced
 from sterna.migration.ratelimit import RateLimiter, cut
 
 MBIT = 1_000_000 // 8
@@ -159,3 +165,17 @@ def test_a_gather_list_is_cut_after_so_many_bytes(lengths: list[int], size: int)
     assert int(head[:, 1].sum()) == min(size, sum(lengths))
     assert (head[:, 1] > 0).all()
     assert (rest[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize(("rate", "final"), [(1000, True), (0, False)])
+def test_nothing_is_paced_while_the_guest_waits_or_without_a_limit(rate: int, final: bool) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("paced")
+
+    data = bytes(range(256)) * 16
+    here, there = socket.socketpair()
+    with there, Cancellation() as cancellation, SocketChannel(cancellation, "peer", here) as channel:
+        limiter = RateLimiter(rate, sleep=sleep)
+        vectors = np.concatenate([vectors_of(data), vectors_of(data)])
+        assert send_paced(channel, vectors, limiter, final=final) == 2 * len(data)
+        assert there.recv(3 * len(data)) == 2 * data
