@@ -25,7 +25,8 @@ ANSWER_MS = 3.0
 LOAD_MS = 8.0
 START_MS = 0.5
 """Measured with guests of one and two CPUs: the vCPUs' stop; devices saved; a digest of which all but a little was there; the
-answer to a greeting made up; devices loaded; the start. Medians, as LAST_PASS_MS is, of demonstrations on a host at rest.
+answer to a greeting made up; devices loaded; the start. Medians, as LAST_PASS_MS is, of demonstrations on a host at rest; of
+the answer somewhat less, so that a short way counts for something.
 """
 
 _WORD = 8
