@@ -311,6 +311,7 @@ def test_json_has_every_run() -> None:
         (("nothing",), "no workload 'nothing'; there are: idle-random, "),
         (("--only", "nobody"), "no variant 'nobody'; there are: sterna, "),
         (("--memory", "much"), "'much' is not a size"),
+        (("--memory", "0"), "0 bytes is not a size of RAM"),
         (("--memory", "4M"), "4194304 bytes of memory are too few"),
         (("--memory", "1T"), "too much for board virt"),
         (("--runs", "0"), "0 is not in the range 1<=x<=100"),

@@ -89,7 +89,7 @@ def command(
         workloads = [one for one in workloads if one.quick or names]
         variants = [one for one in variants if one.quick or only]
     try:
-        size = memory or (_QUICK_MEMORY if quick else None)
+        size = _QUICK_MEMORY if memory is None and quick else memory
         settings = Settings(
             runs or (1 if quick else 5),
             None if size is None else parse_memory(size),

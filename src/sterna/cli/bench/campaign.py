@@ -67,7 +67,7 @@ def guest_config(workload: Workload, memory_bytes: int | None, accel: str = "emu
 
     :raise GuestError, ConfigError: When such a guest cannot be.
     """
-    size = memory_bytes or workload.memory_bytes
+    size = workload.memory_bytes if memory_bytes is None else memory_bytes
     share = max(0, size - WORK_OFFSET) / (workload.memory_bytes - WORK_OFFSET)
     load = workload.load and workload.load.scaled(share)
     kernel, append = ("dirtyram", str(load)) if load else ("clock", "")
