@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return "alone" if folders else nodeid
 
     return Scheduling(config, log)
+
+
+@pytest.fixture
+def root() -> None:
+    """Only as root."""
+    if os.geteuid() != 0:
+        pytest.skip("namespaces need root")

@@ -21,6 +21,7 @@ from sterna.machine.loader import LoadError
 from sterna.machine.runstate import RunState, RunStateError
 from sterna.machine.serial import SerialError
 from sterna.memory.bitmap import page_numbers
+from sterna.ownership import Event, NotTheOwner
 from sterna.stream.vmstate import DeviceState, StreamError
 
 TIMEOUT_S = 30
@@ -53,12 +54,18 @@ class Events:
             assert self._changed.wait_for(lambda: name in self.names, TIMEOUT_S), self.names
 
 
+MIGRATION = bytes(range(16))
+
+
 def move(source, destination, elapsed_ns=0):
     """Migrate by hand: RAM and devices, through the bytes of their sections."""
     source.stop_for_migration()
     destination.ram_blocks[0].data[:] = source.ram_blocks[0].data
     destination.load_devices(through_bytes(source.save_devices()))
+    source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
+    destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
     destination.advance_counter(elapsed_ns)
+    source.ownership.apply(Event.RUNS, MIGRATION)
     source.migrated_away()
     return destination.resume()
 
@@ -282,9 +289,10 @@ def test_a_guest_moves(make_machine, board):
     wait_for_seq(destination, last + 3)
     assert b"backward 0" in destination.serial.output
     assert (source_events.names, events.names) == (["RESUME", "STOP"], ["RESUME"])
-    for forbidden in (source.cont, source.resume):
-        with pytest.raises(RunStateError, match="postmigrate"):
-            forbidden()
+    with pytest.raises(NotTheOwner, match="runs at the destination"):
+        source.cont()
+    with pytest.raises(RunStateError, match="postmigrate"):
+        source.resume()
     back = make_machine(machine=board, incoming=True, smp=2)
     move(destination, back)
     wait_for_seq(back, seq(destination) + 2)
@@ -298,6 +306,7 @@ def test_the_counter_jumps_by_the_downtime(make_machine):
     counter = counter_of(source)
     destination = make_machine(incoming=True, paused=True)
     destination.load_devices(source.save_devices())
+    destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
     destination.advance_counter(250_000_000)
     destination.resume()
     assert destination.run_state is RunState.PAUSED
@@ -474,21 +483,101 @@ def test_statistics_are_the_hypervisors(make_machine):
     assert machine.statistics()["faults_translation"] > 0
 
 
-def test_a_guest_in_doubt_stays_stopped_until_its_user_says_cont(make_machine):
+def test_a_guest_in_doubt_stays_stopped_until_its_user_forces_it(make_machine):
     source = make_machine(kernel="clock", append="50")
     source.cont()
     wait_for_seq(source, 1)
     source.stop_for_migration()
+    source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
+    with pytest.raises(NotTheOwner):
+        source.resume()
     source.leave_in_doubt()
     assert source.run_state is RunState.PAUSED
     assert gc.isenabled()
+    before = seq(source)
+    with pytest.raises(NotTheOwner, match="may run at the migration's destination"):
+        source.cont()
+    source.registers(0)  # holds the vCPUs, and lets go of them
+    assert (source.run_state, seq(source)) == (RunState.PAUSED, before)
+    source.cont(force=True)
+    wait_for_seq(source, before + 1)
+
+
+def test_a_guest_that_was_saved_goes_on(make_machine):
+    source = make_machine(kernel="clock", append="50")
     source.cont()
+    wait_for_seq(source, 1)
+    source.stop_for_migration()
+    source.ownership.apply(Event.SAVED, MIGRATION)
+    source.migrated_away()
+    assert source.run_state is RunState.POSTMIGRATE
+    counter = counter_of_stopped(source)
+    source.cont()
+    assert source.run_state is RunState.RUNNING
     wait_for_seq(source, seq(source) + 1)
+    source.stop()
+    assert counter < counter_of_stopped(source) < counter + 60 * source._vm.counter_hz
+
+
+def test_a_guest_that_went_away_runs_here_by_force_only(make_machine):
+    source = make_machine(kernel="clock", append="50")
+    source.stop_for_migration()
+    source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
+    source.ownership.apply(Event.RUNS, MIGRATION)
+    source.migrated_away()
+    with pytest.raises(NotTheOwner, match="has migrated and runs at the destination"):
+        source.cont()
+    assert source.run_state is RunState.POSTMIGRATE
+    source.cont(force=True)
+    wait_for_seq(source, 1)
+
+
+def test_a_guest_that_had_ended_when_it_was_saved_does_not_go_on(make_machine, make_kernel):
+    source = make_machine(kernel=make_kernel(POWER_OFF))
+    events = Events(source)
+    source.cont()
+    events.wait_for("STOP")
+    source.stop_for_migration()
+    source.ownership.apply(Event.SAVED, MIGRATION)
+    source.migrated_away()
+    with pytest.raises(RunStateError, match="shutdown"):
+        source.cont(force=True)
+
+
+def test_a_start_that_fails_leaves_nothing_running(make_machine, monkeypatch):
+    machine = make_machine(kernel="clock", append="50")
+
+    def fail():
+        raise OSError("no tap")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine._nics, "resume", fail)
+        with pytest.raises(OSError, match="no tap"):
+            machine.cont()
+    assert machine.run_state is RunState.PRELAUNCH
+    machine.registers(0)
+    assert not machine.serial.output
+    machine.cont()
+    wait_for_seq(machine, 1)
+
+
+def test_a_listener_that_fails_stops_nothing(make_machine, caplog):
+    machine = make_machine(kernel="clock", append="50")
+
+    def fail(name, data):
+        raise OSError("nobody there")
+
+    machine.subscribe(fail)
+    machine.cont()
+    wait_for_seq(machine, 1)
+    assert "a listener failed at the event RESUME" in caplog.text
 
 
 def test_a_guest_that_went_away_cannot_migrate_again(make_machine):
     source = make_machine(kernel="clock")
     source.stop_for_migration()
+    source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
+    source.ownership.apply(Event.RUNS, MIGRATION)
     source.migrated_away()
     with pytest.raises(RunStateError, match="postmigrate"):
         source.start_dirty_logging()

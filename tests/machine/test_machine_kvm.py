@@ -15,6 +15,7 @@ from sterna.machine.loader import LoadError
 from sterna.machine.runstate import RunState
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import page_numbers
+from sterna.ownership import Event
 from sterna.stream.vmstate import DeviceState, StreamError
 
 TIMEOUT_S = 30
@@ -56,6 +57,9 @@ def problems(machine):
     return check_ram(machine.ram_blocks[0].data)
 
 
+MIGRATION = bytes(range(16))
+
+
 def move(source, destination, elapsed_ns=0):
     """Migrate by hand: RAM and devices, through the bytes of their sections."""
     source.stop_for_migration()
@@ -65,7 +69,10 @@ def move(source, destination, elapsed_ns=0):
         description = source.descriptions[state.name]
         sections.append(description.decode(description.encode(state), instance_id=state.instance_id))
     destination.load_devices(sections)
+    source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
+    destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
     destination.advance_counter(elapsed_ns)
+    source.ownership.apply(Event.RUNS, MIGRATION)
     source.migrated_away()
     destination.resume()
 

@@ -1,5 +1,6 @@
 """Against a real QEMU: the state it writes, and a guest that goes on running in it."""
 
+import re
 import select
 import socket
 import struct
@@ -84,7 +85,11 @@ def bodies(stream):
                 at = stream.find(key, at + 1)
             if at >= 0:
                 start = at + len(key) + 4
-                found[name, instance] = stream[start : stream.index(b"\x7e" + stream[at - 4 : at], start)]
+                # What looks like the footer may be data: behind the footer a section or the end of the stream begins.
+                footer = re.escape(b"\x7e" + stream[at - 4 : at])
+                ends = re.compile(footer + rb"(?:\x04\0\0|\0\x06)", re.DOTALL).search(stream, start)
+                assert ends is not None, (name, instance)
+                found[name, instance] = stream[start : ends.start()]
     return found
 
 

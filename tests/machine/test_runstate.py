@@ -26,15 +26,6 @@ def test_every_pair_is_allowed_or_raises_with_both_states():
             assert actual.value in str(caught.value)
 
 
-def test_a_guest_that_migrated_away_never_runs_again():
-    reachable, new = set(), {RunState.POSTMIGRATE}
-    while new:
-        reachable |= new
-        new = {target for state in new for target in TRANSITIONS[state]} - reachable
-        new -= {RunState.FINISH_MIGRATE}  # a shut down machine may be migrated: as what it is
-    assert RunState.RUNNING not in reachable
-
-
 def test_require_names_what_it_needs():
     require("stop", RunState.RUNNING, RunState.RUNNING, RunState.PAUSED)
     with pytest.raises(

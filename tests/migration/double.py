@@ -13,6 +13,7 @@ import numpy as np
 from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
+from sterna.ownership import Ownership, Standing
 from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, array, u8, u32, u64
 
@@ -38,6 +39,7 @@ class DoubleGuest:
         self.block = RamBlock("double.ram", pages * 4096)
         self.ram_blocks: Sequence[RamBlock] = (self.block,)
         self.descriptions = {"cpu": CPU, "disk": DISK}
+        self.ownership = Ownership(Standing.OWNER if running else Standing.ABSENT)
         self.steps = 0
         self.counter = 0
         self.advanced_ns: int | None = None
@@ -170,7 +172,7 @@ class DoubleGuest:
     def resume(self) -> int:
         self._may_fail("resume")
         with self._lock:
-            assert not self.away, "the guest runs elsewhere"
+            self.ownership.require_owner()
             self.running = self._was_running
             self._lock.notify_all()
             return time.time_ns()

@@ -136,7 +136,7 @@ def test_who_cannot_be_asked_leaves_the_guest_paused() -> None:
         with Proxy(int(address.rpartition(":")[2]), Fault(backward=total - 1, mute=True)) as proxy:
             info = here.migrate(proxy.uri)
         assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
-        assert "'cont'" in info.error
+        assert "'cont -f'" in info.error
         assert "'quit'" in info.error
         assert there.guest.running
         assert not here.guest.running, "never both"
@@ -196,13 +196,16 @@ def to_a_silent_qemu() -> Iterator[tuple[Host, threading.Event, threading.Event]
         socket.create_server(("127.0.0.1", 0)) as listener,
         hosts(still_guest(), DoubleGuest(PAGES, running=False)) as (here, _),
     ):
-        threading.Thread(target=silent_qemu, args=(listener, asked, answer), daemon=True).start()
+        thread = threading.Thread(target=silent_qemu, args=(listener, asked, answer), daemon=True)
+        thread.start()
         here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
         here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
         try:
             yield here, asked, answer
         finally:
             answer.set()
+            here.controller.close()
+            thread.join(30)
 
 
 def test_the_guest_runs_until_the_destination_has_taken_a_pass_in() -> None:
@@ -220,6 +223,6 @@ def test_a_silent_qemu_does_not_hold_the_migration_for_ever() -> None:
         answer.set()
         info = here.controller.wait(30)
         assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
-        assert "'cont'" in info.error
+        assert "'cont -f'" in info.error
         assert here.guest.left_in_doubt
         assert not here.guest.running

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.doubt import Outcome, OutcomeRecord
+from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, InDoubt, ProtocolError
 from sterna.migration.handshake import Commit, Nack
+from sterna.ownership import Event, Outcome
 
 ID = bytes(range(16))
 
@@ -25,7 +26,18 @@ def test_each_id_is_decided_once() -> None:
     assert not record.commit(ID)
     record.running(ID, 99)
     assert record.ask(ID) == (Outcome.RUNNING, 99)
-    assert record.abandon(ID) is Outcome.RUNNING
+    assert record.give_up(ID) is Outcome.RUNNING
+    assert record.confirms(ID)
+
+
+def test_what_is_committed_is_not_given_up_for_a_lost_connection() -> None:
+    record = OutcomeRecord()
+    record.begin(ID)
+    record.commit(ID)
+    assert record.give_up(ID) is Outcome.COMMITTED
+    assert not record.confirms(ID)
+    record.start_failed(ID)
+    assert record.ask(ID) == (Outcome.ABANDONED, 0)
 
 
 def test_a_question_before_commit_abandons_for_ever() -> None:
@@ -40,8 +52,10 @@ def test_the_record_does_not_grow_without_bound() -> None:
     for number in range(10_000):
         migration_id = number.to_bytes(16, "big")
         assert record.begin(migration_id)
-        record.abandon(migration_id)
+        if number != 1:
+            record.give_up(migration_id)
     assert record.ask((0).to_bytes(16, "big"))[0] is Outcome.UNKNOWN
+    assert record.ask((1).to_bytes(16, "big"))[0] is not Outcome.UNKNOWN, "only what never ran is forgotten"
     assert record.ask((9_999).to_bytes(16, "big"))[0] is Outcome.ABANDONED
 
 
@@ -56,7 +70,7 @@ def test_a_question_during_the_start_waits_for_it(runs: bool) -> None:
     if runs:
         record.running(ID, 5)
     else:
-        record.abandon(ID)
+        record.start_failed(ID)
     thread.join(10)
     assert answers == [(Outcome.RUNNING, 5) if runs else (Outcome.ABANDONED, 0)]
 
@@ -82,18 +96,54 @@ def test_commit_and_question_race_to_one_decision(ordered: int) -> None:
     assert committed == [outcome is Outcome.RUNNING]
 
 
-def test_nobody_at_the_address_means_that_the_process_is_gone() -> None:
+def never(event: Event) -> bool:
+    return False
+
+
+def test_nobody_at_the_address_tells_nothing() -> None:
+    events: list[Event] = []
     with Cancellation() as cancellation:
         with uris.parse("tcp::0").listen() as listener:
             uri = uris.parse(listener.uri)
-        assert doubt.ask(uri, ID, 1.0, cancellation) == (Outcome.UNKNOWN, 0)
+        with pytest.raises(InDoubt, match="connection refused"):
+            doubt.ask(uri, ID, 0.5, cancellation, lambda event: bool(events.append(event)))
+    assert set(events) == {Event.CONNECTION_REFUSED, Event.DEADLINE}
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.RUNNING, Outcome.ABANDONED])
+def test_an_answer_is_heard(outcome: Outcome) -> None:
+    record = OutcomeRecord()
+    if outcome is not Outcome.UNKNOWN:
+        record.begin(ID)
+    if outcome is Outcome.RUNNING:
+        record.commit(ID)
+        record.running(ID, 77)
+    with Cancellation() as cancellation, uris.parse("tcp::0").listen() as listener:
+
+        def serve() -> None:
+            with listener.accept(cancellation, cancellation) as channel:
+                head = bytearray(64)
+                size = channel.readinto(head)
+                assert bytes(head[:size]) == doubt.QUESTION + ID
+                doubt.answer(channel, record, ID)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        told = doubt.ask(uris.parse(listener.uri), ID, 20, cancellation, lambda event: True)
+        thread.join(10)
+    expected = {
+        Outcome.UNKNOWN: (Event.UNKNOWN, 0),
+        Outcome.RUNNING: (Event.RUNS, 77),
+        Outcome.ABANDONED: (Event.ABANDONED, 0),
+    }
+    assert told == expected[outcome]
 
 
 def test_silence_and_nonsense_leave_the_doubt() -> None:
     with Cancellation() as cancellation, uris.parse("tcp::0").listen() as listener:
         uri = uris.parse(listener.uri)
         with pytest.raises(InDoubt, match=r"no answer from .* in 0\.\d s"):
-            doubt.ask(uri, ID, 0.2, cancellation)
+            doubt.ask(uri, ID, 0.2, cancellation, never)
 
         def babble() -> None:
             listener.accept(cancellation, cancellation).close()
@@ -105,11 +155,11 @@ def test_silence_and_nonsense_leave_the_doubt() -> None:
         thread = threading.Thread(target=babble)
         thread.start()
         with pytest.raises(InDoubt, match=r"does not answer as a sterna does|connection"):
-            doubt.ask(uri, ID, 0.2, cancellation)
+            doubt.ask(uri, ID, 0.2, cancellation, never)
         thread.join(10)
         cancellation.set()
         with pytest.raises(Cancelled):
-            doubt.ask(uri, ID, 5, cancellation)
+            doubt.ask(uri, ID, 5, cancellation, never)
 
 
 @given(st.binary(max_size=200))

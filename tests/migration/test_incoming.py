@@ -23,6 +23,7 @@ from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
+from sterna.ownership import Event
 from sterna.stream import ram, sections
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.wire import Command
@@ -106,8 +107,10 @@ def test_a_listener_that_fails_stays_until_the_source_has_confirmed(
         info = here.migrate(str(uri))
         assert info.status is COMPLETED, info.error
         with Cancellation() as cancellation:
-            outcome, _ = doubt.ask(uri, uuid.UUID(info.migration_id).bytes, 10, cancellation)
-        assert outcome is doubt.Outcome.RUNNING
+            event, _ = doubt.ask(
+                uri, uuid.UUID(info.migration_id).bytes, 10, cancellation, lambda event: event is Event.RUNS
+            )
+        assert event is Event.RUNS
 
 
 def test_a_listener_that_fails_before_any_guest_came_is_given_up() -> None:

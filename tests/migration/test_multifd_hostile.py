@@ -76,7 +76,7 @@ class RawSource:
         with DoubleGuest(PAGES, running=False) as guest:
             for section_id, state in enumerate(guest.save_devices(), 2):
                 out += sections.device_section(section_id, guest.descriptions[state.name], state)
-        self._main.sendall(out + sections.end_of_stream())
+        self._main.sendall(out + sections.end_of_stream() + sections.vm_description(b"{}"))
 
     def close(self) -> None:
         self._open.close()

@@ -20,6 +20,7 @@ from sterna.memory.bitmap import DirtyBatch, new_bitmap
 from sterna.memory.ram import RamBlock
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
+from sterna.ownership import Ownership, Standing
 from sterna.stream import ram
 from sterna.stream.description import Descriptions, find_description
 from sterna.stream.leftover import Judgement, RamUse
@@ -138,6 +139,7 @@ class Carrier:
         found = Descriptions(text)
         self.descriptions = {name: found[name, instance] for name, instance in found}
         self.states: Sequence[DeviceState] = ()
+        self.ownership = Ownership(Standing.ABSENT)
         self.resumed = 0
         self.away = False
 

@@ -274,11 +274,10 @@ def test_the_source_can_ask_when_the_answer_was_lost() -> None:
     }
 
 
-def test_a_destination_that_is_gone_is_refused_to_a_source_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy must not stay in the place of a process that is gone: the source would not know."""
-    monkeypatch.setattr(proxy_module, "DOUBT_SECONDS", 20.0)
+def test_a_destination_that_is_gone_leaves_source_and_proxy_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_module, "DOUBT_SECONDS", 1.0)
     with hosts(still_guest(), still_guest(running=False)) as (here, there):
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 10_000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 500})
         port = int(there.controller.incoming(TCP).rpartition(":")[2])
         with socket.create_server(("127.0.0.1", 0)) as server:
             # Takes the stream, passes it on to the destination, and dies before it can say that it runs.
@@ -287,11 +286,9 @@ def test_a_destination_that_is_gone_is_refused_to_a_source_in_doubt(monkeypatch:
             with through(f"tcp:127.0.0.1:{server.getsockname()[1]}") as running:
                 info = here.migrate(running.uri)
                 view = running.result()
-        assert not info.in_doubt, info
-        assert info.status is FAILED
-        assert here.guest.running
-    assert view.verdict.outcome is Outcome.FAILED
-    assert "nobody is left" in view.verdict.reason
+        assert (info.status, info.in_doubt) == (FAILED, True)
+        assert not here.guest.running
+    assert view.verdict.outcome is Outcome.IN_DOUBT
 
 
 def die_before_the_end(server: socket.socket, port: int) -> None:

@@ -320,6 +320,8 @@ class _RunningMachine:
             await self._end.wait()
         finally:
             unsubscribe()
+            # Before the connections of a migration end: who sees them end must not find the guest running here.
+            self._machine.stop()
             await server.close()
         return ExitCode.FAILURE if self._machine.error or self._incoming_failed else ExitCode.OK
 

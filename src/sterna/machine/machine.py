@@ -1,5 +1,6 @@
 """A machine: a board, its RAM, CPUs and devices on a hypervisor, and the states it goes through."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,11 +30,18 @@ from sterna.machine.throttle import Throttle
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock, RamError
+from sterna.ownership import Event, Ownership, Standing
 from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
+log = logging.getLogger(__name__)
+
 Listener = Callable[[str, dict[str, Any]], None]
 """Takes an event: its name and data, as QMP has them. Called with the machine's lock held; must not wait for the machine."""
+
+
+_ENDED = frozenset({RunState.SHUTDOWN, RunState.INTERNAL_ERROR})
+"""States of a guest that does not go on."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Machine:
 
     :ivar config: its settings
     :ivar serial: the far end of the first UART
+    :ivar ownership: whether the guest is this machine's; every start of the vCPUs asks it
     :ivar error: what stopped the guest, when it was not told to stop: fault, address, pc in the first line, then registers
 
     :raise ConfigError: When the host cannot give the RAM.
@@ -71,6 +80,7 @@ class Machine:
         self.page_bits = config.board.page_bits
         self.uuid = None if config.uuid is None else config.uuid.bytes
         self.error: str | None = None
+        self.ownership = Ownership(Standing.ABSENT if config.incoming else Standing.OWNER)
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._collector = CollectorHold()
@@ -166,18 +176,23 @@ class Machine:
                 case _:
                     pass
 
-    def cont(self) -> None:
+    def cont(self, *, force: bool = False) -> None:
         """Run the guest; its counter goes on from where it stood. Does nothing when it runs.
 
         In state inmigrate the guest will run as soon as it is there, whatever the settings say.
 
-        :raise RunStateError: When the guest has ended, is broken or runs elsewhere.
+        :param force: the caller answers for it that the guest runs nowhere else
+        :raise RunStateError: When the guest has ended or is broken.
+        :raise NotTheOwner: When it runs elsewhere, or may.
         """
         with self._lock:
             if self._run_state is RunState.INMIGRATE:
                 self._start_after_incoming = True
             elif self._run_state is not RunState.RUNNING:
-                require("run the guest", self._run_state, RunState.PAUSED, RunState.PRELAUNCH)
+                ended = self._run_state is RunState.POSTMIGRATE and self._before_migration in _ENDED
+                state = self._before_migration if ended else self._run_state
+                require("run the guest", state, RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE)
+                self.ownership.apply(Event.FORCED_CONT if force else Event.CONT)
                 self._run()
 
     def shutdown(self) -> None:
@@ -204,21 +219,35 @@ class Machine:
 
     def _emit(self, event: str, data: dict[str, Any] | None = None) -> None:
         for listener in tuple(self._listeners):
-            listener(event, data or {})
+            try:
+                listener(event, data or {})
+            except Exception:  # what goes wrong there must not decide whether the guest runs
+                log.exception("a listener failed at the event %s", event)
 
     def _run(self) -> int:
-        """Go to state running.
+        """Go to state running. When it raises, nothing runs: the vCPUs' start is the last step.
 
         :return: CLOCK_REALTIME in ns just before the first guest instruction
+        :raise NotTheOwner: When the guest is not this machine's.
         """
+        before, stopped_counter = self._run_state, self._stopped_counter
         self._run_state = transition(self._run_state, RunState.RUNNING)
-        if self._stopped_counter is not None:
-            self._vm.set_counter(self._stopped_counter)
-            self._stopped_counter = None
-        self._emit("RESUME")
-        resumed_at = self._threads.resume()
-        self._nics.resume()
-        return resumed_at
+        try:
+            if stopped_counter is not None:
+                self._vm.set_counter(stopped_counter)
+                self._stopped_counter = None
+            self._emit("RESUME")
+            self._nics.resume()
+            return self._start_vcpus()
+        except BaseException:
+            self._nics.pause()
+            self._run_state, self._stopped_counter = before, stopped_counter
+            raise
+
+    def _start_vcpus(self) -> int:
+        """The one place from which vCPUs go on."""
+        self.ownership.require_owner()
+        return self._threads.resume()
 
     def _pause(self, target: RunState) -> int:
         """Leave state running for `target`, or, if a vCPU had just stopped by itself, for what that means.
@@ -301,7 +330,7 @@ class Machine:
                 yield
             finally:
                 if running:
-                    self._threads.resume()
+                    self._start_vcpus()
 
     def _dump(self, cpu: int) -> str:
         return self._platform.dump(cpu)
@@ -368,10 +397,11 @@ class Machine:
                 target = self._state_after_incoming()
             else:
                 target = self._before_migration
-                if target is RunState.RUNNING:
+                if target is RunState.RUNNING and self.ownership.may_run:
                     self._stopped_counter = None  # it never stood still
             if target is RunState.RUNNING:
                 return self._run()
+            self.ownership.require_owner()
             self._run_state = transition(self._run_state, target)
             return time.clock_gettime_ns(time.CLOCK_REALTIME)
 
@@ -384,7 +414,7 @@ class Machine:
         return RunState.PAUSED if target is RunState.RUNNING and not self._start_after_incoming else target
 
     def leave_in_doubt(self) -> None:
-        """Nobody can say whether the guest runs elsewhere: it stays stopped here, until its user knows and says `cont`."""
+        """Nobody can say whether the guest runs elsewhere: it stays stopped here, until its user knows and forces `cont`."""
         with self._lock:
             require("leave the migration", self._run_state, RunState.FINISH_MIGRATE)
             before = self._before_migration
@@ -394,8 +424,10 @@ class Machine:
             self._collector.release()
 
     def migrated_away(self) -> None:
-        """The guest runs elsewhere: it must never run here again."""
+        """All of the guest is elsewhere; whether it may run here again, `ownership` says."""
         with self._lock:
+            if self.ownership.may_run:
+                raise RunStateError("leave a guest that is here", self._run_state, frozenset())
             self._run_state = transition(self._run_state, RunState.POSTMIGRATE)
             self._collector.release()
 

@@ -7,7 +7,8 @@
                   v  | +-----------> paused, prelaunch, shutdown, internal-error
                 paused
 
-An incoming machine starts as `inmigrate`; `resume` takes it to the state that its source was in.
+An incoming machine starts as `inmigrate`; `resume` takes it to the state that its source was in. From `postmigrate`, and from
+`paused` after a migration in doubt, `cont` runs the guest where `sterna.ownership` lets it.
 """
 
 from enum import Enum
@@ -37,19 +38,18 @@ class RunState(Enum):
 _S = RunState
 
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    _S.PRELAUNCH: frozenset({_S.INMIGRATE, _S.RUNNING, _S.FINISH_MIGRATE, _S.SHUTDOWN}),
+    _S.PRELAUNCH: frozenset({_S.INMIGRATE, _S.RUNNING, _S.FINISH_MIGRATE, _S.POSTMIGRATE, _S.SHUTDOWN}),
     _S.INMIGRATE: frozenset({_S.RUNNING, _S.PAUSED, _S.PRELAUNCH, _S.SHUTDOWN, _S.INTERNAL_ERROR}),
     _S.RUNNING: frozenset({_S.PAUSED, _S.FINISH_MIGRATE, _S.SHUTDOWN, _S.INTERNAL_ERROR}),
-    _S.PAUSED: frozenset({_S.RUNNING, _S.FINISH_MIGRATE, _S.SHUTDOWN}),
+    _S.PAUSED: frozenset({_S.RUNNING, _S.FINISH_MIGRATE, _S.POSTMIGRATE, _S.SHUTDOWN}),
     _S.FINISH_MIGRATE: frozenset(
         {_S.RUNNING, _S.PAUSED, _S.PRELAUNCH, _S.SHUTDOWN, _S.INTERNAL_ERROR, _S.POSTMIGRATE}
     ),
-    _S.SHUTDOWN: frozenset({_S.FINISH_MIGRATE}),
-    _S.INTERNAL_ERROR: frozenset({_S.FINISH_MIGRATE, _S.SHUTDOWN}),
-    _S.POSTMIGRATE: frozenset({_S.SHUTDOWN}),
+    _S.SHUTDOWN: frozenset({_S.FINISH_MIGRATE, _S.POSTMIGRATE}),
+    _S.INTERNAL_ERROR: frozenset({_S.FINISH_MIGRATE, _S.POSTMIGRATE, _S.SHUTDOWN}),
+    _S.POSTMIGRATE: frozenset({_S.RUNNING, _S.SHUTDOWN}),
 }
-"""Which states may follow a state; states that are not a key are never entered. Unlike QEMU's, a machine in `postmigrate`
-stays there: its guest runs elsewhere."""
+"""Which states may follow a state; states that are not a key are never entered."""
 
 AFTER_INCOMING = frozenset({_S.RUNNING, _S.PAUSED, _S.PRELAUNCH, _S.SHUTDOWN, _S.INTERNAL_ERROR})
 """States of the source that a destination can take over."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
+from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import MigrationError, StateError
 from sterna.migration.guest import Guest
 from sterna.migration.incoming import Incoming
@@ -14,6 +15,7 @@ from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.source import Source
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.ownership import Standing
 
 DEFER = "defer"
 """What `incoming` takes instead of a URI: the URI comes later."""
@@ -43,6 +45,7 @@ class MigrationController:
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._incoming: Incoming | None = None
+        self._record = OutcomeRecord()  # outlives a listener: a source may ask at the next one
         self._deferred = False
 
     # -- outgoing --------------------------------------------------------------------------------------------
@@ -60,6 +63,7 @@ class MigrationController:
         self._check_channels(target)
         with self._lock:
             self._check_open()
+            self._check_owner()
             if self._source is not None and self._source.progress.snapshot().status.running:
                 raise StateError("there is a migration process in progress")
             if self._deferred or (
@@ -119,7 +123,7 @@ class MigrationController:
             if target is None:
                 self._deferred = True
                 return uri
-            self._incoming = Incoming(self._guest, target, self._parameters, self._emit)
+            self._incoming = Incoming(self._guest, target, self._parameters, self._record, self._emit)
             self._deferred = False
             return self._incoming.uri
 
@@ -208,9 +212,46 @@ class MigrationController:
                 "use tcp: or unix:, or switch multifd off"
             )
 
+    def _check_owner(self) -> None:
+        """
+        :raise NotTheOwner: When the guest is not this machine's.
+        :raise StateError: When its source has not confirmed that it came here.
+        """
+        ownership = self._guest.ownership
+        if self._incoming is not None:
+            self._incoming.look_at_source()
+        if ownership.hold.watched:
+            raise StateError(
+                "the source that the guest came from has not confirmed that it knows, and takes the end of this process for the "
+                "guest's end: end that source ('quit' there), then migrate"
+            )
+        if ownership.standing is Standing.SAVED:
+            raise StateError("the guest was saved, and stands still; 'cont' first, then migrate")
+        if ownership.standing is not Standing.ABSENT:
+            ownership.require_owner()
+
+    def resolve_doubt(self, uri: str | None = None) -> str:
+        """Find out who runs the guest of a migration that ended in doubt. It stays stopped here, whatever the answer.
+
+        :param uri: where the destination can be asked, when that is not where the guest was sent
+        :return: what was found out, in one line
+        :raise UriError: When the URI is malformed.
+        :raise StateError: When no migration is in doubt.
+        :raise InDoubt: When it still is.
+        """
+        address = None if uri is None else uris.parse(uri)
+        with self._lock:
+            self._check_open()
+            source = self._source
+            if source is None or source.progress.snapshot().status.running or not source.resolvable:
+                raise StateError("no migration is in doubt")
+            return source.resolve_doubt(address)
+
     def _end_source(self) -> None:
         if self._thread is not None:
             self._thread.join()
+        if self._source is not None:
+            self._source.doubt.stop_watching()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import full_bitmap
 from sterna.memory.digest import RamDigest, page_digests
 from sterna.memory.rollingdigest import RollingDigest
-from sterna.migration import handshake, verify
+from sterna.migration import handshake, process, verify
 from sterna.migration.agreement import disagreement, page_bits
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
-from sterna.migration.doubt import Outcome, OutcomeRecord
+from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError, describe
 from sterna.migration.guest import Guest
 from sterna.migration.handshake import (
@@ -37,8 +39,10 @@ from sterna.migration.leftovers import Leftovers
 from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.multifd.receiver import MultifdReceiver
 from sterna.migration.parameters import Parameters, Verify
+from sterna.migration.process import OwnProcess, ProcessWatch
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
+from sterna.ownership import Event, Outcome
 from sterna.stream.ram import RamDecoder
 from sterna.stream.reader import CommandPiece, EndOfStream, SectionPiece, StreamReader, VmDescription
 from sterna.stream.return_path import ReturnMessage, pong, shut
@@ -53,9 +57,6 @@ from sterna.stream.wire import (
 )
 
 log = logging.getLogger(__name__)
-
-_DESCRIPTION_SECONDS = 0.5
-"""How long to wait for the description after the end of a stream from QEMU, which may leave it out."""
 
 
 class _Source:
@@ -120,6 +121,7 @@ class Destination:
         for ever
     :ivar lobby: where multifd channels arrive; None where there can be but one connection
     :ivar confirmed: the source knows that the guest runs here, or never asks
+    :ivar watch: the source's process, when it states one that is on this host; the caller closes it
     """
 
     guest: Guest
@@ -150,6 +152,9 @@ class Destination:
         self._pass_began = time.monotonic()
         self._offer: Offer | None = None
         self._id = b""
+        self._own_id = uuid.uuid4().bytes  # of an attempt that its source gives no name
+        self._process = OwnProcess()
+        self.watch: ProcessWatch | None = None
         self._devices: list[DeviceState] = []
         self._leftovers = Leftovers(self.guest, self.parameters.ignored_sections)
         self._disagreement: StreamError | None = None
@@ -180,6 +185,7 @@ class Destination:
             self._rolling.stop()
             self._multifd.close()
             self._leftovers.close()
+            self._process.close()
         return True
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ class Destination:
         assert not self._runs
         text = describe(error)
         if self._id:
-            outcome = self.record.abandon(self._id)
+            outcome = self.record.give_up(self._id)
             assert outcome is Outcome.ABANDONED
         self._tell(error, text)
         self._multifd.close()
@@ -212,7 +218,7 @@ class Destination:
         try:
             if self._greeted:
                 nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
-                self._answer(PrivateMessage.NACK, nack)
+                self._answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=self._id.hex()))
             else:
                 self.channel.send(shut(1).encode())
             self.channel.end_writing()
@@ -366,7 +372,8 @@ class Destination:
         features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
         features.append(handshake.FEATURE_MULTIFD_XBZRLE)
         host = dict(self.guest.host_traits())
-        return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns(), host)
+        process = self._process.identity
+        return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns(), host, process)
 
     def _accept(self, offer: Offer) -> None:
         try:
@@ -380,6 +387,7 @@ class Destination:
             raise Refused(f"migration {migration_id} was tried here before; an id is good for one attempt")
         self._id = migration_id.bytes
         self._offer = offer
+        self.watch = process.watch(offer.process)
         self.progress.note(migration_id=str(migration_id))
         if offer.verify:
             self._rolling.start()
@@ -413,17 +421,13 @@ class Destination:
     def _read_description(self) -> bytes | None:
         """Read what follows the end, so that the source can finish writing it."""
         reader = self._reader
-        at, end = reader.window
-        needed = self._offer is not None or self._leftovers.needs_description
-        if not needed and at == end and not self._more_comes():
-            return None
+        # A source that could not send it whole may go on: a file is whole where it ends, a connection is not.
         event = reader.next()
-        if event is None and self._offer is not None:
-            raise reader.error("the stream is cut short before its description")
+        if event is None and self.channel.two_way:
+            raise reader.error(
+                "the stream is cut short before its description (a QEMU sends it unless its machine has suppress-vmdesc=on)"
+            )
         return event.text if isinstance(event, VmDescription) else None
-
-    def _more_comes(self) -> bool:
-        return not self.channel.two_way or self.channel.wait_readable(_DESCRIPTION_SECONDS)
 
     def _start_digest(self, pool: ThreadPoolExecutor) -> "Future[RamDigest]":
         return pool.submit(self._rolling.finish, check=self.cancellation.check)
@@ -462,34 +466,62 @@ class Destination:
     def _start_at_end(self) -> None:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
-        self.guest.announce(self.parameters.announce_delays)
-        self.guest.resume()
+        self._take_over(watched=False)
+        self._start()
         self._runs = True
         self.confirmed = True
         self.progress.enter(MigrationStatus.COMPLETED)
         if self._return_path:
-            self._quietly(lambda: self.channel.send(shut(0).encode()))
+            self._say(lambda: self.channel.send(shut(0).encode()))
+
+    def _take_over(self, *, watched: bool) -> None:
+        self.guest.ownership.apply(Event.TAKEN_OVER, self._id or self._own_id, watched=watched)
+
+    def _start(self, elapsed_ns: int | None = None) -> int:
+        """Start the guest, which is this machine's.
+
+        :param elapsed_ns: how long it was down, where the source tells
+        :return: CLOCK_REALTIME in ns just before its first instruction
+        """
+        try:
+            if elapsed_ns is not None:
+                self.guest.advance_counter(elapsed_ns)
+            self.guest.announce(self.parameters.announce_delays)
+            return self.guest.resume()
+        except BaseException:
+            # `resume` starts all of it or nothing.
+            self.guest.ownership.apply(Event.GIVEN_BACK, self._id or self._own_id)
+            if self._id:
+                self.record.start_failed(self._id)
+            raise
 
     def _start_on_commit(self, digest: RamDigest | None) -> None:
-        self._answer(PrivateMessage.READY, Ready(digest.hex if digest else ""))
+        self._answer(PrivateMessage.READY, Ready(digest.hex if digest else "", self.watch is not None))
         commit = handshake.decode(self._private_command(PrivateCommand.COMMIT), Commit)
         self.cancellation.check()
-        if not self.record.commit(self._id):
-            raise Refused("the source gave this migration up before its COMMIT arrived")
         longest_ns = time.monotonic_ns() - self._accepted
         elapsed_ns = time.time_ns() - (commit.stop_ns + commit.clock_offset_ns)
         elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
-        self.guest.advance_counter(elapsed_ns)
-        self.guest.announce(self.parameters.announce_delays)
-        clock_ns = self.guest.resume()
+        if not self.record.commit(self._id):
+            raise Refused("the source gave this migration up before its COMMIT arrived")
+        self._take_over(watched=commit.watched)
+        clock_ns = self._start(elapsed_ns)
         self._runs = True
         self.record.running(self._id, clock_ns)
         self.progress.enter(MigrationStatus.COMPLETED, clock_note=note)
-        self._quietly(lambda: self._answer(PrivateMessage.RUNNING, Running(clock_ns, note)))
+        self._say(lambda: self._answer(PrivateMessage.RUNNING, Running(clock_ns, note)))
         self._quietly(self._wait_confirm)
+
+    def _say(self, action: Callable[[], object]) -> None:
+        """Tell the source that the guest runs, even if this program is about to end."""
+        with Cancellation() as never:
+            self.channel.watch(never)
+            self._quietly(action)
+            self.channel.watch(self.cancellation)
 
     def _wait_confirm(self) -> None:
         self._private_command(PrivateCommand.CONFIRM)
+        self.guest.ownership.apply(Event.CONFIRMED, self._id)
         self.confirmed = True
 
     def _private_command(self, kind: PrivateCommand) -> bytes:

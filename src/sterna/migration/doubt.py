@@ -3,13 +3,14 @@ the answer.
 
 The question is ``STRNASK1`` and the migration's id, 16 bytes. The answer is ``STRNANS1``, a byte with the
 outcome, and be64 CLOCK_REALTIME before the first guest instruction (0 unless running), and a checksum (XXH32,
-be32) of those. The connection serves nothing else.
+be32) of those. The connection serves nothing else. A source that has learnt so that its guest runs confirms it on another
+connection: ``STRNCNF1`` and the id, which has no answer.
 """
 
 import struct
 import threading
 import time
-from enum import IntEnum
+from collections.abc import Callable
 
 import xxhash
 
@@ -17,8 +18,11 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import ChannelError, ConnectionRefused, InDoubt
+from sterna.ownership import AttemptEvent, Event, Outcome, next_outcome, told
+from sterna.ownership import answer as answer_to
 
 QUESTION = b"STRNASK1"
+CONFIRMATION = b"STRNCNF1"
 _ANSWER = struct.Struct(">8sBQ")
 _CHECK_BYTES = 4
 ANSWER_BYTES = _ANSWER.size + _CHECK_BYTES
@@ -29,25 +33,8 @@ _RETRY_SECONDS = 0.2
 _RECORD_LIMIT = 4096
 
 
-class Outcome(IntEnum):
-    """What a destination did with a migration. UNKNOWN is no record: this process never saw it."""
-
-    UNKNOWN = 0
-    PENDING = 1
-    COMMITTED = 2
-    RUNNING = 3
-    ABANDONED = 4
-
-
 class OutcomeRecord:
-    """The destination's decisions, one per migration id, each made once.
-
-    ::
-
-        pending -> committed -> running
-           |           |
-           +-----------+-> abandoned
-    """
+    """The destination's decisions, one per migration id, each made once, as `sterna.ownership` draws them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -58,29 +45,36 @@ class OutcomeRecord:
         with self._changed:
             if migration_id in self._outcomes:
                 return False
-            self._outcomes[migration_id] = (Outcome.PENDING, 0)
+            self._apply(migration_id, AttemptEvent.OFFER)
             if len(self._outcomes) > _RECORD_LIMIT:
-                # The oldest is abandoned, for nothing follows a guest that runs. Forgotten means the same to
-                # a source.
-                del self._outcomes[next(iter(self._outcomes))]
+                # A source that asks for one that is forgotten stays in doubt, so only what never ran is.
+                abandoned = (
+                    key for key, (outcome, _) in self._outcomes.items() if outcome is Outcome.ABANDONED
+                )
+                del self._outcomes[next(abandoned)]
             return True
 
     def commit(self, migration_id: bytes) -> bool:
-        """COMMIT arrived. False when the migration was abandoned before."""
-        return self._move(migration_id, (Outcome.PENDING,), Outcome.COMMITTED)
+        """COMMIT arrived. False when the migration was abandoned before, or COMMIT came before."""
+        with self._changed:
+            before = self._outcome(migration_id)
+            return before is not self._apply(migration_id, AttemptEvent.COMMIT)
 
     def running(self, migration_id: bytes, clock_ns: int) -> None:
         """The guest of a committed migration runs."""
-        moved = self._move(migration_id, (Outcome.COMMITTED,), Outcome.RUNNING, clock_ns)
-        assert moved, "a guest was started without COMMIT"
+        with self._changed:
+            moved = self._apply(migration_id, AttemptEvent.STARTED, clock_ns)
+        assert moved is Outcome.RUNNING, "a guest was started without COMMIT"
 
-    def abandon(self, migration_id: bytes) -> Outcome:
-        """The guest will not run here under this id, unless it does already.
+    def start_failed(self, migration_id: bytes) -> None:
+        """The guest of a committed migration could not be started. It stands still, and stays so."""
+        with self._changed:
+            self._apply(migration_id, AttemptEvent.START_FAILED)
 
-        :return: ABANDONED or RUNNING
-        """
-        self._move(migration_id, (Outcome.PENDING, Outcome.COMMITTED), Outcome.ABANDONED)
-        return self._outcomes[migration_id][0]
+    def give_up(self, migration_id: bytes) -> Outcome:
+        """The attempt has failed: the guest will not run here under this id, unless COMMIT came before."""
+        with self._changed:
+            return self._apply(migration_id, AttemptEvent.GIVEN_UP)
 
     def ask(self, migration_id: bytes) -> tuple[Outcome, int]:
         """The source asks: a pending migration is abandoned, a committed one is waited for.
@@ -88,22 +82,27 @@ class OutcomeRecord:
         :return: UNKNOWN, RUNNING or ABANDONED, and the clock before the first guest instruction
         """
         with self._changed:
-            if migration_id not in self._outcomes:
-                return Outcome.UNKNOWN, 0
-            if self._outcomes[migration_id][0] is Outcome.PENDING:
-                self._outcomes[migration_id] = (Outcome.ABANDONED, 0)
-                self._changed.notify_all()
+            self._apply(migration_id, AttemptEvent.ASKED)
             # Starting a guest takes no peer, so this wait ends.
-            self._changed.wait_for(lambda: self._outcomes[migration_id][0] is not Outcome.COMMITTED)
-            return self._outcomes[migration_id]
+            self._changed.wait_for(lambda: answer_to(self._outcome(migration_id)) is not None)
+            return self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))
 
-    def _move(self, migration_id: bytes, before: tuple[Outcome, ...], to: Outcome, clock_ns: int = 0) -> bool:
+    def confirms(self, migration_id: bytes) -> bool:
+        """Whether a source's confirmation is of a guest that runs here."""
         with self._changed:
-            if self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))[0] not in before:
-                return False
-            self._outcomes[migration_id] = (to, clock_ns)
+            return self._outcome(migration_id) is Outcome.RUNNING
+
+    def _outcome(self, migration_id: bytes) -> Outcome:
+        return self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))[0]
+
+    def _apply(self, migration_id: bytes, event: AttemptEvent, clock_ns: int = 0) -> Outcome:
+        """With the lock held."""
+        before = self._outcome(migration_id)
+        after = next_outcome(before, event)
+        if after is not before:
+            self._outcomes[migration_id] = (after, clock_ns)
             self._changed.notify_all()
-            return True
+        return after
 
 
 def answer(channel: Channel, record: OutcomeRecord, migration_id: bytes) -> None:
@@ -114,27 +113,46 @@ def answer(channel: Channel, record: OutcomeRecord, migration_id: bytes) -> None
 
 
 def ask(
-    uri: ListeningUri, migration_id: bytes, timeout_seconds: float, cancellation: Cancellation
-) -> tuple[Outcome, int]:
-    """Ask the destination until it answers.
+    uri: ListeningUri,
+    migration_id: bytes,
+    timeout_seconds: float,
+    cancellation: Cancellation,
+    apply: Callable[[Event], bool],
+) -> tuple[Event, int]:
+    """Ask the destination until the doubt is over.
 
-    :return: UNKNOWN, RUNNING or ABANDONED, and the clock; a refused connection is UNKNOWN: the process is
-        gone
-    :raise InDoubt: When nobody answers in time.
+    :param apply: takes each event that a try came to; whether it ended the doubt
+    :return: the event that did, and with RUNS the destination's clock before the first guest instruction
+    :raise InDoubt: When nothing has in time; the text says what the last try came to.
     :raise Cancelled: When `cancellation` is set.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
         left = max(0.1, deadline - time.monotonic())
         try:
-            return _ask_once(uri, migration_id, min(_ANSWER_SECONDS, left), cancellation)
-        except ConnectionRefused:
-            return Outcome.UNKNOWN, 0
+            outcome, clock_ns = _ask_once(uri, migration_id, min(_ANSWER_SECONDS, left), cancellation)
+        except ConnectionRefused as error:
+            event, clock_ns, reason = Event.CONNECTION_REFUSED, 0, str(error)
         except ChannelError as error:
-            reason = str(error)
+            event, clock_ns, reason = Event.NO_ANSWER, 0, str(error)
+        else:
+            event, reason = told(outcome), f"whoever listens at {uri} does not know this migration"
+        if apply(event):
+            return event, clock_ns
         if time.monotonic() + _RETRY_SECONDS >= deadline:
+            apply(Event.DEADLINE)
             raise InDoubt(reason)
         cancellation.sleep(_RETRY_SECONDS)
+
+
+def confirm(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) -> None:
+    """Tell the destination on a fresh connection that the source knows that the guest runs there.
+
+    :raise ChannelError: When nobody could be told.
+    :raise Cancelled: When `cancellation` is set.
+    """
+    with uri.connect(cancellation, _ANSWER_SECONDS) as channel:
+        channel.send(CONFIRMATION + migration_id)
 
 
 def _ask_once(

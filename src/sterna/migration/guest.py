@@ -6,6 +6,7 @@ from typing import Protocol
 from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
+from sterna.ownership import Ownership
 from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
@@ -19,6 +20,7 @@ class Guest(Protocol):
     :ivar page_bits: log2 of the stream's page size as the configuration section says it: 12 for `virt`; None
         when QEMU's machine of this type says nothing and so means 10, as `vexpress-a15`
     :ivar uuid: 16 bytes that tell this machine from others, or None
+    :ivar ownership: whether the guest is this machine's; no vCPU runs unless it says so
     """
 
     machine_type: str
@@ -26,6 +28,7 @@ class Guest(Protocol):
     descriptions: Mapping[str, VmStateDescription]
     page_bits: int | None
     uuid: bytes | None
+    ownership: Ownership
 
     def guest_traits(self) -> Sequence[Trait]:
         """What the guest needs of a host that it goes to."""
@@ -60,7 +63,7 @@ class Guest(Protocol):
 
     def resume(self) -> int:
         """Run the guest, after an incoming migration or a failed one (run state running, or as it was
-        before).
+        before). When it raises, no vCPU runs.
 
         :return: CLOCK_REALTIME in ns just before the first guest instruction.
         """
@@ -73,7 +76,7 @@ class Guest(Protocol):
         ...
 
     def migrated_away(self) -> None:
-        """The destination runs the guest: it must never run here again (run state postmigrate)."""
+        """All of the guest is elsewhere (run state postmigrate): whether it may run here again, `ownership` says."""
         ...
 
     def save_devices(self) -> list[DeviceState]:

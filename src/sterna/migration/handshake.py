@@ -9,8 +9,8 @@ messages on the return path. A peer that does not answer the greeting with `Hell
       header, configuration
       OPEN_RETURN_PATH, PING(GREETING)     ------------->
                                            <-------------     HELLO (a sterna only), PONG(GREETING)
-                                                        (features, clock, what the host has for a guest)
-      OFFER: id of this migration, verify  ------------->     the id is pending from here
+                                                        (features, clock, its process, what the host has for a guest)
+      OFFER: id of this migration, verify, process -------->  the id is pending from here
       RAM, pass by pass; then the guest stops here
       last pages, devices [, digests], EOF, description
                                            ------------->     digests compared, devices decoded and loaded
@@ -19,37 +19,30 @@ messages on the return path. A peer that does not answer the greeting with `Hell
                                            <-------------     RUNNING: clock before the first instruction
       CONFIRM                              ------------->     nobody will ask any more
 
-Ownership of the guest, by what was sent and received:
-
-::
-
-    source:       owner --READY, COMMIT handed to the kernel--> in doubt --RUNNING--> given away
-                    ^                                              |
-                    +---- abandoned / process gone -- asks again --+--> running: given away
-                                                                   +--> no answer: stays paused, the user
-                                                                   decides
-
-    destination:  pending --COMMIT--> committed --guest started--> running
-                     |                    +--start failed--> abandoned
-                     +--connection lost, error, cancelled, or asked by the source--> abandoned, for ever
+`sterna.ownership` draws the states of both ends and has their transition functions; both ends call these.
 
 - Before COMMIT was handed to the kernel whole, the source owns the guest: on any failure or cancel it
 resumes, and the destination never starts, because it starts on COMMIT only.
 - COMMIT is the point of no return for cancelling. If RUNNING does not arrive, the source asks on a fresh
 connection to the same URI (`sterna.migration.doubt`). The destination decides each id once, under one lock:
 an id that is still pending when the question comes is abandoned, and a COMMIT that arrives later is refused.
-- The destination keeps its listener until CONFIRM arrived, so a refused connection means that the process is
-  gone, and the guest with it. (Whoever forwards the port must not refuse in the destination's place.)
-- A destination that falls silent does not keep the guest stopped: after `x-sterna-switchover-timeout` the
-  source gives up, before COMMIT by resuming, after it by asking.
+- A connection that is refused or lost, silence, and a sterna that does not know the id tell nothing. Besides the destination's
+word only the end of its process ends the doubt: where both run on one host, each holds a descriptor of the other's process
+(`sterna.migration.process`). The source says in COMMIT that it watches, and READY says that the destination does; a destination
+that is watched does not migrate the guest on before CONFIRM, or before the source has ended.
+- Else the source stays paused. It says who may run, and `x-sterna-resolve-doubt` asks again.
+- A destination that falls silent before COMMIT does not keep the guest stopped: after `x-sterna-switchover-timeout` the
+source gives the attempt up, which is its own to give up; after COMMIT it asks.
 - A source that falls silent, or only drips, does not keep others out of a destination that listens: once it has been waited
-  for a minute for less than a page its attempt fails, and its id is abandoned.
+for a minute for less than a page its attempt fails, and its id is abandoned.
 - A destination that takes in, or runs, another guest answers the greeting with NACK instead of HELLO.
 
-With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when the stream is complete and
-then says SHUT(0); a connection that ends without that means that it did not load the stream, and the guest
-resumes here, as between two QEMUs. One-way channels (`exec:`, `file:`, pipes) are done when everything was
-written and the command has exited with 0.
+With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when it has read the end of the stream. So the end
+is sent when QEMU has answered a ping behind the devices: it has loaded everything then, and what fails before that fails while
+the source owns the guest. After the end only SHUT(0) tells that QEMU has the guest. The other value tells nothing: QEMU 7.2 sends
+it also when the guest runs and the stream broke behind its end.
+A command (`exec:`) that has read the end tells by its exit status whether it has the guest; a file has it when it is complete;
+who reads a descriptor (`fd:`) tells nothing.
 """
 
 from enum import IntEnum
@@ -59,6 +52,7 @@ import msgspec
 import xxhash
 
 from sterna.migration.errors import ProtocolError
+from sterna.migration.process import ProcessIdentity
 
 GREETING = 0x53544E41
 """Value of the PING that a sterna answers with `Hello` before the PONG ("STNA")."""
@@ -94,6 +88,7 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar incoming_id: UUID of its present wait for a guest
     :ivar clock_ns: its CLOCK_REALTIME when it read the greeting
     :ivar host: what it has for a guest, by the names of `sterna.hypervisor.traits`
+    :ivar process: its process; a sterna 0.1 states none
     """
 
     version: int
@@ -101,6 +96,7 @@ class Hello(msgspec.Struct, frozen=True):
     incoming_id: str
     clock_ns: int
     host: dict[str, int] = {}
+    process: ProcessIdentity | None = None
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -109,20 +105,24 @@ class Offer(msgspec.Struct, frozen=True):
     :ivar migration_id: 32 hexadecimal digits, new for each attempt
     :ivar verify: a digest section comes before the end of the stream
     :ivar multifd: number of multifd channels, 0 without
+    :ivar process: its process, if it can watch the destination's
     """
 
     migration_id: str
     verify: bool
     multifd: int = 0
+    process: ProcessIdentity | None = None
 
 
 class Ready(msgspec.Struct, frozen=True):
     """The destination has everything and waits for COMMIT.
 
     :ivar digest: root digest of its RAM, 16 hexadecimal digits, or empty
+    :ivar watches: it watches the source's process
     """
 
     digest: str = ""
+    watches: bool = False
 
 
 class Nack(msgspec.Struct, frozen=True):
@@ -133,6 +133,8 @@ class Nack(msgspec.Struct, frozen=True):
     :ivar chunk: number of the chunk
     :ivar pages: digests of the chunk's pages at the destination, big-endian uint64
     :ivar digest: root digest of its RAM
+    :ivar abandoned: id of the migration, 32 hexadecimal digits, when it is recorded that this guest is never started here; what
+        refuses without a record tells a source that has sent COMMIT nothing
     """
 
     reason: str
@@ -140,6 +142,7 @@ class Nack(msgspec.Struct, frozen=True):
     chunk: int = -1
     pages: bytes = b""
     digest: str = ""
+    abandoned: str = ""
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -147,10 +150,12 @@ class Commit(msgspec.Struct, frozen=True):
 
     :ivar stop_ns: CLOCK_REALTIME of the source when the last vCPU had left guest mode
     :ivar clock_offset_ns: the destination's clock minus the source's, as the source measured it
+    :ivar watched: the source takes the end of the destination's process for the end of the guest, until it sends CONFIRM
     """
 
     stop_ns: int
     clock_offset_ns: int
+    watched: bool = False
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -26,8 +26,10 @@ from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.guest import Guest
 from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
+from sterna.migration.process import ProcessWatch
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.ownership import Event
 from sterna.stream import multifd, sections
 from sterna.stream.return_path import ReturnMessage
 from sterna.stream.wire import Command, StreamError
@@ -66,16 +68,19 @@ class Incoming:
     :raise ChannelError: When the URI cannot be listened on or opened.
     """
 
-    def __init__(self, guest: Guest, uri: uris.Uri, parameters: Parameters, emit: Emit) -> None:
+    def __init__(
+        self, guest: Guest, uri: uris.Uri, parameters: Parameters, record: OutcomeRecord, emit: Emit
+    ) -> None:
         self._guest = guest
         self._uri = uri
         self._parameters = parameters
         self._emit = emit
         self._id = uuid.uuid4()
-        self._record = OutcomeRecord()
+        self._record = record
         self._cancellation = Cancellation()
         self._enough = Cancellation()
         self._slot = _Slot.FREE
+        self._watch: ProcessWatch | None = None
         self._connections: set[threading.Thread] = set()
         self._changed = threading.Condition()
         self._listener: Listener | None = None
@@ -130,6 +135,8 @@ class Incoming:
             thread.join()
         self._cancellation.close()
         self._enough.close()
+        if self._watch is not None:
+            self._watch.close()
 
     # -- threads ---------------------------------------------------------------------------------------------
 
@@ -207,14 +214,30 @@ class Incoming:
                     stack.pop_all()
                     self._lobby.enter(init, channel)
                     return
-                if head == doubt.QUESTION:
+                if head in (doubt.QUESTION, doubt.CONFIRMATION):
                     migration_id = self._read_exactly(channel, doubt.ID_BYTES)
-                    if len(migration_id) == doubt.ID_BYTES:
+                    if len(migration_id) < doubt.ID_BYTES:
+                        return
+                    if head == doubt.QUESTION:
                         doubt.answer(channel, self._record, migration_id)
+                    else:
+                        self._confirm(migration_id)
                     return
             except (ChannelError, Cancelled, StreamError):
                 return
             self._take_in(channel, head)
+
+    def _confirm(self, migration_id: bytes) -> None:
+        """A source that had lost the connection knows now that its guest runs here."""
+        if self._record.confirms(migration_id):
+            self._guest.ownership.apply(Event.CONFIRMED, migration_id)
+            self._enough.set()
+
+    def look_at_source(self) -> None:
+        """A source that has ended asks no more, and takes nothing for the end of the guest."""
+        watch, migration = self._watch, self._guest.ownership.hold.migration
+        if watch is not None and watch.ended:
+            self._guest.ownership.apply(Event.SOURCE_ENDED, migration)
 
     def _read_exactly(self, channel: Channel, size: int) -> bytes:
         """So many bytes; fewer when the peer ends or falls silent before."""
@@ -235,6 +258,7 @@ class Incoming:
                 self._turn_away(channel, head, slot)
                 return
             runs = False
+            destination: Destination | None = None
             try:
                 if not self._progress.snapshot().status.running:
                     self._progress = self._new_progress()
@@ -254,8 +278,13 @@ class Incoming:
                 )
                 runs = destination.run()
             finally:
+                watch = destination.watch if destination is not None else None
+                if runs:
+                    self._watch = watch
+                elif watch is not None:
+                    watch.close()
                 self._set_slot(_Slot.TAKEN if runs else _Slot.FREE)
-        if runs and destination.confirmed:
+        if runs and destination is not None and destination.confirmed:
             self._enough.set()
 
     def _enter_slot(self) -> _Slot:

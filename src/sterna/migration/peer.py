@@ -1,7 +1,6 @@
 """The source's view of the destination: what comes back from it, and the steps of handing over a guest."""
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from sterna.migration.handshake import (
     Ready,
     Running,
 )
+from sterna.migration.process import ProcessIdentity
 from sterna.stream import sections
 from sterna.stream.return_path import ReturnMessage, ReturnPathDecoder
 from sterna.stream.wire import Command, ReturnPathType, StreamError
@@ -45,6 +45,10 @@ class NackError(Refused):
         self.nack = nack
 
 
+class ShutError(Refused):
+    """The destination closed the return path with an error."""
+
+
 @dataclass(frozen=True)
 class Greeted:
     """What the greeting found out.
@@ -52,6 +56,7 @@ class Greeted:
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus ours, 0 when within the measuring error
     :ivar round_trip_seconds: from the greeting to its answer
     :ivar host: what the destination has for a guest, by the names of `sterna.hypervisor.traits`
+    :ivar process: the destination's process, if it states one
     """
 
     kind: PeerKind
@@ -59,6 +64,7 @@ class Greeted:
     clock_offset_ns: int = 0
     round_trip_seconds: float = 0.0
     host: Mapping[str, int] = field(default_factory=dict)
+    process: ProcessIdentity | None = None
 
 
 class Peer:
@@ -155,7 +161,7 @@ class Peer:
         if message.type == PrivateMessage.NACK:
             raise NackError(handshake.decode(message.payload, Nack))
         if message.type == ReturnPathType.SHUT and message.value:
-            raise Refused("destination refused: it could not load the guest")
+            raise ShutError("destination refused: it could not load the guest")
 
     def _expect(self, kind: PrivateMessage) -> bytes:
         message = self.wait()
@@ -191,16 +197,17 @@ class Peer:
                 )
             offset = handshake.clock_offset(sent_ns, received_ns, hello.clock_ns)
             self._is_sterna = True
-            greeted = Greeted(PeerKind.STERNA, frozenset(hello.features), offset, round_trip, hello.host)
+            greeted = Greeted(
+                PeerKind.STERNA, frozenset(hello.features), offset, round_trip, hello.host, hello.process
+            )
             message = self.wait(GREETING_SECONDS)
         if message.type != ReturnPathType.PONG or message.value != handshake.GREETING:
             raise ProtocolError(f"{self._channel.peer} answered the greeting with type {message.type:#x}")
         return greeted
 
-    def offer(self, migration_id: uuid.UUID, verify: bool, multifd_channels: int) -> None:
+    def offer(self, offer: handshake.Offer) -> None:
         """Name the migration to a sterna."""
-        payload = handshake.encode(handshake.Offer(migration_id.hex, verify, multifd_channels))
-        self._channel.send(sections.command(PrivateCommand.OFFER, payload))
+        self._channel.send(sections.command(PrivateCommand.OFFER, handshake.encode(offer)))
 
     def ping(self, value: int) -> int:
         """Have the destination answer when it has taken in all that was sent so far; `ponged` waits for it.
@@ -235,8 +242,21 @@ class Peer:
         """Wait until a sterna runs the guest."""
         return handshake.decode(self._expect(PrivateMessage.RUNNING), Running)
 
+    def await_loading(self) -> None:
+        """Wait until the destination has loaded all that was sent so far.
+
+        :raise Refused, ProtocolError, ChannelError: As `check`.
+        """
+        value = self._pinged + 1
+        self.ping(value)
+        while not self.ponged(value, _REASON_SECONDS):
+            pass
+
     def wait_shut(self) -> None:
-        """Wait until QEMU has loaded the stream."""
+        """Wait until QEMU has the guest.
+
+        :raise ShutError: When it says that something went wrong.
+        """
         message = self.wait()
         if message.type != ReturnPathType.SHUT:
             raise ProtocolError(f"{self._channel.peer} sent a message of type {message.type:#x}")

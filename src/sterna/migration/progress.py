@@ -94,6 +94,15 @@ class Progress:
             self._change(status, **changes)
         self._announce("MIGRATION", {"status": status.value})
 
+    def settle(self, error: str) -> None:
+        """A migration that failed in doubt is in doubt no more.
+
+        :param error: what was found out, in one line
+        """
+        with self._lock:
+            assert self._info.in_doubt
+            self._info = replace(self._info, in_doubt=False, error=error)
+
     def cancelling(self) -> None:
         """The user cancelled; does nothing once there is an outcome."""
         with self._lock:

@@ -2,8 +2,8 @@
 
 Setup (connect, header, greeting, RAM blocks, dirty logging on), then passes: all pages first, then what the
 dirty log says was written since, until the rest is estimated to fit the downtime limit; then the guest stops,
-and the last pages, the devices and the end follow. How ownership of the guest changes hands is
-`sterna.migration.handshake`'s subject.
+and the last pages, the devices and the end follow. How the guest changes hands is `sterna.migration.handover`'s
+subject.
 
 Whatever goes wrong, and whenever: logging is off, the channel closed, and the guest runs if it ran before,
 unless the destination runs it or cannot be asked.
@@ -16,14 +16,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import pairwise
 
 from sterna.hypervisor.traits import first_difference
 from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamError
 from sterna.memory.rollingdigest import RollingDigest
-from sterna.migration import doubt, handshake, verify
+from sterna.migration import handshake, process, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
@@ -37,36 +36,30 @@ from sterna.migration.errors import (
     describe,
 )
 from sterna.migration.guest import Guest
+from sterna.migration.handover import Doubt, HandOver
+from sterna.migration.handshake import Offer
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import PageHeat, PassWork, SentPages
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
 from sterna.migration.parameters import Parameters, PolicyName, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.precopy import Precopy
+from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import DowntimeParts, MigrationStatus
 from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
+from sterna.ownership import Standing
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
 from sterna.stream.multifd import NO_UUID
 from sterna.stream.vmstate import DeviceState, VmStateDescription
-from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION, StreamError
+from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION
 
 _FIRST_DEVICE_ID = 2
 
-_ADVICE = (
-    "the guest stays paused here: if it does not run at the destination, continue it with 'cont'; "
-    "if it does, end this one with 'quit'"
-)
-
-
-class _Owner(Enum):
-    """Where the guest may run, as far as the source knows."""
-
-    HERE = "here"
-    IN_DOUBT = "in doubt"
-    AWAY = "away"
+_QUESTION_SECONDS = 2.0
+"""How long the user's own question to the destination may take: other monitors wait meanwhile."""
 
 
 @dataclass
@@ -115,6 +108,8 @@ class Source:
 
     def __post_init__(self) -> None:
         self.migration_id = uuid.uuid4()
+        self.doubt = Doubt(self.guest.ownership, self.migration_id.bytes, self.uri)
+        self._process = OwnProcess()
         self._cancellation = Cancellation()
         self.limiter = RateLimiter(self.parameters.max_bandwidth, sleep=self._cancellation.sleep)
         self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
@@ -126,7 +121,6 @@ class Source:
         self._rolling: RollingDigest | None = None
         self._logging = False
         self._stopped = False
-        self._owner = _Owner.HERE
         self._overdue = False
         self._digest: RamDigest | None = None
         parameters = self.parameters
@@ -153,6 +147,32 @@ class Source:
         self.progress.cancelling()
         self._cancellation.set()
 
+    @property
+    def resolvable(self) -> bool:
+        """Whether it ended in doubt, and still is."""
+        hold = self.guest.ownership.hold
+        return hold.standing is Standing.IN_DOUBT and hold.migration == self.migration_id.bytes
+
+    def resolve_doubt(self, uri: uris.Uri | None) -> str:
+        """After the migration: ask again who runs the guest. It stays stopped here.
+
+        :param uri: where the destination can be asked, when that is not where the guest was sent
+        :return: what was found out, in one line
+        :raise InDoubt: When nothing was.
+        """
+        try:
+            self.doubt.resolve(_QUESTION_SECONDS, self.closing, uri)
+        except InDoubt:
+            raise
+        except MigrationError as error:
+            found = f"{error}: it is this machine's, and 'cont' runs it"
+        else:
+            found = "the guest runs at the destination"
+            self.guest.migrated_away()
+        self.doubt.stop_watching()
+        self.progress.settle(found)
+        return found
+
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -168,33 +188,42 @@ class Source:
                 self._rolling.stop()
             if self._cache is not None:
                 self._cache.close()
+            if self.guest.ownership.standing is not Standing.IN_DOUBT:
+                self.doubt.stop_watching()
+            self._process.close()
             self._cancellation.close()
 
     def _recover(self, error: Exception) -> None:
-        """The migration failed: logging off; unless the guest went away or may have, it runs if it ran
-        before.
-        """
+        """The migration failed: logging off; if the guest is still this machine's, it runs if it ran before."""
+        ownership = self.guest.ownership
         text = describe(error)
-        if self._overdue and self._owner is _Owner.HERE:
+        if self._overdue and ownership.may_run:
             seconds = self.parameters.switchover_timeout_seconds
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         try:
             self._stop_logging()
         except Exception as worse:
             text += f"; and dirty logging cannot be stopped: {worse}"
-        if self._stopped and self._owner is _Owner.HERE:
+        if self._stopped:
             try:
-                self.guest.resume()
+                self._leave_switchover()
             except Exception as worse:
                 text += f"; and the guest cannot be resumed: {worse}"
-        elif self._stopped and self._owner is _Owner.IN_DOUBT:
-            self.guest.leave_in_doubt()
-        if self._cancellation.is_set and not self._overdue and self._owner is _Owner.HERE:
+        if self._cancellation.is_set and not self._overdue and ownership.may_run:
             self.progress.cancelling()
             self.progress.enter(MigrationStatus.CANCELLED)
         else:
-            in_doubt = self._owner is _Owner.IN_DOUBT
+            in_doubt = ownership.standing is Standing.IN_DOUBT
             self.progress.enter(MigrationStatus.FAILED, error=text, in_doubt=in_doubt)
+
+    def _leave_switchover(self) -> None:
+        match self.guest.ownership.standing:
+            case Standing.OWNER:
+                self.guest.resume()
+            case Standing.IN_DOUBT:
+                self.guest.leave_in_doubt()
+            case _:
+                self.guest.migrated_away()
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
@@ -306,7 +335,9 @@ class Source:
             if difference is not None:
                 raise Refused(f"the destination's host cannot run this guest: {difference}")
             channels = self._multifd.channels if self._multifd else 0
-            peer.offer(self.migration_id, self._verifies(greeted), channels)
+            self.doubt.watch = process.watch(greeted.process)
+            own = self._process.identity if self.doubt.watch is not None else None
+            peer.offer(Offer(self.migration_id.hex, self._verifies(greeted), channels, own))
         elif self._verifies(greeted) and greeted.kind is PeerKind.QEMU:
             raise MigrationError(
                 "x-sterna-verify is on, but the destination cannot verify: it is not a sterna"
@@ -365,16 +396,8 @@ class Source:
             timeline.last_pass = time.time_ns()
             devices, devices_digest = self._send_devices(channel)
             timeline.device_state = time.time_ns()
-            self._send_end(channel, devices, devices_digest, digest)
-        timeline.digest = time.time_ns()
-        if greeted.kind is PeerKind.STERNA:
-            self._hand_over(channel, peer, greeted)
-        elif greeted.kind is PeerKind.QEMU:
-            self._let_qemu_start(channel, peer)
-        else:
-            channel.finish()
-            timeline.loaded = time.time_ns()
-        self._owner = _Owner.AWAY
+            end = self._make_end(channel, devices, devices_digest, digest)
+        self._hand_over(channel, peer, greeted, end)
         parts = timeline.parts()
         self.progress.note(downtime_parts=parts, downtime_ms=parts.total)
 
@@ -408,90 +431,54 @@ class Source:
         self._send(channel, b"".join(framed), final=True)
         return devices, verify.devices_digest(encoded)
 
-    def _send_end(
+    def _make_end(
         self,
         channel: Channel,
         devices: Sequence[tuple[VmStateDescription, DeviceState]],
         devices_digest: int,
         digest: "Future[RamDigest] | None",
-    ) -> None:
-        out = b""
+    ) -> bytes:
+        """Send the digests, if there are any.
+
+        :return: what is left of the stream: its end and its description
+        """
         if digest is not None:
             self._digest = digest.result()
             state = verify.to_state(self._digest, devices_digest)
-            out += sections.device_section(_FIRST_DEVICE_ID + len(devices), verify.SECTION, state)
+            section = sections.device_section(_FIRST_DEVICE_ID + len(devices), verify.SECTION, state)
+            self._send(channel, section, final=True)
             devices = [*devices, (verify.SECTION, state)]
-        out += sections.end_of_stream()
-        out += sections.vm_description(stream_description(devices, 1 << self._page_bits))
-        self._send(channel, out, final=True)
+        description = stream_description(devices, 1 << self._page_bits)
+        return sections.end_of_stream() + sections.vm_description(description)
 
     # -- handing over ----------------------------------------------------------------------------------------
 
-    def _let_qemu_start(self, channel: Channel, peer: Peer) -> None:
-        """QEMU starts the guest when it has the whole stream: from here a cancel, or a QEMU that falls silent, leaves open who
-        runs it.
-        """
-        self._owner = _Owner.IN_DOUBT
-        try:
-            peer.wait_shut()
-        except (Refused, ChannelError):
-            self._owner = _Owner.HERE
-            raise
-        except Cancelled as silent:
-            raise InDoubt(
-                f"the destination has all of the guest, and has not said that it runs it; {_ADVICE}"
-            ) from silent
-        self._timeline.loaded = time.time_ns()
-
-    def _hand_over(self, channel: Channel, peer: Peer, greeted: Greeted) -> None:
-        ready = peer.wait_ready()
-        self._timeline.loaded = time.time_ns()
-        if self._digest is not None:
-            self.progress.note(verified=True, ram_digest_destination=ready.digest)
-        commit = handshake.encode(handshake.Commit(self._timeline.stop, greeted.clock_offset_ns))
-        data = sections.command(handshake.PrivateCommand.COMMIT, commit)
-        before = channel.transferred
-        try:
-            self._send(channel, data, final=True)
-        except (ChannelError, Cancelled):
-            if channel.transferred - before < len(data):
-                raise  # the destination cannot have got it whole, so it will not start
-        # The point of no return: from here only the destination knows.
-        self._owner = _Owner.IN_DOUBT
-        try:
-            running = peer.wait_running()
-            clock_ns, note = running.clock_ns, running.clock_note
-        except Refused:
-            self._owner = _Owner.HERE
-            raise
-        except (MigrationError, StreamError) as error:
-            channel.close()
-            clock_ns, note = self._resolve(error), ""
-        self._owner = _Owner.AWAY
-        channel.watch(self.closing)
-        peer.confirm()
-        self._timeline.started = clock_ns - greeted.clock_offset_ns
-        self.progress.note(clock_note=note)
-
-    def _resolve(self, error: Exception) -> int:
-        """COMMIT was sent and RUNNING did not come: ask the destination.
-
-        :return: CLOCK_REALTIME there, just before the first guest instruction
-        :raise Cancelled, MigrationError: When it does not run the guest and never will.
-        :raise InDoubt: When it cannot be asked; the guest stays paused.
-        """
-        if not isinstance(self.uri, uris.ListeningUri):
-            raise InDoubt(f"{error}; {self.uri} cannot be asked again whether it runs the guest; {_ADVICE}")
-        try:
-            outcome, clock_ns = doubt.ask(
-                self.uri, self.migration_id.bytes, self.parameters.doubt_timeout_seconds, self.closing
-            )
-        except (InDoubt, Cancelled) as silent:
-            raise InDoubt(f"{error}; then {silent}; {_ADVICE}") from error
-        if outcome is doubt.Outcome.RUNNING:
-            return clock_ns
-        self._owner = _Owner.HERE
-        raise MigrationError(f"{error}; the destination did not start the guest") from error
+    def _hand_over(self, channel: Channel, peer: Peer, greeted: Greeted, end: bytes) -> None:
+        """The stream's end, and the guest with it."""
+        timeline = self._timeline
+        hand_over = HandOver(self.doubt, channel, peer, self.closing)
+        self.progress.sent_other(len(end), final=True)
+        match greeted.kind:
+            case PeerKind.STERNA:
+                channel.send(end)
+                timeline.digest = time.time_ns()
+                ready = hand_over.await_ready()
+                timeline.loaded = time.time_ns()
+                if self._digest is not None:
+                    self.progress.note(verified=True, ram_digest_destination=ready.digest)
+                clock_ns, note = hand_over.commit(
+                    timeline.stop, greeted.clock_offset_ns, self.parameters.doubt_timeout_seconds
+                )
+                timeline.started = clock_ns - greeted.clock_offset_ns
+                self.progress.note(clock_note=note)
+            case PeerKind.QEMU:
+                timeline.digest = time.time_ns()
+                hand_over.end_to_qemu(end)
+                timeline.loaded = time.time_ns()
+            case PeerKind.SILENT:
+                timeline.digest = time.time_ns()
+                hand_over.end_one_way(end)
+                timeline.loaded = time.time_ns()
 
     # -- sending ---------------------------------------------------------------------------------------------
 

@@ -30,8 +30,20 @@ class MigrateArguments(Arguments, frozen=True):
     resume: bool = False
 
 
+class ContArguments(Arguments, frozen=True):
+    """:ivar x_sterna_force: the guest is to run even if nobody knows that it does not run elsewhere"""
+
+    x_sterna_force: bool = False
+
+
 class UriArguments(Arguments, frozen=True):
     uri: str
+
+
+class DoubtArguments(Arguments, frozen=True):
+    """:ivar uri: where the destination can be asked, when that is not where the guest was sent"""
+
+    uri: str | None = None
 
 
 class CapabilityStatus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -116,11 +128,12 @@ class Commands(Mapping[str, Command]):
             Command("query-status", none, self._query_status),
             Command("query-cpus-fast", none, self._query_cpus),
             Command("stop", none, self._stop),
-            Command("cont", none, self._cont),
+            Command("cont", ContArguments, self._cont),
             Command("quit", none, self._quit),
             Command("migrate", MigrateArguments, self._migrate),
             Command("migrate-incoming", UriArguments, self._migrate_incoming),
             Command("migrate_cancel", none, self._migrate_cancel),
+            Command("x-sterna-resolve-doubt", DoubtArguments, self._resolve_doubt),
             Command("query-migrate", none, self._query_migrate),
             Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities),
             Command("query-migrate-capabilities", none, self._query_capabilities),
@@ -180,8 +193,8 @@ class Commands(Mapping[str, Command]):
         self._control.machine.stop()
         return {}
 
-    def _cont(self, _: Arguments) -> Any:
-        self._control.cont()
+    def _cont(self, arguments: ContArguments) -> Any:
+        self._control.machine.cont(force=arguments.x_sterna_force)
         return {}
 
     def _quit(self, _: Arguments) -> Any:
@@ -238,6 +251,9 @@ class Commands(Mapping[str, Command]):
     def _migrate_cancel(self, _: Arguments) -> Any:
         self._control.migration.cancel()
         return {}
+
+    def _resolve_doubt(self, arguments: DoubtArguments) -> Any:
+        return {"found": self._control.migration.resolve_doubt(arguments.uri)}
 
     def _query_migrate(self, _: Arguments) -> Any:
         return self._control.migration.info().to_qmp()

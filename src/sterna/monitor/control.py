@@ -13,6 +13,7 @@ from sterna.machine.runstate import RunStateError
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import MigrationError
 from sterna.monitor.protocol import QmpError
+from sterna.ownership import NotTheOwner
 from sterna.stream.wire import StreamError
 
 
@@ -49,7 +50,7 @@ class Machine(Protocol):
 
     def stop(self) -> None: ...
 
-    def cont(self) -> None: ...
+    def cont(self, *, force: bool = False) -> None: ...
 
     def cpus(self) -> Sequence[Any]: ...
 
@@ -66,7 +67,15 @@ class Machine(Protocol):
     def age(self, ipa: int, size: int) -> int: ...
 
 
-EXPECTED_ERRORS = (MigrationError, RunStateError, HypervisorError, StreamError, OSError, ValueError)
+EXPECTED_ERRORS = (
+    MigrationError,
+    NotTheOwner,
+    RunStateError,
+    HypervisorError,
+    StreamError,
+    OSError,
+    ValueError,
+)
 """What a command may fail with when its user or the host is at fault; the text is meant for the user."""
 
 
@@ -104,19 +113,6 @@ class Control:
         if self.machine.run_state.value != "inmigrate":
             raise QmpError("'-incoming' was not specified on the command line")
         self.migration.incoming(uri)
-
-    def cont(self) -> None:
-        """Let the guest run on.
-
-        :raise QmpError: When it runs elsewhere.
-        :raise RunStateError: When it cannot run now.
-        """
-        try:
-            self.machine.cont()
-        except RunStateError as error:
-            if self.machine.run_state.value == "postmigrate":
-                raise QmpError(f"{error}; the guest has migrated and runs at the destination") from error
-            raise
 
     @property
     def running(self) -> bool:

@@ -45,7 +45,9 @@ class HumanMonitor:
         self.cpu = 0
         self._foreground = False
         self._commands: Mapping[str, _Entry] = {
-            "cont|c": _Entry("", "resume emulation", self._cont),
+            "cont|c": _Entry(
+                "[-f]", "resume emulation (-f: even if the guest may run elsewhere)", self._cont
+            ),
             "cpu": _Entry("index", "set the default CPU", self._set_cpu),
             "help|?": _Entry("[cmd]", "show the help", self._help),
             "info": _Entry("[subcommand]", "show various information about the system state", self._info),
@@ -63,6 +65,9 @@ class HumanMonitor:
                 "parameter value", "set a migration parameter", self._set_parameter
             ),
             "quit|q": _Entry("", "quit the emulator", self._quit),
+            "resolve_doubt": _Entry(
+                "[uri]", "ask a migration's destination whether it runs the guest", self._resolve_doubt
+            ),
             "stop|s": _Entry("", "stop emulation", self._stop),
             "xp": _Entry("/fmt addr", "physical memory dump starting at 'addr'", self._xp),
         }
@@ -127,8 +132,9 @@ class HumanMonitor:
     # -- machine ---------------------------------------------------------------------------------------------
 
     def _cont(self, rest: str) -> str:
-        _no_more(rest, "cont|c")
-        self._control.cont()
+        force = rest == "-f"
+        _no_more("" if force else rest, "cont|c")
+        self._control.machine.cont(force=force)
         return ""
 
     def _stop(self, rest: str) -> str:
@@ -188,6 +194,9 @@ class HumanMonitor:
         if detach or self._foreground:
             return ""
         return "terminal does not allow synchronous migration, continuing detached\n"
+
+    def _resolve_doubt(self, rest: str) -> str:
+        return f"{self._control.migration.resolve_doubt(rest or None)}\n"
 
     def _wait_for_migration(self) -> str:
         if not self._foreground:

@@ -5,9 +5,12 @@ wait also watches the cancellation, so that a peer which stops reading cannot ho
 """
 
 import errno
+import fcntl
 import os
 import select
 import stat
+import sys
+import termios
 import time
 from types import TracebackType
 from typing import Any
@@ -18,6 +21,9 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import gather
 from sterna.migration.channels.gather import Vectors
 from sterna.migration.errors import ChannelError
+
+_READER_SECONDS = 0.002
+"""How often to look whether a pipe has been read."""
 
 
 def describe(error: OSError) -> str:
@@ -110,6 +116,25 @@ class Channel:
             self.waited_seconds += waited_ns / 1e9
             self.transferred += sent
         return int(sent)
+
+    def await_reader(self) -> None:
+        """Wait until whoever reads a pipe has taken all that was written; on other channels nothing.
+
+        :raise ChannelError: When nobody reads it any more.
+        :raise Cancelled: When the migration is cancelled meanwhile.
+        """
+        fd = self._write_fd
+        if fd is None or not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return
+        poll = select.poll()
+        poll.register(fd, select.POLLERR)
+        while not poll.poll(0):
+            waiting = bytearray(4)
+            fcntl.ioctl(fd, termios.FIONREAD, waiting)
+            if not int.from_bytes(waiting, sys.byteorder):
+                return
+            self._cancellation.sleep(_READER_SECONDS)
+        raise ChannelError(f"writing to {self.peer}: nobody reads it any more")
 
     def finish(self) -> None:
         """Say that nothing more will be written, and make sure that all of it arrived where it can be known.

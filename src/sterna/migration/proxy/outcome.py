@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from sterna.migration import doubt
 from sterna.migration.handshake import PrivateCommand
 from sterna.migration.proxy.answers import Answers
+from sterna.ownership import Outcome as Answered
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.wire import Command
 
@@ -24,7 +24,7 @@ class Outcome(Enum):
     UNREACHABLE = "unreachable"
     """The destination could not be connected to."""
     IN_DOUBT = "in doubt"
-    """The destination was told to run the guest, and the source could not learn whether it does."""
+    """The destination has all of the guest, and nobody heard it say whether it runs."""
     UNKNOWN = "unknown"
     """What went through cannot be understood."""
     NOTHING = "nothing"
@@ -51,15 +51,14 @@ def judge(
     *,
     closed_first: bool,
     interrupted: bool,
-    answer: doubt.Outcome | None,
+    answer: Answered | None,
 ) -> Verdict:
     """
     :param survey: of the main stream; None when it could not be looked at to its end
     :param first_end: what ended the connection, in words
     :param closed_first: the source's direction ended before the destination decided
     :param interrupted: the proxy was told to stop
-    :param answer: what the destination said when the source asked afterwards who runs the guest; UNKNOWN also when
-        nobody listens there any more
+    :param answer: what the destination said when the source asked afterwards who runs the guest
     """
     if answers.runs:
         return Verdict(Outcome.COMPLETED)
@@ -68,16 +67,14 @@ def judge(
     if answers.shut and not closed_first:
         return Verdict(Outcome.FAILED, "the destination could not load the guest")
     if was_committed(survey):
-        if answer is doubt.Outcome.RUNNING:
+        if answer is Answered.RUNNING:
             return Verdict(
                 Outcome.COMPLETED, f"{first_end}; asked again, the destination said that it runs the guest"
             )
-        if answer is doubt.Outcome.ABANDONED:
+        if answer is Answered.ABANDONED:
             return Verdict(
                 Outcome.FAILED, f"{first_end}; asked again, the destination said that it gave the guest up"
             )
-        if answer is doubt.Outcome.UNKNOWN:
-            return Verdict(Outcome.FAILED, f"{first_end}; nobody is left at the destination")
         return Verdict(Outcome.IN_DOUBT, f"{first_end} before the destination said that it runs the guest")
     whole = survey is not None and survey.complete
     if answers.shut == 0:
@@ -87,10 +84,12 @@ def judge(
     if survey is None:
         return Verdict(Outcome.UNKNOWN, first_end)
     if whole:
-        asked = any(command.kind == Command.OPEN_RETURN_PATH for command in survey.commands)
-        if asked:
+        kinds = {command.kind for command in survey.commands}
+        if PrivateCommand.OFFER in kinds:
+            return Verdict(Outcome.FAILED, f"{first_end} before the destination was told to run the guest")
+        if Command.OPEN_RETURN_PATH in kinds:
             return Verdict(
-                Outcome.FAILED, f"{first_end} before the destination said that it loaded the guest"
+                Outcome.IN_DOUBT, f"{first_end} before the destination said that it loaded the guest"
             )
         return Verdict(Outcome.UNCONFIRMED, "the source did not open the return path")
     if survey.fault is not None and not survey.fault.cut:

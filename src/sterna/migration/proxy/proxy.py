@@ -17,12 +17,13 @@ from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
-from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused
+from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.proxy.answers import Answers
 from sterna.migration.proxy.connection import Connection, Kind
 from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.migration.proxy.recording import Recording
 from sterna.migration.proxy.tap import TapReader
+from sterna.ownership import Outcome as Answered
 from sterna.stream.channel_survey import ChannelSource
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.survey import Surveyor
@@ -133,7 +134,7 @@ class Proxy:
         self._analysis_fault = ""
         self._unreachable = ""
         self._bell = threading.Event()
-        self._answer: doubt.Outcome | None = None
+        self._answer: Answered | None = None
         self._interrupts = 0
         self._cut_by_user = False
         self._started_ns = self._ended_ns = 0
@@ -299,9 +300,6 @@ class Proxy:
                 except ChannelError as error:
                     with self._changed:
                         self._unreachable = str(error)
-                        # To ask further would be to be turned away here in the place of a process that is gone.
-                        if isinstance(error, ConnectionRefused):
-                            self._answer = self._answer or doubt.Outcome.UNKNOWN
                     return
                 finally:
                     self._turn.release()

@@ -1,0 +1,260 @@
+"""Who may run a guest: the transition functions of both ends of a migration. Nothing here reads, writes or waits.
+
+Both ends change what they hold through these functions and start a vCPU only where `may_run` says so. The search in
+`tests/migration/test_ownership_search.py` drives the same functions through every order of messages, losses, stops and kills.
+
+A machine *holds* a guest::
+
+                        +--------------- FORCED_CONT (outside the claim) ---------------+
+                        v                                                               |
+    absent --TAKEN_OVER--> owner --COMMIT_SENT--> in doubt --RUNS--> away               |
+       ^                    | ^  ^                   |  |                               |
+       +----GIVEN_BACK------+ |  +-- COMMIT_CUT, ----+  +--HANDED_ON--> handed on ------+
+                         CONT |      ABANDONED,
+                              |      PROCESS_ENDED
+                            saved <--SAVED-- owner          (away too goes back by FORCED_CONT)
+
+and the destination of a migration records its *outcome*::
+
+    unknown --OFFER--> pending --COMMIT--> committed --STARTED--> running
+                          |                    |
+                     GIVEN_UP, ASKED      START_FAILED
+                          +--------------------+--> abandoned
+
+The source is in doubt from COMMIT on (to a sterna), or from the first byte of the stream's end on (to everyone else). What ends a
+doubt is the destination's own word about this migration, or the proof that its process has ended. A connection that is lost or
+refused, silence, a deadline and a destination that does not know the migration end none: they are events like the others,
+and change nothing.
+
+A process that ends takes its guest along, but not a guest that it has passed on. So a destination whose source watches its
+process does not migrate the guest on before the source has confirmed that it knows, or has ended itself.
+"""
+
+import threading
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+
+
+class Standing(Enum):
+    """What a machine has to do with its guest."""
+
+    ABSENT = "absent"
+    """No guest has come here yet."""
+    OWNER = "owner"
+    """The guest is here, and nowhere else."""
+    IN_DOUBT = "in doubt"
+    """Another may have started it; nobody has said so."""
+    AWAY = "away"
+    """Another has said that it runs the guest."""
+    SAVED = "saved"
+    """The guest stopped here when a file was complete; it may go on."""
+    HANDED_ON = "handed on"
+    """A command or whoever reads a descriptor has all of the guest; nobody says what became of it."""
+
+
+class Event(Enum):
+    """What happens to a machine that holds a guest, or waits for one."""
+
+    TAKEN_OVER = "the guest was taken over from a source"
+    GIVEN_BACK = "the guest that was taken over could not be started"
+    COMMIT_SENT = "what lets the destination start is handed to the kernel"
+    COMMIT_CUT = "the kernel took too little of that for the destination to start"
+    RUNS = "the destination says that it runs the guest"
+    ABANDONED = "the destination says that it will never start this migration's guest"
+    PROCESS_ENDED = "the destination's process has ended"
+    SAVED = "the file with the guest is complete"
+    HANDED_ON = "the command, or the descriptor's reader, has all of the stream"
+    CONFIRMED = "the source says that it knows that the guest runs here"
+    SOURCE_ENDED = "the source's process has ended"
+    CONT = "the user wants the guest to run"
+    FORCED_CONT = "the user wants the guest to run, and answers for it that it runs nowhere else"
+    # What tells nothing about who runs the guest:
+    CONNECTION_LOST = "the connection to the destination broke"
+    CONNECTION_REFUSED = "nobody listens at the destination's address"
+    NO_ANSWER = "the destination does not answer"
+    UNKNOWN = "whoever listens at the destination's address does not know the migration"
+    DEADLINE = "a time limit has passed"
+    SHUT_WITH_ERROR = (
+        "a QEMU closes the return path with an error, which it does before and after the guest's start"
+    )
+
+
+class Outcome(IntEnum):
+    """What a destination did with a migration. UNKNOWN is no record: this process never saw it, or long ago."""
+
+    UNKNOWN = 0
+    PENDING = 1
+    COMMITTED = 2
+    RUNNING = 3
+    ABANDONED = 4
+
+
+class AttemptEvent(Enum):
+    """What happens to one attempt at the destination."""
+
+    OFFER = "the source names the migration"
+    COMMIT = "the guest is the destination's"
+    STARTED = "the guest was started"
+    START_FAILED = "the guest could not be started, and stands still"
+    GIVEN_UP = "connection lost, error, cancelled, deadline"
+    ASKED = "the source asks who runs the guest"
+
+
+class IllegalEvent(Exception):
+    """A machine was to do what its standing forbids."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A machine's hold on its guest.
+
+    :ivar migration: id of the migration that the doubt is about, or that brought the guest here
+    :ivar watched: the source of that migration takes the end of this process for the end of the guest, and has not confirmed
+    """
+
+    standing: Standing
+    migration: bytes = b""
+    watched: bool = False
+
+
+_NEXT: dict[tuple[Standing, Event], Standing] = {
+    (Standing.ABSENT, Event.TAKEN_OVER): Standing.OWNER,
+    (Standing.OWNER, Event.GIVEN_BACK): Standing.ABSENT,
+    (Standing.OWNER, Event.COMMIT_SENT): Standing.IN_DOUBT,
+    (Standing.OWNER, Event.SAVED): Standing.SAVED,
+    (Standing.IN_DOUBT, Event.COMMIT_CUT): Standing.OWNER,
+    (Standing.IN_DOUBT, Event.RUNS): Standing.AWAY,
+    (Standing.IN_DOUBT, Event.ABANDONED): Standing.OWNER,
+    (Standing.IN_DOUBT, Event.PROCESS_ENDED): Standing.OWNER,
+    (Standing.IN_DOUBT, Event.HANDED_ON): Standing.HANDED_ON,
+    (Standing.IN_DOUBT, Event.FORCED_CONT): Standing.OWNER,
+    (Standing.AWAY, Event.FORCED_CONT): Standing.OWNER,
+    (Standing.HANDED_ON, Event.FORCED_CONT): Standing.OWNER,
+    (Standing.SAVED, Event.CONT): Standing.OWNER,
+    (Standing.SAVED, Event.FORCED_CONT): Standing.OWNER,
+}
+
+_BEGINS = frozenset({Event.TAKEN_OVER, Event.COMMIT_SENT, Event.SAVED})
+"""What a machine does itself, with the id of the migration that it does it for: there has to be an arrow. Every other
+event counts only for the migration that the hold is about."""
+
+_FROM_THE_USER = frozenset({Event.CONT, Event.FORCED_CONT})
+
+
+def next_hold(hold: Hold, event: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
+    """What a machine holds after an event. What others do, and has no arrow in the drawing, changes nothing.
+
+    :param migration: id of the migration that the event is about
+    :param watched: with TAKEN_OVER: the source watches this process
+    :raise IllegalEvent: When the machine does what it must not do: a mistake of the caller.
+    """
+    standing = _NEXT.get((hold.standing, event))
+    if event in _BEGINS:
+        if standing is None or not migration or hold.watched:
+            raise IllegalEvent(f"{event.name} of a machine that is {hold}")
+        return Hold(standing, migration, watched)
+    if event not in _FROM_THE_USER and (not migration or hold.migration != migration):
+        return hold
+    if event in (Event.CONFIRMED, Event.SOURCE_ENDED):
+        return replace(hold, watched=False)
+    if standing is None:
+        return hold
+    return Hold(standing) if standing is Standing.ABSENT else replace(hold, standing=standing)
+
+
+def may_run(hold: Hold) -> bool:
+    """Whether vCPUs may run guest code here."""
+    return hold.standing is Standing.OWNER
+
+
+def may_migrate(hold: Hold) -> bool:
+    """Whether the guest may be offered to another machine, or saved."""
+    return hold.standing is Standing.OWNER and not hold.watched
+
+
+_ATTEMPT: dict[tuple[Outcome, AttemptEvent], Outcome] = {
+    (Outcome.UNKNOWN, AttemptEvent.OFFER): Outcome.PENDING,
+    (Outcome.PENDING, AttemptEvent.COMMIT): Outcome.COMMITTED,
+    (Outcome.PENDING, AttemptEvent.GIVEN_UP): Outcome.ABANDONED,
+    (Outcome.PENDING, AttemptEvent.ASKED): Outcome.ABANDONED,
+    (Outcome.COMMITTED, AttemptEvent.STARTED): Outcome.RUNNING,
+    (Outcome.COMMITTED, AttemptEvent.START_FAILED): Outcome.ABANDONED,
+}
+
+
+def next_outcome(outcome: Outcome, event: AttemptEvent) -> Outcome:
+    """A destination's record of a migration after an event. An event that has no arrow in the drawing changes nothing."""
+    return _ATTEMPT.get((outcome, event), outcome)
+
+
+def answer(outcome: Outcome) -> Outcome | None:
+    """What the source is told after it ASKED; None: not before the guest has been started, or could not be."""
+    return None if outcome is Outcome.COMMITTED else outcome
+
+
+def told(outcome: Outcome) -> Event:
+    """What an answer is to the source."""
+    return {Outcome.RUNNING: Event.RUNS, Outcome.ABANDONED: Event.ABANDONED}.get(outcome, Event.UNKNOWN)
+
+
+class NotTheOwner(Exception):
+    """The guest is not to run here: it is not this machine's, or nobody knows. One line that says what can be done."""
+
+
+_WHY_NOT = {
+    Standing.ABSENT: "no guest has come here yet",
+    Standing.IN_DOUBT: (
+        "the guest may run at the migration's destination: look there; 'resolve_doubt' (QMP: x-sterna-resolve-doubt) asks it; "
+        "if the guest does not run there and never will, force it: 'cont -f' (QMP: cont with x-sterna-force)"
+    ),
+    Standing.AWAY: "the guest has migrated and runs at the destination",
+    Standing.SAVED: "the guest was saved, and stands still: 'cont' first",
+    Standing.HANDED_ON: (
+        "all of the guest was handed to a command or descriptor, and may run where that led; if it does not and never will, "
+        "force it: 'cont -f' (QMP: cont with x-sterna-force)"
+    ),
+}
+
+
+class Ownership:
+    """What one machine holds. It changes by events only; calls may come from any thread."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._lock = threading.Lock()
+        self._hold = Hold(standing)
+
+    @property
+    def hold(self) -> Hold:
+        """What the machine holds now."""
+        return self._hold
+
+    @property
+    def standing(self) -> Standing:
+        """The hold's standing."""
+        return self._hold.standing
+
+    @property
+    def may_run(self) -> bool:
+        """As the function of that name."""
+        return may_run(self._hold)
+
+    @property
+    def may_migrate(self) -> bool:
+        """As the function of that name."""
+        return may_migrate(self._hold)
+
+    def require_owner(self) -> None:
+        """
+        :raise NotTheOwner: When no vCPU may run guest code here.
+        """
+        if not self.may_run:
+            raise NotTheOwner(_WHY_NOT[self.standing])
+
+    def apply(self, event: Event, migration: bytes = b"", *, watched: bool = False) -> Standing:
+        """An event happened; as `next_hold`.
+
+        :return: the standing after it
+        """
+        with self._lock:
+            self._hold = next_hold(self._hold, event, migration, watched=watched)
+            return self._hold.standing

@@ -1,0 +1,353 @@
+"""Who runs the guest, with real processes, connections and commands."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.migration.double import DoubleGuest
+from tests.migration.pairs import TCP, Host, hosts
+from tests.migration.proxy import Fault, Proxy
+
+from sterna.migration.errors import InDoubt, StateError
+from sterna.migration.handshake import GREETING
+from sterna.migration.process import OwnProcess, ProcessIdentity, watch
+from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.ownership import Event, NotTheOwner, Standing
+from sterna.stream import sections
+from sterna.stream.return_path import pong, shut
+from sterna.stream.wire import Command
+
+PAGES = 3
+ROOT = Path(__file__).parents[2]
+COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
+
+
+def guest() -> DoubleGuest:
+    made = DoubleGuest(PAGES, steps_per_ms=0)
+    made.advance_steps(1)
+    return made
+
+
+@dataclass
+class Elsewhere:
+    """A destination in a process of its own, which stops or dies at a call to its guest."""
+
+    process: "subprocess.Popen[str]"
+    address: str
+
+    def await_stop(self) -> None:
+        """Return when it has stopped itself."""
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], 60)
+        assert ready
+        return self.process.stdout.readline().strip()
+
+
+@contextmanager
+def elsewhere(how: str, call: str, uri: str = TCP, prefix: tuple[str, ...] = ()) -> Iterator[Elsewhere]:
+    command = [*prefix, sys.executable, "-m", "tests.migration.mortal", str(PAGES), call, how, uri]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Elsewhere(process, process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+def in_doubt(here: Host, info: MigrationInfo) -> None:
+    assert (info.status, info.in_doubt) == (FAILED, True), info.error
+    assert here.guest.ownership.standing is Standing.IN_DOUBT
+    assert not here.guest.running
+    assert not here.guest.logging
+    with pytest.raises(NotTheOwner):
+        here.guest.resume()
+    with pytest.raises(NotTheOwner, match="may run at"):
+        here.controller.migrate(TCP)
+
+
+def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 500, "x-sterna-switchover-timeout": 1000})
+        here.controller.migrate(there.address)
+        there.await_stop()
+        os.rename(path, tmp_path / "moved")
+        in_doubt(here, here.outcome())
+        with pytest.raises(InDoubt, match=r"connection refused|no such file"):
+            here.controller.resolve_doubt()
+        there.go_on()
+        assert there.line() == "running"
+        found = here.controller.resolve_doubt(f"unix:{tmp_path / 'moved'}")
+        assert found == "the guest runs at the destination"
+        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+        assert not here.controller.info().in_doubt
+        with pytest.raises(StateError, match="no migration is in doubt"):
+            here.controller.resolve_doubt()
+
+
+def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with (
+        hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, second),
+        elsewhere("stop", "advance_counter", f"unix:{path}") as there,
+    ):
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 500, "x-sterna-switchover-timeout": 1000})
+        here.controller.migrate(there.address)
+        there.await_stop()
+        os.rename(path, tmp_path / "moved")
+        second.controller.incoming(f"unix:{path}")
+        info = here.outcome()
+        in_doubt(here, info)
+        assert "does not know this migration" in info.error
+        there.go_on()
+        assert there.line() == "running"
+
+
+def test_the_end_of_the_process_ends_the_doubt_later_too(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
+        here.controller.migrate(there.address)
+        there.await_stop()
+        os.unlink(path)
+        in_doubt(here, here.outcome())
+        there.process.kill()
+        there.process.wait()
+        assert "it is this machine's" in here.controller.resolve_doubt()
+        here.guest.resume()
+        assert here.guest.running
+
+
+def test_a_destination_that_dies_where_nobody_sees_it_leaves_the_doubt(root: None) -> None:
+    alone = ("unshare", "--pid", "--fork", "--kill-child")
+    with hosts(guest()) as (here,), elsewhere("die", "advance_counter", prefix=alone) as there:
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 500})
+        in_doubt(here, here.migrate(there.address))
+
+
+def test_a_start_that_fails_gives_the_guest_back() -> None:
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        there.guest.fail["resume"] = OSError("no tap")
+        info = here.migrate(there.controller.incoming(TCP))
+        assert (info.status, info.in_doubt) == (FAILED, False)
+        assert "no tap" in info.error
+        assert here.guest.running
+        there.controller.wait(30)
+        assert there.guest.ownership.standing is Standing.ABSENT
+        del there.guest.fail["resume"]
+        assert here.migrate(there.controller.incoming_info().socket_address).status is COMPLETED
+
+
+def test_a_guest_moves_on_only_when_its_source_asks_no_more() -> None:
+    """A source that watches this process would take its end for the guest's."""
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        migration = bytes(range(16))
+        ownership = here.guest.ownership
+        ownership.apply(Event.COMMIT_SENT, migration)
+        ownership.apply(Event.ABANDONED, migration)
+        there.guest.ownership.apply(Event.TAKEN_OVER, migration, watched=True)
+        with pytest.raises(StateError, match=r"has not confirmed that it knows.*end that source"):
+            there.controller.migrate(TCP)
+        there.guest.ownership.apply(Event.CONFIRMED, migration)
+        with pytest.raises(Exception, match="port"):
+            there.controller.migrate("tcp:127.0.0.1")
+
+
+def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        address = there.controller.incoming(TCP)
+        with Proxy(int(address.rpartition(":")[2]), Fault()) as proxy:
+            assert here.migrate(proxy.uri).status is COMPLETED
+            total = proxy.forwarded[1]
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        address = there.controller.incoming(TCP)
+        incoming = there.controller._incoming
+        assert incoming is not None
+        with Proxy(int(address.rpartition(":")[2]), Fault(backward=total - 1)) as proxy:
+            info = here.migrate(proxy.uri)
+            assert info.status is COMPLETED, info.error
+            incoming._thread.join(30)
+        assert incoming.finished, "the source knows, so nobody is waited for"
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stating(prefix: tuple[str, ...] = ()) -> Iterator[tuple["subprocess.Popen[bytes]", bytes]]:
+    """A process that has stated its identity."""
+    code = (
+        "import sys; from sterna.migration.process import OwnProcess; import msgspec\n"
+        "own = OwnProcess(); sys.stdout.buffer.write(msgspec.json.encode(own.identity) + b'\\n'); sys.stdout.flush()\n"
+        "sys.stdin.readline(); own.close(); print('closed', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [*prefix, sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+def test_a_process_is_watched_until_its_end() -> None:
+    with stating() as (process, line):
+        identity = msgspec.json.decode(line, type=ProcessIdentity)
+        watching = watch(identity)
+        assert watching is not None
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        assert not watching.ended
+        replaced = msgspec.structs.replace
+        for other in (
+            replaced(identity, boot="0" * 36),
+            replaced(identity, namespace=identity.namespace + 1),
+            replaced(identity, start=identity.start + 1),
+            replaced(identity, token="sterna-" + "0" * 32),
+            replaced(identity, token="../../x"),
+            replaced(identity, fd=0),
+            replaced(identity, fd=-1),
+            replaced(identity, pid=0),
+            replaced(identity, pid=1 << 40),
+            replaced(identity, pid=-identity.pid),
+        ):
+            assert watch(other) is None, other
+        process.kill()
+        process.wait()
+        assert watching.ended
+        assert watch(identity) is None
+        watching.close()
+        watching.close()
+
+
+def test_a_token_that_was_given_up_names_no_process() -> None:
+    with stating() as (process, line):
+        identity = msgspec.json.decode(line, type=ProcessIdentity)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"closed\n"
+        assert watch(identity) is None
+
+
+def test_a_process_does_not_watch_itself() -> None:
+    own = OwnProcess()
+    assert own.identity is not None
+    assert watch(own.identity) is None
+    own.close()
+
+
+# -- QEMU ----------------------------------------------------------------------------------------------------
+
+
+def qemu_double(listener: socket.socket, last: Callable[[socket.socket], None], answer_last: bool) -> None:
+    """Takes a stream as QEMU does, and answers its pings; the one behind the devices only if told to."""
+    connection, _ = listener.accept()
+    with connection:
+        taken, number = b"", 0
+        while data := connection.recv(1 << 16):
+            taken += data
+            while True:
+                value = GREETING if number == 0 else number
+                if sections.command(Command.PING, value.to_bytes(4, "big")) not in taken:
+                    break
+                behind_devices = b"\x04disk" in taken
+                if behind_devices and not answer_last:
+                    last(connection)
+                    return
+                connection.sendall(pong(value).encode())
+                number += 1
+            if taken.endswith(b"}") and b"vmsd_name" in taken:
+                last(connection)
+                return
+
+
+@pytest.mark.parametrize(
+    ("answer_last", "last", "doubt"),
+    [
+        (False, lambda connection: None, False),
+        (False, lambda connection: connection.sendall(shut(1).encode()), False),
+        (True, lambda connection: None, True),
+        (True, lambda connection: connection.sendall(shut(1).encode()), True),
+        (True, lambda connection: connection.sendall(b"\xff" * 8), True),
+        (True, lambda connection: connection.sendall(shut(0).encode()), None),
+    ],
+    ids=["dies while loading", "refuses while loading", "dies", "closes with an error", "babbles", "runs it"],
+)
+def test_only_a_qemus_word_counts(
+    answer_last: bool, last: Callable[[socket.socket], None], doubt: bool | None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, hosts(guest()) as (here,):
+        thread = threading.Thread(target=qemu_double, args=(listener, last, answer_last), daemon=True)
+        thread.start()
+        info = here.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(30)
+        assert not thread.is_alive()
+        if doubt is None:
+            assert info.status is COMPLETED, info.error
+            assert here.guest.away
+        elif doubt:
+            in_doubt(here, info)
+        else:
+            assert (info.status, info.in_doubt) == (FAILED, False), info.error
+            assert here.guest.running
+
+
+# -- one way -------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_was_saved_goes_on_here(tmp_path: Path) -> None:
+    with hosts(guest()) as (here,):
+        info = here.migrate(f"file:{tmp_path / 'saved'}")
+        assert info.status is COMPLETED, info.error
+        assert here.guest.ownership.standing is Standing.SAVED
+        with pytest.raises(StateError, match="'cont' first"):
+            here.controller.migrate(f"file:{tmp_path / 'saved'}")
+        here.guest.ownership.apply(Event.CONT)
+        here.guest.resume()
+        assert here.guest.running
+        assert here.migrate(f"file:{tmp_path / 'again'}").status is COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("command", "standing"),
+    [
+        ("exit 3", Standing.OWNER),
+        ("head -c 10 > /dev/null", Standing.OWNER),
+        ("cat > /dev/null", Standing.HANDED_ON),
+        ("cat > /dev/null; exit 3", Standing.IN_DOUBT),
+        ("cat > /dev/null; kill -9 $$", Standing.IN_DOUBT),
+        ("cat > /dev/null; sleep 1000", Standing.IN_DOUBT),
+    ],
+)
+def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
+    with hosts(guest()) as (here,):
+        here.controller.set_parameters({"x-sterna-switchover-timeout": 2000})
+        info = here.migrate(f"exec:{command}")
+        assert here.guest.ownership.standing is standing, info.error
+        assert info.in_doubt is (standing is Standing.IN_DOUBT)
+        assert here.guest.running is (standing is Standing.OWNER)
+        assert (info.status is COMPLETED) is (standing is Standing.HANDED_ON)
+        if standing is not Standing.OWNER:
+            assert here.guest.ownership.apply(Event.CONT) is standing, "only by an explicit word"
+            assert here.guest.ownership.apply(Event.FORCED_CONT) is Standing.OWNER

@@ -1,0 +1,129 @@
+"""Exactly one guest: every order of events is looked at, and wrong rules are found."""
+
+from dataclasses import replace
+
+import pytest
+from tests.migration.handover_model import Model, QemuModel, Rules, search
+
+from sterna import ownership
+from sterna.ownership import AttemptEvent, Event, Hold, Outcome, Standing
+
+SOUND = Rules()
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("one_host", [True, False])
+def test_there_is_exactly_one_owner(one_host: bool, attempts: int) -> None:
+    found = search(Model(one_host, attempts))
+    assert not found.problem, "\n".join([found.problem, *found.timeline])
+    assert found.states > (500 if attempts == 1 else 5000)
+
+
+def test_a_qemu_and_its_source_never_both_run() -> None:
+    found = search(QemuModel())
+    assert not found.problem, "\n".join([found.problem, *found.timeline])
+    assert found.states > 20
+
+
+def holds(event: Event, before: Standing, after: Standing) -> Rules:
+    """A wrong arrow for a machine's hold."""
+
+    def next_hold(hold: Hold, happened: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
+        if (hold.standing, happened) == (before, event):
+            return replace(hold, standing=after)
+        return ownership.next_hold(hold, happened, migration, watched=watched)
+
+    return replace(SOUND, next_hold=next_hold)
+
+
+def records(event: AttemptEvent, before: Outcome, after: Outcome) -> Rules:
+    """A wrong arrow for a destination's record."""
+
+    def next_outcome(outcome: Outcome, happened: AttemptEvent) -> Outcome:
+        return after if (outcome, happened) == (before, event) else ownership.next_outcome(outcome, happened)
+
+    return replace(SOUND, next_outcome=next_outcome)
+
+
+def answers(before: Outcome, told: Outcome) -> Rules:
+    return replace(SOUND, answer=lambda outcome: told if outcome is before else ownership.answer(outcome))
+
+
+def unwatched(hold: Hold, event: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
+    """A destination forgets that its source watches it."""
+    if event is Event.TAKEN_OVER:
+        watched = False
+    return ownership.next_hold(hold, event, migration, watched=watched)
+
+
+def any_migration(hold: Hold, event: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
+    """What is said of one migration counts for another."""
+    about = hold.migration if event in (Event.RUNS, Event.ABANDONED) else migration
+    return ownership.next_hold(hold, event, about, watched=watched)
+
+
+WRONG = {
+    # What was the rule once: a refused connection means that the process is gone.
+    "a refusal is taken for death": holds(Event.CONNECTION_REFUSED, Standing.IN_DOUBT, Standing.OWNER),
+    "a stranger at the address is taken for death": holds(Event.UNKNOWN, Standing.IN_DOUBT, Standing.OWNER),
+    "a lost connection gives the guest back": holds(Event.CONNECTION_LOST, Standing.IN_DOUBT, Standing.OWNER),
+    "a deadline gives the guest back": holds(Event.DEADLINE, Standing.IN_DOUBT, Standing.OWNER),
+    "cont in doubt": holds(Event.CONT, Standing.IN_DOUBT, Standing.OWNER),
+    "cont of a guest that is away": holds(Event.CONT, Standing.AWAY, Standing.OWNER),
+    "the source stays the owner after COMMIT": holds(Event.COMMIT_SENT, Standing.OWNER, Standing.OWNER),
+    "a question leaves the attempt pending": replace(
+        records(AttemptEvent.ASKED, Outcome.PENDING, Outcome.PENDING),
+        answer=lambda o: Outcome.ABANDONED if o is Outcome.PENDING else ownership.answer(o),
+    ),
+    "a question does not wait for the start": answers(Outcome.COMMITTED, Outcome.ABANDONED),
+    "a lost connection abandons what is committed": records(
+        AttemptEvent.GIVEN_UP, Outcome.COMMITTED, Outcome.ABANDONED
+    ),
+    "COMMIT revives what was abandoned": records(AttemptEvent.COMMIT, Outcome.ABANDONED, Outcome.COMMITTED),
+    "a watched destination passes the guest on": replace(SOUND, next_hold=unwatched),
+    "one migration's end counts for another": replace(SOUND, next_hold=any_migration),
+    "a failed start is not given back": holds(Event.GIVEN_BACK, Standing.OWNER, Standing.OWNER),
+    "an answer that it was abandoned is not believed": holds(
+        Event.ABANDONED, Standing.IN_DOUBT, Standing.IN_DOUBT
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_a_wrong_rule_is_found(name: str) -> None:
+    found = search(Model(True, 1, WRONG[name]))
+    if not found.problem:
+        found = search(Model(True, 2, WRONG[name]))
+    print(found.problem, *found.timeline, sep="\n")
+    assert found.problem in (
+        "the guest runs at source and destination",
+        "the guest runs at source and third machine",
+        "nobody has the guest",
+        "it never ends",
+    )
+    assert found.timeline
+
+
+def test_the_counterexample_of_the_old_rule_is_a_time_line() -> None:
+    found = search(Model(False, 1, WRONG["a refusal is taken for death"]))
+    assert found.problem == "the guest runs at source and destination"
+    steps = [line[5:] for line in found.timeline]
+    assert steps.index("the kernel takes COMMIT") < steps.index(
+        f"the source asks: {Event.CONNECTION_REFUSED.value}"
+    )
+    assert "destination reads COMMIT 1" in steps
+
+
+@pytest.mark.parametrize(
+    ("event", "before"),
+    [
+        (Event.SHUT_WITH_ERROR, Standing.IN_DOUBT),
+        (Event.CONNECTION_LOST, Standing.IN_DOUBT),
+        (Event.DEADLINE, Standing.IN_DOUBT),
+        (Event.COMMIT_SENT, Standing.OWNER),
+        (Event.CONT, Standing.IN_DOUBT),
+    ],
+)
+def test_a_wrong_rule_with_a_qemu_is_found(event: Event, before: Standing) -> None:
+    found = search(QemuModel(holds(event, before, Standing.OWNER)))
+    assert found.problem == "the guest runs at source and QEMU"
