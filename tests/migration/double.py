@@ -24,8 +24,9 @@ WORDS_PER_PAGE = 512
 
 class DoubleGuest:
     """
-    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread: pages
-        are dirty after every pass, however short the pass was and whatever else the machine did meanwhile
+    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread, and
+        fewer when it is throttled: pages are dirty after every pass, however short the pass was and whatever else the machine
+        did meanwhile
     """
 
     machine_type = "double-1.0"
@@ -53,7 +54,7 @@ class DoubleGuest:
         self.host: dict[str, int] = {}
         self._was_running = running
         self._steps_per_ms = self._full_speed = steps_per_ms
-        self._steps_per_look = steps_per_look
+        self._steps_per_look = self._full_look = steps_per_look
         self.throttled: list[int] = []
         self._log = new_bitmap(pages)
         self._lock = threading.Condition()
@@ -158,6 +159,7 @@ class DoubleGuest:
     def throttle(self, percent: int) -> None:
         with self._lock:
             self._steps_per_ms = max(1, self._full_speed * (100 - percent) // 100)
+            self._steps_per_look = self._full_look * (100 - percent) // 100
             self.throttled.append(percent)
 
     def stop_for_migration(self) -> int:

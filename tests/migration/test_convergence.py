@@ -63,10 +63,17 @@ def test_tailslow_stops_where_the_threshold_would_be_met():
     assert rule.after_pass(100, 60) == 58
 
 
+def greedy_guest() -> DoubleGuest:
+    """A guest that has written all of its memory, and does so again in each pass, as far as it is not throttled."""
+    guest = DoubleGuest(2000, steps_per_ms=0, steps_per_look=2000)
+    guest.advance_steps(2000)
+    return guest
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_guest_is_slowed_until_it_fits_and_freed_afterwards(enabled):
     with (
-        DoubleGuest(2000, steps_per_ms=400) as guest,
+        greedy_guest() as guest,
         DoubleGuest(2000, running=False) as target,
         MigrationController(guest, lambda *_: None) as source,
         MigrationController(target, lambda *_: None) as destination,
@@ -88,7 +95,7 @@ def test_guest_is_slowed_until_it_fits_and_freed_afterwards(enabled):
 
 def test_a_cancelled_migration_frees_the_guest():
     with (
-        DoubleGuest(2000, steps_per_ms=400) as guest,
+        greedy_guest() as guest,
         DoubleGuest(2000, running=False) as target,
         MigrationController(guest, lambda *_: None) as source,
         MigrationController(target, lambda *_: None) as destination,
@@ -106,8 +113,8 @@ def test_a_cancelled_migration_frees_the_guest():
 
 @contextmanager
 def fast_guest(**parameters: object) -> Iterator[tuple[DoubleGuest, Host, str]]:
-    """A guest that dirties memory faster than its link carries it, and where it is to go."""
-    with hosts(DoubleGuest(2000, steps_per_ms=400), DoubleGuest(2000, running=False)) as (here, there):
+    """A greedy guest, and where it is to go."""
+    with hosts(greedy_guest(), DoubleGuest(2000, running=False)) as (here, there):
         here.controller.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 20, **parameters})
         here.controller.set_capabilities({"xbzrle": False})
         yield here.guest, here, there.controller.incoming(TCP)
