@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "-m", "sterna", "demo"]
 )
 def test_verified(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stderr == ""
     result = json.loads(done.stdout)
@@ -57,7 +57,7 @@ def test_report_for_people() -> None:
         [*COMMAND, "--append", "500 20 5", "--memory", "16M"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0

@@ -23,7 +23,7 @@ from sterna.machine.serial import SerialError
 from sterna.memory.bitmap import page_numbers
 from sterna.stream.vmstate import DeviceState, StreamError
 
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 RAM_BASE = 0x4000_0000
 POWER_OFF = [0xE3000008, 0xE3480400, 0xE1400070, 0xEAFFFFFE]  # PSCI SYSTEM_OFF
 RESET = [0xE3000009, 0xE3480400, 0xE1400070, 0xEAFFFFFE]  # PSCI SYSTEM_RESET

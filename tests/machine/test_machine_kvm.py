@@ -17,7 +17,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import page_numbers
 from sterna.stream.vmstate import DeviceState, StreamError
 
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 CODE = 0x4020_1000
 
 

@@ -14,7 +14,7 @@ from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, PIECES_PER_CHUNK, popul
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
 
-SECONDS = 20
+SECONDS = 300
 PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 SIZE = CHUNK_SIZE + 5 * PIECE_SIZE + 3 * PAGE_SIZE
 

@@ -88,7 +88,7 @@ class DoubleGuest:
     def step_until(self, steps: int) -> None:
         """Wait until the running guest has made so many steps."""
         with self._lock:
-            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 120)
+            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 300)
 
     def advance_steps(self, count: int) -> None:
         """Make steps on the caller's thread."""

@@ -37,7 +37,7 @@ def test_no_fault_loses_the_guest_or_a_write(seed: int) -> None:
                     here.controller.cancel()
                 info = here.outcome()
             if len(there.events) > 1:
-                there.controller.wait(30)
+                there.controller.wait(300)
             assert not info.in_doubt
             owner = assert_one_runs(here.guest, there.guest)
             assert (owner is there.guest) == (info.status is MigrationStatus.COMPLETED)

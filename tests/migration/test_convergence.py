@@ -82,14 +82,14 @@ def test_guest_is_slowed_until_it_fits_and_freed_afterwards(enabled):
         source.set_parameters({"x-sterna-policy": "fixed", "max-bandwidth": 40_000_000, "downtime-limit": 10})
         source.migrate(destination.incoming("tcp:127.0.0.1:0"))
         if enabled:
-            info = source.wait(60)
+            info = source.wait(300)
             assert info.status is MigrationStatus.COMPLETED
             assert info.throttle_percent >= 20
             assert guest.throttled == [*sorted(guest.throttled[:-1]), 0]
         else:
             assert source.wait(1.0).status is MigrationStatus.ACTIVE
             source.cancel()
-            source.wait(10)
+            source.wait(300)
             assert guest.throttled == []
 
 
@@ -106,7 +106,7 @@ def test_a_cancelled_migration_frees_the_guest():
         while not guest.throttled:
             assert source.wait(0.01).status.running
         source.cancel()
-        assert source.wait(10).status is MigrationStatus.CANCELLED
+        assert source.wait(300).status is MigrationStatus.CANCELLED
         assert guest.throttled[-1] == 0
         assert guest.running
 

@@ -27,7 +27,7 @@ from sterna.migration.statistics import MigrationInfo, MigrationStatus
 
 pytestmark = pytest.mark.qemu
 MEBIBYTES = 32
-SECONDS = 90
+SECONDS = 300
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 WITH_DEFAULTS = ["-M", "virt", "-cpu", "cortex-a15", "-display", "none", "-monitor", "none"]
 ALWAYS_LEFT = {

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.qemu
 MEMORY = 32 << 20
 BLOCK = "mach-virt.ram"
 GUEST = ["-m", "32", "-kernel", str(catalog.find("dirtyram", "virt")), "-append", "1500 30 2"]
-SECONDS = 60
+SECONDS = 300
 
 
 @contextmanager

@@ -207,7 +207,7 @@ print("ran")
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": str(Path(sterna.__file__).parent.parent)},
         check=False,
     )
