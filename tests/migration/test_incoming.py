@@ -249,15 +249,16 @@ def test_a_source_that_drips_makes_room_for_another(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_source_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 1.0)
-    guest = DoubleGuest(PAGES, steps_per_ms=0)
-    guest.advance_steps(3 * PAGES)
-    with hosts(guest, waiting_guest(PAGES)) as (here, there):
-        # A page takes half of the time, all of them more than all of it.
-        here.controller.set_parameters({"max-bandwidth": 8192})
+    seconds, pages = 3.0, 15
+    monkeypatch.setattr(incoming, "SILENCE_SECONDS", seconds)
+    guest = DoubleGuest(pages, steps_per_ms=0)
+    guest.advance_steps(3 * pages)
+    with hosts(guest, waiting_guest(pages)) as (here, there):
+        # A page takes a tenth of the time, so that the machine may hold it up; all of them more than all of it.
+        here.controller.set_parameters({"max-bandwidth": round(10 * 4096 / seconds)})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is COMPLETED, info.error
-        assert info.total_time_ms > 1000
+        assert info.total_time_ms > 1000 * seconds
 
 
 def test_a_sterna_that_is_turned_away_learns_why(monkeypatch: pytest.MonkeyPatch) -> None:
