@@ -136,14 +136,16 @@ def test_the_clock_stands_still_while_paused_and_jumps_with_a_migration(make):
     while time.monotonic() < end:
         pass
     before = int(read_status_of_ram(here.ram_blocks[0].data).cpu(0)["last_counter"])
+    began = time.monotonic_ns()
     here.cont()
-    assert here._vm.counter() < stopped + 150_000_000
+    gone = here._vm.counter() - stopped
+    assert 0 <= gone <= time.monotonic_ns() - began + 1_000_000, "from where it stood"
     wait_for(here, lambda s: int(s.cpu(0)["last_counter"]) > before)
     hour = 3600 * 10**9
     move(here, there, elapsed_ns=hour)
     last = int(read_status_of_ram(here.ram_blocks[0].data).cpu(0)["last_counter"])
     status = wait_for(there, lambda s: int(s.cpu(0)["last_counter"]) > last + hour)
-    assert int(status.cpu(0)["last_counter"]) < last + hour + 10 * 10**9
+    assert int(status.cpu(0)["last_counter"]) < last + hour + TIMEOUT_S * 10**9
     assert status.backward_steps() == 0
 
 
@@ -165,7 +167,8 @@ def test_throttled_guests_do_less(make):
     slow = writes_in(0.6)
     machine.throttle(0)
     assert slow < free
-    assert writes_in(0.1) > 0
+    steps = read_status_of_ram(machine.ram_blocks[0].data).steps()
+    wait_for(machine, lambda s: s.steps() > steps)
     machine.stop()
     assert problems(machine) == []
 
