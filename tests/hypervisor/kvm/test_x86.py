@@ -194,7 +194,7 @@ from sterna.machine.machine import Machine
 with Machine(MachineConfig(accel="kvm", kernel="dirtyram", append="64 16 1", memory_bytes=16 << 20)) as machine:
     machine.cont()
     machine.start_dirty_logging()
-    dirty, deadline = 0, time.monotonic() + 30
+    dirty, deadline = 0, time.monotonic() + 300
     while dirty < 64 and time.monotonic() < deadline:
         dirty += sum(batch.pages for batch in machine.harvest())
     machine.stop_dirty_logging()
