@@ -24,10 +24,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/ratelimit.py
 	$(BIN)/sterna bench
 
-# Findings are left in fuzz-findings/; MINUTES are for all decoders together.
+# Findings are left in fuzz-findings/; MINUTES are for all decoders together, and once more for the property tests.
 MINUTES ?= 10
 fuzz: $(VENV)/.dev
 	PYTHONPATH=tests nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+	nice -n 15 $(BIN)/python -m tests.fuzz.properties --minutes $(MINUTES)
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build

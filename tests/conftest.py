@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 try:
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 except ImportError:  # an emulated host has what its tests need
     pass
 else:
     # How long an example takes says nothing here: kernels are compiled in the first, and machines are busy.
-    settings.register_profile("sterna", deadline=None)
+    _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # The same examples each time, none remembered: what a search found is written down with its test, as an example.
+    settings.register_profile("sterna", _patient, derandomize=True, database=None)
+    # The search, of `make fuzz`: others each time, and what fails comes first the next time.
+    settings.register_profile("search", _patient, print_blob=True)
     settings.load_profile("sterna")
 
 

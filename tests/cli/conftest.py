@@ -56,7 +56,7 @@ def command_line() -> Callable[..., Outcome]:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return done.returncode, done.stdout, done.stderr

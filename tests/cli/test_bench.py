@@ -39,7 +39,7 @@ def bench(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str
         [*COMMAND, "--json", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
         env={**os.environ, **environment},
     )

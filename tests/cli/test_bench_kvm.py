@@ -31,7 +31,7 @@ def kvm():
 def test_quick(kvm) -> None:
     command = [*COMMAND, "--json", "--quick", "--memory", "16M", "--only", "ring", "--only", "manual"]
     done = subprocess.run(
-        [*command, "dirty-log", "dirty-1g"], capture_output=True, text=True, timeout=300, check=False
+        [*command, "dirty-log", "dirty-1g"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -37,7 +37,7 @@ print(json.dumps(late))
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 def test_a_migration_fetches_none() -> None:
     program = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=TESTS.parent, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PROGRAM], cwd=TESTS.parent, capture_output=True, text=True, timeout=600
     )
     assert program.returncode == 0, program.stderr
     assert json.loads(program.stdout.splitlines()[-1]) == []

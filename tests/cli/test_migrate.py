@@ -70,7 +70,7 @@ def test_failure_keeps_the_guest_and_a_second_try_succeeds(tmp_path: Path) -> No
 def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
     with pair(tmp_path) as (source, destination):
         process = subprocess.Popen(
-            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB", "--json"],
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "4kB", "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -89,7 +89,7 @@ def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
 def test_the_source_dies_on_the_way(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, destination):
         process = subprocess.Popen(
-            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "40kB", "--json"],
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "4kB", "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

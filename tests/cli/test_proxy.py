@@ -99,8 +99,8 @@ def test_for_people(tmp_path: Path) -> None:
 def test_interrupted(tmp_path: Path) -> None:
     record = tmp_path / "record"
     with pair(tmp_path) as (source, destination):
-        # A young guest has touched little: its whole stream may take 80 KB.
-        source.qmp.command("migrate-set-parameters", **{"max-bandwidth": 50_000})
+        # A young guest has touched little: its whole stream may take 80 KB, and is to be under way for long.
+        source.qmp.command("migrate-set-parameters", **{"max-bandwidth": 5_000})
         with proxy(tmp_path, destination.incoming_uri(), "--json", "--record", str(record)) as between:
             source.qmp.command("migrate", uri=between.uri)
             stream = record / "main.stream"

@@ -214,7 +214,7 @@ def test_compiling_is_said_once(tmp_path: Path) -> None:
             text=True,
             stdin=subprocess.DEVNULL,
             env=environment,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         return done.stderr

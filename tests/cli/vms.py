@@ -14,7 +14,7 @@ from pathlib import Path
 from sterna.monitor.addresses import parse_address
 from sterna.monitor.client import QmpClient
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 class Vm:

@@ -139,7 +139,7 @@ def _machine(directory: Path) -> bytes:
     with monitored(directory / "qmp", append="20 2 5") as running:
         running.machine.cont()
         running.migration.migrate(f"file:{path}")
-        assert running.migration.wait(60).status.value == "completed"
+        assert running.migration.wait(300).status.value == "completed"
     return path.read_bytes()
 
 

@@ -15,7 +15,7 @@ from tests.fuzz.mutate import Mutator
 from tests.fuzz.parts import Parts
 from tests.fuzz.targets import NUMBERS, TARGETS, Run, seeds
 
-HANG_SECONDS = 40
+HANG_SECONDS = 120
 GROWTH_BYTES = 400 << 20
 """More memory than any input may take; a survey holds 64 MiB of guest RAM, a description that of 250 times its size."""
 _KEPT = 400

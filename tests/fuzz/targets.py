@@ -54,7 +54,7 @@ from sterna.stream.survey import survey
 from sterna.stream.wire import SectionType, StreamError
 from stream.streams import PieceSource
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a migration may take to notice what is wrong."""
 Run = Callable[[Parts, random.Random], str]
 NUMBERS = re.compile(r"/tmp/\w+|(?:0x)?[0-9a-f]*\d[0-9a-f]*|'[^']*'|`[^`]*`")

@@ -26,7 +26,7 @@ QEMU = {
     "virt-arm64": ("qemu-system-aarch64", "-M", "virt,gic-version=2", "-cpu", "cortex-a57"),
 }
 RAM_BASE = {"virt": 0x40000000, "vexpress-a15": 0x80000000, "virt-arm64": 0x40000000}
-DEADLINE_S = 60.0
+DEADLINE_S = 300.0
 
 
 def vexpress_tree(cpus: int, memory_bytes: int) -> bytes:

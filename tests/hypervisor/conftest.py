@@ -8,7 +8,7 @@ from sterna.hypervisor.interface import ExitReason, MemorySlot, SlotFlags
 from sterna.memory.ram import RamBlock
 
 LOG = SlotFlags.LOG_DIRTY_PAGES
-TIMEOUT_S = 20
+TIMEOUT_S = 300
 
 
 def wait_until(condition, what="the condition"):

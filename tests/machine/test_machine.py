@@ -24,7 +24,7 @@ from sterna.memory.bitmap import page_numbers
 from sterna.ownership import Event, NotTheOwner
 from sterna.stream.vmstate import DeviceState, StreamError
 
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 RAM_BASE = 0x4000_0000
 POWER_OFF = [0xE3000008, 0xE3480400, 0xE1400070, 0xEAFFFFFE]  # PSCI SYSTEM_OFF
 RESET = [0xE3000009, 0xE3480400, 0xE1400070, 0xEAFFFFFE]  # PSCI SYSTEM_RESET
@@ -320,6 +320,7 @@ def test_a_failed_migration_costs_the_guest_no_time(make_machine):
     wait_for_seq(machine, 2)
     began = time.monotonic()
     machine.stop_for_migration()
+    stopped = time.monotonic()
     before = counter_of(machine)
     assert machine.run_state is RunState.FINISH_MIGRATE
     end = time.monotonic() + 0.05
@@ -330,7 +331,8 @@ def test_a_failed_migration_costs_the_guest_no_time(make_machine):
     assert machine.run_state is RunState.RUNNING
     machine.stop_for_migration()
     gone = (counter_of(machine) - before) / COUNTER_HZ
-    assert 0.9 * (resumed - began - 0.02) <= gone <= time.monotonic() - began
+    # The counter's ticks are 16 ns.
+    assert resumed - stopped - 1e-6 <= gone <= time.monotonic() - began
 
 
 def test_a_paused_guest_arrives_paused_and_loses_no_time(make_machine):

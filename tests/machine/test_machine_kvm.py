@@ -1,6 +1,7 @@
 """Machines on the host's own CPU: x86_64 guests, their state, what stops them."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sterna.memory.bitmap import page_numbers
 from sterna.ownership import Event
 from sterna.stream.vmstate import DeviceState, StreamError
 
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 CODE = 0x4020_1000
 
 
@@ -143,14 +144,16 @@ def test_the_clock_stands_still_while_paused_and_jumps_with_a_migration(make):
     while time.monotonic() < end:
         pass
     before = int(read_status_of_ram(here.ram_blocks[0].data).cpu(0)["last_counter"])
+    began = time.monotonic_ns()
     here.cont()
-    assert here._vm.counter() < stopped + 150_000_000
+    gone = here._vm.counter() - stopped
+    assert 0 <= gone <= time.monotonic_ns() - began + 1_000_000, "from where it stood"
     wait_for(here, lambda s: int(s.cpu(0)["last_counter"]) > before)
     hour = 3600 * 10**9
     move(here, there, elapsed_ns=hour)
     last = int(read_status_of_ram(here.ram_blocks[0].data).cpu(0)["last_counter"])
     status = wait_for(there, lambda s: int(s.cpu(0)["last_counter"]) > last + hour)
-    assert int(status.cpu(0)["last_counter"]) < last + hour + 10 * 10**9
+    assert int(status.cpu(0)["last_counter"]) < last + hour + TIMEOUT_S * 10**9
     assert status.backward_steps() == 0
 
 
@@ -159,20 +162,21 @@ def test_throttled_guests_do_less(make):
     machine.cont()
     wait_for(machine, lambda s: all(s.word(cpu, DirtyramWord.PASSES) for cpu in (0, 1)))
 
-    def writes_in(seconds):
-        count = lambda s: sum(s.word(cpu, DirtyramWord.WRITES) for cpu in (0, 1))  # noqa: E731
-        before = count(read_status_of_ram(machine.ram_blocks[0].data))
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0.01)
-        return count(read_status_of_ram(machine.ram_blocks[0].data)) - before
+    def ran_ns():
+        """For how long the vCPUs had a processor: what they wrote depends on what else the machine does."""
+        tasks = [Path(f"/proc/self/task/{cpu.thread_id}/schedstat") for cpu in machine.cpus()]
+        return sum(int(task.read_text().split()[0]) for task in tasks)
 
-    free = writes_in(0.3)
     machine.throttle(95)
-    slow = writes_in(0.6)
+    began, before = time.monotonic_ns(), ran_ns()
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    share = (ran_ns() - before) / (time.monotonic_ns() - began) / 2
     machine.throttle(0)
-    assert slow < free
-    assert writes_in(0.1) > 0
+    assert share < 0.3
+    steps = read_status_of_ram(machine.ram_blocks[0].data).steps()
+    wait_for(machine, lambda s: s.steps() > steps)
     machine.stop()
     assert problems(machine) == []
 

@@ -19,7 +19,7 @@ from sterna.migration.controller import MigrationController
 
 pytestmark = pytest.mark.qemu
 
-SECONDS = 30
+SECONDS = 300
 KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
 
 

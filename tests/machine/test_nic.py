@@ -130,7 +130,7 @@ def test_a_guest_without_the_card_it_looks_for_says_so(make_machine: Callable[..
 
     machine = make_machine(kernel=str(find("net", "virt")), append="10.83.9.1")
     machine.cont()
-    assert machine.serial.wait_for(b"net: error: there is no network device", 60)  # type: ignore[attr-defined]
+    assert machine.serial.wait_for(b"net: error: there is no network device", 300)  # type: ignore[attr-defined]
 
 
 # -- state ---------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from sterna.machine.serial import DescriptorSerial, NullSerial, SerialError, open_serial
 
-TIMEOUT_S = 20
+TIMEOUT_S = 300
 
 
 class Input:

@@ -28,7 +28,7 @@ from sterna.machine.devices.virtiommio import Interrupt, Register, Status, Trans
 from sterna.machine.devices.virtionet import MAX_FRAME_BYTES, announcement
 from sterna.memory.bitmap import page_numbers
 
-TIMEOUT = 30.0
+TIMEOUT = 300.0
 BUFFERS = BASE + 0x20_0000
 FRAME = bytes(range(60))
 HEADER = bytes(12)

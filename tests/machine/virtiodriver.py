@@ -28,7 +28,7 @@ class SocketNetwork:
     def __init__(self) -> None:
         self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._near.setblocking(False)
-        self.far.settimeout(30)
+        self.far.settimeout(300)
 
     def fileno(self) -> int:
         return self._near.fileno()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, PIECES_PER_CHUNK, popul
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
 
-SECONDS = 20
+SECONDS = 300
 PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 SIZE = CHUNK_SIZE + 5 * PIECE_SIZE + 3 * PAGE_SIZE
 
@@ -141,6 +142,35 @@ def test_pieces_that_are_still_written_wait_when_it_is_patient() -> None:
         rolling.catch_up(SECONDS)
         assert not marks.any()
         assert rolling.finish().hex == digest_ram([block]).hex
+
+
+class Written(np.ndarray[tuple[int], np.dtype[np.uint8]]):
+    """Marks to which a writer writes between the two reads of whoever looks for those that are set."""
+
+    def nonzero(self) -> tuple[Any, ...]:
+        if np.shares_memory(self, self.marks):
+            raise RuntimeError("number of non-zero array elements changed during function execution")
+        return super().nonzero()
+
+    def __array_finalize__(self, made_of: Any) -> None:
+        self.marks = getattr(made_of, "marks", self)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_marks_may_be_set_while_they_are_looked_for(patient: bool) -> None:
+    with RamBlock("a", 4 * PIECE_SIZE) as block:
+        block.data[:] = 1
+        rolling = RollingDigest([block], zero=True, patient=patient)
+        inner = rolling._blocks["a"]
+        inner.marks = inner.marks.view(Written)
+        with pytest.raises(RuntimeError, match="changed during"):
+            np.flatnonzero(inner.marks)
+        with rolling:
+            rolling.marks("a")[:] = 1
+            rolling.start()
+            rolling.catch_up(SECONDS)
+            assert not rolling.stale_pieces, "the thread goes on"
+            assert rolling.finish().hex == digest_ram([block]).hex
 
 
 def test_a_check_that_raises_ends_the_work() -> None:

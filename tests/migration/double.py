@@ -25,8 +25,9 @@ WORDS_PER_PAGE = 512
 
 class DoubleGuest:
     """
-    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread: pages
-        are dirty after every pass, however short the pass was and whatever else the machine did meanwhile
+    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread, and
+        fewer when it is throttled: pages are dirty after every pass, however short the pass was and whatever else the machine
+        did meanwhile
     """
 
     machine_type = "double-1.0"
@@ -55,7 +56,7 @@ class DoubleGuest:
         self.host: dict[str, int] = {}
         self._was_running = running
         self._steps_per_ms = self._full_speed = steps_per_ms
-        self._steps_per_look = steps_per_look
+        self._steps_per_look = self._full_look = steps_per_look
         self.throttled: list[int] = []
         self._log = new_bitmap(pages)
         self._lock = threading.Condition()
@@ -89,7 +90,7 @@ class DoubleGuest:
     def step_until(self, steps: int) -> None:
         """Wait until the running guest has made so many steps."""
         with self._lock:
-            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 120)
+            assert self._lock.wait_for(lambda: self.steps >= steps or not self.running, 300)
 
     def advance_steps(self, count: int) -> None:
         """Make steps on the caller's thread."""
@@ -160,6 +161,7 @@ class DoubleGuest:
     def throttle(self, percent: int) -> None:
         with self._lock:
             self._steps_per_ms = max(1, self._full_speed * (100 - percent) // 100)
+            self._steps_per_look = self._full_look * (100 - percent) // 100
             self.throttled.append(percent)
 
     def stop_for_migration(self) -> int:

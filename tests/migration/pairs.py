@@ -11,7 +11,7 @@ from tests.migration.double import DoubleGuest
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 TCP = "tcp:127.0.0.1:0"
 
 

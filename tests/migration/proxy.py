@@ -118,6 +118,12 @@ class Proxy:
                 for sock in (near, far):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
+    def wait_end(self, seconds: float = 60.0) -> None:
+        """Wait until what was forwarded is all that there will be: every connection until now has ended by itself."""
+        for thread in self._threads[1:]:
+            thread.join(seconds)
+            assert not thread.is_alive(), f"a connection goes on after {self.forwarded} bytes"
+
     def close(self) -> None:
         self._stop_write.close()
         for thread in self._threads:

@@ -25,7 +25,7 @@ from sterna.stream.sections import Configuration
 from sterna.stream.wire import Command
 
 ONE, OTHER = (UUID(int=number * 0x1111_1111_1111_1111_1111_1111_1111_1111) for number in (1, 2))
-SECONDS = 90
+SECONDS = 300
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 
 

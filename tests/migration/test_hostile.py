@@ -103,7 +103,7 @@ def test_flips_on_a_live_connection_leave_the_guest_with_one_owner() -> None:
             for at in (*range(78, 260), *range(4300, 4500)):
                 with Proxy(port, Fault(flip=at)) as proxy:
                     info = here.migrate(proxy.uri)
-                there.controller.wait(30)
+                there.controller.wait(300)
                 assert info.status is FAILED, at
                 assert guest.running, at
                 assert not there.guest.running, at
@@ -124,7 +124,7 @@ def test_flips_on_the_way_back_leave_the_guest_with_one_owner(monkeypatch: pytes
             fault = Fault() if total == 1 else Fault(flip_back=at)
             with Proxy(port, fault) as proxy:
                 info = here.migrate(proxy.uri)
-            there.controller.wait(30)
+            there.controller.wait(300)
             assert guest.running == (info.status is FAILED), (at, info)
             assert there.guest.running == (info.status is COMPLETED), (at, info)
         if fault.flip_back is None:

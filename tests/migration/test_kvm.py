@@ -19,7 +19,7 @@ from sterna.stream.ram import warm_up
 from sterna.testbed.vm import SternaVm
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 LITTLE = 9 << 20
 """Memory for one thread more, and not for two."""
 

@@ -29,7 +29,7 @@ from sterna.stream.multifd import NO_UUID, Compression, Init, Packet, PacketForm
 from sterna.stream.pagecompression import compressor
 
 PAGES = 8
-SECONDS = 20
+SECONDS = 300
 FORMAT = PacketFormat(12)
 FAILED, COMPLETED, CANCELLED = MigrationStatus.FAILED, MigrationStatus.COMPLETED, MigrationStatus.CANCELLED
 SYNC = FORMAT.encode(Packet(sync=True))

@@ -42,7 +42,7 @@ def test_from_qemu_and_on_to_qemu(channels: int, compression: str, tmp_path: Pat
             second.ask("migrate-set-parameters", **settings)
             second.ask("migrate", uri=address)
             second.wait_event("MIGRATION", status="completed")
-        info = controller.wait(30)
+        info = controller.wait(300)
         assert info.status is MigrationStatus.COMPLETED, info.error
         assert guest.resumed == 1
         main = next(block for block in guest.ram_blocks if block.name == "mach-virt.ram")
@@ -54,7 +54,7 @@ def test_from_qemu_and_on_to_qemu(channels: int, compression: str, tmp_path: Pat
             third.ask("migrate-set-parameters", **settings)
             third.ask("migrate-incoming", uri=f"unix:{tmp_path}/out")
             controller.migrate(f"unix:{tmp_path}/out")
-            info = controller.wait(30)
+            info = controller.wait(300)
             assert (info.status, info.peer) == (MigrationStatus.COMPLETED, "qemu"), info.error
             assert guest.away
             assert info.multifd_bytes > 0

@@ -70,7 +70,7 @@ def qemu_answers(*commands: str) -> list[Any]:
         input="\n".join(lines),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=600,
     )
     replies = [json.loads(line) for line in done.stdout.splitlines()]
     return [reply["return"] for reply in replies if "return" in reply][1 : 1 + len(commands)]

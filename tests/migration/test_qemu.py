@@ -68,7 +68,7 @@ class Qemu:
 
         :return: what it wrote to its log
         """
-        self._process.wait(90)
+        self._process.wait(300)
         return self.log.read_text()
 
     def wait_event(self, name: str, **data: object) -> None:
@@ -100,7 +100,7 @@ def qemu(path: Path, *arguments: str, machine: Sequence[str] = MACHINE) -> Itera
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process,
     ):
         # Whoever waits for what does not come reads the end of its output instead.
-        patience = threading.Timer(120, process.kill)
+        patience = threading.Timer(600, process.kill)
         patience.start()
         try:
             yield Qemu(process, log)
@@ -205,7 +205,7 @@ def test_from_qemu_and_on_to_qemu(return_path: bool, tmp_path: Path) -> None:
             )
             second.ask("migrate", uri=address)
             second.wait_event("MIGRATION", status="completed")
-        info = controller.wait(30)
+        info = controller.wait(300)
         assert info.status is MigrationStatus.COMPLETED, info.error
         assert guest.resumed == 1
         main = next(block for block in guest.ram_blocks if block.name == "mach-virt.ram")
@@ -213,7 +213,7 @@ def test_from_qemu_and_on_to_qemu(return_path: bool, tmp_path: Path) -> None:
         with qemu(tmp_path, "-m", "64", "-incoming", "defer") as third:
             third.ask("migrate-incoming", uri=f"unix:{tmp_path}/out")
             controller.migrate(f"unix:{tmp_path}/out")
-            info = controller.wait(30)
+            info = controller.wait(300)
             assert (info.status, info.peer) == (MigrationStatus.COMPLETED, "qemu"), info.error
             assert guest.away
             assert info.verified is None

@@ -31,7 +31,7 @@ from sterna.stream.capture import survey_file
 from sterna.stream.return_path import shut
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
-SECONDS = 120
+SECONDS = 300
 # What `source_guest` has written takes four seconds, and is sent as it is.
 WHOLE_PAGES = {"max-bandwidth": 200_000, "x-sterna-policy": "fixed"}
 

@@ -389,7 +389,7 @@ def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.
 
 def test_small_changes_converge_where_whole_pages_would_not() -> None:
     """The guest dirties all of its pages in every pass; as changes they fit the downtime limit."""
-    with hosts(source_guest(400, steps_per_ms=40), waiting_guest(400)) as (here, there):
+    with hosts(source_guest(400, steps_per_look=400), waiting_guest(400)) as (here, there):
         switch_on(here, **{"max-bandwidth": 40_000, "downtime-limit": 60, "xbzrle-cache-size": 2 << 20})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is MigrationStatus.COMPLETED, info.error

@@ -17,7 +17,7 @@ from stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb
 pytestmark = pytest.mark.qemu
 
 XBZRLE = [{"capability": "xbzrle", "state": True}, {"capability": "events", "state": True}]
-SECONDS = 60
+SECONDS = 300
 
 
 def wait_passes(migration: MigrationController, count: int) -> None:

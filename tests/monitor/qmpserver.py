@@ -14,7 +14,7 @@ from sterna.monitor.protocol import QmpError
 from sterna.monitor.server import Listening, QmpServer
 from sterna.monitor.session import CommandTable
 
-TIMEOUT = 30.0
+TIMEOUT = 300.0
 
 
 class ServerThread:

@@ -33,7 +33,7 @@ from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, SectionType
 pytestmark = pytest.mark.qemu
 
 RAM_BYTES = 16 << 20
-SECONDS = 40
+SECONDS = 300
 
 PL011 = VmStateDescription(
     "pl011",

@@ -15,7 +15,7 @@ from stream.streams import PieceSource
 pytestmark = pytest.mark.qemu
 
 RAM_BYTES = 16 << 20
-SECONDS = 60
+SECONDS = 300
 
 
 def record(qemu: str, path: Path, machine: str, *options: str) -> Path:

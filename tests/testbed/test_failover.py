@@ -22,7 +22,7 @@ from sterna.testbed.vm import Vm
 
 RAM = 0x4000_0000
 NIC = guest_nic()
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 SETTINGS = VmSettings(memory="16M", program="net", arguments="100")
 ETH_P_RARP = 0x8035
 

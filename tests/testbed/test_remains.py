@@ -43,7 +43,7 @@ def made(process: "subprocess.Popen[str]") -> Path:
 def test_an_orderly_end_leaves_nothing(tmp_path: Path, end: str) -> None:
     with run(tmp_path / "runs", end) as process:
         path = made(process)
-        process.wait(20)
+        process.wait(300)
     assert path.name.startswith("sterna-testbed-")
     assert not path.exists()
     assert list((tmp_path / "runs").iterdir()) == []
@@ -56,7 +56,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
         assert clean_stale(tmp_path / "runs") == []  # it is at work
         assert path.exists()
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(300)
     assert path.exists()
     assert clean_stale(tmp_path / "runs") == [f"directory {path}"]
     assert not path.exists()
@@ -74,7 +74,7 @@ def test_a_killed_run_is_over_when_what_it_was_starting_has_ended(
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.kill()
-        process.wait(20)
+        process.wait(300)
 
         def look_again(seconds: float) -> None:
             with contextlib.suppress(ProcessLookupError):

@@ -74,7 +74,7 @@ class _Block:
 
     def stale(self) -> NDArray[np.int64]:
         """Pieces to renew, those without memory set aside as the zeros that they are."""
-        found = np.flatnonzero(self.marks)
+        found = self._marked()
         empty = [piece for run in _runs(found) for piece in self._without_memory(run)]
         if not empty:
             return found
@@ -85,7 +85,12 @@ class _Block:
             # Written since the look at its memory?
             if populated_pieces(self.ram, piece, 1)[0]:
                 self.marks[piece] = _STALE
-        return np.flatnonzero(self.marks)
+        return self._marked()
+
+    def _marked(self) -> NDArray[np.int64]:
+        # By a comparison, which makes an array of its own: numpy counts what is not zero, makes room and fills it, and
+        # raises when a writer sets a mark in between.
+        return np.flatnonzero(self.marks != _FRESH)
 
     def _without_memory(self, pieces: NDArray[np.int64]) -> list[int]:
         first, last = int(pieces[0]), int(pieces[-1])

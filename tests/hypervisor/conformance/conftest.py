@@ -1,4 +1,3 @@
-import platform
 import struct
 import threading
 import time
@@ -22,7 +21,7 @@ from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
 
-TIMEOUT_S = 30 if platform.machine() == "x86_64" else 200
+TIMEOUT_S = 300
 """An arm64 host may be an emulated one."""
 LOG = SlotFlags.LOG_DIRTY_PAGES
 WORK = Ipa(0x8000_0000)

@@ -69,9 +69,9 @@ def test_the_clock_is_the_guests_counter(make_guest):
     guest = make_guest()
     vm = guest.vm
     vm.set_counter(5_000_000_000)
+    start = time.monotonic_ns()
     first = vm.counter()
     assert 5_000_000_000 <= first < 15_000_000_000
-    start, end = time.monotonic_ns(), 0
     wait_until(lambda: vm.counter() - first > 20_000_000, "20 ms")
     passed = vm.counter() - first
     end = time.monotonic_ns()
@@ -194,7 +194,7 @@ from sterna.machine.machine import Machine
 with Machine(MachineConfig(accel="kvm", kernel="dirtyram", append="64 16 1", memory_bytes=16 << 20)) as machine:
     machine.cont()
     machine.start_dirty_logging()
-    dirty, deadline = 0, time.monotonic() + 30
+    dirty, deadline = 0, time.monotonic() + 300
     while dirty < 64 and time.monotonic() < deadline:
         dirty += sum(batch.pages for batch in machine.harvest())
     machine.stop_dirty_logging()
@@ -207,7 +207,7 @@ print("ran")
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": str(Path(sterna.__file__).parent.parent)},
         check=False,
     )

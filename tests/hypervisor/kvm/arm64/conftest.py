@@ -11,7 +11,7 @@ from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 from sterna.hypervisor.kvm.system import Capability, System
 from sterna.memory.ram import RamBlock
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 """The host may be an emulated one."""
 
 

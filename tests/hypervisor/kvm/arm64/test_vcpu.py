@@ -126,7 +126,7 @@ def test_state_after_a_device_access_has_its_result(guest):
     device = Register()
     guest.vm.add_mmio(UART, 4096, device)
     guest.start(OUTPUT, r0=UART, r1=0)
-    assert device.accessed.wait(60)
+    assert device.accessed.wait(300)
     guest.stop()
     state = guest.cpus[0].get_state()
     assert state.regs[1] - device.accesses[-1][3] in (0, 1)
