@@ -5,22 +5,26 @@ from pathlib import Path
 
 import pytest
 
-try:
-    from hypothesis import HealthCheck, settings
-except ImportError:  # an emulated host has what its tests need
-    pass
-else:
-    # How long an example takes says nothing here: kernels are compiled in the first, and machines are busy.
-    _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    # The same examples each time, none remembered: what a search found is written down with its test, as an example.
-    settings.register_profile("sterna", _patient, derandomize=True, database=None)
-    # The search, of `make fuzz`: others each time, and what fails comes first the next time.
-    settings.register_profile("search", _patient, print_blob=True)
-    settings.load_profile("sterna")
+_ALONE = ("testbed", "arm64")
+"""Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of
+`arm64` need much of it. Neither sees the other: they have nothing in common but processors, so each goes its own way.
+"""
+_TOGETHER = {"test_fuzz.py", "test_qemu_streams.py", "test_xbzrle_qemu.py"}
+"""Files whose tests share what takes longer to make than to look at: in one process, so that it is made once."""
 
 
-_ALONE = {"arm64", "testbed"}
-"""Folders of tests that look at the whole machine, or need much of it: one after the other, where tests run in parallel."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Emulated hosts run tests without it, and take seconds to import it.
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import HealthCheck, settings
+
+        # How long an example takes says nothing here: kernels are compiled in the first, and machines are busy.
+        patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        # The same examples each time, none remembered: what a search found is written down with its test, as an example.
+        settings.register_profile("sterna", patient, derandomize=True, database=None)
+        # The search, of `make fuzz`: others each time, and what fails comes first the next time.
+        settings.register_profile("search", patient, print_blob=True)
+        settings.load_profile("sterna")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,8 +33,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folders = _ALONE & set(Path(nodeid.partition("::")[0]).parts)
-            return "alone" if folders else nodeid
+            path = Path(nodeid.partition("::")[0])
+            alone = next((folder for folder in _ALONE if folder in path.parts), None)
+            return alone or (str(path) if path.name in _TOGETHER else nodeid)
 
     return Scheduling(config, log)
 

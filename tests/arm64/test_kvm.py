@@ -15,7 +15,8 @@ from sterna.testbed.debian.errors import ImageError
 
 pytestmark = [pytest.mark.arm64host, pytest.mark.qemu, pytest.mark.slow]
 
-PYTEST = "python3 -m pytest -q -x -rps -p no:cacheprovider -p no:hypothesispytest"
+PYTEST = "python3 -m pytest -q -x -rps --assert=plain -p no:cacheprovider -p no:hypothesispytest"
+"""Assertions are left as they are: to rewrite them takes the emulated CPU as long as to run the tests."""
 SUITE = "tests/hypervisor/conformance"
 FEW = "exactly or test_oracle and not with and not memory or slot_deleted or c126d94f"
 """Tests of the suite: one boot has time for the kernel's oracle, and some cases."""

@@ -39,3 +39,18 @@ def test_help_names_every_command_and_each_has_its_own() -> None:
             [*command, name, "--help"], capture_output=True, text=True, timeout=600, check=True
         )
         assert shown.stdout.startswith(f"Usage: sterna {name} ")
+
+
+def test_a_program_that_calls_no_kernel_loads_no_compiler() -> None:
+    """As the one that starts a demo's machines, or a test bed's."""
+    script = (
+        "import sys, sterna.cli.demo, sterna.cli.trial, sterna.cli.rehearsal, sterna.cli.testbedrun, sterna.testbed.runner\n"
+        "from sterna.cli.kernels import Stamp\n"
+        "Stamp('any').exists()\n"
+        "assert 'sterna.memory.bitmap' in sys.modules\n"
+        "assert 'numba' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

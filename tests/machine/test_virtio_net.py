@@ -185,6 +185,22 @@ def test_frames_come_in_as_there_is_room(device: Rig) -> None:
     assert device.net.counts.received == 20
 
 
+def test_a_frame_is_there_before_its_buffer_comes_back(device: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver on another CPU may look after each write of the device's."""
+    device.start()
+    write, seen = device.ram.write, []
+
+    def watched(ipa: int, data: bytes | memoryview) -> None:
+        write(ipa, data)
+        seen.extend((used, device.peek(BUFFERS + 12, len(FRAME))) for used in device.used(0)[len(seen) :])
+
+    monkeypatch.setattr(device.ram, "write", watched)
+    device.network.far.send(FRAME)
+    give_buffer(device)
+    wait(lambda: device.net.counts.received == 1)
+    assert seen == [((0, 12 + len(FRAME)), FRAME)]
+
+
 def test_a_frame_in_several_descriptors(device: Rig) -> None:
     device.start()
     for index, length in enumerate((7, 10, 100)):
@@ -332,8 +348,19 @@ def no_header(device: Rig) -> None:
 
 
 def too_many_offers(device: Rig) -> None:
+    device.poke(BUFFERS, HEADER + FRAME)
+    for index in range(ENTRIES):  # nothing else is wrong
+        device.describe(1, index, BUFFERS, len(HEADER + FRAME))
     device.poke(AVAIL + TX + 2, struct.pack("<H", ENTRIES + 1))
     device.write(Register.QUEUE_NOTIFY, 1)
+
+
+def too_many_buffers(device: Rig) -> None:
+    for index in range(ENTRIES):
+        device.describe(0, index, BUFFERS + 4096 * index, 2048, WRITE)
+    device.poke(AVAIL + 2, struct.pack("<H", ENTRIES + 1))
+    device.network.far.send(FRAME)
+    device.write(Register.QUEUE_NOTIFY, 0)
 
 
 def receive_outside_ram(device: Rig) -> None:
@@ -358,6 +385,7 @@ BROKEN = [
     at_the_end_of_addresses,
     no_header,
     too_many_offers,
+    too_many_buffers,
     receive_outside_ram,
     receive_into_nothing,
 ]

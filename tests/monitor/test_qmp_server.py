@@ -3,6 +3,7 @@
 import asyncio
 import json
 import resource
+import select
 import socket
 from pathlib import Path
 
@@ -12,9 +13,14 @@ from qemu.qmp import ExecuteError, QMPClient
 from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable
 from sterna.monitor.addresses import AddressError, listen, parse_address
 from sterna.monitor.client import ConnectionLost, QmpClient
-from sterna.monitor.framing import MAX_MESSAGE_BYTES
 from sterna.monitor.protocol import QmpError
-from sterna.monitor.session import UNREAD_LIMIT_BYTES
+
+MIB = 1 << 20
+MAX_MESSAGE_BYTES = UNREAD_LIMIT_BYTES = MIB
+"""As promised, not as the server has it: a limit that is wrong must not move the test with it."""
+MAX_DEPTH = 256
+SOCKET_BYTES = 1 << 12
+"""What a client asks the kernel to keep for it; a little more is kept."""
 
 
 class Raw:
@@ -168,11 +174,14 @@ def test_defect_in_a_command_is_an_error_not_the_end(negotiated) -> None:
     assert negotiated.ask(b'{"execute": "echo"}') == {"return": {}}
 
 
-def test_client_that_does_not_read_events_is_disconnected(server, negotiated) -> None:
-    negotiated.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
-    data = {"text": "z" * 10_000}
+@pytest.mark.parametrize("size", [10_000, 3 * MIB])
+def test_client_that_does_not_read_events_is_disconnected(server, negotiated, size: int) -> None:
+    """At the first event that finds more unread than the limit."""
+    negotiated.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+    data = {"text": "z" * size}
+    enough = 2 + 2 * UNREAD_LIMIT_BYTES // size
     with server.client() as other:
-        for count in range(4 * UNREAD_LIMIT_BYTES // 10_000):
+        for count in range(enough):
             server.emit("NOISE", data)
             # This one reads, so it stays; its answer comes after the event was queued for both.
             assert other.command("echo", count=count) == {"count": count}
@@ -183,14 +192,54 @@ def test_client_that_does_not_read_events_is_disconnected(server, negotiated) ->
             received += len(chunk)
     except ConnectionResetError:
         pass
-    assert received < 2 * UNREAD_LIMIT_BYTES
+    # What it left unread has been dropped; what the kernel had was its own.
+    assert received < MIB
+
+
+def test_a_client_may_leave_events_unread_up_to_the_limit(server, negotiated) -> None:
+    negotiated.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+    data = {"text": "z" * 10_000}
+    count = UNREAD_LIMIT_BYTES // 10_200
+    for _ in range(count):
+        server.emit("NOISE", data)
+    assert [negotiated.read()["event"] for _ in range(count)] == ["NOISE"] * count
+    assert negotiated.ask(b'{"execute": "echo"}') == {"return": {}}
+
+
+def unread_of(client: Raw, message: bytes, count: int) -> int:
+    """Send a message so often and read nothing, until the server takes no more: bytes sent."""
+    client.socket.setblocking(False)
+    sent, total = 0, len(message) * count
+    view = memoryview(message * count)
+    while sent < total:
+        # The server answers within a moment or waits for this client: whoever waits is stuck for good.
+        _, writable, _ = select.select([], [client.socket], [], 1.0)
+        if not writable:
+            break
+        sent += client.socket.send(view[sent : sent + (1 << 16)])
+    client.socket.settimeout(TIMEOUT)
+    return sent
 
 
 def test_client_that_does_not_read_answers_is_not_read_from(server, negotiated) -> None:
-    negotiated.socket.settimeout(1.0)
+    """What is kept for it, of its commands and of their answers, is bounded, and nothing is lost once it reads."""
     message = b'{"execute": "echo", "arguments": {"a": "%s"}}\n' % (b"w" * 50_000)
-    with pytest.raises(TimeoutError):
-        negotiated.socket.sendall(message * 1000)
+    sent = unread_of(negotiated, message, 1000)
+    assert sent < 2 * MIB
+    whole, rest = divmod(sent, len(message))
+    answers = [negotiated.read() for _ in range(whole)]
+    assert all(answer == {"return": {"a": "w" * 50_000}} for answer in answers)
+    negotiated.send(message[rest:] if rest else message)
+    assert negotiated.read() == {"return": {"a": "w" * 50_000}}
+
+
+def test_depth_at_the_limit_passes_and_beyond_is_refused(negotiated) -> None:
+    """`echo`'s argument is two levels down."""
+    frame = b'{"execute": "echo", "arguments": {"a": %s}}'
+    for depth, answered in ((MAX_DEPTH - 2, True), (MAX_DEPTH - 1, False)):
+        answer = negotiated.ask(frame % (b"[" * depth + b"]" * depth))
+        assert ("return" in answer) is answered
+        assert answered or "nesting depth" in answer["error"]["desc"]
 
 
 def test_events_reach_negotiated_clients_with_a_timestamp(server, raw) -> None:

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.memory.bitmap import new_bitmap, page_numbers
+from sterna.memory.digest import PIECE_SIZE
 from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import RollingDigest, digest_ram
 from sterna.stream import ram_kernels
 from sterna.stream.ram import (
     END_OF_RECORDS,
@@ -207,6 +210,119 @@ def test_zero_records_clear_what_came_before(block: RamBlock) -> None:
             encode_pages(block, np.arange(8), suffix=END_OF_RECORDS).tobytes(),
         )
         assert not target.data.any()
+
+
+BOTH_DECODERS = pytest.mark.parametrize(
+    "decode",
+    [ram_kernels.decode_records, ram_kernels.decode_records.twin],  # type: ignore[attr-defined]
+    ids=["kernel", "twin"],
+)
+PIECES = 3
+CHANGE = b"\x05\x01\xaa"
+"""XBZRLE: byte 5 becomes 0xaa."""
+
+
+@BOTH_DECODERS
+@pytest.mark.parametrize("page_bits", [10, 12])
+@pytest.mark.parametrize(
+    "place", [0, 1, PIECE_SIZE - 1, PIECE_SIZE, 2 * PIECE_SIZE - 1, PIECES * PIECE_SIZE - 1]
+)
+@pytest.mark.parametrize(
+    ("had", "came", "fresh", "record", "has", "marked"),
+    [
+        (b"\0", False, True, "page", b"\x33", True),
+        (b"\7", True, True, "page", b"\x33", True),
+        (b"\7", True, True, "zero", b"\0", True),
+        (b"\7", True, False, "zero", b"\0", True),
+        (b"\7", False, False, "zero", b"\0", True),
+        (b"\0", True, True, "zero", b"\0", False),
+        (b"\0", False, False, "zero", b"\0", False),
+        (b"\0", False, True, "zero", b"\0", False),
+        (b"\7", True, True, "change", b"\7\7\7\7\7\xaa", True),
+    ],
+)
+def test_a_record_marks_the_piece_that_it_writes_and_no_other(
+    decode: Any,
+    page_bits: int,
+    place: int,
+    had: bytes,
+    came: bool,
+    fresh: bool,
+    record: str,
+    has: bytes,
+    marked: bool,
+) -> None:
+    """A digest that was made of the piece before is renewed for it; no mark of an earlier record hides that one is missing."""
+    page_bytes = 1 << page_bits
+    page = place >> page_bits
+    here = slice(page * page_bytes, (page + 1) * page_bytes)
+    ram = np.full(PIECES * PIECE_SIZE, 0xEE, dtype=np.uint8)
+    ram[here] = had[0]
+    expected = ram.copy()
+    expected[here] = np.frombuffer(has.ljust(page_bytes, has if len(has) == 1 else had), dtype=np.uint8)
+    received = new_bitmap(ram.size >> page_bits)
+    if came:
+        received[page >> 6] |= np.uint64(1 << (page & 63))
+    flags, data = {
+        "page": (0x28, b"\x33" * page_bytes),
+        "zero": (0x22, b"\0"),
+        "change": (0x60, b"\1" + len(CHANGE).to_bytes(2, "big") + CHANGE),
+    }[record]
+    body = np.frombuffer(word(here.start, flags) + data + END_OF_RECORDS, dtype=np.uint8).copy()
+    written = np.zeros(PIECES, dtype=np.uint8)
+    counts = np.zeros(3, dtype=np.int64)
+    name = np.frombuffer(b"toy.ram", dtype=np.uint8).copy()
+    at, status = decode(body, 0, body.size, name, ram, page_bits, received, written, fresh, counts)
+    assert (int(at), int(status)) == (body.size, Status.END)
+    np.testing.assert_array_equal(ram, expected)
+    assert written.tolist() == [int(marked and piece == place // PIECE_SIZE) for piece in range(PIECES)]
+    assert page_numbers(received).tolist() == [page]
+    assert counts.tolist() == [int(record == kind) for kind in ("page", "zero", "change")]
+
+
+@BOTH_DECODERS
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 2047, 4088, 4095])
+def test_a_zero_record_clears_and_marks_a_page_with_any_byte_set(decode: Any, at: int) -> None:
+    ram = np.zeros(3 * 4096, dtype=np.uint8)
+    ram[4096 + at] = 1
+    ram[[4095, 2 * 4096]] = 0xEE
+    body = np.frombuffer(word(0x1000, 0x22) + b"\0" + END_OF_RECORDS, dtype=np.uint8).copy()
+    written = np.zeros(1, dtype=np.uint8)
+    name = np.frombuffer(b"toy.ram", dtype=np.uint8).copy()
+    decode(body, 0, body.size, name, ram, 12, new_bitmap(3), written, False, np.zeros(3, dtype=np.int64))
+    assert not ram[4096:8192].any()
+    assert written.tolist() == [1]
+    assert (ram[4095], ram[2 * 4096]) == (0xEE, 0xEE)
+
+
+@pytest.mark.parametrize("record", ["page", "zero", "change"])
+def test_a_digest_that_is_kept_up_is_that_of_what_the_records_leave(record: str) -> None:
+    """As at a destination: the digest's marks are those that the decoder sets, and all were renewed before the record."""
+    page = PIECE_SIZE // 4096 + 3
+    with (
+        RamBlock("toy.ram", PIECES * PIECE_SIZE) as source,
+        RamBlock("toy.ram", PIECES * PIECE_SIZE) as target,
+    ):
+        source.data[:] = 7
+        decoder = RamDecoder([target])
+        with RollingDigest([target]) as rolling:
+            decoder.written["toy.ram"] = rolling.marks("toy.ram")
+            rolling.start()
+            read(decoder, encode_pages(source, np.arange(source.pages), suffix=END_OF_RECORDS).tobytes())
+            rolling.catch_up(30)
+            assert rolling.stale_pieces == 0
+            here = slice(page * 4096, (page + 1) * 4096)
+            if record == "change":
+                source.data[here.start + 5] = 0xAA
+                body = (
+                    word(here.start, 0x60) + b"\1" + len(CHANGE).to_bytes(2, "big") + CHANGE + END_OF_RECORDS
+                )
+            else:
+                source.data[here] = 0x33 if record == "page" else 0
+                body = encode_pages(source, np.array([page]), suffix=END_OF_RECORDS).tobytes()
+            read(decoder, body)
+            assert rolling.finish().hex == digest_ram([source]).hex
+        np.testing.assert_array_equal(target.data, source.data)
 
 
 def test_records_switch_between_blocks(block: RamBlock) -> None:

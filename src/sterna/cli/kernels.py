@@ -1,14 +1,12 @@
 """Whether this program's kernels have been compiled before, and what to say when they have not."""
 
 import importlib.metadata
-import os
 import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import sterna
-from sterna.memory.kernelcache import cache_directory
+from sterna.memory.kernel import COMPILED
+from sterna.memory.kernelcache import kernel_directory
 
 COMPILING = "compiling kernels (once)"
 
@@ -20,15 +18,14 @@ class Stamp:
     """
 
     def __init__(self, name: str) -> None:
-        numba = sys.modules.get("numba")
-        # Where the user's cache cannot be written, each process has a directory of its own: ask for it.
-        directory = numba.config.CACHE_DIR if numba is not None else os.environ.get("NUMBA_CACHE_DIR")
-        base = Path(directory or cache_directory(Path(sterna.__file__).resolve().parent))
         try:
             version = importlib.metadata.version("numba")
         except importlib.metadata.PackageNotFoundError:
             version = "none"
-        self._path = base / f"{name}-{platform.python_implementation()}-{platform.python_version()}-{version}"
+        self._path = (
+            kernel_directory()
+            / f"{name}-{platform.python_implementation()}-{platform.python_version()}-{version}"
+        )
 
     def exists(self) -> bool:
         """Whether it has been done."""
@@ -70,7 +67,7 @@ def prepare_survey_kernels() -> None:
 
 def _prepare(name: str, warm_up: Callable[[], None]) -> None:
     stamp = Stamp(name)
-    if stamp.exists() or sys.modules.get("numba") is None:
+    if stamp.exists() or not COMPILED:
         warm_up()
         return
     print(f"sterna: {COMPILING}", file=sys.stderr, flush=True)

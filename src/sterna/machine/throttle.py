@@ -4,18 +4,32 @@ As QEMU's cpu-throttle does it: they run for a time slice of 10 ms and stand sti
 """
 
 import threading
-
-from sterna.machine.cpus import CpuThreads
+from typing import Protocol
 
 _SLICE_S = 0.01
 
 
-class Throttle:
-    """The throttle of one machine's vCPUs."""
+class Holdable(Protocol):
+    """vCPUs, as a throttle sees them."""
 
-    def __init__(self, threads: CpuThreads) -> None:
+    def hold(self) -> None:
+        """Keep them from running until `release`."""
+        ...
+
+    def release(self) -> None:
+        """End a `hold`."""
+        ...
+
+
+class Throttle:
+    """The throttle of one machine's vCPUs.
+
+    :param changed: what it spends its time slices waiting on; by its timeouts goes the share that the vCPUs are held
+    """
+
+    def __init__(self, threads: Holdable, changed: threading.Condition | None = None) -> None:
         self._threads = threads
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         self._percent = 0
         self._thread: threading.Thread | None = None
 

@@ -5,6 +5,7 @@ are compiled into it, nor of the layouts and constants it was compiled with. A d
 them keeps an edit, or an upgrade, from running old code.
 """
 
+import functools
 import hashlib
 import os
 import shutil
@@ -59,3 +60,10 @@ def cache_directory(package: Path) -> Path:
     except (OSError, RuntimeError):
         pass
     return Path(tempfile.mkdtemp(prefix="sterna-kernels-"))
+
+
+@functools.cache
+def kernel_directory() -> Path:
+    """Where this program's kernels are: one place for as long as it runs."""
+    told = os.environ.get("NUMBA_CACHE_DIR")
+    return Path(told) if told else cache_directory(Path(__file__).resolve().parent.parent)

@@ -4,4 +4,4 @@ Generic algorithms, and one module per architecture for what differs. All of it 
 walks.
 """
 
-import sterna.memory.kernel  # noqa: F401 - says where compiled code is kept
+import sterna.memory.compiler  # noqa: F401 - says where compiled code is kept

@@ -36,8 +36,9 @@ for _call in (_libc_writev, _libc_readv):
     _call.restype = ctypes.c_ssize_t
 
 if COMPILED and not TYPE_CHECKING:
-    from numba import carray, types
+    from sterna.memory.compiler import numba
 
+    carray, types = numba.carray, numba.types
     # By name, so that compiled code can be cached: addresses differ from run to run.
     _writev = types.ExternalFunction("writev", types.int64(types.int32, types.uint64, types.int32))
     _readv = types.ExternalFunction("readv", types.int64(types.int32, types.uint64, types.int32))
