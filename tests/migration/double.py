@@ -13,6 +13,7 @@ import numpy as np
 from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
+from sterna.migration.errors import StateError
 from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, array, u8, u32, u64
 
@@ -126,6 +127,11 @@ class DoubleGuest:
     def _may_fail(self, call: str) -> None:
         if call in self.fail:
             raise self.fail[call]
+
+    def check_migratable(self) -> None:
+        self._may_fail("check_migratable")
+        if self.away:
+            raise StateError("the guest runs elsewhere")
 
     def guest_traits(self) -> Sequence[Trait]:
         return self.traits

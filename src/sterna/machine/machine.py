@@ -308,6 +308,14 @@ class Machine:
 
     # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
 
+    def check_migratable(self) -> None:
+        """
+        :raise RunStateError: When the machine has no guest to migrate: it has not come yet, or has left.
+        """
+        with self._lock:
+            if self._run_state not in MIGRATABLE:
+                raise RunStateError("migrate", self._run_state, MIGRATABLE)
+
     def guest_traits(self) -> Sequence[Trait]:
         """What the guest needs of a host that it goes to."""
         return self._vm.guest_traits()
@@ -321,9 +329,7 @@ class Machine:
 
         :raise RunStateError: When the machine has no guest to migrate.
         """
-        with self._lock:
-            if self._run_state not in MIGRATABLE:
-                raise RunStateError("migrate", self._run_state, MIGRATABLE)
+        self.check_migratable()
         self._ram.start_logging()
 
     def stop_dirty_logging(self) -> None:

@@ -136,8 +136,8 @@ class Proxy:
         self._interrupts = 0
         self._cut_by_user = False
         self._started_ns = self._ended_ns = 0
-        self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
         self._listener = listen.listen()
+        self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
         try:
             # Made when all else is there: a proxy that cannot listen leaves no directory.
             self._recording = Recording(record) if record else None
