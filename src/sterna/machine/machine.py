@@ -114,6 +114,8 @@ class Machine:
         stack.callback(self._threads.close)
         self._throttle = Throttle(self._threads)
         stack.callback(self._throttle.set, 0)
+        # Last: it empties a file, which a machine that cannot be made must not do.
+        self.serial.start(self._uarts[0].receive)
 
     def _build_uarts(self, stack: ExitStack) -> None:
         board = self.config.board
@@ -125,7 +127,6 @@ class Machine:
         ]
         for uart, device in zip(board.uarts, self._uarts, strict=True):
             self._vm.add_mmio(uart.base, PAGE_SIZE, device)
-        self.serial.start(self._uarts[0].receive)
 
     def _load(self, image: Image, device_tree: bytes) -> None:
         place(image, device_tree, self.config.board, self._ram.write)
