@@ -104,7 +104,8 @@ def test_interrupted(tmp_path: Path) -> None:
         with proxy(tmp_path, destination.incoming_uri(), "--json", "--record", str(record)) as between:
             source.qmp.command("migrate", uri=between.uri)
             stream = record / "main.stream"
-            wait_for(lambda: stream.exists() and stream.stat().st_size > 10_000)
+            wait_for(lambda: record.exists() and sum(p.stat().st_size for p in record.iterdir()) > 10_000)
+            assert not stream.exists(), "it has its name when it is complete"
             interrupt(between.process)
             code, out = between.result()
         assert code == 4, between.errors()

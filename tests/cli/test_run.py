@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from cli.test_bad_input import elf
 from cli.vms import TIMEOUT, vm, wait_for
 from sterna.monitor.client import ConnectionLost
+from sterna.monitor.protocol import QmpError
 
 GUEST = ("--kernel", "clock", "--append", "20", "--serial", "null")
 
@@ -187,6 +189,63 @@ def test_a_source_that_cannot_come_back_ends_it(uri: str, stdin: bytes, expected
     assert error.startswith("sterna: incoming migration failed: ")
     assert expected in error
     assert error.count("\n") == 1
+
+
+def test_pipes_hold_nothing_up(tmp_path: Path) -> None:
+    """Neither a migration nor a command waits for whoever might open the other end; a signal ends the process."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with vm(tmp_path, "vm", *GUEST) as machine:
+        machine.qmp.command("migrate", uri=f"file:{fifo}")
+        wait_for(lambda: machine.qmp.command("query-migrate")["status"] == "failed")
+        with pytest.raises(QmpError, match="it is a named pipe, not a regular file"):
+            machine.qmp.command("pmemsave", val=0x4000_0000, size=4096, filename=str(fifo))
+        assert machine.running()
+        machine.process.send_signal(signal.SIGTERM)
+        assert machine.process.wait(TIMEOUT) == 0
+    for arguments in (
+        ["--incoming", f"file:{fifo}"],
+        [*GUEST, "--dump-dtb", str(fifo)],
+        [*GUEST[:-2], "--serial", f"file:{fifo}"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "sterna", "run", "--memory", "16M", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("sterna: error: ")
+        assert done.stderr.count("\n") == 1
+        assert str(fifo) in done.stderr
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_reading_a_pipe_that_nobody_writes_can_be_ended(number: signal.Signals, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(
+        [sys.executable, "-m", "sterna", "stream", "info", str(fifo)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        writers: list[int] = []
+
+        def is_being_read() -> bool:
+            try:
+                writers.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody reads it yet
+                return False
+            return True
+
+        wait_for(is_being_read)
+        process.send_signal(number)
+        assert process.wait(TIMEOUT) != 0
+    os.close(writers[0])
 
 
 def test_a_failure_at_once_is_told_and_somebody_may_look(tmp_path: Path) -> None:

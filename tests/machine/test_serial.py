@@ -6,7 +6,11 @@ import threading
 
 import pytest
 
+from sterna.machine.config import MEBIBYTE, MachineConfig
+from sterna.machine.machine import Machine
+from sterna.machine.nicconfig import parse_nic
 from sterna.machine.serial import DescriptorSerial, NullSerial, SerialError, open_serial
+from sterna.machine.tap import TapError
 
 TIMEOUT_S = 300
 
@@ -41,6 +45,49 @@ def test_file(tmp_path):
     line.write(b"hello")
     line.close()
     assert (tmp_path / "log").read_bytes() == b"hello"
+
+
+def test_a_file_is_emptied_when_the_machine_is_there(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"what the guest before said")
+    line = open_serial(f"file:{log}")
+    assert log.read_bytes() == b"what the guest before said"
+    line.start(Input())
+    assert log.read_bytes() == b""
+    line.write(b"hello")
+    line.close()
+    assert log.read_bytes() == b"hello"
+
+
+def test_a_machine_that_cannot_be_made_leaves_the_log_of_the_one_before(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"what the guest before said")
+    card = parse_nic("tap,fd=987")
+    with pytest.raises(TapError):
+        Machine(
+            MachineConfig(
+                memory_bytes=16 * MEBIBYTE,
+                kernel="clock",
+                append="20",
+                serial=f"file:{log}",
+                nics=(card,),
+            )
+        )
+    assert log.read_bytes() == b"what the guest before said"
+
+
+def test_a_pipe_needs_a_reader(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(SerialError, match="No such device or address"):
+        open_serial(f"file:{fifo}")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    line = open_serial(f"file:{fifo}")
+    line.start(Input())
+    line.write(b"hello")
+    line.close()
+    assert os.read(reader, 100) == b"hello"
+    os.close(reader)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,9 @@ class DoubleGuest:
         if call in self.fail:
             raise self.fail[call]
 
+    def check_migratable(self) -> None:
+        self._may_fail("check_migratable")
+
     def guest_traits(self) -> Sequence[Trait]:
         return self.traits
 

@@ -1,14 +1,17 @@
 """URIs and the channels behind them."""
 
 import contextlib
+import errno
 import os
 import select
+import shlex
 import socket
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.refusal import Refusal, refusing
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import sockets
@@ -248,6 +251,83 @@ def test_a_file_that_was_not_finished_is_removed(tmp_path: Path) -> None:
             channel.send(b"whole")
             channel.finish()
         assert path.read_bytes() == b"whole"
+
+
+def test_the_file_that_was_there_survives_until_the_new_one_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(b"the only copy of a guest")
+    with Cancellation() as cancellation:
+        with uris.parse(f"file:{path}").connect(cancellation) as channel:
+            channel.send(b"half")
+        assert path.read_bytes() == b"the only copy of a guest"
+        with uris.parse(f"file:{path}").connect(cancellation) as channel:
+            channel.send(b"whole")
+            assert path.read_bytes() == b"the only copy of a guest"
+            channel.finish()
+    assert path.read_bytes() == b"whole"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["stream"]
+
+
+@pytest.mark.parametrize("call", ["writev", "fsync", "close", "renameat"])
+def test_a_stream_that_the_disk_does_not_take_is_no_stream(call: str, tmp_path: Path) -> None:
+    """Among them the sync: a file that is not on the disk when the guest is given up is no save."""
+    path = tmp_path / "stream"
+    path.write_bytes(b"old")
+    data = np.arange(100, dtype=np.uint8)
+    vectors = np.array([[data.ctypes.data, data.size]], dtype=np.uint64)
+    with Cancellation() as cancellation:
+        channel = uris.parse(f"file:{path}").connect(cancellation)
+        fd = channel._write_fd
+
+        def write() -> None:
+            with channel:
+                channel.send_vectors(vectors)
+                channel.finish()
+
+        reason = f"(writing to|completing) file:{path}: no space left on device"
+        with pytest.raises(ChannelError, match=reason):
+            refusing(Refusal(call, errno.ENOSPC, fd=None if call == "renameat" else fd), write)
+    if call == "close":
+        os.close(fd)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["stream"]
+
+
+def test_file_is_for_files_and_says_what_is_for_others(tmp_path: Path) -> None:
+    fifo = tmp_path / "a pipe"
+    os.mkfifo(fifo)
+    with Cancellation() as cancellation:
+        for path, kind in ((fifo, "a named pipe"), ("/dev/null", "a character device")):
+            quoted = shlex.quote(str(path))
+            with pytest.raises(
+                ChannelError,
+                match=f"cannot write .*: it is {kind}, not a regular file; use exec:cat > {quoted}$",
+            ):
+                uris.parse(f"file:{path}").connect(cancellation)
+        with pytest.raises(ChannelError, match=r"cannot read .*: it is a named pipe, .*; use exec:cat '"):
+            uris.parse(f"file:{fifo}").open_incoming(cancellation)
+        with pytest.raises(ChannelError, match=r"cannot write .*: it is a directory, not a regular file$"):
+            uris.parse(f"file:{tmp_path}").connect(cancellation)
+
+
+def _socket_of(channel: Channel) -> socket.socket:
+    return socket.socket(fileno=os.dup(channel.descriptors()[0]))
+
+
+def test_both_ends_of_a_connection_notice_a_host_that_vanished() -> None:
+    """Within half a minute, without a byte to send: the kernel asks."""
+    with Cancellation() as cancellation:
+        near, far = listening_pair(cancellation, "tcp:127.0.0.1:0")
+        with near, far, uris.parse(f"fd:{near.descriptors()[0]}").connect(cancellation) as passed_on:
+            for channel in (near, far, passed_on):
+                with _socket_of(channel) as end:
+                    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                    idle, interval, count = (
+                        end.getsockopt(socket.IPPROTO_TCP, option)
+                        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                    )
+                    assert idle + interval * count <= 30
 
 
 def test_descriptors_are_duplicated_and_sockets_work_both_ways() -> None:

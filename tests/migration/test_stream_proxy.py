@@ -1,7 +1,9 @@
 """The proxy between two ends: every byte goes through, whoever dies, and what went through is understood."""
 
+import errno
 import random
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +16,7 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
+from tests.refusal import Refusal, refusing
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
@@ -24,7 +27,7 @@ from sterna.migration.proxy import proxy as proxy_module
 from sterna.migration.proxy.connection import Connection, End, Kind
 from sterna.migration.proxy.outcome import Outcome
 from sterna.migration.proxy.proxy import Proxy, ProxyView
-from sterna.migration.proxy.recording import RecordingError
+from sterna.migration.proxy.recording import Recording, RecordingError
 from sterna.migration.proxy.tap import LeftBehind, Tap
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.capture import survey_file
@@ -421,6 +424,48 @@ def test_recordings_do_not_mix(tmp_path: Path) -> None:
         Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path)
     with pytest.raises(RecordingError, match=r"Not a directory|File exists"):
         Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path / "main.stream")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", None])
+def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, tmp_path: Path) -> None:
+    directory = tmp_path / "record"
+    with Cancellation() as cancellation, ExitStack() as stack:
+        near, far = (
+            stack.enter_context(SocketChannel(cancellation, "a peer", sock)) for sock in socket.socketpair()
+        )
+        connection = Connection(near, far, lambda connection: None)
+        connection.kind = Kind.MAIN
+        reader = connection.tap.attach()
+        connection.tap.room()[:3] = b"RAM"
+        connection.tap.commit(3)
+        connection.tap.end()
+        recording = Recording(directory)
+
+        def record() -> None:
+            recording.start(connection, reader)
+            recording.take_answer(connection, memoryview(b"it "))
+            recording.take_answer(connection, memoryview(b"runs"))
+            recording.join()
+
+        if call is None:
+            record()
+        else:
+            refusing(Refusal(call, errno.ENOSPC), record)
+    files = {path.name: path for path in directory.iterdir()}
+    if call is None:
+        assert recording.fault == ""
+        assert {name: path.read_bytes() for name, path in files.items()} == {
+            "main.stream": b"RAM",
+            "main.return": b"it runs",
+        }
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in files.values()}
+        assert (stat.S_IMODE(directory.stat().st_mode), modes) == (0o700, {0o600})
+    else:
+        assert recording.fault in (
+            "main.stream: No space left on device",
+            "main.return: No space left on device",
+        )
+        assert not files
 
 
 # -- the tap --------------------------------------------------------------------------------------------------

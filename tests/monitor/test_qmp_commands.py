@@ -1,15 +1,19 @@
 """QMP commands on a real machine, through the server."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.refusal import Refusal, refusing
 
 from cli.vms import wait_for
 from monitor.machines import Monitored, monitored
 from monitor.qmpserver import TIMEOUT
 from sterna.monitor.client import QmpClient
+from sterna.monitor.commands import Commands
 from sterna.monitor.protocol import QmpError
 
 RAM = 0x4000_0000
@@ -158,6 +162,61 @@ def test_a_refused_save_leaves_the_file_alone(client, tmp_path: Path) -> None:
     with pytest.raises(QmpError):
         client.command("pmemsave", val=RAM, size=1 << 30, filename=str(file))
     assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_save_that_the_disk_does_not_take_leaves_what_was_there(
+    call: str, vm: Monitored, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "memory"
+    file.write_text("kept")
+    save = {"val": RAM, "size": 3 << 20, "filename": str(file)}
+    with pytest.raises(QmpError, match=f"Could not write '{file}': No space left on device"):
+        refusing(Refusal(call, errno.ENOSPC), lambda: Commands(vm.control).execute("pmemsave", save))
+    assert file.read_text() == "kept"
+    assert list(folder.iterdir()) == [file]
+
+
+def test_what_is_saved_is_for_its_owner_only(client, tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    for _ in range(2):
+        client.command("pmemsave", val=RAM, size=16, filename=str(file))
+        assert file.stat().st_mode & 0o777 == 0o600
+        file.chmod(0o644)
+
+
+@pytest.mark.parametrize("name", ["fifo", "/dev/zero", "new/"])
+def test_memory_is_saved_to_files_only(name: str, client, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(QmpError, match=r"Could not open '.*': it is a .*, not a regular file"):
+        client.command("pmemsave", val=RAM, size=16, filename=os.path.join(tmp_path, name))
+    assert client.command("query-status")["running"] is False
+
+
+def test_a_machine_without_a_guest_of_its_own_does_not_migrate(client, tmp_path: Path) -> None:
+    saved, broken = tmp_path / "saved", tmp_path / "broken"
+    client.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    client.command("migrate", uri=f"file:{saved}")
+    wait_status(client, "completed")
+    before = saved.stat()
+    with pytest.raises(QmpError, match="cannot migrate: the machine is in state postmigrate, this needs "):
+        client.command("migrate", uri=f"file:{saved}")
+    assert client.command("query-migrate")["status"] == "completed"
+    after = saved.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
+    broken.write_bytes(b"no stream")
+    with monitored(tmp_path / "waiting", incoming=True) as waiting, waiting.server.client() as other:
+        waiting.migration.incoming(f"file:{broken}")
+        assert waiting.migration.wait(TIMEOUT).status.value == "failed"
+        with pytest.raises(QmpError, match="cannot migrate: the machine is in state inmigrate, this needs "):
+            other.command("migrate", uri=f"file:{saved}")
+    assert saved.stat().st_ino == before.st_ino
 
 
 def test_stage2_statistics(client) -> None:

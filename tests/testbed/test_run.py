@@ -281,6 +281,24 @@ def test_a_full_disk_is_told(option: str, cli: Any) -> None:
     assert "cannot write /dev/full: No space left on device" in err
 
 
+def test_a_report_that_was_there_stays_until_the_new_one_is_whole(tmp_path: Path, cli: Any) -> None:
+    report, fifo = tmp_path / "report.html", tmp_path / "fifo"
+    report.write_text("an hour's work")
+    os.mkfifo(fifo)
+    never = ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu")
+    code, _, err = cli(*never, "--html", str(report), "--junit", str(fifo))
+    assert code == 2
+    assert f"--junit: cannot write {fifo}: it is a named pipe, not a regular file" in err
+    assert cli("testbed", "run", "nothing", "--html", str(report))[0] == 2
+    assert report.read_text() == "an hour's work"
+    held = report.open()
+    assert cli(*never, "--html", str(report))[0] == 7
+    assert held.read() == "an hour's work", "it was replaced, not written over"
+    held.close()
+    assert report.read_text().startswith("<!")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "fifo"}
+
+
 def test_without_root_it_runs_on_loopback(root: None) -> None:
     # A user who is not root may neither read this tree nor its Python: what counts is what root can do.
     done = subprocess.run(

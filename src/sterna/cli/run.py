@@ -136,10 +136,10 @@ def command(
 
 def _dump_device_tree(config: "MachineConfig", path: str) -> int:
     from sterna.machine import devicetree
+    from sterna.newfile import write_report
 
     try:
-        with open(path, "wb") as file:
-            file.write(devicetree.build(config))
+        write_report(path, devicetree.build(config))
     except OSError as error:
         raise CliError(f"cannot write {path}: {error.strerror}") from error
     return ExitCode.OK

@@ -1,7 +1,6 @@
 """`sterna testbed run`, `list` and `clean`."""
 
 import json as json_module
-import os
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.newfile import check_report, write_report
 
 if TYPE_CHECKING:
     from sterna.testbed.kinds import VmKind
@@ -118,8 +118,11 @@ def run(
     except (ScenarioError, ValueError) as error:
         raise UsageError(str(error)) from error
     for option, path in (("--html", html), ("--junit", junit)):
-        if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UsageError(f"{option}: cannot write {path}")
+        if path is not None:
+            try:
+                check_report(path)
+            except OSError as error:
+                raise UsageError(f"{option}: cannot write {path}: {error.strerror}") from error
     results: list[Result] = []
     began, began_at = time.monotonic(), time.time()
     with _signals():
@@ -159,7 +162,7 @@ def run(
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.write_bytes(data)
+        write_report(path, data)
     except OSError as error:
         raise CliError(f"cannot write {path}: {error.strerror}") from error
 

@@ -124,6 +124,8 @@ class Machine:
         stack.callback(self._threads.close)
         self._throttle = Throttle(self._threads)
         stack.callback(self._throttle.set, 0)
+        # Last: it empties a file, which a machine that cannot be made must not do.
+        self.serial.start(self._uarts[0].receive)
 
     def _build_uarts(self, stack: ExitStack) -> None:
         board = self.config.board
@@ -135,7 +137,6 @@ class Machine:
         ]
         for uart, device in zip(board.uarts, self._uarts, strict=True):
             self._vm.add_mmio(uart.base, PAGE_SIZE, device)
-        self.serial.start(self._uarts[0].receive)
 
     def _load(self, image: Image, device_tree: bytes) -> None:
         place(image, device_tree, self.config.board, self._ram.write)
@@ -337,6 +338,14 @@ class Machine:
 
     # -- what migration asks (sterna.migration.guest) ----------------------------------------------------------------------
 
+    def check_migratable(self) -> None:
+        """
+        :raise RunStateError: When the machine has no guest to migrate: it has not come yet, or has left.
+        """
+        with self._lock:
+            if self._run_state not in MIGRATABLE:
+                raise RunStateError("migrate", self._run_state, MIGRATABLE)
+
     def guest_traits(self) -> Sequence[Trait]:
         """What the guest needs of a host that it goes to."""
         return self._vm.guest_traits()
@@ -350,9 +359,7 @@ class Machine:
 
         :raise RunStateError: When the machine has no guest to migrate.
         """
-        with self._lock:
-            if self._run_state not in MIGRATABLE:
-                raise RunStateError("migrate", self._run_state, MIGRATABLE)
+        self.check_migratable()
         self._ram.start_logging()
 
     def stop_dirty_logging(self) -> None:

@@ -3,11 +3,14 @@
 import os
 import select
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+from sterna.socketpath import SocketPath
 
 _CHUNK = 4096
 _OUTPUT_LIMIT = 1 << 20
@@ -138,7 +141,11 @@ class DescriptorSerial:
                 self._changed.notify_all()
 
     def start(self, receive: Receive) -> None:
-        """Read the input on a thread of its own."""
+        """Read the input on a thread of its own. A file of ours is emptied: the machine is there, and another guest's output
+        is of no more use.
+        """
+        if self._owned and stat.S_ISREG(os.fstat(self._output).st_mode):
+            os.ftruncate(self._output, 0)
         if self._input is not None:
             self._thread = threading.Thread(target=self._read, args=(receive,), name="serial", daemon=True)
             self._thread.start()
@@ -175,10 +182,10 @@ class UnixSerial:
     """A line on a Unix socket: listens at `path`, one peer at a time. What the guest writes with no peer is lost."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.bind(str(path))
+            self._path = SocketPath.bound(path)
             self._listener.listen(_BACKLOG)
         except OSError as error:
             self._listener.close()
@@ -239,10 +246,10 @@ class UnixSerial:
         if self._thread is not None:
             self._thread.join()
         self._drop_peer()
+        self._path.remove()
         self._listener.close()
         os.close(self._stop_read)
         os.close(self._stop_write)
-        self._path.unlink(missing_ok=True)
 
 
 def open_serial(text: str) -> SerialBackend:
@@ -264,8 +271,11 @@ def open_serial(text: str) -> SerialBackend:
         return UnixSerial(Path(path.removesuffix(",server=on,wait=off").removesuffix(",server")))
     if kind == "file":
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            # A pipe that nobody reads is refused here (ENXIO), not waited for.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o644)
         except (OSError, ValueError) as error:
             raise SerialError(f"serial {text!r}: {getattr(error, 'strerror', None) or error}") from error
+        os.set_blocking(descriptor, True)
         return DescriptorSerial(descriptor, None, owned=True)
     raise SerialError(f"serial {text!r} is not known; choose stdio, file:PATH, unix:PATH, memory or null")

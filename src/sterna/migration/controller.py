@@ -53,6 +53,9 @@ class MigrationController:
     def migrate(self, uri: str, resume: bool = False) -> None:
         """Start to migrate the guest to `uri`, in a thread of its own; `wait` for the outcome.
 
+        Whether there is a guest to migrate is known before anything is opened or connected.
+
+        :raise Exception: The machine's own, when it has no guest that may go.
         :raise UriError: When the URI is malformed.
         :raise StateError: When a migration is in progress, or this machine waits for a guest, or the capability
             multifd is on and the URI is not one that can be connected to more than once.
@@ -72,6 +75,7 @@ class MigrationController:
                 and not self._incoming.finished
             ):
                 raise StateError("guest is waiting for an incoming migration")
+            self._guest.check_migratable()
             self._end_source()
             progress = Progress(self._emit, uri)
             source = Source(self._guest, target, self._parameters, progress, self._closing)
@@ -118,9 +122,9 @@ class MigrationController:
                     raise StateError(
                         f"the incoming migration from {self._incoming.uri} has been started already"
                     )
-                self._incoming.close()
-                self._incoming = None
+                self._incoming.close()  # its outcome stays to be asked for, should the new address not be had
             if target is None:
+                self._incoming = None
                 self._deferred = True
                 return uri
             self._incoming = Incoming(self._guest, target, self._parameters, self._record, self._emit)

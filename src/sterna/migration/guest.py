@@ -30,6 +30,13 @@ class Guest(Protocol):
     uuid: bytes | None
     ownership: Ownership
 
+    def check_migratable(self) -> None:
+        """Whether there is a guest here that may go. Asked before a migration has any effect.
+
+        :raise Exception: The machine's own, when there is none; one line that says why.
+        """
+        ...
+
     def guest_traits(self) -> Sequence[Trait]:
         """What the guest needs of a host that it goes to."""
         ...

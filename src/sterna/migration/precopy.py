@@ -7,10 +7,12 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch, page_numbers
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration.cancellation import Cancellation
+from sterna.migration.convergence.backoff import Backoff
 from sterna.migration.convergence.choice import choose
 from sterna.migration.convergence.forecast import Forecast
 from sterna.migration.convergence.policy import (
     Continue,
+    Decision,
     GiveUp,
     Limits,
     Pass,
@@ -60,6 +62,7 @@ class Precopy:
         self._policy = choose(self.parameters)
         self._forecast = Forecast(round_trip_seconds=self.greeted.round_trip_seconds)
         self._passes: list[Pass] = []
+        self._backoff = Backoff()
         self._throttle = 0
         self._paced_before = 0.0
         self._written_pieces = self.rolling.stale_pieces if self.rolling is not None else 0
@@ -86,7 +89,7 @@ class Precopy:
             work = PassWork.dirty(self.guest.ram_blocks, batches)
             self._finish_pass(work, harvest_seconds)
             self.cancellation.check()
-            match self._policy.after_pass(self._situation(work)):
+            match self._decide(work):
                 case SwitchOver():
                     self.progress.note(verdict="")
                     return work
@@ -98,6 +101,25 @@ class Precopy:
                     if not encode and not self.parameters.xbzrle:
                         self.pages.send_whole()
                         self.cache = None
+            work = self._back_off(work)
+
+    def _decide(self, work: PassWork) -> Decision:
+        situation = self._situation(work)
+        if not work.pages and not self.pages.unsent_bytes():
+            return SwitchOver()  # nothing is left, which fits every limit, 0 too
+        return self._policy.after_pass(situation)
+
+    def _back_off(self, work: PassWork) -> PassWork:
+        """Wait, where passes are short. What is written meanwhile goes with the next pass: it is no longer for the wait, and
+        finds no more at its end.
+        """
+        wait = self._backoff.after_pass(self._passes[-1].seconds)
+        if not wait:
+            return work
+        self.cancellation.sleep(wait)
+        work = PassWork.merged(work, self.guest.ram_blocks, self._harvest())
+        self.progress.looked(work.pages)
+        return work
 
     def take_rest(self, rest: PassWork) -> PassWork:
         """The last look at the dirty log: the guest is stopped.

@@ -222,6 +222,12 @@ class Progress:
             self._pass = None
             return record
 
+    def looked(self, dirty_pages: int) -> None:
+        """Between two passes there was another look at the dirty log; so many pages are to be sent now."""
+        with self._lock:
+            self._looked_at = self.clock()
+            self.note(remaining=dirty_pages * PAGE_SIZE)
+
     def predict(self, downtime: DowntimeParts) -> None:
         """The downtime if the guest had stopped at the last look at the dirty log."""
         with self._lock:

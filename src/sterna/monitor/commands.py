@@ -1,7 +1,5 @@
 """The QMP commands: QEMU 7.2's names, arguments and results (qapi/*.json), and a few of our own (`x-sterna-`)."""
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.protocol import QmpError, convert_arguments
+from sterna.newfile import NewFile
 
 _SAVE_CHUNK = 1 << 20
 _MOST_CELLS = 1 << 16
@@ -219,14 +218,22 @@ class Commands(Mapping[str, Command]):
         for edge in {arguments.val, end - 1} if arguments.size else ():
             machine.read_physical(edge, 1)
         try:
-            fd = os.open(arguments.filename, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        except (OSError, ValueError) as error:
-            cause = error.strerror if isinstance(error, OSError) else str(error)
-            raise QmpError(f"Could not open '{arguments.filename[:200]}': {cause}") from error
-        with contextlib.closing(os.fdopen(fd, "wb", buffering=0)) as file:
+            file = NewFile(arguments.filename, private=True)
+        except OSError as error:
+            raise QmpError(f"Could not open '{arguments.filename[:200]}': {error.strerror}") from error
+        with file:
             for at in range(arguments.val, end, _SAVE_CHUNK):
-                file.write(machine.read_physical(at, min(_SAVE_CHUNK, end - at)))
+                data = machine.read_physical(at, min(_SAVE_CHUNK, end - at))
+                self._complete(arguments.filename, file.write, data)
+            self._complete(arguments.filename, file.commit)
         return {}
+
+    @staticmethod
+    def _complete(name: str, step: Callable[..., None], *data: bytes) -> None:
+        try:
+            step(*data)
+        except OSError as error:
+            raise QmpError(f"Could not write '{name[:200]}': {error.strerror}") from error
 
     def _human_command(self, arguments: HumanArguments) -> Any:
         if (

@@ -1,40 +1,42 @@
 """The QMP server: listening sockets, their clients, and events to all of them."""
 
 import asyncio
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from sterna.monitor import protocol
-from sterna.monitor.addresses import MonitorAddress, listen
+from sterna.monitor.addresses import AddressError, MonitorAddress, listen
 from sterna.monitor.session import CommandTable, Session
+from sterna.socketpath import SocketPath
 
 CLIENT_LIMIT = 64
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A bound socket; `remove` is the file to unlink at the end."""
+    """A bound socket, and its path if it has one."""
 
     socket: socket.socket
-    remove: str | None = None
+    path: SocketPath | None = None
 
     @classmethod
     def on(cls, address: MonitorAddress) -> "Listening":
         """
         :raise AddressError: When the address is taken, or cannot be bound.
         """
-        return cls(listen(address), address.path if address.kind == "unix" else None)
+        bound = listen(address)
+        try:
+            return cls(bound, SocketPath.bound(address.path) if address.kind == "unix" else None)
+        except OSError as error:
+            bound.close()
+            raise AddressError(f"cannot listen on {address}: {error.strerror}") from error
 
     def close(self) -> None:
+        if self.path is not None:
+            self.path.remove()
         self.socket.close()
-        if self.remove is not None:
-            try:
-                os.unlink(self.remove)
-            except OSError:
-                pass  # somebody else cleaned up
 
 
 class QmpServer:

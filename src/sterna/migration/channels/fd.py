@@ -1,5 +1,6 @@
 """`fd:N`: a descriptor that this process inherited. A socket works both ways, anything else one way."""
 
+import fcntl
 import os
 import socket
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class FdUri:
         except (OSError, OverflowError) as error:
             cause = describe(error) if isinstance(error, OSError) else str(error)
             raise ChannelError(f"{self} cannot be used: {cause}") from error
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == (os.O_RDONLY if write else os.O_WRONLY):
+            os.close(fd)
+            raise ChannelError(
+                f"{self} cannot be used: it is open for {'reading' if write else 'writing'} only"
+            )
         if is_socket(fd):
             return SocketChannel(cancellation, str(self), socket.socket(fileno=fd))
         if write:
@@ -35,13 +41,13 @@ class FdUri:
 
     def connect(self, cancellation: Cancellation) -> Channel:
         """
-        :raise ChannelError: When no such descriptor is open.
+        :raise ChannelError: When no such descriptor is open, or only for reading.
         """
         return self._open(cancellation, write=True)
 
     def open_incoming(self, cancellation: Cancellation) -> Channel:
         """
-        :raise ChannelError: When no such descriptor is open.
+        :raise ChannelError: When no such descriptor is open, or only for writing.
         """
         return self._open(cancellation, write=False)
 

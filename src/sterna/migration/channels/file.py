@@ -1,35 +1,29 @@
 """`file:PATH`: a stream kept in a file. One way: there is nobody to answer."""
 
-import os
+import shlex
 from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
 from sterna.migration.errors import ChannelError, UriError
+from sterna.newfile import NewFile, NotAFileError, open_for_reading
 
 FORM = "file:PATH"
 
 
 class FileChannel(Channel):
-    """A file being written: `finish` makes it last; a channel closed before that removes what it wrote."""
+    """A file being written: `finish` puts it in its place, on the disk; closed before that, it was never there."""
 
-    def __init__(self, cancellation: Cancellation, peer: str, path: str, fd: int) -> None:
-        super().__init__(cancellation, peer, write_fd=fd)
-        self._path = path
-        self._finished = False
+    def __init__(self, cancellation: Cancellation, peer: str, file: NewFile) -> None:
+        super().__init__(cancellation, peer, write_fd=file.fileno(), owner=file)
+        self._file = file
 
     def finish(self) -> None:
-        assert self._write_fd is not None
+        self._write_fd = None
         try:
-            os.fsync(self._write_fd)
+            self._file.commit()
         except OSError as error:
-            raise ChannelError(f"syncing {self.peer}: {describe(error)}") from error
-        self._finished = True
-
-    def close(self) -> None:
-        if not self._closed and not self._finished and os.path.isfile(self._path):
-            os.unlink(self._path)  # half a stream is of no use to anyone
-        super().close()
+            raise ChannelError(f"completing {self.peer}: {describe(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -42,15 +36,15 @@ class FileUri:
         return f"file:{self.path}"
 
     def connect(self, cancellation: Cancellation) -> Channel:
-        """Open the file for writing.
+        """Begin a file; one that is there stays until the new one is finished.
 
         :raise ChannelError: When it cannot be created.
         """
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            file = NewFile(self.path, private=True)
         except OSError as error:
-            raise ChannelError(f"cannot write {self}: {describe(error)}") from error
-        return FileChannel(cancellation, str(self), self.path, fd)
+            raise ChannelError(f"cannot write {self}: {self._cause(error, 'cat >')}") from error
+        return FileChannel(cancellation, str(self), file)
 
     def open_incoming(self, cancellation: Cancellation) -> Channel:
         """Open the file for reading.
@@ -58,10 +52,15 @@ class FileUri:
         :raise ChannelError: When it cannot be opened.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_for_reading(self.path)
         except OSError as error:
-            raise ChannelError(f"cannot read {self}: {describe(error)}") from error
+            raise ChannelError(f"cannot read {self}: {self._cause(error, 'cat')}") from error
         return Channel(cancellation, str(self), read_fd=fd)
+
+    def _cause(self, error: OSError, command: str) -> str:
+        if isinstance(error, NotAFileError) and error.takes_bytes:
+            return f"{error.strerror}; use exec:{command} {shlex.quote(self.path)}"
+        return describe(error)
 
 
 def parse(rest: str) -> FileUri:

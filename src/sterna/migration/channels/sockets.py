@@ -196,6 +196,7 @@ def _host(address: object) -> str:
 class Listener:
     """A listening socket.
 
+    :param on_close: called right before the socket is closed
     :ivar uri: where it listens, the port filled in: connect to this
     """
 
@@ -249,8 +250,8 @@ class Listener:
         """Stop listening."""
         if not self._closed:
             self._closed = True
-            self._socket.close()
             self._on_close()
+            self._socket.close()
 
     def __enter__(self) -> "Listener":
         return self

@@ -10,6 +10,7 @@ from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
+from sterna.socketpath import SocketPath
 
 FORM = "unix:PATH"
 _PATH_MAX = 107
@@ -39,12 +40,13 @@ class UnixUri:
         try:
             self._remove_stale()
             sock.bind(self.path)
+            bound = SocketPath.bound(self.path)
             sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()
             raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
-        return Listener(sock, str(self), self._unlink)
+        return Listener(sock, str(self), bound.remove)
 
     def _remove_stale(self) -> None:
         """A socket file that nobody listens on is left over from a process that died."""
@@ -58,15 +60,9 @@ class UnixUri:
             try:
                 probe.connect(self.path)
             except ConnectionRefusedError:
-                self._unlink()
+                os.unlink(self.path)
             except OSError:
                 pass
-
-    def _unlink(self) -> None:
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
 
 
 def parse(rest: str) -> UnixUri:

@@ -118,7 +118,6 @@ class Proxy:
     ) -> None:
         self._destination = destination
         self._digests = digests
-        self._recording = Recording(record) if record else None
         self._changed = threading.Condition()
         # Held from when a connection is taken until the destination has its like: a QEMU takes the first for the main channel.
         self._turn = threading.Semaphore()
@@ -138,8 +137,14 @@ class Proxy:
         self._interrupts = 0
         self._cut_by_user = False
         self._started_ns = self._ended_ns = 0
-        self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
         self._listener = listen.listen()
+        self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
+        try:
+            # Made when all else is there: a proxy that cannot listen leaves no directory.
+            self._recording = Recording(record) if record else None
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def uri(self) -> str:

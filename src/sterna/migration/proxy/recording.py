@@ -7,6 +7,7 @@ from pathlib import Path
 from sterna.migration.errors import MigrationError
 from sterna.migration.proxy.connection import Connection, Kind
 from sterna.migration.proxy.tap import TapReader
+from sterna.newfile import NewFile
 
 _NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}
 _CHUNK = 256 << 10
@@ -19,9 +20,10 @@ class RecordingError(MigrationError):
 class Recording:
     """Files ``main.stream``, ``channel-0.stream`` and so on; what came back has ``.return`` in place of ``.stream``.
 
-    Writing is apart from forwarding, and its failure does not touch it.
+    Writing is apart from forwarding, and its failure does not touch it. A file has its name when all that it is to hold is in
+    it, also of a migration that was cut; one that could not be written to its end is not there.
 
-    :param directory: made if it is not there
+    :param directory: made if it is not there; only its owner may look into it then
     :raise RecordingError: When it cannot be, or has files in it.
 
     :ivar fault: why a file could not be written, if one could not
@@ -31,13 +33,14 @@ class Recording:
         self.fault = ""
         self._directory = directory
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(0o700, parents=True, exist_ok=True)
             if any(directory.iterdir()):
                 raise RecordingError(f"{directory}: a recording needs a directory with nothing in it")
         except OSError as error:
             raise RecordingError(f"{directory}: {error.strerror}") from error
         self._counts: Counter[Kind] = Counter()
         self._stems: dict[Connection, str] = {}
+        self._answers: dict[str, NewFile | None] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
@@ -66,26 +69,42 @@ class Recording:
         stem = self._stems.get(connection)
         if stem is None:
             return
+        name = f"{stem}.return"
         try:
-            with (self._directory / f"{stem}.return").open("ab") as file:
+            if name not in self._answers:
+                self._answers[name] = None
+                self._answers[name] = NewFile(self._directory / name, private=True)
+            file = self._answers[name]
+            if file is not None:
                 file.write(data)
         except OSError as error:
-            self.fault = f"{stem}.return: {error.strerror}"
+            self._give_up_answers(name, error)
+
+    def _give_up_answers(self, name: str, error: OSError) -> None:
+        self.fault = f"{name}: {error.strerror}"
+        file, self._answers[name] = self._answers[name], None
+        if file is not None:
+            file.close()
 
     def _write(self, name: str, reader: TapReader) -> None:
         buffer = memoryview(bytearray(_CHUNK))
         try:
-            with (self._directory / name).open("xb", buffering=0) as file:
+            with NewFile(self._directory / name, private=True) as file:
                 while got := reader.readinto(buffer):
-                    done = 0
-                    while done < got:
-                        done += file.write(buffer[done:got])
+                    file.write(buffer[:got])
+                file.commit()
         except OSError as error:
             self.fault = f"{name}: {error.strerror or error}"
         finally:
             reader.close()
 
     def join(self) -> None:
-        """Wait until all is written."""
+        """Wait until all is written. Nothing more comes back by now."""
         for thread in self._threads:
             thread.join()
+        for name, file in self._answers.items():
+            try:
+                if file is not None:
+                    file.commit()
+            except OSError as error:
+                self._give_up_answers(name, error)

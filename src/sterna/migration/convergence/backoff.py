@@ -1,0 +1,31 @@
+"""Passes that are over at once do not follow each other at once."""
+
+from dataclasses import dataclass
+
+_SHORT_SECONDS = 0.05
+_AT_ONCE = 8
+"""So many short passes in a row follow without a wait: as many as `adaptive` polishes with."""
+_FIRST_SECONDS = 0.001
+_LONGEST_SECONDS = 0.1
+
+
+@dataclass
+class Backoff:
+    """How long the guest runs between two passes: not at all, unless one short pass after another leaves something.
+
+    A guest that writes a little all the time never fits a limit that is small enough. Passes without pause would take a
+    processor from it, and make nothing better.
+    """
+
+    _short: int = 0
+
+    def after_pass(self, seconds: float) -> float:
+        """A pass has ended that took so long.
+
+        :return: seconds to wait before the next
+        """
+        self._short = self._short + 1 if seconds < _SHORT_SECONDS else 0
+        if self._short <= _AT_ONCE:
+            return 0.0
+        doublings = min(self._short - _AT_ONCE - 1, 16)
+        return float(min(_FIRST_SECONDS * 2**doublings, _LONGEST_SECONDS))

@@ -1,0 +1,168 @@
+"""What cannot be done is refused before it has any effect."""
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from tests.migration.double import DoubleGuest
+from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.refusal import Refusal, refusing
+
+from sterna.migration.channels.tcp import TcpUri
+from sterna.migration.errors import ChannelError, StateError, UriError
+from sterna.migration.proxy.proxy import Proxy
+from sterna.migration.proxy.recording import RecordingError
+from sterna.migration.statistics import MigrationStatus
+
+COMPLETED, FAILED, CANCELLED = MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED
+OLD = b"a guest, and its only copy"
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_a_guest_that_has_left_touches_no_file(tmp_path: Path) -> None:
+    saved, marker = tmp_path / "saved", tmp_path / "marker"
+    with hosts(source_guest()) as (here,):
+        assert here.migrate(f"file:{saved}").status is COMPLETED
+        before = saved.stat()
+        for uri in (f"file:{saved}", f"exec:touch {marker}"):
+            with pytest.raises(StateError, match="the guest runs elsewhere"):
+                here.controller.migrate(uri)
+        assert here.controller.info().status is COMPLETED, "what was is still what is told"
+        assert (saved.stat().st_ino, saved.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert names(tmp_path) == {"saved"}
+
+
+def test_a_guest_that_has_left_uses_up_no_destination() -> None:
+    with hosts(source_guest(), waiting_guest(), waiting_guest()) as (here, there, other):
+        assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
+        address = other.controller.incoming(TCP)
+        with pytest.raises(StateError, match="the guest runs elsewhere"):
+            here.controller.migrate(address)
+        assert there.migrate(address).status is COMPLETED
+        assert_one_runs(there.guest, other.guest)
+        assert other.statuses.count("active") == 1, "nobody else came"
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed", "full"])
+def test_a_save_that_comes_to_nothing_leaves_what_was_there(end: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.write_bytes(OLD)
+    with hosts(source_guest(512)) as (here,):
+        if end == "cancelled":
+            here.controller.set_parameters({"max-bandwidth": 100_000})
+            here.controller.migrate(f"file:{saved}")
+            here.wait_pass(1)
+            here.controller.cancel()
+            assert here.outcome().status is CANCELLED
+        elif end == "failed":
+            here.guest.fail["save_devices"] = RuntimeError("the device is jammed")
+            assert here.migrate(f"file:{saved}").status is FAILED
+        else:
+            # The disk is full when the file is to be synced: the kernel took the writes before.
+            refusal = Refusal("fsync", errno.ENOSPC)
+            refusing(refusal, lambda: here.controller.migrate(f"file:{saved}"))
+            info = here.outcome()
+            assert (info.status, info.error) == (
+                FAILED,
+                f"completing file:{saved}: no space left on device",
+            )
+        assert here.guest.running
+        assert not here.guest.away
+    assert saved.read_bytes() == OLD
+    assert names(tmp_path) == {"saved"}
+
+
+def test_a_pipe_does_not_hold_a_migration(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        assert "it is a named pipe, not a regular file; use exec:cat > " in here.migrate(f"file:{fifo}").error
+        assert here.guest.running
+        with pytest.raises(ChannelError, match="it is a named pipe, not a regular file; use exec:cat "):
+            there.controller.incoming(f"file:{fifo}")
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+def test_descriptors_that_go_the_other_way_are_refused() -> None:
+    reader, writer = os.pipe()
+    try:
+        with hosts(source_guest(), waiting_guest()) as (here, there):
+            assert (
+                here.migrate(f"fd:{reader}").error
+                == f"fd:{reader} cannot be used: it is open for reading only"
+            )
+            with pytest.raises(
+                ChannelError, match=f"fd:{writer} cannot be used: it is open for writing only"
+            ):
+                there.controller.incoming(f"fd:{writer}")
+            assert os.get_blocking(reader)
+            assert os.get_blocking(writer), "they are as they were"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_an_address_that_cannot_be_had_does_not_use_up_the_wait(tmp_path: Path) -> None:
+    with (
+        hosts(source_guest(), waiting_guest()) as (here, there),
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
+        controller = there.controller
+        controller.incoming("defer")
+
+        def try_in_vain() -> None:
+            for uri, error in {
+                "nowhere": UriError,
+                f"tcp:127.0.0.1:{taken.getsockname()[1]}": ChannelError,
+                f"unix:{tmp_path}/no/socket": ChannelError,
+                f"file:{tmp_path}/missing": ChannelError,
+                "fd:987": ChannelError,
+            }.items():
+                with pytest.raises(error):
+                    controller.incoming(uri)
+
+        try_in_vain()
+        with pytest.raises(StateError, match="guest is waiting for an incoming migration"):
+            controller.migrate(f"file:{tmp_path}/new")
+        (tmp_path / "broken").write_bytes(b"no stream at all")
+        controller.incoming(f"file:{tmp_path}/broken")
+        there.wait_status(FAILED)
+        reason = controller.info().error
+        try_in_vain()
+        assert controller.info().error == reason != ""
+        assert here.migrate(controller.incoming(TCP)).status is COMPLETED
+        assert_one_runs(here.guest, there.guest)
+    assert names(tmp_path) == {"broken"}
+
+
+def test_a_proxy_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ChannelError, match="address already in use"):
+            Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
+    assert not names(tmp_path)
+    (tmp_path / "record").touch()
+    with pytest.raises(RecordingError):
+        Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # it listens no more
+
+
+# -- nothing left, and next to nothing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "fixed", "deadline"])
+def test_nothing_left_to_send_fits_every_limit(policy: str) -> None:
+    with hosts(DoubleGuest(64, steps_per_ms=0), waiting_guest()) as (here, there):
+        here.guest.advance_steps(50)
+        here.controller.set_parameters({"x-sterna-policy": policy, "downtime-limit": 0})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED, info.error
+        assert info.passes[-2].dirty_pages_after == 0
+        assert_one_runs(here.guest, there.guest)
