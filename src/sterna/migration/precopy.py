@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch, page_numbers
 from sterna.memory.rollingdigest import RollingDigest
+from sterna.migration.audit import Audit, NoAudit
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.convergence.choice import choose
 from sterna.migration.convergence.forecast import Forecast
@@ -41,6 +42,7 @@ class Precopy:
 
     :ivar rolling: digests of RAM, which both ends compare while the guest is stopped; None when they do not
     :ivar sent_pages: what it has sent
+    :ivar audit: told of each harvest
     """
 
     guest: Guest
@@ -54,6 +56,7 @@ class Precopy:
     sent_pages: SentPages
     rolling: RollingDigest | None = None
     cache: XbzrleCache | None = None
+    audit: Audit = field(default_factory=NoAudit)
     _policy: Policy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ class Precopy:
             batches = self._harvest()
             harvest_seconds = time.monotonic() - started
             work = PassWork.dirty(self.guest.ram_blocks, batches)
+            self.audit.look(work, self.progress.pass_number)
             self._finish_pass(work, harvest_seconds)
             self.cancellation.check()
             match self._policy.after_pass(self._situation(work)):
@@ -104,7 +108,9 @@ class Precopy:
 
         :param rest: what `run` returned
         """
-        return PassWork.merged(rest, self.guest.ram_blocks, self._harvest())
+        rest = PassWork.merged(rest, self.guest.ram_blocks, self._harvest())
+        self.audit.look(rest, self.progress.pass_number)
+        return rest
 
     def send_rest(self, rest: PassWork) -> None:
         """The last pass.
@@ -126,7 +132,9 @@ class Precopy:
             for batch in work.batches():
                 self.cancellation.check()
                 self.peer.check()
-                self._account(self.pages.send_batch(batch, counter.number, final=final), final)
+                self._account(
+                    self.pages.send_batch(self.audit.stage(batch), counter.number, final=final), final
+                )
                 self.sent_pages.record(batch, counter.number)
                 if not final:
                     self._look_ahead(counter, work)

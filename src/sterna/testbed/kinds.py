@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,12 +31,12 @@ class KindOptions:
 
     :ivar qemu: QEMU's program; None: the one in the path
     :ivar arguments: more arguments for every VM
-    :ivar environment: of every VM's process, beside ours
+    :ivar breakage: the fault that the emulated hypervisor is to have (`sterna.testbed.breakages`); empty for none
     """
 
     qemu: str | None = None
     arguments: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    breakage: str = ""
 
 
 class VmKind(ABC):
@@ -146,6 +147,14 @@ class SternaKind(VmKind):
         super().__init__(options)
         self.name = accel
         self._accel = accel
+        self._start: Callable[[str, Sequence[str], Host], Vm] = SternaVm
+        self._machine_accel = accel
+        if options.breakage:
+            from sterna.testbed.breakages import LAUNCHER, accel_name
+
+            self._start = partial(SternaVm, module=LAUNCHER)
+            self._machine_accel = accel_name(options.breakage)
+            self.note = f"the emulated hypervisor has a fault: {options.breakage}"
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         if self._accel == "emulated":
@@ -163,7 +172,7 @@ class SternaKind(VmKind):
         arguments = _arguments(settings, nic)
         _validate(settings, arguments, self._board())
         guest = ["--kernel", settings.program, "--append", arguments]
-        return SternaVm(name, [*self._common(settings, nic), *guest], host, self.options.environment)
+        return self._start(name, [*self._common(settings, nic), *guest], host)
 
     def destination(
         self,
@@ -181,7 +190,7 @@ class SternaKind(VmKind):
             arguments.append("--paused")
         if log is not None:
             arguments += ["--serial", f"file:{log}"]
-        return SternaVm(name, arguments, host, self.options.environment)
+        return self._start(name, arguments, host)
 
     def guest(self, settings: VmSettings) -> Guest:
         board = self._board()
@@ -198,7 +207,7 @@ class SternaKind(VmKind):
     def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
         machine = [
             "--accel",
-            self._accel,
+            self._machine_accel,
             "--smp",
             str(settings.smp),
             "--memory",

@@ -36,6 +36,7 @@ def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool 
     }
     if bed.kind.verifies:
         parameters["x-sterna-verify"] = "on" if settings.verify else "off"
+        parameters["x-sterna-audit"] = settings.audit
     if endless:
         parameters |= bed.kind.endless
     source.command("migrate-set-parameters", **(parameters | settings.parameters))

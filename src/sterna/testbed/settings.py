@@ -73,6 +73,7 @@ class MigrationSettings(Settings, frozen=True):
 
     :ivar passes: the guest is not stopped before so many, so that each page has had its chance to be missed
     :ivar verify: let VMs that can compare RAM by themselves, before the checks do
+    :ivar audit: have the source audit every harvest of the dirty log, where it can
     :ivar capabilities: to switch on
     :ivar parameters: of migrate-set-parameters, by their names
     :ivar timeout_s: a migration that takes longer has failed
@@ -81,6 +82,7 @@ class MigrationSettings(Settings, frozen=True):
     downtime_limit_ms: int = 300
     passes: int = 0
     verify: bool = True
+    audit: bool = False
     capabilities: list[str] = msgspec.field(default_factory=list)
     parameters: dict[str, bool | int | str] = msgspec.field(default_factory=dict)
     timeout_s: float = 120.0

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -41,11 +41,10 @@ class Vm(ABC):
 
     :param name: for people
     :param host: where it runs
-    :param environment: of the process, beside ours
     :raise VmError: When no process can be made.
     """
 
-    def __init__(self, name: str, host: Host = LOCAL, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, host: Host = LOCAL) -> None:
         self.name = name
         self.host = host
         self.qmp: QmpClient
@@ -58,19 +57,8 @@ class Vm(ABC):
             own.listen()
             self._connection = socket.socket(socket.AF_UNIX)
             self._connection.connect(path)
-            qmp, serial = own.fileno(), self.console.fd
             try:
-                self._process = subprocess.Popen(
-                    self._command(qmp, serial),
-                    pass_fds=[qmp, serial],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._errors,
-                    env=os.environ | environment if environment else None,
-                    # Ctrl-C at the terminal is ours to handle.
-                    process_group=0,
-                    preexec_fn=self._enter,
-                )
+                self._process = self._start(own.fileno(), self.console.fd, self._errors.fileno())
             except (OSError, subprocess.SubprocessError) as error:
                 self._connection.close()
                 self.console.close()
@@ -85,6 +73,22 @@ class Vm(ABC):
         :param qmp: descriptor of the socket where it accepts its monitor's connection
         :param serial: descriptor of the pipe that its first serial line goes to
         """
+
+    def _start(self, qmp: int, serial: int, errors: int) -> "subprocess.Popen[bytes]":
+        """The process.
+
+        :param errors: descriptor of what its standard error goes to
+        """
+        return subprocess.Popen(
+            self._command(qmp, serial),
+            pass_fds=[qmp, serial],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            # Ctrl-C at the terminal is ours to handle.
+            process_group=0,
+            preexec_fn=self._enter,
+        )
 
     def _enter(self) -> None:
         """In the child."""
@@ -246,20 +250,18 @@ class SternaVm(Vm):
     """A `sterna run`.
 
     :param arguments: without its monitor and serial line
+    :param module: that has the command line
     """
 
     def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        host: Host = LOCAL,
-        environment: Mapping[str, str] | None = None,
+        self, name: str, arguments: Sequence[str], host: Host = LOCAL, module: str = "sterna"
     ) -> None:
         self._arguments = arguments
-        super().__init__(name, host, environment)
+        self._module = module
+        super().__init__(name, host)
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:
-        command = [sys.executable, "-m", "sterna", "run", *self._arguments, "--name", self.name]
+        command = [sys.executable, "-m", self._module, "run", *self._arguments, "--name", self.name]
         if "--serial" not in self._arguments:
             command += ["--serial", f"file:/dev/fd/{serial}"]
         return [*command, "--qmp", f"fd:{qmp}"]

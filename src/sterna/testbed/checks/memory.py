@@ -21,6 +21,35 @@ class ContentCheck(BaseCheck, tag="content", frozen=True):
         return self.found(figure, problems, {"pages": pages, "problems": len(problems)})
 
 
+class AuditCheck(BaseCheck, tag="audit", frozen=True):
+    """After every harvest RAM was as it had been sent, but for pages that the harvest or the log had."""
+
+    claim: ClassVar[str] = "no write is lost: the dirty log has every page that is not as it was sent"
+
+    def judge(self, evidence: Evidence) -> Finding:
+        told = [passage.info.get("x-sterna", {}).get("audit") for passage in evidence.passages]
+        audits = [audit for audit in told if audit]
+        if not audits:
+            return self.skipped("no source audited its dirty log")
+        problems = []
+        for audit in audits:
+            for lost in audit["lost"]:
+                problems.append(
+                    f"page {lost['address']:#x} (slot {lost['slot']}), sent in pass {lost['sent-in-pass']}, was written and is "
+                    f"not in the log after pass {lost['found-after-pass']}"
+                )
+        harvests, pages, lost_pages = (
+            sum(audit[name] for audit in audits) for name in ("harvests", "pages-judged", "lost-pages")
+        )
+        longest = max(audit["longest-hold-ms"] for audit in audits)
+        figure = (
+            f"{pages} pages compared after {harvests} harvests, {lost_pages} with lost writes; "
+            f"the guest held for {longest:.1f} ms at most"
+        )
+        values = {"pages": pages, "harvests": harvests, "lost": lost_pages, "longest_hold_ms": longest}
+        return self.found(figure, problems, values)
+
+
 class DigestCheck(BaseCheck, tag="digest", frozen=True):
     """RAM at both ends is equal after the migration and before the guest starts."""
 
