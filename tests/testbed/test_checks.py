@@ -207,6 +207,12 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
         "page 0x40200000 (slot 0), sent in pass 2, was written and is not in the log after pass 4",
     ),
     (
+        AuditCheck(),
+        Evidence(passages=[passage(chunks_forwarded=3)]),
+        Evidence(passages=[passage(chunks_forwarded=3, lost=["of the 512 pages at 0x40600000"])]),
+        "0x40600000",
+    ),
+    (
         DigestCheck(),
         Evidence(passages=[passage(chunks_compared=7)]),
         Evidence(passages=[passage(chunks_compared=7, digest=["RAM at 0x40000000 differs"])]),

@@ -22,7 +22,7 @@ from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import GuestNic, Host, Network
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import QemuVm, SternaVm, Vm
+from sterna.testbed.vm import QemuVm, SharedRam, SternaVm, Vm
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ class QemuKind(VmKind):
         _validate(settings, arguments, VIRT)
         image = find(settings.program, VIRT.name)
         guest = ["-kernel", str(image), "-append", arguments]
-        return QemuVm(name, self._binary(), [*self._common(settings, nic), *guest], host)
+        ram = SharedRam(VIRT.ram_name, self._memory_bytes(settings)) if settings.shared_ram else None
+        return QemuVm(name, self._binary(), [*self._common(settings, nic, ram), *guest], host, ram)
 
     def destination(
         self,
@@ -293,8 +294,14 @@ class QemuKind(VmKind):
         """As the VM has it."""
         return settings.memory_bytes + (0 if settings.exact_memory else self._odd_bytes)
 
-    def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
+    def _common(
+        self, settings: VmSettings, nic: GuestNic | None = None, ram: SharedRam | None = None
+    ) -> list[str]:
         machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
+        if ram is not None:
+            # The RAM block's name, which the destination has to have as well, is the backend's.
+            file = f"id={ram.block},size={self._memory_bytes(settings)},mem-path={ram.path},share=on"
+            machine += ["-object", f"memory-backend-file,{file}", "-machine", f"memory-backend={ram.block}"]
         if nic is not None:
             machine += ["-netdev", f"tap,id=net0,ifname={nic.tap},script=no,downscript=no"]
             machine += ["-device", f"virtio-net-device,netdev=net0,mac={nic.mac}"]

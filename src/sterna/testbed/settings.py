@@ -17,6 +17,7 @@ class VmSettings(Settings, frozen=True):
     :ivar program: what the guest does: `dirtyram`, `clock`, `random` or `net`
     :ivar arguments: the program's; without the address of `net`, which the procedure gives it
     :ivar swap: size of the guest's own swap space, if it has an operating system
+    :ivar shared_ram: QEMU's: its RAM is a file that the test bed can look into, so that its migrations can be audited
     :ivar exact_memory: give the guest `memory` and no more, even where its VM is known to lose writes with that
     """
 
@@ -26,6 +27,7 @@ class VmSettings(Settings, frozen=True):
     arguments: str = ""
     swap: str = ""
     exact_memory: bool = False
+    shared_ram: bool = False
 
     def __post_init__(self) -> None:
         try:

@@ -37,12 +37,15 @@ class Vm(ABC):
     To be made by a thread that outlives it: the kernel ends the process with the thread that made it.
 
     :ivar qmp: the connection to its monitor, once `ready`
+    :ivar shared_ram: its RAM, where that is a file of the test bed's
     :ivar console: its first serial line
 
     :param name: for people
     :param host: where it runs
     :raise VmError: When no process can be made.
     """
+
+    shared_ram: "SharedRam | None" = None
 
     def __init__(self, name: str, host: Host = LOCAL) -> None:
         self.name = name
@@ -225,6 +228,8 @@ class Vm(ABC):
         self._connection.close()
         self.console.close()
         self._errors.close()
+        if self.shared_ram is not None:
+            self.shared_ram.close()
 
     def __enter__(self) -> "Vm":
         return self
@@ -244,6 +249,29 @@ class Vm(ABC):
         lines = self._errors.read().decode(errors="replace").split("\n")
         said = next((line for line in reversed(lines) if line.strip()), "")
         return said.removeprefix("sterna: error: ") or f"exit code {self._process.returncode}"
+
+
+class SharedRam:
+    """A VM's RAM as a file with no name.
+
+    :param block: the RAM block that it is, by its name in the stream
+    """
+
+    def __init__(self, block: str, size: int) -> None:
+        self.block = block
+        self.fd = os.memfd_create("sterna-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+
+    @property
+    def path(self) -> str:
+        """Where other processes of the same user find it."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        """Let go of it. Does nothing the second time."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class SternaVm(Vm):
@@ -272,10 +300,19 @@ class QemuVm(Vm):
 
     :param binary: its program
     :param arguments: without its monitor and serial line
+    :param ram: the file that is its RAM, which goes with it; None when it has memory of its own
     """
 
-    def __init__(self, name: str, binary: str, arguments: Sequence[str], host: Host = LOCAL) -> None:
+    def __init__(
+        self,
+        name: str,
+        binary: str,
+        arguments: Sequence[str],
+        host: Host = LOCAL,
+        ram: SharedRam | None = None,
+    ) -> None:
         self._binary = binary
+        self.shared_ram = ram
         self._arguments = arguments
         super().__init__(name, host)
 
