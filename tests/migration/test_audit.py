@@ -10,8 +10,11 @@ from tests.migration.double import WORDS_PER_PAGE, DoubleGuest
 from tests.migration.pairs import TCP, hosts
 
 from sterna.memory.bitmap import DirtyBatch
+from sterna.migration.audit import ShadowAudit
 from sterna.migration.errors import describe
 from sterna.migration.lostwrites import LostWrite
+from sterna.migration.pages import Batch, SentPages
+from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.monitor.report import migration_report
 
@@ -158,6 +161,19 @@ def test_what_was_taken_back_was_not_lost() -> None:
     info = migrate(guest)
     assert info.status is COMPLETED, info.error
     assert info.verified
+
+
+def test_what_is_sent_is_the_shadow() -> None:
+    """A page that is written between its copy and its sending goes as it was copied: what is compared later is what was sent."""
+    with DoubleGuest(PAGES, running=False) as guest:
+        audit = ShadowAudit(guest, Progress(lambda name, data: None, "x"), SentPages(guest.ram_blocks))
+        guest.block.data[3 * 4096] = 5
+        staged = audit.stage(Batch(guest.block, np.array([2, 3], dtype=np.int64)))
+        guest.block.data[3 * 4096] = 6
+        assert (staged.block.name, staged.block.size) == (guest.block.name, guest.block.size)
+        assert staged.pages.tolist() == [2, 3]
+        assert int(staged.block.data[3 * 4096]) == 5
+        audit.close()
 
 
 def test_the_last_harvest_is_audited() -> None:

@@ -218,7 +218,7 @@ class KvmVm(ABC):
                     np.bitwise_or(words, self._host.get(slot, np.uint64(0)), out=words)
                     self._host[slot] = words
             host = self._host.get(slot)
-            return words.copy() if host is None else words | host
+            return words if host is None else words | host
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
         """Log a write by the host; without a log there is nothing to do."""
