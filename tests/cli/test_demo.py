@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from sterna.cli.trial import TrialSettings
 from sterna.cli.trialreport import report_lines
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
+needs_kvm = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no KVM of ours"
+)
 COMMAND = [sys.executable, "-m", "sterna", "demo"]
 
 
@@ -71,6 +76,25 @@ def test_report_for_people() -> None:
         "stage 2",
     ):
         assert expected in done.stdout
+
+
+@pytest.mark.parametrize("accel", ["emulated", pytest.param("kvm", marks=needs_kvm)])
+def test_an_audited_demo_says_so(accel: str) -> None:
+    arguments = [*COMMAND, "--append", "500 20 5", "--memory", "16M", "--accel", accel, "--audit"]
+    done = subprocess.run([*arguments, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    result = json.loads(done.stdout)
+    audit = result["audit"]
+    assert audit["harvests"] == len(result["passes"])
+    assert audit["lost-pages"] == 0
+    assert audit["lost"] == []
+    assert audit["pages-judged"] > 0
+    assert 0 < audit["longest-hold-ms"] <= audit["held-ms"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert re.search(
+        r"audit         \d+ pages compared after \d+ harvests?, 0 with lost writes; the guest was\s+held for",
+        done.stdout,
+    )
 
 
 def slow_demo(*arguments: str) -> "subprocess.Popen[str]":
@@ -161,7 +185,7 @@ def finished(passes: int) -> dict[str, Any]:
     return {
         "status": "completed", "error": None, "verified": True, "problems": [], "total_ms": 0.4,
         "transferred_bytes": 4096, "downtime_ms": 0.2, "predicted_downtime_ms": 0.3, "throttle_percent": 0,
-        "clock_note": "x " * 80,
+        "audit": None, "clock_note": "x " * 80,
         "passes": [record(1, 1) for _ in range(passes)],
         "ram_digest_source": "0" * 32, "ram_digest_destination": "0" * 32,
         "guest_gap_ms": 5.0, "guest_gap_exact": False,

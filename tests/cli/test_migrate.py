@@ -54,6 +54,16 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
         assert source.qmp.command("query-migrate-parameters")["downtime-limit"] == 500
 
 
+@pytest.mark.parametrize("option", ["--audit", "--no-audit"])
+def test_an_audit_is_the_users_choice(tmp_path: Path, option: str) -> None:
+    with pair(tmp_path) as (source, destination):
+        done = migrate(source.address, destination.incoming_uri(), option, "--json")
+        assert done.returncode == 0
+        audit = json.loads(done.stdout)["audit"]
+        assert (audit is not None) == (option == "--audit")
+        assert source.qmp.command("query-migrate-parameters")["x-sterna-audit"] is (option == "--audit")
+
+
 def test_failure_keeps_the_guest_and_a_second_try_succeeds(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, destination):
         done = migrate(source.address, "tcp:127.0.0.1:1")

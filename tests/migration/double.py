@@ -6,7 +6,8 @@ steps, which is in the device state, and the guest itself can tell whether a wri
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -160,6 +161,20 @@ class DoubleGuest:
             words, self._log = self._log, new_bitmap(self.block.pages)
         assert not (words & ~full_bitmap(self.block.pages)).any()
         return [DirtyBatch(self.block.name, words)]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    def peek_dirty_log(self) -> list[DirtyBatch]:
+        return [DirtyBatch(self.block.name, self._log.copy())]
+
+    def positions(self) -> Sequence[int]:
+        return [self.steps]
+
+    def locate(self, block: str, page: int) -> tuple[int, int]:
+        return 3, 0x4000_0000 + page * 4096
 
     def throttle(self, percent: int) -> None:
         with self._lock:

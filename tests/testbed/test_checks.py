@@ -10,7 +10,7 @@ from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import BaseCheck
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
-from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.memory import AuditCheck, ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 from sterna.testbed.checks.session import ConversationCheck
@@ -40,6 +40,21 @@ CANCELLED = Cancelled(1.0, 0.5, 1000, "cancelled", 30.0, True, 3, 10)
 
 def passage(**changes: Any) -> Passage:
     return Passage("guest", "load", "host1", "host2", 0.0, **({"info": DONE} | changes))
+
+
+LOST_WRITE = {"address": 0x40200000, "slot": 0, "sent-in-pass": 2, "found-after-pass": 4}
+
+
+def audited(*lost: dict[str, int]) -> dict[str, Any]:
+    """What query-migrate says of a migration that was audited."""
+    told = {
+        "harvests": 3,
+        "pages-judged": 100,
+        "longest-hold-ms": 1.5,
+        "lost-pages": len(lost),
+        "lost": [*lost],
+    }
+    return DONE | {"x-sterna": {"audit": told}}
 
 
 def clock(*readings: tuple[int, int]) -> list[Line]:
@@ -184,6 +199,18 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
         Evidence(passages=[passage(pages_checked=7)]),
         Evidence(passages=[passage(pages_checked=7, content=["page 3 is stale"])]),
         "page 3",
+    ),
+    (
+        AuditCheck(),
+        Evidence(passages=[passage(info=audited())]),
+        Evidence(passages=[passage(info=audited(LOST_WRITE))]),
+        "page 0x40200000 (slot 0), sent in pass 2, was written and is not in the log after pass 4",
+    ),
+    (
+        AuditCheck(),
+        Evidence(passages=[passage(chunks_forwarded=3)]),
+        Evidence(passages=[passage(chunks_forwarded=3, lost=["of the 512 pages at 0x40600000"])]),
+        "0x40600000",
     ),
     (
         DigestCheck(),

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from cli.vms import TIMEOUT, alive, children, wait_for
-from sterna.machine.accel import BREAKAGE_VARIABLE
 from sterna.testbed import scenario
 from sterna.testbed.remains import default_directory
 
@@ -51,15 +50,13 @@ def outside() -> dict[str, Any]:
     }
 
 
-def run(*arguments: str, breakage: str = "") -> tuple[int, dict[str, Any]]:
-    environment = os.environ | {BREAKAGE_VARIABLE: breakage} if breakage else None
+def run(*arguments: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
         [*COMMAND, "--json", *arguments],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        env=environment,
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -93,11 +90,11 @@ def test_reduced(name: str) -> None:
 
 
 BREAKAGES = [
-    ("skip-tlb-flush", "checksum", "digest", "pages of RAM differ"),
-    ("forget-mark", "checksum", "digest", "1 pages of RAM differ in the 2 MiB at 0x40200000"),
-    ("clear-after-copy", "checksum", "digest", "pages of RAM differ"),
-    ("protect-short", "checksum", "digest", "1 pages of RAM differ in the 2 MiB at 0x40e00000, the first byte at 0x40fff0"),
-    ("drop-last-pass", "checksum", "digest", "pages of RAM differ"),
+    ("skip-tlb-flush", "checksum", "audit", "was written and is not in the log"),
+    ("forget-mark", "checksum", "audit", "page 0x40200000 (slot 0), sent in pass "),
+    ("clear-after-copy", "checksum", "audit", "was written and is not in the log"),
+    ("protect-short", "checksum", "audit", "page 0x404ff000 (slot 0), sent in pass "),
+    ("drop-last-pass", "checksum", "audit", "was written and is not in the log"),
     ("forget-counter-offset", "timer", "clocks", "the guest's counter saw"),
     ("no-rebuild", "cancel", "huge-pages", "of 14 after the cancel"),
 ]  # fmt: skip
@@ -106,8 +103,9 @@ BREAKAGES = [
 
 @pytest.mark.parametrize(("breakage", "name", "check", "told"), BREAKAGES)
 def test_a_broken_hypervisor_is_found(breakage: str, name: str, check: str, told: str) -> None:
-    code, report = run(name, breakage=breakage)
+    code, report = run(name, "--breakage", breakage)
     assert code == 5
+    assert report["results"][0]["note"].endswith(f"the emulated hypervisor has a fault: {breakage}")
     [found] = [finding for finding in report["results"][0]["findings"] if finding["check"] == check]
     assert found["verdict"] == "failed"
     assert told in "\n".join(found["problems"])
@@ -128,10 +126,34 @@ def test_every_breakage_has_a_detector() -> None:
         assert re.search(rf"\| `{breakage}` \|.*`{name}`.*`{check}`", table), breakage
 
 
-def test_a_breakage_that_is_not_known_is_told() -> None:
-    code, report = run("date", breakage="nonsense")
-    assert code == 1
-    assert "no breakage 'nonsense'; there are skip-tlb-flush" in report["results"][0]["reason"]
+def test_a_lost_write_is_told_and_the_guest_stays() -> None:
+    _, report = run("checksum", "--breakage", "protect-short")
+    [passage] = report["results"][0]["evidence"]["passages"]
+    assert passage["info"]["status"] == "failed"
+    assert (
+        "a write was lost: page 0x404ff000 (mach-virt.ram page 1279, slot 0)" in passage["info"]["error-desc"]
+    )
+    [lost] = passage["info"]["x-sterna"]["audit"]["lost"]
+    assert lost["positions"]
+    checks = {finding["check"]: finding for finding in report["results"][0]["findings"]}
+    assert checks["completed"]["verdict"] == "failed"
+    assert checks["digest"]["verdict"] == "skipped"  # it was found long before
+
+
+@pytest.mark.parametrize("audit", [False, True])
+def test_any_scenario_can_be_audited(audit: bool) -> None:
+    _, report = run("timer", *(["--audit"] if audit else []))
+    [result] = report["results"]
+    audits = [passage["info"]["x-sterna"].get("audit") for passage in result["evidence"]["passages"]]
+    assert [told is not None for told in audits] == [audit] * len(audits)
+
+
+@pytest.mark.parametrize("breakage", ["protect-short"])
+def test_nobody_gets_a_fault_who_did_not_ask_for_it(breakage: str, cli: Any) -> None:
+    """Neither the environment nor the command line of `sterna run` knows them."""
+    code, _, err = cli("run", "--kernel", "clock", "--accel", f"broken:{breakage}")
+    assert code == 2
+    assert f"accel: 'broken:{breakage}' is not known; choose emulated or kvm" in err
 
 
 def test_a_guest_with_a_network_card_needs_root(root: None) -> None:
@@ -160,18 +182,24 @@ def test_reduced_with_qemu(name: str) -> None:
 @pytest.mark.qemu
 def test_a_qemu_that_loses_writes_is_found_and_given_ram_with_which_it_does_not(tmp_path: Path) -> None:
     exact = with_qemu("checksum")
-    [digest] = [finding for finding in exact["findings"] if finding["check"] == "digest"]
+    audit, digest = (finding for finding in exact["findings"] if finding["check"] in ("audit", "digest"))
     if "loses writes" in exact["note"]:
         assert digest["verdict"] == "failed"
+        # Where both ends differ, the source's RAM is not what it had sent.
+        assert audit["verdict"] == "failed"
+        assert audit["values"]["differ"] == digest["values"]["differ"]
+        assert "some are not as they were sent: writes were lost" in audit["problems"][0]
         assert "pages of RAM differ" in digest["problems"][0]
     else:
-        assert digest["verdict"] == "passed"
+        assert (audit["verdict"], digest["verdict"]) == ("passed", "passed")
     shipped = (SOURCES / "sterna/testbed/scenarios/checksum.toml").read_text()
     assert "exact-memory = true" in shipped
     own = tmp_path / "own.toml"
     own.write_text(shipped.replace("exact-memory = true", "exact-memory = false"))
     odd = with_qemu(str(own))
     assert odd["outcome"] == "passed", odd["findings"]
+    [audit] = [finding for finding in odd["findings"] if finding["check"] == "audit"]
+    assert audit["values"] == {"mib": 18, "differ": 0}
     assert odd["evidence"]["passages"][0]["info"]["ram"]["dirty-sync-count"] > 4
 
 
@@ -197,13 +225,15 @@ def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     for expected in (
         "PASSED   checksum",
-        "checksums of RAM are equal at both ends before the guest starts: 16 MiB compared",
-        "1 scenarios, 3 checks",
+        "checksums of RAM are equal at both ends before the guest starts: 6 MiB compared",
+        "1 scenarios, 4 checks",
+        "no write is lost: the dirty log has every page that is not as it was sent: ",
+        " 0 with lost writes",
     ):
         assert expected in done.stdout
     page = html.read_text()
     for expected in (
-        "16 MiB compared",
+        "6 MiB compared",
         "Downtime by part",
         "Dirty rate and bandwidth",
         "How often pages were sent",
@@ -211,9 +241,9 @@ def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
         assert expected in page
     assert page.count("<svg") == 4
     [suite] = ElementTree.parse(junit).getroot()
-    assert suite.get("tests") == "3"
+    assert suite.get("tests") == "4"
     assert suite.get("failures") == suite.get("errors") == suite.get("skipped") == "0"
-    assert [case.get("name") for case in suite] == ["completed", "digest", "content"]
+    assert [case.get("name") for case in suite] == ["completed", "audit", "digest", "content"]
 
 
 def test_a_check_that_does_not_hold(tmp_path: Path) -> None:
@@ -247,6 +277,8 @@ def test_a_guest_that_cannot_run_is_an_error(tmp_path: Path) -> None:
         (["nothing"], "no scenario 'nothing'"),
         (["date", "--vm", "xen"], "xen"),
         (["date", "--qemu", "x"], "--vm qemu"),
+        (["date", "--breakage", "nonsense"], "no breakage 'nonsense'; there are skip-tlb-flush, forget-mark"),
+        (["date", "--breakage", "no-rebuild", "--vm", "kvm"], "--breakage goes with --vm emulated"),
         (["date", "--junit", "/nonexistent/x.xml"], "--junit: cannot write /nonexistent/x.xml"),
         (["date", "--html", "/nonexistent/x.html"], "--html: cannot write /nonexistent/x.html"),
         (["date", "--html", "/"], "is a directory"),

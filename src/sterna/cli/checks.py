@@ -150,10 +150,9 @@ def _memory() -> Check:
 def _kvm() -> Check:
     """VMs are made, one for each way to keep a dirty log, and a guest runs in one."""
     from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
-    from sterna.machine.accel import create_vm
-    from sterna.machine.config import default_board
+    from sterna.machine.accel import accelerator, create_vm
 
-    name, board = "kvm", default_board("kvm")
+    name, board = "kvm", accelerator("kvm").board
     modes: list[str] = []
     refusal = ""
     for mode in DirtyLogMode:

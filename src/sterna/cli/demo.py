@@ -40,6 +40,9 @@ from sterna.cli.errors import ExitCode, UsageError
 @click.option(
     "--policy", default="adaptive", show_default=True, help="Or fixed (QEMU's rules), or deadline:SECONDS."
 )
+@click.option(
+    "--audit", is_flag=True, help="Compare RAM with what was sent after every look at the dirty log."
+)
 @click.option("--json", is_flag=True, help="Print one JSON object.")
 def command(
     machine: str,
@@ -53,6 +56,7 @@ def command(
     downtime_limit: str,
     auto_converge: bool,
     policy: str,
+    audit: bool,
     json: bool,
 ) -> int:
     """Migrate a guest that dirties memory between two processes over TCP, and check everything.
@@ -95,6 +99,7 @@ def command(
         duration_value(downtime_limit),
         auto_converge,
         policy_values(policy),
+        audit,
     )
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         rehearse(display, interrupts, accel)

@@ -43,6 +43,7 @@ class Stamp:
 def prepare_kernels() -> None:
     """Have the kernels of a migration at hand before a guest needs them; say so when that takes a while."""
     from sterna.memory.bitmap import new_bitmap, page_numbers
+    from sterna.memory.shadow import warm_up as warm_up_shadow
     from sterna.migration.channels import gather
     from sterna.migration.multifd import warmup as multifd
     from sterna.migration.xbzrlecache import warm_up as warm_up_xbzrle
@@ -54,6 +55,7 @@ def prepare_kernels() -> None:
         warm_up_records()
         warm_up_xbzrle()
         multifd.warm_up()
+        warm_up_shadow()
 
     _prepare("warmed-up", warm_up)
 

@@ -32,6 +32,11 @@ from sterna.cli.errors import CliError, ExitCode, UsageError
     default=None,
     help="Insist on comparing RAM at both ends, or do not. By default it is compared where both can.",
 )
+@click.option(
+    "--audit/--no-audit",
+    default=None,
+    help="Have the source compare RAM with what it has sent after every look at the dirty log. By default as it is set there.",
+)
 @click.option("--json", is_flag=True, help="Print one JSON object at the end.")
 def command(
     qmp_address: str,
@@ -43,6 +48,7 @@ def command(
     policy: str | None,
     settings: tuple[str, ...],
     verify: bool | None,
+    audit: bool | None,
     json: bool,
 ) -> int:
     """Migrate the VM whose QMP is at QMP-ADDRESS (unix:PATH or tcp:HOST:PORT) to URI.
@@ -62,6 +68,8 @@ def command(
     from sterna.monitor.protocol import QmpError
 
     parameters = _parameters(bandwidth, downtime_limit, policy, settings, verify)
+    if audit is not None:
+        parameters["x-sterna-audit"] = audit
     _check_uri(uri)
     try:
         address = parse_address(qmp_address)

@@ -40,6 +40,7 @@ def summarise(info: Mapping[str, Any]) -> dict[str, Any]:
         "ram_digest_source": own.get("ram-digest-source") or None,
         "ram_digest_destination": own.get("ram-digest-destination") or None,
         "in_doubt": own.get("in-doubt", False),
+        "audit": own.get("audit"),
         "clock_note": own.get("clock-note"),
     }
 

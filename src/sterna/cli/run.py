@@ -205,16 +205,12 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
 def _make_machine(config: "MachineConfig") -> "Machine":
     from sterna.guests.catalog import GuestError
     from sterna.hypervisor.interface import HypervisorError
-    from sterna.machine.accel import BREAKAGE_VARIABLE
     from sterna.machine.config import ConfigError
     from sterna.machine.loader import LoadError
     from sterna.machine.machine import Machine
     from sterna.machine.serial import SerialError
     from sterna.machine.tap import TapError
 
-    if breakage := os.environ.get(BREAKAGE_VARIABLE):
-        # Whoever has it in the environment by mistake must not believe what follows.
-        print(f"sterna: {BREAKAGE_VARIABLE}={breakage}: the emulated hypervisor has a fault", file=sys.stderr)
     try:
         return Machine(config)
     except (GuestError, ConfigError) as error:

@@ -82,6 +82,13 @@ def clean() -> int:
 )
 @click.option("--qemu", metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
 @click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
+@click.option("--audit", is_flag=True, help="Audit every harvest of the dirty log, in all scenarios.")
+@click.option(
+    "--breakage",
+    default="",
+    metavar="BREAKAGE",
+    help="Give the emulated hypervisor a fault, to see that the checks find it; a name that is none lists them.",
+)
 @click.option("--reduced", is_flag=True, help="Small guests, few repetitions.")
 @click.option("--json", is_flag=True, help="Print one JSON object, with all that was seen.")
 @click.option("--html", type=_FILE, metavar="FILE", help="Write a page with all figures and plots to FILE.")
@@ -91,6 +98,8 @@ def run(
     kind: str,
     qemu: str | None,
     vm_arguments: str,
+    audit: bool,
+    breakage: str,
     reduced: bool,
     json: bool,
     html: Path | None,
@@ -112,9 +121,11 @@ def run(
 
     if qemu is not None and not kind.startswith("qemu"):
         raise UsageError("--qemu goes with --vm qemu and qemu-linux")
+    if breakage:
+        _check_breakage(breakage, kind)
     try:
         files = list(_find(names))
-        options = KindOptions(qemu, tuple(shlex.split(vm_arguments)))
+        options = KindOptions(qemu, tuple(shlex.split(vm_arguments)), breakage)
     except (ScenarioError, ValueError) as error:
         raise UsageError(str(error)) from error
     for option, path in (("--html", html), ("--junit", junit)):
@@ -133,7 +144,7 @@ def run(
             _prepare(vm)
             for file in files:
                 say = _quiet if json else _progress(file.name)
-                result = run_scenario(file, vm, say, reduced=reduced)
+                result = run_scenario(file, vm, say, reduced=reduced, audit=audit)
                 results.append(result)
                 if not json:
                     _show(result)
@@ -158,6 +169,17 @@ def run(
         # A figure may hold what a VM said: bytes that were no text.
         _write(html, page.encode("utf-8", "replace"))
     return _exit_code(results)
+
+
+def _check_breakage(breakage: str, kind: str) -> None:
+    if kind != "emulated":
+        raise UsageError(
+            f"--breakage goes with --vm emulated, whose hypervisor has the faults; not with {kind}"
+        )
+    from sterna.testbed.breakages import BREAKAGES
+
+    if breakage not in BREAKAGES:
+        raise UsageError(f"--breakage: no breakage {breakage[:80]!r}; there are {', '.join(BREAKAGES)}")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -40,6 +40,7 @@ class TrialSettings:
     """:ivar config: of the source's machine
     :ivar bandwidth: bytes per second, 0 for no limit
     :ivar policy: migration parameters that choose it
+    :ivar audit: whether the source audits every harvest of its dirty log
     """
 
     config: MachineConfig
@@ -47,6 +48,7 @@ class TrialSettings:
     downtime_limit_ms: int
     auto_converge: bool
     policy: Mapping[str, Any] = field(default_factory=dict)
+    audit: bool = False
 
 
 def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts) -> dict[str, Any]:
@@ -110,6 +112,7 @@ class _Trial:
             "max-bandwidth": self._settings.bandwidth,
             "downtime-limit": self._settings.downtime_limit_ms,
             "x-sterna-verify": "on",
+            "x-sterna-audit": self._settings.audit,
             **_THROTTLE,
             **self._settings.policy,
         }

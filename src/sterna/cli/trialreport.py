@@ -39,6 +39,8 @@ def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str
         ("", f"{result['ram_digest_destination']} at the destination"),
         ("guest", _guest_row(result["guest"])),
     ]  # fmt: skip
+    if result["audit"]:
+        rows.append(("audit", _audit_row(result["audit"])))
     if result["throttle_percent"]:
         taken = result["throttle_percent"]
         text = f"the guest was throttled to {100 - taken} % ({taken} % of its time taken) for it to converge"
@@ -95,6 +97,14 @@ def _stage2_row(stage2: Mapping[str, Mapping[str, int]]) -> str:
         f"{counted(grown('faults_permission'), 'write fault')}, "
         f"{counted(grown('blocks_dissolved'), 'block')} dissolved, "
         f"{leaves} {'leaf' if leaves == 1 else 'leaves'} protected"
+    )
+
+
+def _audit_row(audit: Mapping[str, Any]) -> str:
+    return (
+        f"{audit['pages-judged']} pages compared after {counted(audit['harvests'], 'harvest')}, "
+        f"{audit['lost-pages']} with lost writes; the guest was held for {audit['held-ms']:.1f} ms, "
+        f"at most {audit['longest-hold-ms']:.1f} ms at once"
     )
 
 

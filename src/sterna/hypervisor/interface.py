@@ -174,6 +174,16 @@ class Vm(Protocol):
         """
         ...
 
+    def peek_dirty_log(self, slot: int) -> Words:
+        """What the slot's dirty log holds now, an owned bitmap: the harvest that follows has at least these pages.
+
+        All writes that were made before are in it when no vCPU runs. Where the kernel cannot show its log without clearing it
+        (GET without manual protect), what it shows is merged back: those pages are protected once more, and none is lost.
+
+        :raise HypervisorError: As `get_dirty_log`.
+        """
+        ...
+
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG: clear the bits set in `words` (bit 0 is `first_page`) and protect those pages again.
 

@@ -1,45 +1,58 @@
-"""Which hypervisor runs a machine: the one place that knows the implementations."""
+"""Which hypervisor runs a machine: the registry of accelerators, and the one place that knows the implementations."""
 
-import os
 import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Vm
-from sterna.machine.boards import ArmBoard, Board, Isa
+from sterna.machine.boards import PC_MIN, VIRT, VIRT_ARM64, ArmBoard, Board, Isa
 
 _KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
 """The hosts whose KVM runs such guests."""
+_KVM_BOARDS = {"x86_64": PC_MIN, "aarch64": VIRT_ARM64}
 
-BREAKAGE_VARIABLE = "STERNA_TEST_BREAKAGE"
-"""For tests of the test bed: the environment variable that names a fault which the emulated hypervisor is to have."""
+CreateVm = Callable[[Board, int, DirtyLogMode], Vm]
 
 
-def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = DirtyLogMode.BITMAP) -> Vm:
-    """A VM without memory, devices and vCPUs.
+@dataclass(frozen=True)
+class Accelerator:
+    """What `--accel` names.
 
-    :param accel: ``emulated`` or ``kvm``
-    :param dirty_log: how it is to keep its dirty log
-    :raise HypervisorError: When this host cannot have it; the text says what is missing.
+    :ivar create: makes a VM of so many vCPUs, without memory and devices, that keeps its dirty log so. It raises
+        `HypervisorError` when this host cannot have it; the text says what is missing
+    :ivar board: that of a machine whose user names none
+    :ivar dirty_logs: the ways in which its VMs can keep a dirty log
     """
-    return _emulated(board, smp, dirty_log) if accel == "emulated" else _kvm(board, smp, dirty_log)
+
+    name: str
+    create: CreateVm
+    board: Board
+    dirty_logs: Sequence[DirtyLogMode]
 
 
-def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+def emulated_vm(make: Callable[..., Vm], board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+    """A VM of the emulated hypervisor's.
+
+    :param make: its class, or one of its kind
+    """
     if not isinstance(board, ArmBoard) or board.isa is not Isa.ARMV7:
         raise HypervisorError(
             f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARMv7 board"
         )
-    # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
-    from sterna.hypervisor.emulated.vm import EmulatedVm
-
-    vm_class = EmulatedVm
-    if breakage := os.environ.get(BREAKAGE_VARIABLE):
-        from sterna.hypervisor.emulated.broken import broken_vm
-
-        vm_class = broken_vm(breakage)
-    vm = vm_class(smp, secondaries_off=board.psci)
+    vm = make(smp, secondaries_off=board.psci)
     if dirty_log is DirtyLogMode.MANUAL:
         vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
     return vm
+
+
+def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+    def make(smp: int, *, secondaries_off: bool) -> Vm:
+        # Unicorn and the compiled kernels cost half a second, which other commands do not pay.
+        from sterna.hypervisor.emulated.vm import EmulatedVm
+
+        return EmulatedVm(smp, secondaries_off=secondaries_off)
+
+    return emulated_vm(make, board, smp, dirty_log)
 
 
 def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
@@ -60,3 +73,39 @@ def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
         return X86KvmVm(smp, dirty_log=dirty_log)
     except HypervisorError as error:
         raise HypervisorError(f"accel kvm: {error}") from error
+
+
+EMULATED_LOGS = (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
+
+_ACCELERATORS: dict[str, Accelerator] = {}
+
+
+def register(accelerator: Accelerator) -> None:
+    """Add an accelerator, or put one in the place of its namesake. To be done before a machine is configured."""
+    _ACCELERATORS[accelerator.name] = accelerator
+
+
+register(Accelerator("emulated", _emulated, VIRT, EMULATED_LOGS))
+register(Accelerator("kvm", _kvm, _KVM_BOARDS.get(platform.machine(), VIRT), tuple(DirtyLogMode)))
+
+
+def accelerators() -> tuple[str, ...]:
+    """The names of those that there are."""
+    return tuple(_ACCELERATORS)
+
+
+def accelerator(name: str) -> Accelerator:
+    """
+    :raise KeyError: When there is none of that name.
+    """
+    return _ACCELERATORS[name]
+
+
+def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = DirtyLogMode.BITMAP) -> Vm:
+    """A VM without memory, devices and vCPUs.
+
+    :param accel: one of `accelerators`
+    :param dirty_log: how it is to keep its dirty log
+    :raise HypervisorError: When this host cannot have it; the text says what is missing.
+    """
+    return accelerator(accel).create(board, smp, dirty_log)

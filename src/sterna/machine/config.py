@@ -1,14 +1,14 @@
 """What a machine's user chooses, checked."""
 
 import os
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, PC_MIN, VIRT, VIRT_ARM64, Board, Isa
+from sterna.machine.accel import accelerator, accelerators
+from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.memory.address import PAGE_SIZE
 
@@ -18,7 +18,6 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.ARM64: ("host",), Isa.X86_64: ("host",)}
 """CPU models of each kind of board; the first is the default."""
-ACCELERATORS = ("emulated", "kvm")
 MAX_APPEND_BYTES = 4096
 SMALLEST_MEMORY = 2 * DEVICE_TREE_ROOM
 
@@ -36,7 +35,7 @@ class MachineConfig:
     :ivar cpu: the CPU model; empty for the board's
     :ivar smp: number of CPUs
     :ivar memory_bytes: size of RAM
-    :ivar accel: the hypervisor, ``emulated`` or ``kvm``
+    :ivar accel: the hypervisor, ``emulated``, ``kvm`` or what else is registered (`sterna.machine.accel`)
     :ivar dirty_log: how the hypervisor keeps its dirty log, ``bitmap``, ``manual`` or ``ring``
     :ivar kernel: name of a guest that ships with sterna, or path of an ELF file; None for an incoming machine, or RAM that
         starts empty
@@ -69,14 +68,15 @@ class MachineConfig:
     uuid: UUID | None = None
 
     def __post_init__(self) -> None:
-        _choice("accel", self.accel, ACCELERATORS)
-        object.__setattr__(self, "machine", self.machine or default_board(self.accel).name)
+        _choice("accel", self.accel, accelerators())
+        accel = accelerator(self.accel)
+        object.__setattr__(self, "machine", self.machine or accel.board.name)
         _choice("machine", self.machine, tuple(BOARDS))
         cpus = CPUS[self.board.isa]
         object.__setattr__(self, "cpu", self.cpu or cpus[0])
         _choice("cpu", self.cpu, cpus)
         _choice("dirty log", self.dirty_log, tuple(DirtyLogMode))
-        if self.dirty_log == DirtyLogMode.RING and self.accel == "emulated":
+        if DirtyLogMode(self.dirty_log) not in accel.dirty_logs:
             raise ConfigError(
                 "dirty log: the emulated hypervisor has no dirty rings; choose bitmap or manual"
             )
@@ -97,14 +97,6 @@ class MachineConfig:
     def board(self) -> Board:
         """The description of the board."""
         return BOARDS[self.machine]
-
-
-_KVM_BOARDS = {"x86_64": PC_MIN, "aarch64": VIRT_ARM64}
-
-
-def default_board(accel: str) -> Board:
-    """The board of a machine whose user names none: with KVM, one whose CPUs are this host's."""
-    return _KVM_BOARDS.get(platform.machine(), VIRT) if accel == "kvm" else VIRT
 
 
 def parse_memory(text: str) -> int:

@@ -58,6 +58,17 @@ class GuestRam:
         """
         return DirtyBatch(self.block.name, self._vm.harvest_dirty_log(_SLOT))
 
+    def peek(self) -> DirtyBatch:
+        """What the dirty log holds now, and the next harvest will have.
+
+        :raise HypervisorError: When writes are not logged.
+        """
+        return DirtyBatch(self.block.name, self._vm.peek_dirty_log(_SLOT))
+
+    def locate(self, page: int) -> tuple[int, int]:
+        """The slot that has a page of the block, and where the guest has it."""
+        return _SLOT, self._base + (page << PAGE_SHIFT)
+
     def read(self, ipa: int, size: int) -> bytes:
         """Bytes of guest RAM.
 

@@ -370,6 +370,31 @@ class Machine:
         """Take the dirty log."""
         return [self._ram.harvest()]
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No vCPU runs and no card touches RAM."""
+        with self._held():
+            running = self._run_state is RunState.RUNNING
+            if running:
+                self._nics.pause()
+            try:
+                yield
+            finally:
+                if running:
+                    self._nics.resume()
+
+    def peek_dirty_log(self) -> list[DirtyBatch]:
+        """Look at the dirty log and leave it."""
+        return [self._ram.peek()]
+
+    def positions(self) -> Sequence[int]:
+        """The program counters."""
+        return [self._platform.position(cpu) for cpu in range(self.config.smp)]
+
+    def locate(self, block: str, page: int) -> tuple[int, int]:
+        """Slot and guest physical address of a page of RAM."""
+        return self._ram.locate(page)
+
     def throttle(self, percent: int) -> None:
         """Slow the vCPUs down."""
         self._throttle.set(percent)

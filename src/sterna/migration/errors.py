@@ -13,6 +13,7 @@
     ├── Refused             the destination refused the guest; the text carries its reason
     ├── GivenUp             the policy sees no way to converge as asked; the text says why and what would do
     ├── VerificationError   both ends disagree about guest RAM
+    ├── LostWriteError      the audit found a write that the dirty log has not
     └── InDoubt             nobody can say which of the two runs the guest
 
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
@@ -61,6 +62,10 @@ class GivenUp(MigrationError):
 
 class VerificationError(MigrationError):
     """Guest RAM differs between source and destination."""
+
+
+class LostWriteError(MigrationError):
+    """A page was written after it was sent, and the dirty log does not have it."""
 
 
 class ProtocolError(MigrationError):

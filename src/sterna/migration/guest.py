@@ -1,6 +1,7 @@
 """What migration asks of a virtual machine."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from sterna.hypervisor.traits import Trait
@@ -55,6 +56,24 @@ class Guest(Protocol):
 
     def harvest(self) -> list[DirtyBatch]:
         """Take the dirty log of every block and protect the pages again. The batches belong to the caller."""
+        ...
+
+    def held(self) -> AbstractContextManager[None]:
+        """No vCPU runs and no device touches RAM inside: what a vCPU has written is in RAM, and in the log. The run state and
+        the guest's counter go on as they were.
+        """
+        ...
+
+    def peek_dirty_log(self) -> list[DirtyBatch]:
+        """What the dirty log of every block holds now, and the next harvest will have."""
+        ...
+
+    def positions(self) -> Sequence[int]:
+        """The program counter of each vCPU. None may be running."""
+        ...
+
+    def locate(self, block: str, page: int) -> tuple[int, int]:
+        """The memory slot that has a page of a RAM block, and the guest physical address."""
         ...
 
     def throttle(self, percent: int) -> None:

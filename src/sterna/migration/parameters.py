@@ -97,6 +97,7 @@ PARAMETERS: Mapping[str, Spec] = {
     "xbzrle-cache-size": Spec(64 << 20, low=4096, power_of_two=True),
     "max-postcopy-bandwidth": Spec(0),
     "max-cpu-throttle": Spec(99, low=1, high=99),
+    "x-sterna-audit": Spec(False),
     "x-sterna-verify": Spec("auto", choices=tuple(verify.value for verify in Verify)),
     "x-sterna-policy": Spec("adaptive", choices=tuple(policy.value for policy in PolicyName)),
     "x-sterna-deadline": Spec(60, low=1, high=1_000_000),
@@ -110,7 +111,8 @@ are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a lost destinati
 and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up). `x-sterna-deadline` is
 the policy `deadline`'s, in seconds; `x-sterna-max-throttle` what policies of our own may take of the guest's time, in percent.
 `x-sterna-ignore-sections` names sections and RAM blocks, separated by commas, of which an incoming guest does not need what
-has no place here.
+has no place here. `x-sterna-audit` has the source compare RAM with what it has sent after every harvest
+(`sterna.migration.audit`).
 """
 
 CAPABILITIES: Mapping[str, bool] = {
@@ -308,6 +310,11 @@ class Parameters:
     @property
     def verify(self) -> Verify:
         return Verify(self._values["x-sterna-verify"])
+
+    @property
+    def audit(self) -> bool:
+        """Whether every harvest of the dirty log is audited."""
+        return bool(self._values["x-sterna-audit"])
 
     @property
     def validate_uuid(self) -> bool:

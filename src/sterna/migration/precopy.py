@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch, page_numbers
 from sterna.memory.rollingdigest import RollingDigest
+from sterna.migration.audit import Audit, NoAudit
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.convergence.backoff import Backoff
 from sterna.migration.convergence.choice import choose
@@ -43,6 +44,7 @@ class Precopy:
 
     :ivar rolling: digests of RAM, which both ends compare while the guest is stopped; None when they do not
     :ivar sent_pages: what it has sent
+    :ivar audit: told of each harvest
     """
 
     guest: Guest
@@ -56,6 +58,7 @@ class Precopy:
     sent_pages: SentPages
     rolling: RollingDigest | None = None
     cache: XbzrleCache | None = None
+    audit: Audit = field(default_factory=NoAudit)
     _policy: Policy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class Precopy:
             batches = self._harvest()
             harvest_seconds = time.monotonic() - started
             work = PassWork.dirty(self.guest.ram_blocks, batches)
+            self.audit.look(work, self.progress.pass_number)
             self._finish_pass(work, harvest_seconds)
             self.cancellation.check()
             match self._decide(work):
@@ -118,6 +122,7 @@ class Precopy:
             return work
         self.cancellation.sleep(wait)
         work = PassWork.merged(work, self.guest.ram_blocks, self._harvest())
+        self.audit.look(work, self.progress.pass_number)
         self.progress.looked(work.pages)
         return work
 
@@ -126,7 +131,9 @@ class Precopy:
 
         :param rest: what `run` returned
         """
-        return PassWork.merged(rest, self.guest.ram_blocks, self._harvest())
+        rest = PassWork.merged(rest, self.guest.ram_blocks, self._harvest())
+        self.audit.look(rest, self.progress.pass_number)
+        return rest
 
     def send_rest(self, rest: PassWork) -> None:
         """The last pass.
@@ -148,7 +155,9 @@ class Precopy:
             for batch in work.batches():
                 self.cancellation.check()
                 self.peer.check()
-                self._account(self.pages.send_batch(batch, counter.number, final=final), final)
+                self._account(
+                    self.pages.send_batch(self.audit.stage(batch), counter.number, final=final), final
+                )
                 self.sent_pages.record(batch, counter.number)
                 if not final:
                     self._look_ahead(counter, work)

@@ -241,6 +241,11 @@ class Progress:
         return self.clock() - self._started
 
     @property
+    def pass_number(self) -> int:
+        """The pass that is under way, or was last."""
+        return self._info.pass_number
+
+    @property
     def transferred(self) -> int:
         """Bytes of the stream that were handed to the kernel."""
         return self._info.transferred

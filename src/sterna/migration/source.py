@@ -23,6 +23,7 @@ from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamError
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import handshake, process, verify
+from sterna.migration.audit import Audit, NoAudit, ShadowAudit
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
@@ -119,6 +120,7 @@ class Source:
         self._precopy: Precopy | None = None
         self._cache: XbzrleCache | None = None
         self._rolling: RollingDigest | None = None
+        self._audit: Audit = NoAudit()
         self._logging = False
         self._stopped = False
         self._overdue = False
@@ -191,6 +193,7 @@ class Source:
             if self.guest.ownership.standing is not Standing.IN_DOUBT:
                 self.doubt.stop_watching()
             self._process.close()
+            self._audit.close()
             self._cancellation.close()
 
     def _recover(self, error: Exception) -> None:
@@ -253,6 +256,8 @@ class Source:
 
     def _migrate(self) -> None:
         self._cache = self._make_cache()
+        if self.parameters.audit:
+            self._audit = ShadowAudit(self.guest, self.progress, self._sent_pages)
         if self._cache is not None:
             self.progress.note(xbzrle=self._cache.statistics)
         with self.uri.connect(self._cancellation) as channel, closing(self._page_sender(channel)) as pages:
@@ -271,6 +276,7 @@ class Source:
                     self._sent_pages,
                     self._rolling,
                     self._cache,
+                    self._audit,
                 )
                 rest = precopy.run()
                 with self._time_limit():

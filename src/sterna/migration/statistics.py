@@ -26,6 +26,7 @@ from enum import Enum
 from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
+from sterna.migration.lostwrites import AuditReport
 from sterna.stream.leftover import Leftover
 
 
@@ -177,6 +178,7 @@ class MigrationInfo:
     :ivar clock_offset_ns: the destination's CLOCK_REALTIME minus the source's, 0 when within the measuring
         error
     :ivar clock_note: set when the two clocks gave an impossible downtime, which was clamped
+    :ivar audit: what the audit of the dirty log found so far; None without one
     :ivar throttle_percent: how much of their time the guest's vCPUs are kept from running
     :ivar xbzrle: what the XBZRLE cache did, as of the end of the last pass; None without one
     :ivar in_doubt: the guest may run at the destination; it stays paused here
@@ -219,6 +221,7 @@ class MigrationInfo:
     clock_note: str = ""
     throttle_percent: int = 0
     xbzrle: XbzrleStatistics | None = None
+    audit: AuditReport | None = None
     in_doubt: bool = False
     socket_address: str = ""
     left_behind: tuple[Leftover, ...] = ()
@@ -298,6 +301,8 @@ class MigrationInfo:
                 extras["downtime-parts"] = self.downtime_parts.to_dict()
                 if self.predicted_downtime is not None and self.downtime_ms:
                     extras["predicted-over-real"] = round(self.predicted_downtime.total / self.downtime_ms, 3)
+        if self.audit is not None:
+            extras["audit"] = self.audit.to_qmp()
         if self.left_behind:
             extras["left-behind"] = [leftover.to_qmp() for leftover in self.left_behind]
         if self.clock_note:

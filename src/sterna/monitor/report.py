@@ -60,6 +60,8 @@ def migration_report(info: Mapping[str, Any]) -> str:
         lines.append(f"verdict: {extras['verdict']}")
     if "verified" in extras:
         lines.append(f"verified: {'yes' if extras['verified'] else 'no'}")
+    if "audit" in extras:
+        lines += _audit_lines(extras["audit"])
     if extras.get("ram-digest-source"):
         lines.append(f"ram digest source: {extras['ram-digest-source']}")
     if extras.get("ram-digest-destination"):
@@ -94,6 +96,13 @@ def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
     if ram["downtime-bytes"]:
         lines.append(f"downtime ram: {ram['downtime-bytes'] >> 10} kbytes")
     return lines
+
+
+def _audit_lines(audit: Mapping[str, Any]) -> list[str]:
+    return [
+        f"audit: {audit['harvests']} harvests, {audit['pages-judged']} pages compared, {audit['lost-pages']} lost",
+        f"audit held the guest: {audit['held-ms']:.1f} ms, at most {audit['longest-hold-ms']:.1f} ms at once",
+    ]
 
 
 def _xbzrle_lines(cache: Mapping[str, Any]) -> list[str]:

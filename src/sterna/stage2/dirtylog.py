@@ -61,6 +61,10 @@ class DirtyLog:
             self._flush.flush_remote_tlbs()
         return out
 
+    def peek(self) -> Words:
+        """An owned copy of the log, which goes on as it was."""
+        return self._bitmap.copy()
+
     def clear(self, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG: clear the bits set in `words` and protect those pages again.
 

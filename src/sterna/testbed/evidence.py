@@ -72,6 +72,8 @@ class Passage:
     :ivar content: what was wrong with them
     :ivar chunks_compared: 2 MiB pieces of RAM digested at both ends while no guest ran
     :ivar digest: those that differ
+    :ivar chunks_forwarded: 2 MiB pieces of the source's RAM compared with what was forwarded of them
+    :ivar lost: those that differ
     """
 
     guest: str
@@ -90,6 +92,8 @@ class Passage:
     content: list[str] = field(default_factory=list)
     chunks_compared: int = 0
     digest: list[str] = field(default_factory=list)
+    chunks_forwarded: int = 0
+    lost: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import GuestNic, Host, Network
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import QemuVm, SternaVm, Vm
+from sterna.testbed.vm import QemuVm, SharedRam, SternaVm, Vm
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class KindOptions:
 
     :ivar qemu: QEMU's program; None: the one in the path
     :ivar arguments: more arguments for every VM
-    :ivar environment: of every VM's process, beside ours
+    :ivar breakage: the fault that the emulated hypervisor is to have (`sterna.testbed.breakages`); empty for none
     """
 
     qemu: str | None = None
     arguments: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    breakage: str = ""
 
 
 class VmKind(ABC):
@@ -146,6 +147,14 @@ class SternaKind(VmKind):
         super().__init__(options)
         self.name = accel
         self._accel = accel
+        self._start: Callable[[str, Sequence[str], Host], Vm] = SternaVm
+        self._machine_accel = accel
+        if options.breakage:
+            from sterna.testbed.breakages import LAUNCHER, accel_name
+
+            self._start = partial(SternaVm, module=LAUNCHER)
+            self._machine_accel = accel_name(options.breakage)
+            self.note = f"the emulated hypervisor has a fault: {options.breakage}"
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         if self._accel == "emulated":
@@ -163,7 +172,7 @@ class SternaKind(VmKind):
         arguments = _arguments(settings, nic)
         _validate(settings, arguments, self._board())
         guest = ["--kernel", settings.program, "--append", arguments]
-        return SternaVm(name, [*self._common(settings, nic), *guest], host, self.options.environment)
+        return self._start(name, [*self._common(settings, nic), *guest], host)
 
     def destination(
         self,
@@ -181,7 +190,7 @@ class SternaKind(VmKind):
             arguments.append("--paused")
         if log is not None:
             arguments += ["--serial", f"file:{log}"]
-        return SternaVm(name, arguments, host, self.options.environment)
+        return self._start(name, arguments, host)
 
     def guest(self, settings: VmSettings) -> Guest:
         board = self._board()
@@ -198,7 +207,7 @@ class SternaKind(VmKind):
     def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
         machine = [
             "--accel",
-            self._accel,
+            self._machine_accel,
             "--smp",
             str(settings.smp),
             "--memory",
@@ -247,7 +256,8 @@ class QemuKind(VmKind):
         _validate(settings, arguments, VIRT)
         image = find(settings.program, VIRT.name)
         guest = ["-kernel", str(image), "-append", arguments]
-        return QemuVm(name, self._binary(), [*self._common(settings, nic), *guest], host)
+        ram = SharedRam(VIRT.ram_name, self._memory_bytes(settings)) if settings.shared_ram else None
+        return QemuVm(name, self._binary(), [*self._common(settings, nic, ram), *guest], host, ram)
 
     def destination(
         self,
@@ -284,8 +294,14 @@ class QemuKind(VmKind):
         """As the VM has it."""
         return settings.memory_bytes + (0 if settings.exact_memory else self._odd_bytes)
 
-    def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
+    def _common(
+        self, settings: VmSettings, nic: GuestNic | None = None, ram: SharedRam | None = None
+    ) -> list[str]:
         machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
+        if ram is not None:
+            # The RAM block's name, which the destination has to have as well, is the backend's.
+            file = f"id={ram.block},size={self._memory_bytes(settings)},mem-path={ram.path},share=on"
+            machine += ["-object", f"memory-backend-file,{file}", "-machine", f"memory-backend={ram.block}"]
         if nic is not None:
             machine += ["-netdev", f"tap,id=net0,ifname={nic.tap},script=no,downscript=no"]
             machine += ["-device", f"virtio-net-device,netdev=net0,mac={nic.mac}"]

@@ -11,6 +11,7 @@ from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
+from sterna.testbed.forwarded import Forwarder
 from sterna.testbed.guest import Guest, Mark
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
@@ -36,6 +37,7 @@ def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool 
     }
     if bed.kind.verifies:
         parameters["x-sterna-verify"] = "on" if settings.verify else "off"
+        parameters["x-sterna-audit"] = settings.audit
     if endless:
         parameters |= bed.kind.endless
     source.command("migrate-set-parameters", **(parameters | settings.parameters))
@@ -105,6 +107,7 @@ class Migration:
         self._passes = 0 if endless else settings.passes
         self._next_look = 0.0
         self._deadline = 0.0
+        self._forwarder: Forwarder | None = None
         self._settled = guest.mark(source)
         self.passage = Passage(name, load, source.host.name, destination.host.name, bed.now())
 
@@ -114,7 +117,11 @@ class Migration:
         self.passage.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
         self.passage.began = self._bed.now()
         self._deadline = time.monotonic() + self._settings.timeout_s
-        self.source.command("migrate", uri=self.destination.incoming_uri())
+        uri = self.destination.incoming_uri()
+        if self._settings.audit and self.source.shared_ram is not None:
+            self._forwarder = Forwarder(self.destination.host, uri)
+            uri = self._forwarder.uri
+        self.source.command("migrate", uri=uri)
 
     def poll(self) -> bool:
         """Look once.
@@ -188,11 +195,17 @@ class Migration:
         """
         passage = self.passage
         if not passage.completed:
+            if self._forwarder is not None:
+                self._forwarder.cancel()
             return
         last = self._guest.mark(self.source)
         # A source without a way back is done when it has sent everything, not when that has arrived.
         late = "the destination did not take in the whole stream"
         self._bed.wait(self._taken_in, _ARRIVES_SECONDS, late, 0.002)
+        if self._forwarder is not None and (ram := self.source.shared_ram) is not None:
+            passage.chunks_forwarded, passage.lost = self._forwarder.compare(
+                ram.block, ram.fd, self._guest.ram_base
+            )
         if hold:
             self._compare()
             self.destination.command("cont")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from sterna.testbed.bed import Bed
 from sterna.testbed.checks import Finding, Verdict
 from sterna.testbed.errors import BedError, ScenarioError, Unsupported
@@ -46,10 +48,16 @@ class Result:
 
 
 def run_scenario(
-    file: ScenarioFile, kind: VmKind, say: Callable[[str], None] = lambda text: None, *, reduced: bool = False
+    file: ScenarioFile,
+    kind: VmKind,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    reduced: bool = False,
+    audit: bool = False,
 ) -> Result:
     """Run one scenario from nothing to nothing.
 
+    :param audit: have VMs that can audit every harvest of the dirty log do so, whatever the scenario says
     :raise ScenarioError: When the file is wrong.
     """
     scenario = file.scenario(kind.name, reduced=reduced)
@@ -67,7 +75,10 @@ def run_scenario(
         kind.check(say)
         with Bed(kind, scenario.network.bytes_per_second, say) as bed:
             note = "; ".join(filter(None, (bed.network.note, kind.note)))
-            scenario.procedure.run(Stage(bed, scenario.vm, scenario.migration), evidence)
+            migration = scenario.migration
+            if audit:
+                migration = msgspec.structs.replace(migration, audit=True)
+            scenario.procedure.run(Stage(bed, scenario.vm, migration), evidence)
     except ScenarioError:
         raise
     except Unsupported as error:

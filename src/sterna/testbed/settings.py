@@ -17,6 +17,7 @@ class VmSettings(Settings, frozen=True):
     :ivar program: what the guest does: `dirtyram`, `clock`, `random` or `net`
     :ivar arguments: the program's; without the address of `net`, which the procedure gives it
     :ivar swap: size of the guest's own swap space, if it has an operating system
+    :ivar shared_ram: QEMU's: its RAM is a file that the test bed can look into, so that its migrations can be audited
     :ivar exact_memory: give the guest `memory` and no more, even where its VM is known to lose writes with that
     """
 
@@ -26,6 +27,7 @@ class VmSettings(Settings, frozen=True):
     arguments: str = ""
     swap: str = ""
     exact_memory: bool = False
+    shared_ram: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -73,6 +75,7 @@ class MigrationSettings(Settings, frozen=True):
 
     :ivar passes: the guest is not stopped before so many, so that each page has had its chance to be missed
     :ivar verify: let VMs that can compare RAM by themselves, before the checks do
+    :ivar audit: have the source audit every harvest of the dirty log, where it can
     :ivar capabilities: to switch on
     :ivar parameters: of migrate-set-parameters, by their names
     :ivar timeout_s: a migration that takes longer has failed
@@ -81,6 +84,7 @@ class MigrationSettings(Settings, frozen=True):
     downtime_limit_ms: int = 300
     passes: int = 0
     verify: bool = True
+    audit: bool = False
     capabilities: list[str] = msgspec.field(default_factory=list)
     parameters: dict[str, bool | int | str] = msgspec.field(default_factory=dict)
     timeout_s: float = 120.0

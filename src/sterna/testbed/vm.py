@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -37,15 +37,17 @@ class Vm(ABC):
     To be made by a thread that outlives it: the kernel ends the process with the thread that made it.
 
     :ivar qmp: the connection to its monitor, once `ready`
+    :ivar shared_ram: its RAM, where that is a file of the test bed's
     :ivar console: its first serial line
 
     :param name: for people
     :param host: where it runs
-    :param environment: of the process, beside ours
     :raise VmError: When no process can be made.
     """
 
-    def __init__(self, name: str, host: Host = LOCAL, environment: Mapping[str, str] | None = None) -> None:
+    shared_ram: "SharedRam | None" = None
+
+    def __init__(self, name: str, host: Host = LOCAL) -> None:
         self.name = name
         self.host = host
         self.qmp: QmpClient
@@ -58,19 +60,8 @@ class Vm(ABC):
             own.listen()
             self._connection = socket.socket(socket.AF_UNIX)
             self._connection.connect(path)
-            qmp, serial = own.fileno(), self.console.fd
             try:
-                self._process = subprocess.Popen(
-                    self._command(qmp, serial),
-                    pass_fds=[qmp, serial],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._errors,
-                    env=os.environ | environment if environment else None,
-                    # Ctrl-C at the terminal is ours to handle.
-                    process_group=0,
-                    preexec_fn=self._enter,
-                )
+                self._process = self._start(own.fileno(), self.console.fd, self._errors.fileno())
             except (OSError, subprocess.SubprocessError) as error:
                 self._connection.close()
                 self.console.close()
@@ -85,6 +76,22 @@ class Vm(ABC):
         :param qmp: descriptor of the socket where it accepts its monitor's connection
         :param serial: descriptor of the pipe that its first serial line goes to
         """
+
+    def _start(self, qmp: int, serial: int, errors: int) -> "subprocess.Popen[bytes]":
+        """The process.
+
+        :param errors: descriptor of what its standard error goes to
+        """
+        return subprocess.Popen(
+            self._command(qmp, serial),
+            pass_fds=[qmp, serial],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            # Ctrl-C at the terminal is ours to handle.
+            process_group=0,
+            preexec_fn=self._enter,
+        )
 
     def _enter(self) -> None:
         """In the child."""
@@ -221,6 +228,8 @@ class Vm(ABC):
         self._connection.close()
         self.console.close()
         self._errors.close()
+        if self.shared_ram is not None:
+            self.shared_ram.close()
 
     def __enter__(self) -> "Vm":
         return self
@@ -242,24 +251,45 @@ class Vm(ABC):
         return said.removeprefix("sterna: error: ") or f"exit code {self._process.returncode}"
 
 
+class SharedRam:
+    """A VM's RAM as a file with no name.
+
+    :param block: the RAM block that it is, by its name in the stream
+    """
+
+    def __init__(self, block: str, size: int) -> None:
+        self.block = block
+        self.fd = os.memfd_create("sterna-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+
+    @property
+    def path(self) -> str:
+        """Where other processes of the same user find it."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        """Let go of it. Does nothing the second time."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
 class SternaVm(Vm):
     """A `sterna run`.
 
     :param arguments: without its monitor and serial line
+    :param module: that has the command line
     """
 
     def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        host: Host = LOCAL,
-        environment: Mapping[str, str] | None = None,
+        self, name: str, arguments: Sequence[str], host: Host = LOCAL, module: str = "sterna"
     ) -> None:
         self._arguments = arguments
-        super().__init__(name, host, environment)
+        self._module = module
+        super().__init__(name, host)
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:
-        command = [sys.executable, "-m", "sterna", "run", *self._arguments, "--name", self.name]
+        command = [sys.executable, "-m", self._module, "run", *self._arguments, "--name", self.name]
         if "--serial" not in self._arguments:
             command += ["--serial", f"file:/dev/fd/{serial}"]
         return [*command, "--qmp", f"fd:{qmp}"]
@@ -270,10 +300,19 @@ class QemuVm(Vm):
 
     :param binary: its program
     :param arguments: without its monitor and serial line
+    :param ram: the file that is its RAM, which goes with it; None when it has memory of its own
     """
 
-    def __init__(self, name: str, binary: str, arguments: Sequence[str], host: Host = LOCAL) -> None:
+    def __init__(
+        self,
+        name: str,
+        binary: str,
+        arguments: Sequence[str],
+        host: Host = LOCAL,
+        ram: SharedRam | None = None,
+    ) -> None:
         self._binary = binary
+        self.shared_ram = ram
         self._arguments = arguments
         super().__init__(name, host)
 

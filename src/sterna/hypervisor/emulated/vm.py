@@ -249,6 +249,11 @@ class EmulatedVm:
                 self.clear_dirty_log(slot, 0, self._map.slot(slot).size >> PAGE_SHIFT, words)
             return words
 
+    def peek_dirty_log(self, slot: int) -> Words:
+        """A copy of the log."""
+        with self._lock:
+            return self._log(slot).peek()
+
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
         self._with_log(slot, lambda log: log.clear(first_page, num_pages, words))

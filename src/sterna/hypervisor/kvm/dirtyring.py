@@ -198,18 +198,30 @@ class RingLog:
         with self._lock:
             self._collect()
 
+    def peek(self, slot: MemorySlot) -> Words:
+        """A copy of the slot's log. Its pages stay writable until the harvest resets the rings.
+
+        :raise HypervisorError: When the slot is not logged.
+        """
+        with self._lock:
+            self._collect()
+            return self._log(slot).copy()
+
     def harvest(self, slot: MemorySlot) -> Words:
         """Take the slot's log. Its pages are protected again: nobody may read them before this returns.
 
         :raise HypervisorError: When the slot is not logged.
         """
         with self._lock:
-            if slot.slot not in self._pending:
-                raise HypervisorError(f"memory slot {slot.slot}: its dirty log is off")
+            words = self._log(slot)
             self._drain()
-            words = self._pending[slot.slot]
             self._pending[slot.slot] = new_bitmap(self._pages[slot.slot])
             return words
+
+    def _log(self, slot: MemorySlot) -> Words:
+        if slot.slot not in self._pending:
+            raise HypervisorError(f"memory slot {slot.slot}: its dirty log is off")
+        return self._pending[slot.slot]
 
     def _drain(self) -> None:
         self._collect()

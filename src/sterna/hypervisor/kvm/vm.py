@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
+import numpy as np
+
 from sterna.hypervisor.interface import (
     DirtyLogMode,
     HypervisorError,
@@ -67,7 +69,8 @@ class KvmVm(ABC):
         self.cpus: list[KvmVcpu] = []
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()
-        # What the host itself has written, which the kernel does not log; of slots that it has written to.
+        # What the next harvest has besides the kernel's log: what the host itself has written, which the kernel does not log,
+        # and what a peek has taken from it.
         self._host: dict[int, Words] = {}
         self._statistics: list[Statistics] = []
         with ExitStack() as stack:
@@ -198,6 +201,23 @@ class KvmVm(ABC):
                     cpu.leave_guest()
                 words = self._ring.harvest(there)
             host = self._host.pop(slot, None)
+            return words if host is None else words | host
+
+    def peek_dirty_log(self, slot: int) -> Words:
+        """Look at the log, in the bitmap or the rings."""
+        with self._lock:
+            there = self.memory.slot(slot)
+            if self._ring is not None:
+                for cpu in self.cpus:
+                    cpu.leave_guest()
+                words = self._ring.peek(there)
+            else:
+                words = self._bitmap.get(there)
+                if not self._bitmap.manual:
+                    # The kernel has cleared it: from now on these bits are ours to keep for the harvest.
+                    np.bitwise_or(words, self._host.get(slot, np.uint64(0)), out=words)
+                    self._host[slot] = words
+            host = self._host.get(slot)
             return words if host is None else words | host
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:

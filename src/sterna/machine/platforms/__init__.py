@@ -50,6 +50,10 @@ class Platform(Protocol):
         """A CPU's registers as text. The CPU is not running."""
         ...
 
+    def position(self, cpu: int) -> int:
+        """A CPU's program counter. The CPU is not running."""
+        ...
+
     def save(self, common: Common) -> list[DeviceState]:
         """The sections of a stopped machine, in the order they are sent."""
         ...

@@ -48,6 +48,10 @@ class ArmPlatform:
         """A CPU's core registers."""
         return dump_registers(self.vcpus[cpu].get_state())
 
+    def position(self, cpu: int) -> int:
+        """A CPU's program counter."""
+        return self.vcpus[cpu].get_state().regs[15]
+
     def save(self, common: Common) -> list[DeviceState]:
         """The sections of CPUs, GIC and UARTs."""
         cpus = [self._cpu_state(vcpu, common.counter) for vcpu in self.vcpus]

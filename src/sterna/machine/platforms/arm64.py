@@ -52,6 +52,10 @@ class Arm64Platform:
         """A CPU's core registers."""
         return dump_arm64_registers(self.vcpus[cpu].get_state())
 
+    def position(self, cpu: int) -> int:
+        """A CPU's program counter."""
+        return self.vcpus[cpu].get_state().pc
+
     def save(self, common: Common) -> list[DeviceState]:
         """The sections of CPUs, GIC and UARTs."""
         cpus = [vcpu.get_state() for vcpu in self.vcpus]

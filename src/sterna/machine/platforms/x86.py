@@ -57,6 +57,10 @@ class X86Platform:
         """A CPU's general and control registers."""
         return dump_x86_registers(self.vcpus[cpu].get_state())
 
+    def position(self, cpu: int) -> int:
+        """A CPU's program counter."""
+        return self.vcpus[cpu].get_state().regs["rip"]
+
     def save(self, common: Common) -> list[DeviceState]:
         """The sections of CPUs and UARTs."""
         states = [save_counter(common.counter, self._hz)]

@@ -4,13 +4,14 @@ from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import Finding, Verdict
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
-from sterna.testbed.checks.memory import ContentCheck, DigestCheck, ReclaimedCheck
+from sterna.testbed.checks.memory import AuditCheck, ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 from sterna.testbed.checks.session import ConversationCheck
 
 Check = (
-    CancelledCheck
+    AuditCheck
+    | CancelledCheck
     | ClocksCheck
     | CompletedCheck
     | ConsoleCheck

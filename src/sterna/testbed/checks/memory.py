@@ -1,6 +1,7 @@
 """Whether guest RAM arrived as it was."""
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
@@ -19,6 +20,49 @@ class ContentCheck(BaseCheck, tag="content", frozen=True):
         pages = sum(passage.pages_checked or 0 for passage in looked)
         figure = f"{pages} pages compared after {len(looked)} migrations, {len(problems)} problems"
         return self.found(figure, problems, {"pages": pages, "problems": len(problems)})
+
+
+class AuditCheck(BaseCheck, tag="audit", frozen=True):
+    """After every harvest RAM was as it had been sent, but for pages that the harvest or the log had. Of a VM whose log nobody
+    can look at: once the guest had stopped, RAM was as it had been sent.
+    """
+
+    claim: ClassVar[str] = "no write is lost: the dirty log has every page that is not as it was sent"
+
+    def judge(self, evidence: Evidence) -> Finding:
+        told = [passage.info.get("x-sterna", {}).get("audit") for passage in evidence.passages]
+        audits = [audit for audit in told if audit]
+        forwarded = [passage for passage in evidence.passages if passage.chunks_forwarded]
+        if audits:
+            return self._judge_audits(audits)
+        if not forwarded:
+            return self.skipped("no source was audited")
+        problems = [problem for passage in forwarded for problem in passage.lost]
+        chunks = sum(passage.chunks_forwarded for passage in forwarded)
+        figure = (
+            f"{chunks * 2} MiB of the source compared with what was sent, after {len(forwarded)} migrations, "
+            f"{len(problems)} regions differ"
+        )
+        return self.found(figure, problems, {"mib": chunks * 2, "differ": len(problems)})
+
+    def _judge_audits(self, audits: Sequence[Mapping[str, Any]]) -> Finding:
+        problems = []
+        for audit in audits:
+            for lost in audit["lost"]:
+                problems.append(
+                    f"page {lost['address']:#x} (slot {lost['slot']}), sent in pass {lost['sent-in-pass']}, was written and is "
+                    f"not in the log after pass {lost['found-after-pass']}"
+                )
+        harvests, pages, lost_pages = (
+            sum(audit[name] for audit in audits) for name in ("harvests", "pages-judged", "lost-pages")
+        )
+        longest = max(audit["longest-hold-ms"] for audit in audits)
+        figure = (
+            f"{pages} pages compared after {harvests} harvests, {lost_pages} with lost writes; "
+            f"the guest held for {longest:.1f} ms at most"
+        )
+        values = {"pages": pages, "harvests": harvests, "lost": lost_pages, "longest_hold_ms": longest}
+        return self.found(figure, problems, values)
 
 
 class DigestCheck(BaseCheck, tag="digest", frozen=True):

@@ -14,9 +14,8 @@ from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, Sl
 from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86Vcpu
 from sterna.machine import longmode
-from sterna.machine.accel import create_vm
+from sterna.machine.accel import accelerator, create_vm
 from sterna.machine.boards import Isa
-from sterna.machine.config import default_board
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
@@ -80,7 +79,7 @@ class WritingGuest:
     """
 
     def __init__(self, mode: DirtyLogMode, size: int, *, huge_pages: bool = True) -> None:
-        board = default_board("kvm")
+        board = accelerator("kvm").board
         self._isa = board.isa
         self.pages = size >> PAGE_SHIFT
         self._value = 0

@@ -11,8 +11,7 @@ from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.cli.bench.report import print_goals
 from sterna.cli.bench.summary import Judgement
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
-from sterna.machine.accel import create_vm
-from sterna.machine.config import default_board
+from sterna.machine.accel import accelerator, create_vm
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def find_modes(asked: Sequence[str]) -> Modes:
     there, missing = [], {}
     for mode in dict.fromkeys(map(DirtyLogMode, asked)):
         try:
-            create_vm("kvm", default_board("kvm"), 1, mode).close()
+            create_vm("kvm", accelerator("kvm").board, 1, mode).close()
             there.append(mode)
         except HypervisorError as error:
             missing[mode.value] = str(error)

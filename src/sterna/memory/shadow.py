@@ -1,0 +1,139 @@
+"""A second copy of RAM: what somebody was given of it, page by page, for comparing it with RAM as it is.
+
+It costs as much memory as the pages that were kept and are not zero. Pages that were never kept are zero in it, and so is
+memory that was never touched, which is not read.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
+from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
+from sterna.memory.digest import populated_chunks
+from sterna.memory.kernel import kernel
+from sterna.memory.ram import RamBlock
+
+_THREADS = 2
+_FEW_WORDS = 64
+"""Words of a bitmap, of 256 KiB each, that are not worth a second thread."""
+
+Memory = NDArray[np.uint64]
+"""A block's bytes as 64-bit words, 512 of them a page."""
+PageNumbers = NDArray[np.int64]
+
+
+def _copy_twin(source: Memory, target: Memory, pages: PageNumbers) -> None:
+    wanted, have = source.reshape(-1, 512), target.reshape(-1, 512)
+    for page in pages.tolist():
+        content = wanted[page].copy()
+        if (content != have[page]).any():
+            have[page] = content
+
+
+@kernel(twin=_copy_twin)
+def _copy(source: Memory, target: Memory, pages: PageNumbers) -> None:
+    """Copy pages of `source` that differ to `target`; a page that is equal costs no memory there."""
+    for n in range(pages.size):
+        first = pages[n] * 512
+        different = np.uint64(0)
+        for i in range(first, first + 512):
+            different |= source[i] ^ target[i]
+        if different != np.uint64(0):
+            for i in range(first, first + 512):
+                target[i] = source[i]
+
+
+def _compare_twin(left: Memory, right: Memory, judged: Words, first: int, end: int, out: Words) -> None:
+    a, b = left.reshape(-1, 512), right.reshape(-1, 512)
+    for page in page_numbers(judged[first:end]).tolist():
+        page += first * BITS_PER_WORD
+        if (a[page] != b[page]).any():
+            out[page >> 6] |= np.uint64(1) << np.uint64(page & 63)
+
+
+@kernel(twin=_compare_twin)
+def _compare(left: Memory, right: Memory, judged: Words, first: int, end: int, out: Words) -> None:
+    """Set the bits of `out` for those pages of words `first` to `end` of `judged` that differ."""
+    for w in range(first, end):
+        word = judged[w]
+        if word == np.uint64(0):
+            continue
+        for bit in range(64):
+            if (word >> np.uint64(bit)) & np.uint64(1):
+                at = (w * 64 + bit) * 512
+                different = np.uint64(0)
+                for i in range(at, at + 512):
+                    different |= left[i] ^ right[i]
+                if different != np.uint64(0):
+                    out[w] |= np.uint64(1) << np.uint64(bit)
+
+
+class Shadow:
+    """Copies of RAM blocks, all zero at first.
+
+    :raise RamError: When the host refuses the memory.
+    """
+
+    def __init__(self, blocks: Sequence[RamBlock]) -> None:
+        self._blocks = {block.name: block for block in blocks}
+        self._copies = {block.name: RamBlock(block.name, block.size) for block in blocks}
+
+    def block(self, name: str) -> RamBlock:
+        """The copy of a block, under its name."""
+        return self._copies[name]
+
+    def keep(self, name: str, pages: PageNumbers) -> None:
+        """Copy these pages as they are now. One that is written meanwhile may be copied half before, half after."""
+        _copy(self._blocks[name].data.view(np.uint64), self._copies[name].data.view(np.uint64), pages)
+
+    def judged(self, name: str, excused: Words) -> Words:
+        """The pages of a block that `differing` has to look at: with memory behind them, and not excused.
+
+        :param excused: bitmap of the block's pages
+        """
+        block = self._blocks[name]
+        words = full_bitmap(block.pages) & ~excused
+        per_chunk = PAGES_PER_PMD // BITS_PER_WORD
+        words[~np.repeat(populated_chunks(block), per_chunk)[: words.size]] = 0
+        return words
+
+    def differing(self, name: str, judged: Words) -> PageNumbers:
+        """Which of these pages of a block are not what they were when they were kept."""
+        ram, copy = (blocks[name].data.view(np.uint64) for blocks in (self._blocks, self._copies))
+        out = new_bitmap(self._blocks[name].pages)
+        if out.size <= _FEW_WORDS:
+            _compare(ram, copy, judged, 0, out.size, out)
+            return page_numbers(out)
+        edges = [out.size * n // _THREADS for n in range(_THREADS + 1)]
+
+        def compare(part: int) -> None:
+            _compare(ram, copy, judged, edges[part], edges[part + 1], out)
+
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="shadow") as pool:
+            for _ in pool.map(compare, range(_THREADS)):
+                pass
+        return page_numbers(out)
+
+    def difference(self, name: str, page: int) -> tuple[int, int]:
+        """The first and the last byte of a page, counted from its start, that differ; the page does."""
+        at = page << PAGE_SHIFT
+        differ = self._blocks[name].data[at : at + PAGE_SIZE] != self._copies[name].data[at : at + PAGE_SIZE]
+        found = np.flatnonzero(differ)
+        return int(found[0]), int(found[-1])
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for copy in self._copies.values():
+            copy.close()
+
+
+def warm_up() -> None:
+    """Have the kernels compiled, so that no guest waits for it: seconds the first time, then from the disk."""
+    with RamBlock("warm-up", PAGE_SIZE) as block:
+        shadow = Shadow([block])
+        shadow.keep("warm-up", np.zeros(1, dtype=np.int64))
+        shadow.differing("warm-up", full_bitmap(1))
+        shadow.close()
