@@ -279,3 +279,16 @@ def test_a_report_is_checked_without_a_trace(target: Path) -> None:
             check_report(path)
     assert names(target.parent) == {"guest"}
     assert target.read_bytes() == OLD
+
+
+def test_a_file_without_a_name_is_written_in_place() -> None:
+    """What only a descriptor leads to: nobody's file is replaced by it."""
+    fd = os.memfd_create("unnamed")
+    try:
+        os.write(fd, b"longer than what follows")
+        with NewFile(f"/proc/{os.getpid()}/fd/{fd}", private=True) as file:
+            file.write(b"new")
+            file.commit()
+        assert os.pread(fd, 100, 0) == b"new"
+    finally:
+        os.close(fd)

@@ -5,7 +5,8 @@ there before stays as it was, byte for byte; a file that is given up, or cannot 
 Symbolic links are followed: the link stays, and what it leads to is replaced.
 
 What a rename cannot replace is refused before anything is done: named pipes, sockets, devices, and the names of
-open descriptors (``/dev/stdout``). Nothing here waits for another process.
+open descriptors (``/dev/stdout``). A file without a name, which only its descriptor leads to (a memory file, or one that was
+unlinked), is written in place: whoever made it made it for this. Nothing here waits for another process.
 """
 
 import contextlib
@@ -51,11 +52,16 @@ class NewFile:
     """
 
     def __init__(self, path: _Path, *, private: bool) -> None:
+        self._fd: int | None = None
+        self._directory: int | None = None
+        if _is_unnamed(path):
+            self._own_name = ""
+            self._fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC)
+            return
         target, old = _locate(path)
         directory, self._name = os.path.split(target)
         self._own_name = f".sterna-{os.urandom(8).hex()}.part"
-        self._fd: int | None = None
-        self._directory: int | None = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._own_name, flags, 0o600 if private else 0o666, dir_fd=self._directory)
@@ -88,11 +94,12 @@ class NewFile:
             the disk, what was there before still is.
         """
         fd, directory = self.fileno(), self._directory
-        assert directory is not None
         try:
             os.fsync(fd)
             self._fd = None
             os.close(fd)
+            if directory is None:
+                return
             os.rename(self._own_name, self._name, src_dir_fd=directory, dst_dir_fd=directory)
             self._own_name = ""
             try:
@@ -220,6 +227,16 @@ def _is_stream(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return stat.S_ISCHR(found.st_mode) or _is_descriptor(path)
+
+
+def _is_unnamed(path: _Path) -> bool:
+    """Whether only a descriptor leads to a regular file: it has no name that a rename could give to another."""
+    name = _checked(path)
+    try:
+        found = os.stat(name)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and not found.st_nlink and _is_descriptor(name)
 
 
 def _is_descriptor(path: str) -> bool:

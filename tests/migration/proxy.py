@@ -72,8 +72,8 @@ class Proxy:
                 continue
             fault = self._fault if accepted == self._fault.victim + 1 else Fault()
             thread = threading.Thread(target=self._forward, args=(near, fault), daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _forward(self, near: socket.socket, fault: Fault) -> None:
         limits = (fault.forward, fault.backward)

@@ -16,6 +16,7 @@ from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.proxy.proxy import Proxy
 from sterna.migration.proxy.recording import RecordingError
 from sterna.migration.statistics import MigrationStatus
+from sterna.ownership import NotTheOwner
 
 COMPLETED, FAILED, CANCELLED = MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED
 OLD = b"a guest, and its only copy"
@@ -31,7 +32,7 @@ def test_a_guest_that_has_left_touches_no_file(tmp_path: Path) -> None:
         assert here.migrate(f"file:{saved}").status is COMPLETED
         before = saved.stat()
         for uri in (f"file:{saved}", f"exec:touch {marker}"):
-            with pytest.raises(StateError, match="the guest runs elsewhere"):
+            with pytest.raises(StateError, match="the guest was saved, and stands still; 'cont' first"):
                 here.controller.migrate(uri)
         assert here.controller.info().status is COMPLETED, "what was is still what is told"
         assert (saved.stat().st_ino, saved.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -42,7 +43,7 @@ def test_a_guest_that_has_left_uses_up_no_destination() -> None:
     with hosts(source_guest(), waiting_guest(), waiting_guest()) as (here, there, other):
         assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
         address = other.controller.incoming(TCP)
-        with pytest.raises(StateError, match="the guest runs elsewhere"):
+        with pytest.raises(NotTheOwner, match="runs at the destination"):
             here.controller.migrate(address)
         assert there.migrate(address).status is COMPLETED
         assert_one_runs(there.guest, other.guest)

@@ -143,6 +143,9 @@ class Carrier:
         self.resumed = 0
         self.away = False
 
+    def check_migratable(self) -> None:
+        pass
+
     def start_dirty_logging(self) -> None:
         pass
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +11,12 @@ from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
-from sterna.testbed.forwarded import Forwarder
 from sterna.testbed.guest import Guest, Mark
 from sterna.testbed.settings import MigrationSettings
 from sterna.testbed.vm import Vm
+
+if TYPE_CHECKING:
+    from sterna.testbed.forwarded import Forwarder
 
 FINAL = ("completed", "failed", "cancelled")
 _LOOK_SECONDS = 0.05
@@ -119,6 +121,9 @@ class Migration:
         self._deadline = time.monotonic() + self._settings.timeout_s
         uri = self.destination.incoming_uri()
         if self._settings.audit and self.source.shared_ram is not None:
+            # The proxy brings the compiler along, which other migrations do without.
+            from sterna.testbed.forwarded import Forwarder
+
             self._forwarder = Forwarder(self.destination.host, uri)
             uri = self._forwarder.uri
         self.source.command("migrate", uri=uri)
