@@ -9,9 +9,9 @@ export PYTHONDONTWRITEBYTECODE =
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
 
-# In parallel: most tests wait a good deal for their virtual machines.
+# In parallel, and by one more than there are processors: most tests wait a good deal for their virtual machines.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --maxprocesses 4
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
