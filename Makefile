@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench fuzz guests clean
+.PHONY: demo test check bench fuzz handover guests clean
 
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
@@ -28,6 +28,10 @@ bench: $(VENV)/.dev
 MINUTES ?= 10
 fuzz: $(VENV)/.dev
 	PYTHONPATH=tests nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+# Kills and stops both ends, and cuts the connection, at placed bytes; the table says who ran the guest. Some five minutes.
+handover: $(VENV)/.dev
+	$(BIN)/python -m tests.handover
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build
