@@ -222,14 +222,19 @@ def _serve(
         if libc.unshare(_CLONE_NEWPID) != 0:
             control.send(OSError(ctypes.get_errno(), "unshare"))
             return
+        told, tell = os.pipe()
         child = os.fork()
         if child:
             control.send(child)
+            os.close(tell)
             control.close()
             calls.close()
             os.waitpid(child, 0)
             return
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.close(tell)
+        os.read(told, 1)  # its number comes before what it says itself
+        os.close(told)
     else:
         control.send(0)
     _Served(control, calls, incoming, moving, at_call).loop()
