@@ -229,7 +229,7 @@ class Run:
                 self._watcher.join()
             if self._failed:
                 raise self._failed[0]
-            knowable = relay.returned.tells or self._can_be_asked()
+            knowable = relay.told or self._can_be_asked()
             if self.case.long and self._stopped is not None:
                 cont(self._stopped)
         if self._timer is not None:
@@ -279,7 +279,7 @@ class Run:
         if told.in_doubt and self._runs(self.source):
             yield "the source is in doubt, and runs"
         # A reset can destroy what the source has not read yet.
-        unsure = self.case.done is Done.RESET and self.relay.returned.tells
+        unsure = self.case.done is Done.RESET and self.relay.told
         should = told.commit_sent and not knowable
         if told.commit_sent is None:
             should = told.in_doubt and not knowable

@@ -136,6 +136,7 @@ class Relay:
         self._held: list[socket.socket] = []
         self._address = Address.NOTHING
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._mode = Mode.GO_ON
         self.forwarded = [0, 0]
         self.after_ready = 0
@@ -145,6 +146,12 @@ class Relay:
         self._listening = True
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    @property
+    def told(self) -> bool:
+        """Whether the source has been told who runs the guest; what it acts upon already counts."""
+        with self._telling:
+            return self.returned.tells
 
     @property
     def committed(self) -> bool:
@@ -293,7 +300,7 @@ class Relay:
                     if lost and data:
                         continue
                     if not lost:
-                        sink.sendall(data)
+                        self._pass_on(direction, sink, data)
                     if not data:
                         open_ends.discard(direction)
                         if mode not in (Mode.HALF_FORWARD, Mode.HALF_BACK) or not lost:
@@ -308,18 +315,24 @@ class Relay:
                 if direction == 0 and self.returned.ready:
                     self.after_ready += len(data)
                     self._committing += data
-                self.forwarded[direction] += len(data)
-                if direction == 1:
-                    self.returned.feed(data)
+                if direction == 0:
+                    self.forwarded[0] += len(data)
+
+    def _pass_on(self, direction: int, sink: socket.socket, data: bytes) -> None:
+        if direction == 0:
+            sink.sendall(data)
+            return
+        with self._telling:
+            sink.sendall(data)
+            self.forwarded[1] += len(data)
+            self.returned.feed(data)
 
     def _last_words(self, end: tuple[socket.socket, socket.socket]) -> None:
         source, sink = end
         source.setblocking(False)
         with suppress(OSError):
             while data := source.recv(1 << 16):
-                sink.sendall(data)
-                self.forwarded[1] += len(data)
-                self.returned.feed(data)
+                self._pass_on(1, sink, data)
 
     def close(self) -> None:
         self._stop_write.close()
