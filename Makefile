@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench detection fuzz guests clean
+.PHONY: demo test check bench detection fuzz guests handover clean
 
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
@@ -34,6 +34,10 @@ MINUTES ?= 10
 fuzz: $(VENV)/.dev
 	PYTHONPATH=tests nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 	nice -n 15 $(BIN)/python -m tests.fuzz.properties --minutes $(MINUTES)
+
+# Kills and stops both ends, and cuts the connection, at placed bytes; the table says who ran the guest. Some five minutes.
+handover: $(VENV)/.dev
+	$(BIN)/python -m tests.handover
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build
