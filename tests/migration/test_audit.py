@@ -19,7 +19,8 @@ from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.monitor.report import migration_report
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
-PAGES = 2000
+PAGES = 7 * 286
+"""A multiple of the guest's stride: it writes to every seventh page, and to no other."""
 
 
 class InjuredGuest(DoubleGuest):
@@ -64,7 +65,7 @@ class InjuredGuest(DoubleGuest):
 
 
 def quiet_page() -> int:
-    """One that the guest does not write for long: it takes 7 pages to each step."""
+    """One that the guest never writes."""
     return PAGES - 1
 
 
