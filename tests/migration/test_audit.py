@@ -135,7 +135,7 @@ def test_a_lost_write_is_named_though_it_would_heal() -> None:
     assert position == guest.positions()[0] or position < guest.steps
     assert info.error == f"a write was lost: {lost}"
     assert (
-        "page 0x407cf000 (double.ram page 1999, slot 3) differs from what pass 1 sent in bytes 0x4f to 0x4f, "
+        "page 0x407d1000 (double.ram page 2001, slot 3) differs from what pass 1 sent in bytes 0x4f to 0x4f, "
         "and neither the harvest after pass 1 nor the log since has it; vCPUs at 0x" in info.error
     )
     answer = info.to_qmp()["x-sterna"]["audit"]
