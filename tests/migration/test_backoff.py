@@ -4,11 +4,13 @@ import time
 
 import pytest
 from tests.migration.double import DoubleGuest
-from tests.migration.pairs import TCP, hosts, waiting_guest
+from tests.migration.pairs import TCP, assert_one_runs, hosts, waiting_guest
 
 from sterna.migration.convergence import backoff as backoff_module
 from sterna.migration.convergence.backoff import Backoff
-from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.migration.pages import PassWork
+from sterna.migration.precopy import Precopy
+from sterna.migration.statistics import MigrationInfo, MigrationStatus, PassCounter
 
 
 def test_the_waits_grow_and_a_long_pass_ends_them() -> None:
@@ -56,8 +58,30 @@ def test_a_guest_that_always_writes_a_little_does_not_cost_a_processor() -> None
         waits = [backoff.after_pass(record.ms / 1000) for record in passes]
         assert seconds >= sum(waits) + sum(record.ms for record in passes) / 1000
         # What is written during a wait is found by a look of its own, sent by the pass behind it, and not found again at its end.
-        assert [record.pages for record in passes[1:]] == [2 if wait else 1 for wait in waits[:-1]]
-        assert {record.dirty_pages_after for record in passes} == {1}
+        # A pass of a few pages has two looks: one before the destination is waited for, one after.
+        assert [record.pages for record in passes[1:]] == [3 if wait else 2 for wait in waits[:-1]]
+        assert {record.dirty_pages_after for record in passes} == {2}
         here.controller.cancel()
         assert here.outcome().status is MigrationStatus.CANCELLED
         assert here.guest.running
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "fixed"])
+def test_what_is_written_while_the_destination_is_waited_for_is_not_left(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest whose timer ticks while the destination answers has something in every later look."""
+    guest = DoubleGuest(100, steps_per_ms=0)
+    original = Precopy._await_destination
+
+    def ticks(self: Precopy, counter: PassCounter, work: PassWork) -> None:
+        guest.advance_steps(1)
+        original(self, counter, work)
+
+    monkeypatch.setattr(Precopy, "_await_destination", ticks)
+    with hosts(guest, waiting_guest(100)) as (here, there):
+        here.controller.set_parameters({"downtime-limit": 0, "x-sterna-policy": policy})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert len(info.passes) < 10
+        assert_one_runs(guest, there.guest)

@@ -35,6 +35,8 @@ from sterna.migration.xbzrlecache import XbzrleCache
 
 _PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+_FEW_PAGES = 64
+"""A pass of so many is sent in less time than a guest takes from one timer tick to the next."""
 """How long the destination is waited for after a pass, and how often that looks at what else there is."""
 
 
@@ -63,6 +65,8 @@ class Precopy:
 
     def __post_init__(self) -> None:
         self._policy = choose(self.parameters)
+        self._at_once = PassWork.dirty(self.guest.ram_blocks, [])
+        self._nothing_left = False
         self._forecast = Forecast(round_trip_seconds=self.greeted.round_trip_seconds)
         self._passes: list[Pass] = []
         self._backoff = Backoff()
@@ -89,7 +93,7 @@ class Precopy:
             started = time.monotonic()
             batches = self._harvest()
             harvest_seconds = time.monotonic() - started
-            work = PassWork.dirty(self.guest.ram_blocks, batches)
+            work = PassWork.merged(self._at_once, self.guest.ram_blocks, batches)
             self.audit.look(work, self.progress.pass_number)
             self._finish_pass(work, harvest_seconds)
             self.cancellation.check()
@@ -109,8 +113,8 @@ class Precopy:
 
     def _decide(self, work: PassWork) -> Decision:
         situation = self._situation(work)
-        if not work.pages and not self.pages.unsent_bytes():
-            return SwitchOver()  # nothing is left, which fits every limit, 0 too
+        if self._nothing_left and not self.pages.unsent_bytes():
+            return SwitchOver()  # which fits every limit, 0 too
         return self._policy.after_pass(situation)
 
     def _back_off(self, work: PassWork) -> PassWork:
@@ -151,6 +155,7 @@ class Precopy:
     # -- sending ---------------------------------------------------------------------------------------------
 
     def _send(self, work: PassWork, *, final: bool) -> None:
+        few = work.pages <= _FEW_PAGES
         with self.progress.sending_pass(work.pages) as counter:
             for batch in work.batches():
                 self.cancellation.check()
@@ -162,8 +167,17 @@ class Precopy:
                 if not final:
                     self._look_ahead(counter, work)
             self._account(self.pages.finish_pass(final=final), final)
+            if not final:
+                self._look_at_once(few)
             if not final and self.greeted.kind is not PeerKind.SILENT:
                 self._await_destination(counter, work)
+
+    def _look_at_once(self, few: bool) -> None:
+        """A pass of a few pages: is anything left when they have been sent? What the guest writes while the destination is waited
+        for is found afterwards; it would be found for ever, were it to count.
+        """
+        self._at_once = PassWork.dirty(self.guest.ram_blocks, self._harvest() if few else [])
+        self._nothing_left = few and not self._at_once.pages
 
     def _await_destination(self, counter: PassCounter, work: PassWork) -> None:
         """The pass is over when the destination has taken it in: else what is under way, or waits there for memory, would be
