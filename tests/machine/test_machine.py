@@ -497,8 +497,10 @@ def test_a_guest_in_doubt_stays_stopped_until_its_user_forces_it(make_machine):
     assert source.run_state is RunState.PAUSED
     assert gc.isenabled()
     before = seq(source)
+    events = Events(source)
     with pytest.raises(NotTheOwner, match="may run at the migration's destination"):
         source.cont()
+    assert not events.names, "nobody is told that it runs, and its cards stand still"
     source.registers(0)  # holds the vCPUs, and lets go of them
     assert (source.run_state, seq(source)) == (RunState.PAUSED, before)
     source.cont(force=True)

@@ -85,3 +85,22 @@ def test_what_is_written_while_the_destination_is_waited_for_is_not_left(
         assert info.status is MigrationStatus.COMPLETED, info.error
         assert len(info.passes) < 10
         assert_one_runs(guest, there.guest)
+
+
+def test_much_is_left_whenever_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst while the destination is waited for gets a pass of its own: the guest does not stand still for it."""
+    guest = DoubleGuest(2000, steps_per_ms=0)
+    original = Precopy._await_destination
+    written = [1, 1000]
+
+    def burst(self: Precopy, counter: PassCounter, work: PassWork) -> None:
+        guest.advance_steps(written.pop(0) if written else 0)
+        original(self, counter, work)
+
+    monkeypatch.setattr(Precopy, "_await_destination", burst)
+    with hosts(guest, waiting_guest(2000)) as (here, there):
+        here.controller.set_parameters({"downtime-limit": 0, "x-sterna-policy": "fixed"})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.COMPLETED, info.error
+        assert [record.pages for record in info.passes[:3]] == [2000, 1, 1000]
+        assert info.passes[-1].pages == 0

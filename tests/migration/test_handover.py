@@ -20,7 +20,7 @@ from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration.errors import InDoubt, StateError
 from sterna.migration.handshake import GREETING
-from sterna.migration.process import OwnProcess, ProcessIdentity, watch
+from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.ownership import Event, NotTheOwner, Standing
 from sterna.stream import sections
@@ -188,6 +188,23 @@ def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.
         assert incoming.finished, "the source knows, so nobody is waited for"
 
 
+def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
+    """It may be what runs the guest."""
+    with hosts(guest()) as (here,):
+        here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
+        info = here.migrate(f"exec:echo $$ > '{tmp_path}/pid'; cat > '{tmp_path}/stream'; exec sleep 1000")
+        assert (info.status, info.in_doubt) == (FAILED, True)
+        pid = int((tmp_path / "pid").read_text())
+        living = ProcessWatch(os.pidfd_open(pid))
+        assert not living.ended
+        living.close()
+        assert (tmp_path / "stream").stat().st_size > PAGES
+        waiting = [thread for thread in threading.enumerate() if thread.name == "exec-exit"]
+        os.kill(pid, signal.SIGKILL)
+        for thread in waiting:
+            thread.join(30)
+
+
 # -- processes -----------------------------------------------------------------------------------------------
 
 
@@ -247,6 +264,15 @@ def test_a_token_that_was_given_up_names_no_process() -> None:
         process.stdin.write(b"\n")
         process.stdin.flush()
         assert process.stdout.readline() == b"closed\n"
+        assert watch(identity) is None
+
+
+def test_a_namespace_whose_proc_is_another_one_states_nothing(root: None) -> None:
+    """The numbers in /proc are then not those of pidfd_open."""
+    with stating(("unshare", "--pid", "--fork", "--kill-child")) as (_, line):
+        assert line == b"null\n"
+    with stating(("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")) as (_, line):
+        identity = msgspec.json.decode(line, type=ProcessIdentity)
         assert watch(identity) is None
 
 
@@ -337,7 +363,6 @@ def test_a_guest_that_was_saved_goes_on_here(tmp_path: Path) -> None:
         ("cat > /dev/null", Standing.HANDED_ON),
         ("cat > /dev/null; exit 3", Standing.IN_DOUBT),
         ("cat > /dev/null; kill -9 $$", Standing.IN_DOUBT),
-        ("cat > /dev/null; sleep 1000", Standing.IN_DOUBT),
     ],
 )
 def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:

@@ -231,6 +231,7 @@ class Machine:
         :return: CLOCK_REALTIME in ns just before the first guest instruction
         :raise NotTheOwner: When the guest is not this machine's.
         """
+        self.ownership.require_owner()  # cards and events are the guest's too
         before, stopped_counter = self._run_state, self._stopped_counter
         self._run_state = transition(self._run_state, RunState.RUNNING)
         try:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sterna.migration.cancellation import Cancellation
@@ -82,8 +83,13 @@ class MigrationController:
             # The status is there when the call returns: whoever asks next sees this migration.
             progress.enter(MigrationStatus.SETUP)
             self._source = source
-            self._thread = threading.Thread(target=source.run, name="migration", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=source.run, name="migration", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the operating system has no thread to spare
+                source.abandon(str(error))
+                raise MigrationError(f"the migration cannot be started: {error}") from error
+            self._thread = thread
 
     def cancel(self) -> None:
         """Cancel the outgoing migration; does nothing when there is none. `wait` for the outcome."""
@@ -137,7 +143,8 @@ class MigrationController:
         """The outgoing migration if there was one, else the incoming one."""
         source, incoming = self._source, self._incoming
         if source is not None:
-            return source.progress.snapshot()
+            info = source.progress.snapshot()
+            return replace(info, in_doubt=info.in_doubt and source.resolvable)
         if incoming is not None:
             return incoming.info()
         return MigrationInfo()
@@ -180,11 +187,11 @@ class MigrationController:
         """Cancel what is in progress and wait until all threads have ended. The controller is of no use
         afterwards.
         """
+        self._closing.set()  # first: a question to a destination may hold the lock
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self._closing.set()
         self.cancel()
         self._end_source()
         if self._incoming is not None:

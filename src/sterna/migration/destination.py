@@ -193,10 +193,8 @@ class Destination:
     def _give_up(self, error: Exception) -> None:
         assert not self._runs
         text = describe(error)
-        if self._id:
-            outcome = self.record.give_up(self._id)
-            assert outcome is Outcome.ABANDONED
-        self._tell(error, text)
+        abandoned = bool(self._id) and self.record.give_up(self._id) is Outcome.ABANDONED
+        self._tell(error, text, abandoned=self._id.hex() if abandoned else "")
         self._multifd.close()
         self._rolling.stop()
         for block in self.guest.ram_blocks:
@@ -209,7 +207,7 @@ class Destination:
         else:
             self.progress.enter(MigrationStatus.FAILED, error=text)
 
-    def _tell(self, error: Exception, text: str) -> None:
+    def _tell(self, error: Exception, text: str, *, abandoned: str) -> None:
         """Tell the source why, if it can be told. One that cannot must not get rid of the rest of its stream: that it cannot
         write is all that it will know.
         """
@@ -218,7 +216,7 @@ class Destination:
         try:
             if self._greeted:
                 nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
-                self._answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=self._id.hex()))
+                self._answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=abandoned))
             else:
                 self.channel.send(shut(1).encode())
             self.channel.end_writing()
@@ -466,7 +464,6 @@ class Destination:
     def _start_at_end(self) -> None:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
-        self._take_over(watched=False)
         self._start()
         self._runs = True
         self.confirmed = True
@@ -474,16 +471,15 @@ class Destination:
         if self._return_path:
             self._say(lambda: self.channel.send(shut(0).encode()))
 
-    def _take_over(self, *, watched: bool) -> None:
-        self.guest.ownership.apply(Event.TAKEN_OVER, self._id or self._own_id, watched=watched)
-
-    def _start(self, elapsed_ns: int | None = None) -> int:
-        """Start the guest, which is this machine's.
+    def _start(self, elapsed_ns: int | None = None, *, watched: bool = False) -> int:
+        """Take the guest over, and start it.
 
         :param elapsed_ns: how long it was down, where the source tells
+        :param watched: the source takes the end of this process for the guest's
         :return: CLOCK_REALTIME in ns just before its first instruction
         """
         try:
+            self.guest.ownership.apply(Event.TAKEN_OVER, self._id or self._own_id, watched=watched)
             if elapsed_ns is not None:
                 self.guest.advance_counter(elapsed_ns)
             self.guest.announce(self.parameters.announce_delays)
@@ -504,8 +500,7 @@ class Destination:
         elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
         if not self.record.commit(self._id):
             raise Refused("the source gave this migration up before its COMMIT arrived")
-        self._take_over(watched=commit.watched)
-        clock_ns = self._start(elapsed_ns)
+        clock_ns = self._start(elapsed_ns, watched=commit.watched)
         self._runs = True
         self.record.running(self._id, clock_ns)
         self.progress.enter(MigrationStatus.COMPLETED, clock_note=note)

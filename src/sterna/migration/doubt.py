@@ -158,12 +158,13 @@ def confirm(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) 
 def _ask_once(
     uri: ListeningUri, migration_id: bytes, seconds: float, cancellation: Cancellation
 ) -> tuple[Outcome, int]:
+    deadline = time.monotonic() + seconds
     with uri.connect(cancellation, seconds) as channel:
         channel.send(QUESTION + migration_id)
         data = bytearray(ANSWER_BYTES)
         view, got = memoryview(data), 0
         while got < len(data):
-            if not channel.wait_readable(seconds):
+            if not channel.wait_readable(deadline - time.monotonic()):
                 raise ChannelError(f"no answer from {uri} in {seconds:.1f} s")
             more = channel.readinto(view[got:])
             if not more:

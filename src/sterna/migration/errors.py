@@ -45,7 +45,7 @@ class ChannelError(MigrationError):
 
 
 class ConnectionRefused(ChannelError):
-    """Nobody listens at the address: the process that did is gone, or was never there."""
+    """The address refuses connections. That tells nothing about whoever listened there before."""
 
 
 class Cancelled(MigrationError):

@@ -66,6 +66,7 @@ class Doubt:
             reason = str(silent)
         match self.ownership.standing:
             case Standing.AWAY:
+                self._confirm(uri, cancellation)
                 return clock_ns
             case Standing.IN_DOUBT:
                 raise InDoubt(f"{reason}; {self.advice}")
@@ -77,6 +78,14 @@ class Doubt:
         if self.watch is not None and self.watch.ended:
             self.apply(Event.PROCESS_ENDED)
         return self.ownership.standing is not Standing.IN_DOUBT
+
+    def _confirm(self, uri: uris.Uri, cancellation: Cancellation) -> None:
+        """The destination waits for that; if it does not arrive, until this process ends."""
+        try:
+            if isinstance(uri, uris.ListeningUri):
+                doubt.confirm(uri, self.migration_id, cancellation)
+        except (ChannelError, Cancelled):
+            pass
 
     def stop_watching(self) -> None:
         """The end of the destination's process tells nothing any more."""
@@ -134,17 +143,11 @@ class HandOver:
 
     def _ask(self, error: Exception, seconds: float) -> int:
         try:
-            clock_ns = self.doubt.resolve(seconds, self.closing)
+            return self.doubt.resolve(seconds, self.closing)
         except InDoubt as silent:
             raise InDoubt(f"{error}; then {silent}") from error
         except MigrationError as word:
             raise MigrationError(f"{error}; {word}") from error
-        assert isinstance(self.doubt.uri, uris.ListeningUri)
-        try:
-            doubt.confirm(self.doubt.uri, self.doubt.migration_id, self.closing)
-        except (ChannelError, Cancelled):
-            pass  # the destination keeps its listener longer
-        return clock_ns
 
     def end_to_qemu(self, end: bytes) -> None:
         """Send the stream's end to a QEMU, which starts the guest upon it.

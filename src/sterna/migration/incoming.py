@@ -328,8 +328,7 @@ class Incoming:
     def _close_free_slot(self) -> bool:
         """No guest may come in any more, unless one does or did.
 
-        :return: False when the source of that guest may still ask whether it runs here: if it found nobody
-            listening it would run the guest itself
+        :return: False when the source of that guest may still ask whether it runs here, and stays in doubt if it finds nobody
         """
         with self._changed:
             if self._slot in (_Slot.BUSY, _Slot.TAKEN):

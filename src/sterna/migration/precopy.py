@@ -35,9 +35,9 @@ from sterna.migration.xbzrlecache import XbzrleCache
 
 _PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+"""How long the destination is waited for after a pass, and how often that looks at what else there is."""
 _FEW_PAGES = 64
 """A pass of so many is sent in less time than a guest takes from one timer tick to the next."""
-"""How long the destination is waited for after a pass, and how often that looks at what else there is."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Precopy:
 
     def _decide(self, work: PassWork) -> Decision:
         situation = self._situation(work)
-        if self._nothing_left and not self.pages.unsent_bytes():
+        if self._nothing_left and work.pages <= _FEW_PAGES and not self.pages.unsent_bytes():
             return SwitchOver()  # which fits every limit, 0 too
         return self._policy.after_pass(situation)
 
@@ -173,11 +173,15 @@ class Precopy:
                 self._await_destination(counter, work)
 
     def _look_at_once(self, few: bool) -> None:
-        """A pass of a few pages: is anything left when they have been sent? What the guest writes while the destination is waited
-        for is found afterwards; it would be found for ever, were it to count.
+        """After a pass of a few pages: has the guest written anything while they were sent?
+
+        A guest writes something at each tick of its timer, and a tick nearly always falls into the wait for the destination.
+        So what is written during that wait does not count as left.
         """
         self._at_once = PassWork.dirty(self.guest.ram_blocks, self._harvest() if few else [])
         self._nothing_left = few and not self._at_once.pages
+        if few:
+            self.audit.look(self._at_once, self.progress.pass_number)
 
     def _await_destination(self, counter: PassCounter, work: PassWork) -> None:
         """The pass is over when the destination has taken it in: else what is under way, or waits there for memory, would be

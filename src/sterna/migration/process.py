@@ -44,8 +44,7 @@ class OwnProcess:
         token = f"sterna-{uuid.uuid4().hex}"
         try:
             self._fd = os.memfd_create(token)
-            # In a namespace of its own /proc may be another's: then the number is not this process's, or nobody's.
-            pid = int(os.readlink("/proc/self"))
+            pid = os.getpid()
             self.identity = ProcessIdentity(_boot(), _namespace(), pid, _start(pid), self._fd, token)
         except (OSError, ValueError, IndexError):
             pass
@@ -62,6 +61,11 @@ def _boot() -> str:
 
 
 def _namespace() -> int:
+    """
+    :raise OSError: Also when /proc counts in another PID namespace than this process does: its numbers are then not ours.
+    """
+    if int(os.readlink("/proc/self")) != os.getpid():
+        raise OSError("/proc is another PID namespace's")
     return os.stat("/proc/self/ns/pid").st_ino
 
 

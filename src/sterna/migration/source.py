@@ -149,6 +149,12 @@ class Source:
         self.progress.cancelling()
         self._cancellation.set()
 
+    def abandon(self, reason: str) -> None:
+        """It will not be run: nothing was done, and nothing is left of it."""
+        self.progress.enter(MigrationStatus.FAILED, error=reason)
+        self._process.close()
+        self._cancellation.close()
+
     @property
     def resolvable(self) -> bool:
         """Whether it ended in doubt, and still is."""

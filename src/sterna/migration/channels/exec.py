@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
@@ -29,6 +30,7 @@ class ExecChannel(Channel):
             cancellation, peer, read_fd=None if write else fd, write_fd=fd if write else None, owner=pipe
         )
         self._process = process
+        self._has_all = False
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:  # this user's share of pipe memory is used up; the smaller pipe works as well
@@ -38,6 +40,7 @@ class ExecChannel(Channel):
         if self._write_fd is not None:
             self._owner.close()
             self._write_fd = None
+            self._has_all = True
         watch = os.pidfd_open(self._process.pid)
         try:
             self._wait(watch, select.POLLIN)
@@ -50,7 +53,10 @@ class ExecChannel(Channel):
 
     def close(self) -> None:
         super().close()
-        if self._process.poll() is None:
+        if self._process.poll() is None and self._has_all:
+            # It may be what runs the guest now. Whenever it ends, somebody takes its exit status.
+            threading.Thread(target=self._process.wait, name="exec-exit", daemon=True).start()
+        elif self._process.poll() is None:
             # The shell leads its own process group, so whatever it started goes with it.
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)

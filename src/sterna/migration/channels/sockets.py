@@ -212,7 +212,7 @@ class Listener:
         :param cancellation: ends the wait
         :param channel_cancellation: what the new channel's own waits watch
         What concerns one connection, or passes, as a lack of descriptors does, is waited out: whoever asks
-        here must not learn that nobody listens.
+        here is to get an answer.
 
         :raise Cancelled: When `cancellation` is set.
         :raise ChannelError: When the listening socket fails for good.

@@ -2,7 +2,7 @@
 
 Analysis and recording have threads of their own. A proxy is for one migration: it ends when that has. Only when the
 destination was told to run the guest and the connection broke before the source learnt that it does, the
-proxy stays for a while, so that the source can ask: whoever finds nobody listening takes the destination for dead.
+proxy stays for a while, so that the source can ask through it.
 """
 
 import logging
