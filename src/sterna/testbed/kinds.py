@@ -141,7 +141,7 @@ class SternaKind(VmKind):
     waits_again = True
     counts_pages = True
     # Its own policy would slow the guest, and send what changed in a page, until it fits.
-    endless = MappingProxyType({"downtime-limit": 1, "x-sterna-policy": "fixed"})
+    endless = MappingProxyType({"downtime-limit": 0, "x-sterna-policy": "fixed"})
 
     def __init__(self, accel: str, options: KindOptions = KindOptions()) -> None:
         super().__init__(options)

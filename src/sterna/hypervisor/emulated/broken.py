@@ -22,6 +22,8 @@ from sterna.stage2.tlb import FlushCounters
 
 _PREEMPTED_SECONDS = 0.002
 _POLL_SECONDS = 0.01
+_FILLING_TICKS = 100
+"""In so many a guest has written to most of the pages that it writes to."""
 _AT_MOST_SECONDS = 30.0
 """How long a guest that runs is waited for to write; one that does not in that time writes to nothing."""
 
@@ -67,7 +69,7 @@ class _NoFlush:
         self.counters.flushes += 1
 
 
-class _SkipsTlbFlush(EmulatedVm):
+class _SkipsTlbFlush(_WatchedVm):
     """Pages are write-protected in the tables only: a CPU whose TLB holds an older entry writes on unseen."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -77,7 +79,14 @@ class _SkipsTlbFlush(EmulatedVm):
     def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
         while self.tlb_sizing.active:  # its flushes would make good for those that are left out
             time.sleep(_POLL_SECONDS)
+        # The last of them may have been a moment ago: an empty TLB has no older entries.
+        ticks = self._ticks()
+        self.await_guest(lambda: self._ticks() >= ticks + _FILLING_TICKS)
         super()._start_log(slot, moved)
+
+    def _ticks(self) -> int:
+        """How often the vCPUs have gone to sleep until their timer's next tick."""
+        return sum(int(cpu.record[0]["wfis"]) for cpu in self.cpus)
 
 
 class _ForgetfulLog(DirtyLog):
