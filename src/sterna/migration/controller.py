@@ -231,6 +231,8 @@ class MigrationController:
         ownership = self._guest.ownership
         if self._incoming is not None:
             self._incoming.look_at_source()
+        if ownership.may_migrate or ownership.standing is Standing.ABSENT:
+            return  # a machine that waits for a guest says so itself
         if ownership.hold.watched:
             raise StateError(
                 "the source that the guest came from has not confirmed that it knows, and takes the end of this process for the "
@@ -238,8 +240,7 @@ class MigrationController:
             )
         if ownership.standing is Standing.SAVED:
             raise StateError("the guest was saved, and stands still; 'cont' first, then migrate")
-        if ownership.standing is not Standing.ABSENT:
-            ownership.require_owner()
+        ownership.require_owner()
 
     def resolve_doubt(self, uri: str | None = None) -> str:
         """Find out who runs the guest of a migration that ended in doubt. It stays stopped here, whatever the answer.

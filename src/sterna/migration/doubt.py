@@ -131,8 +131,8 @@ def ask(
         left = max(0.1, deadline - time.monotonic())
         try:
             outcome, clock_ns = _ask_once(uri, migration_id, min(_ANSWER_SECONDS, left), cancellation)
-        except ConnectionRefused as error:
-            event, clock_ns, reason = Event.CONNECTION_REFUSED, 0, str(error)
+        except ConnectionRefused:  # which says nothing about whoever listened there before
+            event, clock_ns, reason = Event.CONNECTION_REFUSED, 0, f"connection refused by {uri}"
         except ChannelError as error:
             event, clock_ns, reason = Event.NO_ANSWER, 0, str(error)
         else:
