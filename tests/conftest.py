@@ -17,13 +17,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # Emulated hosts run tests without it, and take seconds to import it.
     if config.pluginmanager.hasplugin("hypothesispytest"):
         from hypothesis import HealthCheck, settings
+        from hypothesis.database import DirectoryBasedExampleDatabase
 
         # How long an example takes says nothing here: kernels are compiled in the first, and machines are busy.
+        # Whatever the two profiles differ in is named by both: Hypothesis' own defaults are others where CI is set.
         patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
         # The same examples each time, none remembered: what a search found is written down with its test, as an example.
         settings.register_profile("sterna", patient, derandomize=True, database=None)
         # The search, of `make fuzz`: others each time, and what fails comes first the next time.
-        settings.register_profile("search", patient, print_blob=True)
+        settings.register_profile(
+            "search",
+            patient,
+            derandomize=False,
+            database=DirectoryBasedExampleDatabase(".hypothesis/examples"),
+            print_blob=True,
+        )
         settings.load_profile("sterna")
 
 

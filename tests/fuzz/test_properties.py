@@ -47,7 +47,14 @@ def run(project: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_suite_draws_the_same_examples_and_the_search_draws_others(project: Path) -> None:
+@pytest.mark.parametrize("ci", [False, True])
+def test_the_suite_draws_the_same_examples_and_the_search_draws_others(
+    project: Path, ci: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CI", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    if ci:
+        monkeypatch.setenv("CI", "true")
     (project / "test_draws.py").write_text(DRAWS)
     drawn = []
     for command in (["pytest"], ["pytest"], ["tests.fuzz.properties", "--minutes", "0"]):
