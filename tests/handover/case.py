@@ -224,6 +224,8 @@ class Run:
             except EndedError:
                 if self.case.done is not Done.KILL_SOURCE:
                     raise
+                # What the source had sent has left its host, and arrives.
+                assert relay.settle(TIMEOUT), "the killed source's connection does not end"
             assert self._acted.wait(TIMEOUT), "the fault never came"
             if self._watcher is not None:
                 self._watcher.join()

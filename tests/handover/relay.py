@@ -327,6 +327,16 @@ class Relay:
             self.forwarded[1] += len(data)
             self.returned.feed(data)
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until all is passed on that the migration's connection will bring; one of its ends is gone.
+
+        :return: False when that took too long
+        """
+        if len(self._threads) > 1:  # the first accepts
+            self._threads[1].join(seconds)
+            return not self._threads[1].is_alive()
+        return True
+
     def _last_words(self, end: tuple[socket.socket, socket.socket]) -> None:
         source, sink = end
         source.setblocking(False)
