@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ _TOGETHER = {"test_fuzz.py", "test_qemu_streams.py", "test_xbzrle_qemu.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Programs started in the background by a script, or by `nohup`, ignore these, and so do those that they start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     # Emulated hosts run tests without it, and take seconds to import it.
     if config.pluginmanager.hasplugin("hypothesispytest"):
         from hypothesis import HealthCheck, settings

@@ -115,6 +115,7 @@ def make_deb(path: Path, files: dict[str, bytes]) -> Path:
     for name, data in {"DEBIAN/control": control.encode(), **files}.items():
         (content / name).parent.mkdir(parents=True, exist_ok=True)
         (content / name).write_bytes(data)
+    (content / "DEBIAN").chmod(0o755)  # dpkg-deb refuses what a umask of 077 leaves
     subprocess.run(["dpkg-deb", "--build", "-Zgzip", content, path], check=True, capture_output=True)
     return path
 

@@ -112,7 +112,11 @@ def test_a_file_system_holds_what_was_put_in_whoever_makes_it_when(tmp_path: Pat
     began = time.time()
     while int(time.time()) == int(began):  # the kernel's time stamps are what must not show
         time.sleep(0.01)
-    make_ext4(second, dict(reversed(tree.items())), 16 << 20, 7)
+    before = os.umask(0o077)
+    try:
+        make_ext4(second, dict(reversed(tree.items())), 16 << 20, 7)
+    finally:
+        os.umask(before)
     assert digest(first) == digest(second)
     listing = subprocess.run(
         ["debugfs", "-R", "stat /etc/secret", str(first)], capture_output=True, text=True, check=True

@@ -29,7 +29,7 @@ def make_ext4(path: Path, tree: Tree, size: int, mtime: int) -> None:
             raise ImageError(f"{tool} is missing: apt install e2fsprogs")
     with tempfile.TemporaryDirectory(prefix="sterna-linux-") as temporary:
         folder = Path(temporary) / "root"
-        folder.mkdir(mode=0o755)
+        _make_folder(folder)
         _lay_out(folder, tree)
         for parent, names, files in os.walk(folder, topdown=False):
             for name in (*names, *files):
@@ -52,15 +52,23 @@ def make_ext4(path: Path, tree: Tree, size: int, mtime: int) -> None:
 def _lay_out(folder: Path, tree: Tree) -> None:
     for name, entry in sorted(tree.items()):
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         if stat.S_ISDIR(entry.mode):
-            path.mkdir(exist_ok=True)
+            _make_folder(path)
         elif stat.S_ISLNK(entry.mode):
             path.symlink_to(entry.content.decode())
             continue
         else:
             path.write_bytes(entry.content)
         path.chmod(stat.S_IMODE(entry.mode))
+
+
+def _make_folder(path: Path) -> None:
+    """With its parents, and the permissions of a system's folders whatever the umask is."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def _level(path: Path, folder: Path, script: Path, mtime: int) -> None:
