@@ -4,7 +4,6 @@ import ctypes
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.handover.relay import connect
 from tests.migration.double import DoubleGuest
 
 from sterna.migration.controller import MigrationController
@@ -193,14 +193,8 @@ class DoubleEnd:
 
 def probe(address: str) -> None:
     """Ask for a migration that nobody knows. Connections are taken in their order: the ones before have been taken then."""
-    kind, _, rest = address.partition(":")
     try:
-        if kind == "unix":
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(rest)
-        else:
-            host, _, port = rest.rpartition(":")
-            sock = socket.create_connection((host, int(port)))
+        sock = connect(address)
     except OSError:
         return  # it listens no more
     with sock, suppress(OSError):

@@ -9,6 +9,7 @@ import pytest
 from sterna.stream.capture import survey_file
 from sterna.stream.compare import compare
 from sterna.stream.description import find_description
+from sterna.stream.findings import SectionSurvey
 from sterna.stream.survey import survey
 from stream.streams import PieceSource
 
@@ -69,9 +70,13 @@ def test_with_and_without_the_description_beforehand(qemu: str, tmp_path: Path) 
     found = survey(PieceSource(bare), page_digests=True)
     assert found.flaw() is None
     assert not found.described
-    assert [replace(section, state=None, digest=0) for section in found.sections] == [
-        replace(section, state=None, digest=0) for section in known.sections
-    ]
+
+    def without_content(section: SectionSurvey) -> SectionSurvey:
+        # In how many parts RAM is sent depends on how busy the host is.
+        parts = replace(section, offset=0, state=None, digest=0)
+        return replace(parts, parts=1, bytes=0) if section.is_ram else parts
+
+    assert list(map(without_content, found.sections)) == list(map(without_content, known.sections))
 
 
 def test_two_guests_that_differ(qemu: str, tmp_path: Path) -> None:
