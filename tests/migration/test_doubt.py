@@ -71,7 +71,7 @@ def test_a_question_during_the_start_waits_for_it(runs: bool) -> None:
         record.running(ID, 5)
     else:
         record.start_failed(ID)
-    thread.join(10)
+    thread.join(300)
     assert answers == [(Outcome.RUNNING, 5) if runs else (Outcome.ABANDONED, 0)]
 
 
@@ -130,7 +130,7 @@ def test_an_answer_is_heard(outcome: Outcome) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         told = doubt.ask(uris.parse(listener.uri), ID, 20, cancellation, lambda event: True)
-        thread.join(10)
+        thread.join(300)
     expected = {
         Outcome.UNKNOWN: (Event.UNKNOWN, 0),
         Outcome.RUNNING: (Event.RUNS, 77),
@@ -156,7 +156,7 @@ def test_silence_and_nonsense_leave_the_doubt() -> None:
         thread.start()
         with pytest.raises(InDoubt, match=r"does not answer as a sterna does|connection"):
             doubt.ask(uri, ID, 0.2, cancellation, never)
-        thread.join(10)
+        thread.join(300)
         cancellation.set()
         with pytest.raises(Cancelled):
             doubt.ask(uri, ID, 5, cancellation, never)
