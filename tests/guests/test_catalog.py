@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 
 def test_usage() -> None:
-    assert PROGRAMS["dirtyram"].usage == "dirtyram PAGES PAGES_PER_STEP SLEEP_MS"
+    assert PROGRAMS["dirtyram"].usage == "dirtyram PAGES PAGES_PER_STEP SLEEP_MS [WORDS]"
     assert PROGRAMS["clock"].usage == "clock [PERIOD_MS]"
     assert PROGRAMS["net"].usage == "net ADDRESS [PAGES [PAGES_PER_MS]]"
     assert PROGRAMS["random"].usage == "random [SEED [PAGES [STEPS_PER_MS]]]"
@@ -17,10 +17,11 @@ def test_usage() -> None:
 @pytest.mark.parametrize(
     ("name", "append", "values"),
     [
-        ("dirtyram", "", (4096, 64, 10)),
-        ("dirtyram", "102580 812 30", (102580, 812, 30)),
-        ("dirtyram", "  409600\t8192  5 ", (409600, 8192, 5)),
-        ("dirtyram", "0x10 010 0X0", (16, 10, 0)),
+        ("dirtyram", "", (4096, 64, 10, 0)),
+        ("dirtyram", "102580 812 30", (102580, 812, 30, 0)),
+        ("dirtyram", "  409600\t8192  5 ", (409600, 8192, 5, 0)),
+        ("dirtyram", "0x10 010 0X0", (16, 10, 0, 0)),
+        ("dirtyram", "102580 513 30 511", (102580, 513, 30, 511)),
         ("clock", "", (1000,)),
         ("random", "0xffffffffffffffff", (2**64 - 1, 4096, 16, 0)),
         ("random", "1 20 30", (1, 20, 30, 0)),
@@ -37,7 +38,8 @@ def test_good_arguments(name: str, append: str, values: tuple[int, ...]) -> None
     [
         ("dirtyrom", "", "no guest program 'dirtyrom'"),
         ("dirtyram", "1 2", "2 arguments given"),
-        ("dirtyram", "1 2 3 4", "4 arguments given"),
+        ("dirtyram", "1 2 3 4 5", "5 arguments given"),
+        ("dirtyram", "8 8 3 512", "WORDS is 512; it must be at least 0 and at most 511"),
         ("dirtyram", "1 2 x", "SLEEP_MS is 'x'"),
         ("dirtyram", "1 2 -3", "SLEEP_MS is '-3'"),
         ("dirtyram", "1_0 2 3", "PAGES is '1_0'"),

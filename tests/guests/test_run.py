@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from sterna.guests.check import check_dirtyram, check_ram, check_random
+from sterna.guests.check import _random_words, check_dirtyram, check_ram, check_random
 from sterna.guests.layout import (
+    STATUS,
     STATUS_OFFSET,
     WORK_OFFSET,
     BoardId,
@@ -90,6 +91,45 @@ def test_dirtyram_check_finds_a_stale_page(qemu: Launch) -> None:
     problems = check_dirtyram(ram, status)
     assert len(problems) == 18
     assert problems[8].endswith("and 492 more pages")
+
+
+@BOARDS
+@CPUS
+def test_dirtyram_of_random_words(qemu: Launch, board: str, cpus: int) -> None:
+    guest = qemu("dirtyram", "501 100 1 300", board, cpus)
+    guest.wait_for(lambda s: all(s.word(cpu, DirtyramWord.PASSES) > 2 for cpu in range(cpus)))
+    ram = guest.stopped_ram()
+    status = read_status_of_ram(ram)
+    assert check_ram(ram) == []
+    words = ram[WORK_OFFSET : WORK_OFFSET + 501 * 4096].view(np.uint64).reshape(501, -1)
+    assert not words[:, 301:].any()
+    # No word of a page is another's: nothing that is sent of it can be left out.
+    assert all(len(np.unique(page)) == 300 for page in words[:, 1:301])
+    for page, word in ((0, 1), (250, 300), (500, 300)):
+        words[page, word] ^= np.uint64(1 << 40)
+        (problem,) = check_dirtyram(ram, status)
+        assert f"(RAM offset {WORK_OFFSET + page * 4096:#x}) has other random words than write " in problem
+        words[page, word] ^= np.uint64(1 << 40)
+
+
+def test_dirtyram_may_be_stopped_within_a_page(qemu: Launch) -> None:
+    guest = qemu("dirtyram", "100 10 1 511")
+    guest.wait_for(lambda s: s.word(0, DirtyramWord.PASSES) > 1)
+    ram = guest.stopped_ram()
+    status = read_status_of_ram(ram)
+    writes = status.word(0, DirtyramWord.WRITES)
+    words = ram[WORK_OFFSET : WORK_OFFSET + 100 * 4096].view(np.uint64).reshape(100, -1)
+    # Half of the next write: what it has put so far goes with the rest of the page's latest.
+    new = list(_random_words(np.array([writes + 1], dtype=np.uint64), 511))
+    page = words[writes % 100]
+    page[0] = writes + 1
+    page[1:257] = np.concatenate(new[:256])
+    assert check_dirtyram(ram, status) == []
+    page[400] += np.uint64(1)
+    (problem,) = check_dirtyram(ram, status)
+    assert "has other random words" in problem
+    ram[STATUS_OFFSET : STATUS_OFFSET + 4096].view(STATUS)["args"][0][3] = 512
+    assert check_ram(ram) == ["cpu 0: 512 random words are more than a page has"]
 
 
 @BOARDS
@@ -216,7 +256,8 @@ def test_random_tells_a_stale_status_page(qemu: Launch) -> None:
     ("program", "append", "error", "text"),
     [
         ("dirtyram", "1 2", ErrorCode.ARGUMENT_COUNT, "too few arguments"),
-        ("dirtyram", "1 2 3 4", ErrorCode.ARGUMENT_COUNT, "too many arguments"),
+        ("dirtyram", "1 2 3 4 5", ErrorCode.ARGUMENT_COUNT, "too many arguments"),
+        ("dirtyram", "8 8 3 512", ErrorCode.ARGUMENT_RANGE, "WORDS must be 0 to 511"),
         ("dirtyram", "12 x3 4", ErrorCode.ARGUMENT_NUMBER, "not a number"),
         ("dirtyram", "12 -3 4", ErrorCode.ARGUMENT_NUMBER, "not a number"),
         ("dirtyram", "10 0x 4", ErrorCode.ARGUMENT_NUMBER, "not a number"),

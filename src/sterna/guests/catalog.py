@@ -86,6 +86,12 @@ PROGRAMS: dict[str, Program] = {
                 Argument("PAGES", 4096, "4 KiB pages to write in all, shared by the CPUs", minimum=1),
                 Argument("PAGES_PER_STEP", 64, "pages written per step, shared by the CPUs", minimum=1),
                 Argument("SLEEP_MS", 10, "sleep between steps in milliseconds", maximum=_MAX_MS),
+                Argument(
+                    "WORDS",
+                    0,
+                    "random words of 8 bytes per write; steps then begin SLEEP_MS apart",
+                    maximum=511,
+                ),
             ),
             least=3,
         ),

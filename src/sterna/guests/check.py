@@ -34,6 +34,8 @@ _MASK = (1 << 64) - 1
 _G = 0x9E3779B97F4A7C15
 _TAG_MASK = (1 << 32) - 1
 _BLOCK_PAGES = 1 << 15  # pages whose content is computed at a time: 128 MiB
+_RANDOM_PAGES = 1 << 10  # pages whose random words are compared at a time: 4 MiB, which stays in a cache
+_DIRTYRAM_WORDS = 3  # which argument tells how many
 _CHUNK_STEPS = 1 << 18  # steps computed at a time
 _MAX_STEPS = 1 << 32  # more are not replayed: the count comes from the guest
 
@@ -98,22 +100,61 @@ def _check_dirtyram_share(ram: NDArray[np.uint8], status: Status, cpu: int) -> l
     if pages == 0 or passes not in (writes // pages, (writes - 1) // pages):
         return [f"cpu {cpu}: {passes} passes do not go with {writes} writes to {pages} pages"]
     start = WORK_OFFSET + first * PAGE_BYTES
-    found = ram[start : start + pages * PAGE_BYTES].view(np.uint32).reshape(pages, -1)[:, 0]
+    content = ram[start : start + pages * PAGE_BYTES].view(np.uint64).reshape(pages, -1)
+    found = content.view(np.uint32)[:, 0]
     touched = min(writes, pages)
     numbers = np.arange(touched, dtype=np.uint64)
     last = np.uint64((writes - 1) & _MASK)
     latest = last - (last - numbers) % np.uint64(pages)  # the latest write to each page
-    expected = (latest + np.uint64(1)).astype(np.uint32)
+    number = latest + np.uint64(1)
+    expected = number.astype(np.uint32)
     wrong = found[:touched] != expected
     ahead = writes % pages
     if ahead < touched and found[ahead] == (writes + 1) & 0xFFFFFFFF:
         wrong[ahead] = False
-    return _name_pages(
-        f"cpu {cpu}, {writes} writes",
-        first,
-        np.flatnonzero(wrong),
-        lambda page: f"holds {found[page]}, not {expected[page]}",
+    who = f"cpu {cpu}, {writes} writes"
+    problems = _name_pages(
+        who, first, np.flatnonzero(wrong), lambda page: f"holds {found[page]}, not {expected[page]}"
     )
+    words = status.args[_DIRTYRAM_WORDS] if status.program is ProgramId.DIRTYRAM else 0
+    if not words:
+        return problems
+    if words >= PAGE_WORDS:
+        return [*problems, f"cpu {cpu}: {words} random words are more than a page has"]
+    other = _other_random_words(content[:touched], number, words) & ~wrong
+    if ahead < touched and other[ahead]:
+        begun = list(_random_words(np.array([number[ahead], writes + 1], dtype=np.uint64), words))
+        other[ahead] = any(content[ahead, 1 + i] not in either for i, either in enumerate(begun))
+    return problems + _name_pages(
+        who,
+        first,
+        np.flatnonzero(other),
+        lambda page: f"has other random words than write {expected[page]} put there",
+    )
+
+
+def _other_random_words(content: Words, number: Words, words: int) -> NDArray[np.bool_]:
+    """Of which pages the random words are not those of their latest write.
+
+    :param content: `shape (pages, PAGE_WORDS)`
+    :param number: of the write, `shape (pages,)`
+    """
+    wrong = np.zeros(len(content), dtype=np.bool_)
+    for low in range(0, len(content), _RANDOM_PAGES):
+        some = slice(low, low + _RANDOM_PAGES)
+        for i, expected in enumerate(_random_words(number[some], words)):
+            wrong[some] |= content[some, 1 + i] != expected
+    return wrong
+
+
+def _random_words(number: Words, words: int) -> Iterator[Words]:
+    """What write `number` puts into word 1, 2, and so on of its page: xorshift64 (Marsaglia 2003)."""
+    x = _mix(number)
+    for _ in range(words):
+        x = x ^ x << np.uint64(13)
+        x ^= x >> np.uint64(7)
+        x ^= x << np.uint64(17)
+        yield x
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,9 @@ class ErrorCode(IntEnum):
 
 
 class DirtyramWord(IntEnum):
-    """Words of `dirtyram`: write number w (from 0) puts u32 w + 1 at offset 0 of work page FIRST + w % PAGES."""
+    """Words of `dirtyram`: write number w (from 0) puts u32 w + 1 at offset 0 of work page FIRST + w % PAGES, and then random
+    words from offset 8 on, as many as its fourth argument says.
+    """
 
     FIRST = 0  # first page of the CPU's share, from work_base
     PAGES = 1  # pages in the share

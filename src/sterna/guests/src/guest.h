@@ -86,6 +86,14 @@ static inline volatile u32 *mmio(u32 address)
 #error "no header for this architecture"
 #endif
 
+/* The finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
+static inline u64 mix(u64 z)
+{
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return z ^ z >> 31;
+}
+
 u32 counter_frequency(void);
 void sleep_for(u32 cpu, u64 ticks);
 u32 cpu_number(u32 cpu);

@@ -2,8 +2,8 @@
 /*
  * random [SEED [PAGES [STEPS_PER_MS [LOSE]]]]: writes pseudo-random words to pseudo-random pages and checks itself.
  *
- * Each CPU has a share of PAGES; its first pages are a table with one u32 tag per data page. With mix() the finaliser of
- * SplitMix64 (Steele, Lea, Flood 2014) and G its increment:
+ * Each CPU has a share of PAGES; its first pages are a table with one u32 tag per data page. With mix() of SplitMix64 and
+ * G its increment:
  *
  *   seed of a CPU           s = mix(SEED + (cpu + 1) * G)
  *   data page p at first    word 0 (the tag) = 0, word i = mix(s ^ (p + 1)) + i * G; its table entry 0
@@ -47,13 +47,6 @@ struct generator {
 	u32 sweep_page;
 	u64 sweep_sum;
 };
-
-static u64 mix(u64 z)
-{
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-	return z ^ z >> 31;
-}
 
 static volatile u64 *page_words(const struct generator *g, u32 page)
 {

@@ -108,7 +108,10 @@ _Static_assert(offsetof(struct status, bootargs) == 0x100, "layout of status");
 _Static_assert(offsetof(struct status, cpu) == 0x400, "layout of status");
 _Static_assert(sizeof(struct status) == 0x1000, "the status fills one page");
 
-/* dirtyram: write number w (from 0) puts (uint32_t)(w + 1) at offset 0 of page first + w % pages of the work area. */
+/*
+ * dirtyram: write number w (from 0) puts (uint32_t)(w + 1) at offset 0 of page first + w % pages of the work area, and then
+ * args[3] random words, from offset 8 on: see dirtyram.c.
+ */
 enum dirtyram_word {
 	DIRTYRAM_FIRST = 0,  /* first page of this CPU's share, counted from work_base */
 	DIRTYRAM_PAGES = 1,  /* pages in the share */
