@@ -7,14 +7,19 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.vms import TIMEOUT, alive, children, interrupt, wait_for
-from sterna.cli.trial import TrialSettings
+from sterna.cli.display import Display
+from sterna.cli.errors import CliError
+from sterna.cli.follow import Interrupts
+from sterna.cli.trial import TrialSettings, _Trial
 from sterna.cli.trialreport import report_lines
+from sterna.hostload import HostLoad
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
 needs_kvm = pytest.mark.skipif(
@@ -55,6 +60,7 @@ def test_verified(arguments: tuple[str, ...]) -> None:
     assert after["faults_permission"] > 0
     assert after["blocks_dissolved"] > 0
     assert result["guest"]["steps_after"] > result["guest"]["steps_before"]
+    assert result["host"]["cpus"] == os.cpu_count()
 
 
 def test_report_for_people() -> None:
@@ -176,6 +182,23 @@ def test_a_throttled_guest_is_told() -> None:
     assert max(map(len, report)) <= 100
 
 
+SMALL = TrialSettings(MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="clock"), 0, 300, auto_converge=True)
+HOST = HostLoad(2, 5.0, 0.75, 0.0, None)
+
+
+def test_a_check_that_fails_says_how_busy_the_host_was() -> None:
+    told = f"  {'':<14}{HOST}"
+    assert told not in report_lines(finished(2), SMALL)
+    problem = "the guest's counter saw 900.0 ms, the downtime was 20.0 ms"
+    report = report_lines(finished(2) | {"verified": False, "problems": [problem]}, SMALL)
+    assert report[-3:] == [f"  {'problem':<14}{problem}", told, "NOT VERIFIED"]
+
+
+def test_a_wait_that_fails_says_how_busy_the_host_was() -> None:
+    with pytest.raises(CliError, match=r"^it did not in 0 s; host meanwhile: \d+ CPUs?, load \d"):
+        _Trial(SMALL, Display(), Interrupts())._wait(lambda: False, 0.0, "it did not")
+
+
 def record(pages: int, left: int) -> dict[str, float]:
     return {"pages": pages, "bytes": pages * 4096, "ms": 12.5, "dirty_pages_after": left}
 
@@ -185,7 +208,7 @@ def finished(passes: int) -> dict[str, Any]:
     return {
         "status": "completed", "error": None, "verified": True, "problems": [], "total_ms": 0.4,
         "transferred_bytes": 4096, "downtime_ms": 0.2, "predicted_downtime_ms": 0.3, "throttle_percent": 0,
-        "audit": None, "clock_note": "x " * 80,
+        "audit": None, "host": asdict(HOST), "clock_note": "x " * 80,
         "passes": [record(1, 1) for _ in range(passes)],
         "ram_digest_source": "0" * 32, "ram_digest_destination": "0" * 32,
         "guest_gap_ms": 5.0, "guest_gap_exact": False,

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sterna.testbed.checks import Verdict
+from sterna.hostload import HostLoad
+from sterna.testbed.checks import Check, Verdict
 from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import BaseCheck
@@ -27,6 +28,7 @@ from sterna.testbed.evidence import (
     Ping,
     Reachability,
 )
+from sterna.testbed.runner import judge
 
 DONE = {
     "status": "completed",
@@ -347,6 +349,12 @@ def test_it_holds_and_it_fails(check: BaseCheck, good: Evidence, bad: Evidence, 
     assert any(told in problem for problem in failed.problems), failed.problems
 
 
+TIMED = (
+    *(CancelledCheck, ClocksCheck, ConsoleCheck, ConversationCheck, DowntimeCheck, PingCheck),
+    *(SilenceCheck, SpeedCheck),
+)
+
+
 @pytest.mark.parametrize("check", {type(check): check for check, *_ in CASES}.values())
 def test_nothing_seen_is_nothing_passed(check: BaseCheck) -> None:
     finding = check.judge(Evidence())
@@ -358,3 +366,16 @@ def test_many_problems_are_counted() -> None:
     finding = ContentCheck().judge(Evidence(passages=[passage(pages_checked=1, content=["x"] * 50)]))
     assert len(finding.problems) == 21
     assert finding.problems[-1] == "and 30 more"
+
+
+@pytest.mark.parametrize(("check", "good", "bad", "told"), CASES)
+def test_a_timing_that_fails_says_how_busy_the_host_was(
+    check: Check, good: Evidence, bad: Evidence, told: str
+) -> None:
+    busy = HostLoad(2, 9.5, 0.75, 0.0, None)
+    [held] = judge([check], replace(good, host=busy))
+    assert not held.problems
+    [failed] = judge([check], replace(bad, host=busy))
+    said = [problem for problem in failed.problems if problem == str(busy)]
+    assert said == ([str(busy)] if isinstance(check, TIMED) else [])
+    assert judge([check], bad) == [check.judge(bad)]

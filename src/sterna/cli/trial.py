@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sterna.cli.display import Display
@@ -12,6 +12,7 @@ from sterna.cli.follow import Interrupts, follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
 from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
+from sterna.hostload import HostWatch
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import (
@@ -73,6 +74,7 @@ class _Trial:
         self._ram_base = int(settings.config.board.ram_base)
         self._during: dict[str, int] = {}
         self._throttle = 0
+        self._host = HostWatch()
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
         config = self._settings.config
@@ -88,9 +90,11 @@ class _Trial:
             vm.ready(self._check_interrupt)
         self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")
         before = self._stage2()
+        self._host = HostWatch()
         summary = self._migrate()
         if summary["status"] != "completed":
-            return summary | {"verified": False, "problems": [trial_verdict(summary)]}
+            host = asdict(self._host.load())
+            return summary | {"verified": False, "problems": [trial_verdict(summary)], "host": host}
         result = self._check(summary)
         result["stage2"] = {"before": before, "during": self._during, "after": self._after}
         return result
@@ -169,6 +173,7 @@ class _Trial:
         return summary | {
             "verified": not problems,
             "problems": problems,
+            "host": asdict(self._host.load()),
             "guest_gap_ms": round(gap.ms, 3),
             # A throttled vCPU also stands still before the switchover: its gap is longer than the migration's.
             "guest_gap_exact": gap.exact and not summary["throttle_percent"],
@@ -200,7 +205,7 @@ class _Trial:
         while not condition():
             self._check_interrupt()
             if time.monotonic() > deadline:
-                raise CliError(f"{otherwise} in {seconds:g} s")
+                raise CliError(f"{otherwise} in {seconds:g} s; {self._host.load()}")
             time.sleep(_POLL_SECONDS)
 
     def _check_interrupt(self) -> None:

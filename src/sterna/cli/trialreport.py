@@ -6,6 +6,7 @@ from typing import Any
 
 from sterna.cli.display import format_seconds
 from sterna.cli.trial import TrialSettings, trial_verdict
+from sterna.hostload import HostLoad
 from sterna.monitor.units import format_rate, format_size
 
 _WIDTH = 100
@@ -47,7 +48,9 @@ def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str
         rows.append(("auto-converge", text))
     if result["clock_note"]:
         rows.append(("clocks", result["clock_note"]))
-    rows += [("problem", problem) for problem in result["problems"]]
+    if result["problems"]:
+        rows += [("problem", problem) for problem in result["problems"]]
+        rows.append(("", str(HostLoad(**result["host"]))))
     return [*lines, *_table(rows), "VERIFIED" if result["verified"] else "NOT VERIFIED"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from sterna.hostload import HostWatch
 from sterna.testbed.errors import BedError, WaitedTooLong
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import VmKind
@@ -27,6 +28,7 @@ class Bed:
 
     :ivar kind: of VM under test
     :ivar began: CLOCK_MONOTONIC
+    :ivar watch: of the host, since then
     :ivar directory: for files that go with it
 
     :param rate: of every link, bytes per second; 0 is no limit
@@ -37,6 +39,7 @@ class Bed:
         self.kind = kind
         self.say = say
         self.began = time.monotonic()
+        self.watch = HostWatch()
         self._stack = contextlib.ExitStack()
         self._ports = itertools.count(PORT)
         self._cards: dict[str, GuestNic] = {}
@@ -117,7 +120,7 @@ class Bed:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise WaitedTooLong(f"{otherwise} in {seconds:g} s")
+                raise WaitedTooLong(f"{otherwise} in {seconds:g} s; {self.watch.load()}")
             time.sleep(poll_seconds)
 
     def _attach(self, host: Host, name: str, nic: GuestNic | None) -> GuestNic | None:

@@ -6,6 +6,7 @@ Times named `at` are seconds of CLOCK_MONOTONIC since the procedure began.
 from dataclasses import dataclass, field
 from typing import Any
 
+from sterna.hostload import HostLoad
 from sterna.testbed.console import Line
 
 
@@ -257,6 +258,7 @@ class Evidence:
     :ivar conversations: sessions with guests, each through a migration
     :ivar reclaimed: what the host took from the guest
     :ivar skipped: parts that were left out, and why
+    :ivar host: how busy the machine was from the beginning to the end
     """
 
     passages: list[Passage] = field(default_factory=list)
@@ -270,3 +272,4 @@ class Evidence:
     conversations: list[Conversation] = field(default_factory=list)
     reclaimed: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    host: HostLoad | None = None

@@ -2,14 +2,15 @@
 
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import msgspec
 
+from sterna.hostload import HostWatch
 from sterna.testbed.bed import Bed
-from sterna.testbed.checks import Finding, Verdict
+from sterna.testbed.checks import Check, Finding, Verdict
 from sterna.testbed.errors import BedError, ScenarioError, Unsupported
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kinds import VmKind
@@ -62,11 +63,12 @@ def run_scenario(
     """
     scenario = file.scenario(kind.name, reduced=reduced)
     evidence = Evidence()
-    began = time.monotonic()
+    began, watch = time.monotonic(), HostWatch()
     note = ""
 
     def result(outcome: Outcome, findings: list[Finding], reason: str = "") -> Result:
         seconds = time.monotonic() - began
+        evidence.host = evidence.host or watch.load()
         return Result(
             file.name, scenario.title, kind.name, outcome, seconds, findings, evidence, reason, note
         )
@@ -85,16 +87,29 @@ def run_scenario(
         return result(Outcome.SKIPPED, [], str(error))
     except BedError as error:
         # What was seen before it broke may tell why.
-        findings = [check.judge(evidence) for check in scenario.check] if evidence.passages else []
+        evidence.host = watch.load()
+        findings = judge(scenario.check, evidence) if evidence.passages else []
         return result(Outcome.ERROR, findings, str(error))
     except Exception as error:  # a fault of ours must not hide the scenarios that follow
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
         return result(Outcome.ERROR, [], text)
-    findings = [check.judge(evidence) for check in scenario.check]
+    evidence.host = watch.load()
+    findings = judge(scenario.check, evidence)
     verdicts = {finding.verdict for finding in findings}
     if Verdict.FAILED in verdicts:
         return result(Outcome.FAILED, findings)
     if Verdict.PASSED not in verdicts:
         return result(Outcome.SKIPPED, findings, findings[0].figure)
     return result(Outcome.PASSED, findings)
+
+
+def judge(checks: Sequence[Check], evidence: Evidence) -> list[Finding]:
+    """What each finds. One that holds times against limits says besides, when they do not hold, how busy the host was."""
+    findings = []
+    for check in checks:
+        finding = check.judge(evidence)
+        if check.timed and finding.problems and evidence.host:
+            finding = replace(finding, problems=[*finding.problems, str(evidence.host)])
+        findings.append(finding)
+    return findings

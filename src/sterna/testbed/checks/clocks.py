@@ -17,6 +17,7 @@ class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
 
     slack_ms: float = 50.0
     counter: Literal["goes-on", "stops"] = "goes-on"
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the guest's cycle counter, the VMM and an outside observer agree on the downtime"
 
     def judge(self, evidence: Evidence) -> Finding:

@@ -52,6 +52,7 @@ class ConsoleCheck(BaseCheck, tag="console", frozen=True):
 
     period_ms: float
     slack_ms: float = 50.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = (
         "the date loop goes on: no gap beyond downtime and a period, no step back, no lost line"
     )

@@ -48,6 +48,7 @@ class SpeedCheck(BaseCheck, tag="speed", frozen=True):
     """
 
     loss_percent: float = 5.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "after a cancelled migration the guest is as fast as before"
 
     def judge(self, evidence: Evidence) -> Finding:

@@ -18,6 +18,7 @@ class PingCheck(BaseCheck, tag="ping", frozen=True):
     """
 
     slack_s: float = 1.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = (
         "ping goes on across the L3 route switch: none is lost but then, none answered twice"
     )
@@ -69,6 +70,7 @@ class SilenceCheck(BaseCheck, tag="silence", frozen=True):
     """
 
     slack_ms: float = 100.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the guest is silent for its downtime and no longer"
 
     def judge(self, evidence: Evidence) -> Finding:

@@ -43,6 +43,7 @@ class DowntimeCheck(BaseCheck, tag="downtime", frozen=True):
     """
 
     limit_ms: float
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the downtime stays below its limit"
 
     def judge(self, evidence: Evidence) -> Finding:
@@ -64,6 +65,7 @@ class CancelledCheck(BaseCheck, tag="cancelled", frozen=True):
     """
 
     limit_ms: float = 2000.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "migrate_cancel cancels at once wherever the migration is, and the guest runs on"
 
     def judge(self, evidence: Evidence) -> Finding:

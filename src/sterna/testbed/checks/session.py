@@ -13,6 +13,7 @@ class ConversationCheck(BaseCheck, tag="ssh-session", frozen=True):
     """
 
     silence_ms: float = 5000.0
+    timed: ClassVar[bool] = True
     claim: ClassVar[str] = "an ssh session that was opened before the migration goes on after it"
 
     def judge(self, evidence: Evidence) -> Finding:
