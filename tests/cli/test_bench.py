@@ -21,14 +21,16 @@ from sterna.cli.bench import ceiling, workloads
 from sterna.cli.bench.campaign import Comparison, Series, Settings, compare, guest_config
 from sterna.cli.bench.cputime import cpu_seconds
 from sterna.cli.bench.image import guest_image
-from sterna.cli.bench.migration import Measurement, Outcome
+from sterna.cli.bench.migration import Measurement, Outcome, _Watched
 from sterna.cli.bench.report import print_report, to_json
 from sterna.cli.bench.summary import judge, summarise
 from sterna.cli.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
 from sterna.guests.layout import WORK_OFFSET
+from sterna.hostload import HostLoad
 from sterna.machine.boards import BOARDS
 from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock
+from sterna.testbed.qemu import Qemu
 
 COMMAND = [sys.executable, "-m", "sterna", "bench"]
 QEMU = pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed")
@@ -74,15 +76,36 @@ def test_quick_beside_qemu() -> None:
         # Page writes a second of a load that is bound by its sleeps, however fast its CPU.
         assert 0 < row["median"]["writes_before"] <= 1.2 * 13 / 0.030
         assert row["median"]["writes_during"] is not None  # it may take less than a sleep of the guest's
+        assert row["median"]["guest_speed"] is not None
+        assert row["median"]["throttle_percent"] is not None
         assert row["median"]["downtime_ms"] is not None
+        assert row["each"][0]["host"]["cpus"] == os.cpu_count()
+    assert rows["sterna"]["median"]["guest_speed"] is None  # it writes nothing
     assert dirty["guest"] == "dirtyram 1606 13 30"
     assert result["goals"] == []  # they are about guests of full size
+    assert result["qemu"]["path"] == shutil.which("qemu-system-arm")
+    assert result["qemu"]["version"] in subprocess.check_output(
+        [result["qemu"]["path"], "--version"], text=True
+    )
+
+
+def test_pages_of_random_words_cannot_be_made_smaller() -> None:
+    code, result, _ = bench("--quick", "--memory", "32M", "--only", "sterna", "dirty-1g", "random-25-1g")
+    assert code == 0
+    [[seed], [random]] = (workload["results"] for workload in result["workloads"])
+    assert [workload["guest"] for workload in result["workloads"]] == [
+        "dirtyram 1606 13 30",
+        "dirtyram 1606 3 30 511",
+    ]
+    assert random["verified"] is True
+    assert random["median"]["bytes"] > 1606 * 4088 > 10 * seed["median"]["bytes"]
 
 
 def test_alone_where_there_is_no_qemu(tmp_path: Path) -> None:
     code, result, said = bench("--quick", "--memory", "16M", "idle-zero", PATH=str(tmp_path))
     assert code == 0
-    assert "qemu-system-arm is not installed: sterna is measured alone" in said
+    assert "qemu-system-arm is not installed: apt install qemu-system-arm; sterna is measured alone" in said
+    assert result["qemu"] is None
     [row] = result["workloads"][0]["results"]
     assert row["variant"] == "sterna"
     assert row["median"]["bytes"] < MEBIBYTE  # nothing was read that the host has no memory for
@@ -95,8 +118,10 @@ def test_a_guest_that_outruns_the_channel_is_cancelled() -> None:
     [series] = result.series
     # The third run would tell nothing new.
     assert [one.outcome for one in series.measurements] == [Outcome.DIVERGED] * 2
-    assert notes[1] == "slow, run 2 of 3, sterna: did not converge"
+    assert notes[1].startswith("slow, run 2 of 3, sterna: did not converge; host meanwhile: ")
     assert summarise(series).outcome == "did not converge"
+    # What its migration cost the guest is known all the same.
+    assert all(one.guest_speed is not None for one in series.measurements)
 
 
 def test_what_a_hypervisor_lacks_is_told_once() -> None:
@@ -201,6 +226,7 @@ def test_every_guest_can_be(workload: Workload, size: int | None) -> None:
 def test_the_load_scales_with_memory() -> None:
     assert str(Load(102580, 812, 30).scaled(0.5)) == "51290 406 30"
     assert str(Load(10, 8, 5).scaled(0.001)) == "1 1 5"
+    assert str(Load(102580, 183, 30, 511).scaled(0.5)) == "51290 92 30 511"
 
 
 # -- the report ----------------------------------------------------------------------------------------------
@@ -218,6 +244,7 @@ def recorded(name: str, **runs: list[Measurement]) -> Comparison:
     return Comparison(WORKLOADS[name], guest_config(WORKLOADS[name], None), tuple(series))
 
 
+BUSY = HostLoad(2, 9.5, 0.75, 0.0, None)
 IDLE = recorded(
     "idle-random",
     sterna=[completed(2.0), completed(1.0, verified=True), completed(8.0)],
@@ -276,12 +303,20 @@ def test_goals_that_are_missed(runs: list[Measurement], met: bool | None) -> Non
     assert limits.met is met
 
 
-def test_report() -> None:
-    console = Console(file=io.StringIO(), width=110)
-    print_report(console, [IDLE, HARD], Settings(runs=3))
+THREE = Settings(runs=3)
+
+
+def printed(width: int, *comparisons: Comparison, settings: Settings = THREE) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_report(console, comparisons, settings)
     assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    return console.file.getvalue()
+
+
+def test_report() -> None:
+    text = printed(110, IDLE, HARD, settings=Settings(runs=3, qemu=Qemu("/some/qemu", "10.0.2")))
     for expected in (
+        "QEMU 10.0.2: /some/qemu",
         "idle-random: idle, random RAM, 2.00 GiB, no bandwidth limit; medians of 3",
         "hard-1g: dirtyram 409600 8192 5, 1.75 GiB, 125.0 MB/s; medians of 3",
         "qemu: did not converge",
@@ -292,6 +327,84 @@ def test_report() -> None:
     ):
         assert expected in text
     assert max(map(len, text.splitlines())) <= 110
+
+
+FIGURES = {
+    "downtime_ms": 93.0, "predicted_ms": 101.0, "passes": 9, "source_cpu_s": 5.25, "destination_cpu_s": 1.5,
+    "writes_before": 903456.0, "writes_during": 462345.0, "throttle_percent": 62,
+}  # fmt: skip
+FULL = recorded(
+    "hard-1g",
+    **{
+        "sterna": [completed(6.0, verified=True, **FIGURES)],
+        "sterna_multifd_unverified": [completed(6.5, **FIGURES)],
+        "qemu_xbzrle_auto-converge": [completed(29.0, **FIGURES)],
+    },
+)
+CELLS = ["29.00", "2.000", "0.07", "93", "101", "51", "62", "9", "5.25", "1.50", "903456", "462345"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 143, 200, 1000])
+def test_tables_fit_and_nothing_is_cut(width: int) -> None:
+    lines = printed(width, FULL, settings=Settings(memory_bytes=MEBIBYTE)).splitlines()[1:]
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    # Every figure of the last variant, in order, however its name is wrapped.
+    rows = [line.split() for line in lines if line.startswith(" qemu")]
+    assert [word for row in rows for word in row if word[0].isdigit()] == CELLS
+    words = text.split()
+    for title in (
+        "time",
+        "sent",
+        "rate",
+        "downtime",
+        "predicted",
+        "passes",
+        "dest.",
+        "meanwhile",
+        "throttle",
+    ):
+        assert words.count(title) == 1
+    assert (sum(line.startswith(" ─") for line in lines) == 1) == (width >= 143)
+
+
+def test_columns_without_figures_are_left_out() -> None:
+    text = printed(110, IDLE)
+    assert "time" in text
+    assert "throttle" not in text
+    assert "writes/s" not in text
+
+
+def test_what_did_not_converge_says_what_it_cost() -> None:
+    diverged = Measurement(
+        Outcome.DIVERGED, 60.0, writes_before=1e6, writes_during=1.2e5, throttle_percent=99, host=BUSY
+    )
+    text = printed(1000, recorded("hard-1g", qemu=[diverged]))
+    assert f"qemu: did not converge; its guest ran at 12 % of its speed, throttled by 99 %; {BUSY}\n" in text
+
+
+def test_goals_that_are_missed_say_how_busy_the_host_was() -> None:
+    slow = completed(21.0, verified=True, downtime_ms=1.0, host=BUSY)
+    calm = completed(21.0, verified=True, downtime_ms=1.0, host=HostLoad(2, 0.5, 0.0, 0.0, 0.0))
+    told = f"hard-1g, at the busiest: {BUSY}\n"
+    assert told in printed(1000, recorded("hard-1g", sterna=[calm, slow, calm]))
+    met = completed(1.0, verified=True, downtime_ms=1.0, predicted_ms=1.0, host=BUSY)
+    assert "at the busiest" not in printed(1000, recorded("hard-1g", sterna=[met]))
+
+
+@pytest.mark.parametrize(
+    ("expected", "predicted"),
+    [([], None), ([300, 300], None), ([300, 120], 120), ([300, 120, 300], 300), ([7], 7)],
+)
+def test_the_limit_that_a_qemu_begins_with_predicts_nothing(
+    expected: list[int], predicted: int | None
+) -> None:
+    watched = _Watched({})
+    watched.look({}, 300)
+    for ms in expected:
+        watched.look({"expected-downtime": ms}, 300)
+    assert watched.predicted_ms == predicted
 
 
 def test_json_has_every_run() -> None:
@@ -317,6 +430,9 @@ def test_json_has_every_run() -> None:
         (("--runs", "0"), "0 is not in the range 1<=x<=100"),
         (("--timeout", "0"), "0.0 is not in the range"),
         (("--only", "raw", "dirty"), "none of these variants is measured with these workloads"),
+        (("--qemu", "/nowhere/qemu"), "--qemu: /nowhere/qemu is not installed"),
+        (("--qemu", "true", "--only", "sterna"), "true does not tell that it is a QEMU: "),
+        (("--qemu", "true", "--accel", "kvm"), "--qemu: no QEMU is measured beside --accel kvm"),
     ],
 )
 def test_wrong_calls(cli, arguments: tuple[str, ...], expected: str) -> None:

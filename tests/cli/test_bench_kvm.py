@@ -15,6 +15,8 @@ from hypervisor.conformance.backends import KvmX86
 from sterna.cli.bench.kvm import report
 from sterna.cli.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
 from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
+from sterna.cli.bench.kvm.modes import Modes
+from sterna.hostload import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
 
@@ -108,8 +110,9 @@ def test_goals(every, sparse, met) -> None:
     assert [one.met for one in report.goals_of([figures(all=every, sparse=sparse)])] == met
 
 
-def test_report() -> None:
-    console = Console(file=io.StringIO(), width=110)
+@pytest.mark.parametrize("width", [40, 80, 110])
+def test_report(width) -> None:
+    console = Console(file=io.StringIO(), width=width)
     report.print_report(
         console, [figures(all=(0.0105, 0.010), sparse=(0.02, 0.01))], {"bitmap": "is not here"}, Sizes()
     )
@@ -125,7 +128,19 @@ def test_report() -> None:
         "5",
         "1.25",
     ):
-        assert expected in text
+        assert expected in " ".join(text.split())
+    assert "…" not in text
+    assert max(map(len, text.splitlines()[2:])) <= width
+
+
+@pytest.mark.parametrize(("own", "told"), [(0.010, 1), (0.0001, 0)])
+def test_goals_that_are_missed_say_how_busy_the_host_was(own, told) -> None:
+    busy = HostLoad(2, 9.5, 0.75, 0.0, None)
+    measured = [figures(all=(0.1 + own, 0.1), sparse=(0.1 + own, 0.1))]
+    console = Console(file=io.StringIO(), width=110)
+    Modes([DirtyLogMode.BITMAP], {}, figures=measured, host=busy).print(console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count(f"dirty log: {busy}\n") == told
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """The kinds of VM that scenarios can test."""
 
 import os
-import re
-import shutil
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +17,7 @@ from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError, ScenarioError, Unsupported, VmError
 from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import GuestNic, Host, Network
+from sterna.testbed.qemu import Qemu, find_qemu
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
 from sterna.testbed.vm import QemuVm, SharedRam, SternaVm, Vm
@@ -219,7 +217,6 @@ class SternaKind(VmKind):
 
 
 _PROBE_SECONDS = 30
-_QEMU_VERSION = re.compile(r"QEMU emulator version (\d+\.\d+(?:\.\d+)?)", re.ASCII)
 _SOUND_QEMU = 9
 """The first QEMU whose TLBs learn that the migration has read and cleared the dirty bitmap 64 pages at a time. Before, a guest
 on TCG goes on writing through entries that do not mark pages. RAM blocks that are no multiple of 64 pages are read page by page,
@@ -242,7 +239,7 @@ class QemuKind(VmKind):
     _odd_bytes = 0
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
-        version = _qemu_version(self._binary())
+        version = self._qemu.version
         if int(version.partition(".")[0]) < _SOUND_QEMU:
             self._odd_bytes = _ODD_BYTES
             self.note = (
@@ -309,13 +306,12 @@ class QemuKind(VmKind):
             machine += ["-global", "virtio-mmio.force-legacy=false"]
         return [*machine, "-m", f"{self._memory_bytes(settings) >> 10}K", *self.options.arguments]
 
+    @cached_property
+    def _qemu(self) -> Qemu:
+        return find_qemu(self.options.qemu)
+
     def _binary(self) -> str:
-        wanted = self.options.qemu or "qemu-system-arm"
-        found = shutil.which(wanted)
-        if found is None:
-            hint = "" if self.options.qemu else ": apt install qemu-system-arm"
-            raise Unsupported(f"{wanted} is not installed{hint}")
-        return found
+        return self._qemu.path
 
 
 def _wait_status(vm: Vm, wanted: str) -> None:
@@ -325,28 +321,6 @@ def _wait_status(vm: Vm, wanted: str) -> None:
         if status in ("failed", "completed") or time.monotonic() > deadline:
             raise BedError(f"a trial migration of the {vm.name} is {status}, not {wanted}")
         time.sleep(_POLL_SECONDS)
-
-
-def _qemu_version(binary: str) -> str:
-    """
-    :raise Unsupported: When it does not tell.
-    """
-    try:
-        done = subprocess.run(
-            [binary, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unsupported(f"cannot run {binary}: {error}") from error
-    told = _QEMU_VERSION.search(done.stdout)
-    if told is None:
-        raise Unsupported(f"{binary} does not tell that it is a QEMU: {(done.stdout or done.stderr)[:80]!r}")
-    return told[1]
 
 
 KINDS = ("emulated", "kvm", "qemu", "qemu-linux")

@@ -11,8 +11,10 @@ from sterna.cli.bench.workloads import MEBIBYTE, Variant, Who, Workload
 from sterna.cli.errors import CliError
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
+from sterna.hostload import HostWatch
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.testbed.errors import BedError
+from sterna.testbed.qemu import Qemu
 
 _GIVE_UP_AFTER = 2
 """Runs that did not converge after which a variant is not run again: nothing about it changes."""
@@ -24,12 +26,14 @@ class Settings:
     """:ivar memory_bytes: of the guests; None leaves each workload its own
     :ivar timeout: seconds after which a migration is cancelled
     :ivar accel: the hypervisor of the guests that are sterna's
+    :ivar qemu: the QEMU beside it; None when there is none
     """
 
     runs: int = 5
     memory_bytes: int | None = None
     timeout: float = 60.0
     accel: str = "emulated"
+    qemu: Qemu | None = None
 
 
 @dataclass
@@ -100,7 +104,7 @@ def compare(
         for number, one in _turns(series, settings.runs):
             if one.hopeless:
                 continue
-            measured = _measure(one, workload, config, path, settings.timeout, check)
+            measured = _measure(one, workload, config, path, settings, check)
             what = one.unavailable if measured is None else _in_words(measured)
             note(f"{workload.name}, run {number + 1} of {settings.runs}, {one.variant.name}: {what}")
     return Comparison(workload, config, tuple(series))
@@ -118,13 +122,14 @@ def _measure(
     workload: Workload,
     config: MachineConfig,
     path: str,
-    timeout: float,
+    settings: Settings,
     check: Callable[[], None],
 ) -> Measurement | None:
     check()
     variant = series.variant
     try:
         if variant.who is Who.RAW:
+            watch = HostWatch()
             ceiling = measure_ceiling(config.memory_bytes // _ROUND * _ROUND, variant.channels, check)
             measured = Measurement(
                 Outcome.COMPLETED,
@@ -132,6 +137,7 @@ def _measure(
                 bytes=ceiling.bytes,
                 source_cpu_s=ceiling.source_cpu_s,
                 destination_cpu_s=ceiling.destination_cpu_s,
+                host=watch.load(),
             )
         else:
             guest = MachineConfig(
@@ -141,8 +147,10 @@ def _measure(
                 accel=config.accel,
                 dirty_log=variant.dirty_log,
             )
-            with machine_pair(variant, workload, guest, check) as pair:
-                measured = migrate(pair, int(config.board.ram_base), timeout, check)
+            binary = settings.qemu.path if settings.qemu else ""
+            with machine_pair(variant, workload, guest, binary, check) as pair:
+                base, limit = int(config.board.ram_base), workload.downtime_limit_ms
+                measured = migrate(pair, base, limit, settings.timeout, check)
     except Unavailable as error:
         series.unavailable = str(error)
         return None
@@ -156,4 +164,4 @@ def _in_words(measured: Measurement) -> str:
     if measured.outcome is Outcome.COMPLETED:
         return f"{measured.seconds:.2f} s, {measured.bytes / measured.seconds / 1e9:.2f} GB/s"
     reason = f": {measured.error}" if measured.error else ""
-    return f"{measured.outcome.value}{reason}"
+    return f"{measured.outcome.value}{reason}{f'; {measured.host}' if measured.host else ''}"

@@ -1,16 +1,14 @@
 """The two hypervisors as pairs of processes: started as a user would, driven through QMP alike."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sterna.cli.bench.workloads import Variant, Who, Workload
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import VmError
 from sterna.testbed.vm import QemuVm, SternaVm, Vm
-
-QEMU = "qemu-system-arm"
 
 # What stands for no limit: QEMU takes 0 as it is meant since 8.2 only.
 _NO_LIMIT = {Who.STERNA: 0, Who.QEMU: 1 << 40}
@@ -24,17 +22,13 @@ class Pair:
     destination: Vm
 
 
-def qemu_installed() -> bool:
-    return shutil.which(QEMU) is not None
-
-
 class Unavailable(Exception):
     """A hypervisor does not have what a variant needs; one line."""
 
 
 @contextmanager
 def machine_pair(
-    variant: Variant, workload: Workload, config: MachineConfig, check: Callable[[], None]
+    variant: Variant, workload: Workload, config: MachineConfig, qemu: str, check: Callable[[], None]
 ) -> Iterator[Pair]:
     """Both processes, with their capabilities and parameters set.
 
@@ -42,11 +36,12 @@ def machine_pair(
     is not the migration's, and here and there many times as much.
 
     :param config: of the source; its kernel is the path of an image
+    :param qemu: the program of a QEMU
     :param check: called now and then; may raise
     :raise Unavailable: When a capability or a parameter of the variant is refused.
     :raise VmError: When a process does not start.
     """
-    make = _sterna if variant.who is Who.STERNA else _qemu
+    make = _sterna if variant.who is Who.STERNA else partial(_qemu, qemu)
     # What an idle guest has never touched is not to be touched at the destination either.
     waiting = replace(config, incoming=True, preallocated=workload.touches_ram)
     with make("source", config) as source, make("destination", waiting) as destination:
@@ -79,11 +74,11 @@ def _sterna(name: str, config: MachineConfig) -> Vm:
     return SternaVm(name, [*arguments, "--kernel", config.kernel or "", "--append", config.append])
 
 
-def _qemu(name: str, config: MachineConfig) -> Vm:
+def _qemu(binary: str, name: str, config: MachineConfig) -> Vm:
     arguments = ["-M", config.machine, "-cpu", config.cpu, "-smp", str(config.smp)]
     arguments += ["-m", f"{config.memory_bytes >> 20}M", "-serial", "null"]
     if config.incoming:
         arguments += ["-incoming", "defer", *(["-mem-prealloc"] if config.preallocated else [])]
     else:
         arguments += ["-kernel", config.kernel or "", "-append", config.append]
-    return QemuVm(f"QEMU {name}", QEMU, arguments)
+    return QemuVm(f"QEMU {name}", binary, arguments)

@@ -2,9 +2,11 @@
 
 - **Seconds**: from the `migrate` command to the event that the migration completed, as its user sees it.
 - **Total time, downtime, bytes, passes**: as the source's query-migrate tells when it is over. **Predicted** downtime: the
-last `expected-downtime` before it was.
+last `expected-downtime` before it was. A QEMU begins with its limit there, until it knows better: that predicts nothing.
 - **CPU**: user and system time of the process between those two moments, its guest's included.
-- **Writes**: of `dirtyram`, a page each, from the guest's own counter: in the second before the migration, and during it.
+- **Writes**: of `dirtyram`, a page each, from the guest's own counter: in the second before the migration, and from its
+beginning to its end, downtime included. **Speed** of the guest: the second by the first.
+- **Throttle**: the most of its time that auto-converge, or a policy of sterna's, took from the guest.
 """
 
 import time
@@ -17,6 +19,7 @@ from sterna.cli.bench.cputime import cpu_seconds
 from sterna.cli.bench.machines import Pair
 from sterna.cli.result import FINAL
 from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
+from sterna.hostload import HostLoad, HostWatch
 from sterna.monitor.client import ConnectionLost
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import guest_status, has_warmed_up
@@ -44,7 +47,8 @@ class Measurement:
     :ivar verified: both ends' RAM was compared and equal; None when it was not compared
     :ivar predicted_ms: None when nothing was predicted
     :ivar writes_before: pages the guest wrote in a second before; None for an idle guest
-    :ivar throttle_percent: the most that was seen
+    :ivar throttle_percent: the most that was seen; None where there is no guest that writes
+    :ivar host: how busy the host was meanwhile
     """
 
     outcome: Outcome
@@ -60,15 +64,26 @@ class Measurement:
     error: str = ""
     writes_before: float | None = None
     writes_during: float | None = None
-    throttle_percent: int = 0
+    throttle_percent: int | None = None
+    host: HostLoad | None = None
+
+    @property
+    def guest_speed(self) -> float | None:
+        """Of an unmigrated guest's; 1 when it was not slowed."""
+        if not self.writes_before or self.writes_during is None:
+            return None
+        return self.writes_during / self.writes_before
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"outcome": self.outcome.value}
+        return asdict(self) | {"outcome": self.outcome.value, "guest_speed": self.guest_speed}
 
 
-def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]) -> Measurement:
+def migrate(
+    pair: Pair, ram_base: int, limit_ms: int, timeout: float, check: Callable[[], None]
+) -> Measurement:
     """Wait until the guest works at its steady pace, and migrate it.
 
+    :param limit_ms: of its downtime, as it was set
     :param timeout: seconds after which it is cancelled and counts as not converging
     :param check: called now and then; may raise
     :raise VmError: When anything but the migration fails.
@@ -77,11 +92,12 @@ def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]
     before = _warm_up(source, ram_base, check)
     rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
     uri = destination.incoming_uri()
+    watch = HostWatch()
     writes = _writes(_status(source, ram_base))
     cpu = [cpu_seconds(vm.pid) for vm in (source, destination)]
     started = time.monotonic()
     source.command("migrate", uri=uri)
-    watched = _watch(source, started + timeout, check)
+    watched = _watch(source, limit_ms, started + timeout, check)
     seconds = time.monotonic() - started
     source_cpu, destination_cpu = (
         cpu_seconds(vm.pid) - spent for vm, spent in zip((source, destination), cpu, strict=True)
@@ -89,9 +105,11 @@ def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]
     info = watched.info
     status = info.get("status")
     during = None
-    if rate is not None and status == "completed":
-        during = (_writes(_status(destination, ram_base)) - writes) / (time.monotonic() - started)
+    if rate is not None and status in ("completed", "cancelled"):
+        now = _writes(_status(destination if status == "completed" else source, ram_base))
+        during = (now - writes) / (time.monotonic() - started)
     own = info.get("x-sterna", {})
+    throttles = [watched.throttle_percent, *(one["throttle_percent"] for one in own.get("passes", []))]
     ram = info.get("ram", {})
     outcome = {"completed": Outcome.COMPLETED, "cancelled": Outcome.DIVERGED}.get(str(status), Outcome.FAILED)
     return Measurement(
@@ -108,7 +126,8 @@ def migrate(pair: Pair, ram_base: int, timeout: float, check: Callable[[], None]
         error=str(info.get("error-desc", "")),
         writes_before=rate,
         writes_during=during,
-        throttle_percent=watched.throttle_percent,
+        throttle_percent=None if rate is None else max(throttles),
+        host=watch.load(),
     )
 
 
@@ -118,8 +137,15 @@ class _Watched:
     predicted_ms: float | None = None
     throttle_percent: int = 0
 
+    def look(self, info: Mapping[str, Any], limit_ms: int) -> None:
+        """Note what a migration under way says."""
+        expected = info.get("expected-downtime")
+        if expected is not None and (expected != limit_ms or self.predicted_ms is not None):
+            self.predicted_ms = expected
+        self.throttle_percent = max(self.throttle_percent, info.get("cpu-throttle-percentage", 0))
 
-def _watch(source: Vm, deadline: float, check: Callable[[], None]) -> _Watched:
+
+def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]) -> _Watched:
     """Follow the migration to its end; past the deadline, cancel it."""
     watched = _Watched({})
     cancelled = False
@@ -131,8 +157,7 @@ def _watch(source: Vm, deadline: float, check: Callable[[], None]) -> _Watched:
         if ended:
             continue
         check()
-        watched.predicted_ms = info.get("expected-downtime", watched.predicted_ms)
-        watched.throttle_percent = max(watched.throttle_percent, info.get("cpu-throttle-percentage", 0))
+        watched.look(info, limit_ms)
         now = time.monotonic()
         if cancelled and now > deadline:
             raise VmError(f"the {source.name} did not cancel its migration in {_CANCEL_SECONDS:g} s")

@@ -10,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sterna.cli.bench.campaign import Comparison, Settings
+from sterna.cli.bench.campaign import Comparison, Series, Settings
 from sterna.cli.bench.summary import Judgement, Summary, judge, summarise_all
+from sterna.cli.bench.table import print_table
 from sterna.monitor.units import format_rate, format_size
 
 _DASH = "—"
@@ -23,6 +24,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, 
     return {
         "host": {"cpus": os.cpu_count(), "kernel": platform.release(), "machine": platform.machine()},
         "accel": settings.accel,
+        "qemu": settings.qemu and vars(settings.qemu),
         "runs": settings.runs,
         "timeout_s": settings.timeout,
         "workloads": [
@@ -46,16 +48,28 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, 
 
 
 def print_report(console: Console, comparisons: Sequence[Comparison], settings: Settings) -> None:
-    """A table for each workload, and one of the goals."""
+    """Tables for each workload, and one of the goals."""
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False)
+
     summaries = {one.workload.name: summarise_all(one) for one in comparisons}
+    if settings.qemu is not None:
+        line(f"QEMU {settings.qemu.version}: {settings.qemu.path}")
     for comparison in comparisons:
-        console.print(_title(comparison, settings), soft_wrap=True, highlight=False)
+        line(_title(comparison, settings))
         rows = summaries[comparison.workload.name]
-        console.print(_table(rows, comparison.workload.idle))
-        for row in rows:
+        _print_figures(console, rows)
+        for row, series in zip(rows, comparison.series, strict=True):
             if row.medians["seconds"] is None:
-                console.print(f"{row.variant}: {row.outcome}", soft_wrap=True, highlight=False)
-    print_goals(console, _judged(summaries, settings))
+                line(f"{row.variant}: {row.outcome}{_besides(series)}")
+    judged = _judged(summaries, settings)
+    print_goals(console, judged)
+    missed = {one.workload for one in judged if one.met is False}
+    for comparison in comparisons:
+        loads = [run.host for one in comparison.series for run in one.measurements if run.host]
+        if comparison.workload.name in missed and loads:
+            line(f"{comparison.workload.name}, at the busiest: {max(loads, key=lambda load: load.taken)}")
 
 
 def _title(comparison: Comparison, settings: Settings) -> str:
@@ -72,32 +86,36 @@ def _judged(summaries: Mapping[str, Sequence[Summary]], settings: Settings) -> l
     return judge(summaries) if settings.memory_bytes is None and settings.accel == "emulated" else []
 
 
-def _table(summaries: Sequence[Summary], idle: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    columns = [column for column in _COLUMNS if not (idle and column.loaded)]
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    for summary in summaries:
-        if summary.medians["seconds"] is None:
-            table.add_row(summary.variant, *[_DASH] * len(columns))
-        else:
-            values = {**summary.medians, "rate": summary.throughput}
-            table.add_row(summary.variant, *(column.cell(values[column.name]) for column in columns))
-    return table
+def _print_figures(console: Console, summaries: Sequence[Summary]) -> None:
+    rows = [
+        [column.cell({**one.medians, "rate": one.throughput}[column.name]) for column in _COLUMNS]
+        for one in summaries
+    ]
+    # Idle guests have no speed, and nothing predicts the raw ceiling's downtime.
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != _DASH for row in rows)]
+    cells = [[one.variant, *(row[i] for i in shown)] for one, row in zip(summaries, rows, strict=True)]
+    print_table(console, ["", *(_COLUMNS[i].title for i in shown)], [cells])
+
+
+def _besides(series: Series) -> str:
+    """What else is known of the last run, which did not complete."""
+    if not series.measurements:
+        return ""
+    last, told = series.measurements[-1], ""
+    if last.guest_speed is not None:
+        told += f"; its guest ran at {100 * last.guest_speed:.0f} % of its speed"
+        told += f", throttled by {last.throttle_percent} %" if last.throttle_percent else ""
+    return f"{told}; {last.host}" if last.host else told
 
 
 @dataclass(frozen=True)
 class _Column:
-    """:ivar scale: of a figure, to the title's unit
-    :ivar loaded: only for guests that write
-    """
+    """:ivar scale: of a figure, to the title's unit"""
 
     title: str
     name: str
     digits: int
     scale: float = 1.0
-    loaded: bool = False
 
     def cell(self, value: float | None) -> str:
         return _DASH if value is None else f"{value * self.scale:.{self.digits}f}"
@@ -109,11 +127,13 @@ _COLUMNS = (
     _Column("rate\nGB/s", "rate", 2, 1e-9),
     _Column("downtime\nms", "downtime_ms", 0),
     _Column("predicted\nms", "predicted_ms", 0),
+    _Column("guest's\nspeed %", "guest_speed", 0, 100),
+    _Column("throttle\n%", "throttle_percent", 0),
     _Column("passes\n", "passes", 0),
     _Column("CPU s\nsource", "source_cpu_s", 2),
     _Column("CPU s\ndest.", "destination_cpu_s", 2),
-    _Column("writes/s\nbefore", "writes_before", 0, loaded=True),
-    _Column("writes/s\nmeanwhile", "writes_during", 0, loaded=True),
+    _Column("writes/s\nbefore", "writes_before", 0),
+    _Column("writes/s\nmeanwhile", "writes_during", 0),
 )
 
 

@@ -20,6 +20,7 @@ _MEDIANS = (
     "destination_cpu_s",
     "writes_before",
     "writes_during",
+    "guest_speed",
     "throttle_percent",
 )
 

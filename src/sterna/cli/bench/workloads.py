@@ -1,7 +1,7 @@
 """What is measured: the table of workloads, and the table of ways to migrate them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from sterna.hypervisor.interface import DirtyLogMode
@@ -22,19 +22,26 @@ class Content(Enum):
 
 @dataclass(frozen=True)
 class Load:
-    """The arguments of `dirtyram`, for the memory that the workload's guest has when nobody chooses another."""
+    """The arguments of `dirtyram`, for the memory that the workload's guest has when nobody chooses another.
+
+    :ivar random_words: of each page that it writes
+    """
 
     pages: int
     pages_per_step: int
     sleep_ms: int
+    random_words: int = 0
 
     def scaled(self, share: float) -> "Load":
         """The same load on a guest with `share` of the memory: as many times over it in a second."""
         pages = max(1, round(self.pages * share))
-        return Load(pages, min(pages, max(1, round(self.pages_per_step * share))), self.sleep_ms)
+        return replace(
+            self, pages=pages, pages_per_step=min(pages, max(1, round(self.pages_per_step * share)))
+        )
 
     def __str__(self) -> str:
-        return f"{self.pages} {self.pages_per_step} {self.sleep_ms}"
+        words = f" {self.random_words}" if self.random_words else ""
+        return f"{self.pages} {self.pages_per_step} {self.sleep_ms}{words}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Workload:
 
 
 _MILD, _SEED, _HARD = Load(51200, 128, 20), Load(102580, 812, 30), Load(409600, 8192, 5)
+# Whole pages of random words: nothing that is sent of them can be left out. 25 and 70 MB/s.
+_RANDOM_25, _RANDOM_70 = Load(102580, 183, 30, 511), Load(102580, 513, 30, 511)
 _LARGE, _USUAL = 2048 * MEBIBYTE, 1792 * MEBIBYTE
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -78,6 +87,21 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("mild-1g", f"dirtyram {_MILD}, 1 Gbit/s", _USUAL, _MILD, bandwidth=GBIT),
         Workload("dirty-1g", f"dirtyram {_SEED}, 1 Gbit/s", _USUAL, _SEED, bandwidth=GBIT, quick=True),
         Workload("dirty", f"dirtyram {_SEED}", _USUAL, _SEED),
+        Workload(
+            "random-25-1g",
+            f"dirtyram {_RANDOM_25}: 25 MB/s of random words, 1 Gbit/s",
+            _USUAL,
+            _RANDOM_25,
+            bandwidth=GBIT,
+            quick=True,
+        ),
+        Workload(
+            "random-70-1g",
+            f"dirtyram {_RANDOM_70}: 70 MB/s of random words, 1 Gbit/s",
+            _USUAL,
+            _RANDOM_70,
+            bandwidth=GBIT,
+        ),
         Workload("hard-1g", f"dirtyram {_HARD}, 1 Gbit/s", _USUAL, _HARD, bandwidth=GBIT),
         Workload("hard", f"dirtyram {_HARD}", _USUAL, _HARD),
     )

@@ -10,6 +10,7 @@ from sterna.cli.bench.kvm import report
 from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.cli.bench.report import print_goals
 from sterna.cli.bench.summary import Judgement
+from sterna.hostload import HostLoad, HostWatch
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
 from sterna.machine.accel import accelerator, create_vm
 
@@ -19,12 +20,14 @@ class Modes:
     """:ivar there: those that this host has, of those asked for
     :ivar missing: the others, and why
     :ivar figures: what was measured; empty before
+    :ivar host: how busy the host was meanwhile
     """
 
     there: Sequence[DirtyLogMode]
     missing: Mapping[str, str]
     sizes: Sizes = field(default_factory=Sizes)
     figures: Sequence[ModeFigures] = ()
+    host: HostLoad | None = None
 
     def measured(
         self, quick: bool, rounds: int, check: Callable[[], None], note: Callable[[str], None]
@@ -35,11 +38,11 @@ class Modes:
         :raise HypervisorError, RamError: As `measure`.
         """
         sizes = QUICK if quick else Sizes(rounds=rounds)
-        figures = []
+        figures, watch = [], HostWatch()
         for mode in self.there:
             figures.append(measure(mode, sizes, check))
             note(f"dirty log, {mode}: measured")
-        return replace(self, sizes=sizes, figures=figures)
+        return replace(self, sizes=sizes, figures=figures, host=watch.load())
 
     @property
     def _goals(self) -> list[Judgement]:
@@ -49,6 +52,8 @@ class Modes:
         """The report of the migrations as JSON has it, with the dirty log's figures and goals."""
         goals = [*result["goals"], *(vars(one) for one in self._goals)]
         log = report.to_json(self.figures, self.missing, self.sizes) if self.figures else None
+        if log is not None:
+            log["host"] = self.host and vars(self.host)
         return result | {"dirty_log": log, "goals": goals}
 
     def print(self, console: Console) -> None:
@@ -56,6 +61,8 @@ class Modes:
         if self.figures or self.missing:
             report.print_report(console, self.figures, self.missing, self.sizes)
         print_goals(console, self._goals)
+        if any(one.met is False for one in self._goals):
+            console.print(f"dirty log: {self.host}", soft_wrap=True, highlight=False)
 
 
 def find_modes(asked: Sequence[str]) -> Modes:

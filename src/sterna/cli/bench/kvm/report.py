@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.cli.bench.summary import Judgement
+from sterna.cli.bench.table import print_table
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.monitor.units import format_size
 
@@ -96,37 +95,28 @@ def print_report(
     for mode, why in missing.items():
         console.print(f"{mode}: {why}", soft_wrap=True, highlight=False)
     if figures:
-        console.print(_calls(figures))
-        console.print(_guest(figures))
+        print_table(console, _CALLS, [_calls(one) for one in figures], labels=2)
+        print_table(console, _GUEST, [[_guest(one) for one in figures]])
 
 
-def _calls(figures: Sequence[ModeFigures]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "\n"):
-        table.add_column(title, no_wrap=True)
-    for title in ("call\nms", "kernel\nms", "own\nms", "own\n%", "call\nms/GiB", "kernel\nms/GiB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for one in figures:
-        for number, (name, times) in enumerate(one.calls.items()):
-            ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
-            cells = [f"{value:.2f}" for value in (ours, kernel, times.own_ms)]
-            cells += [f"{times.overhead_percent:.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
-            table.add_row("" if number else one.mode.value, name, *cells)
-        table.add_section()
-    return table
+_CALLS = ("", "\n", "call\nms", "kernel\nms", "own\nms", "own\n%", "call\nms/GiB", "kernel\nms/GiB")
+_GUEST = (
+    *("", "write fault, us\nfirst pass", "write fault, us\nafter harvest"),
+    *("writes/us\nno log", "writes/us\nlog", "writes/us\nharvested 10/s"),
+)
 
 
-def _guest(figures: Sequence[ModeFigures]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    columns = (
-        *("write fault, us\nfirst pass", "write fault, us\nafter harvest"),
-        *("writes/us\nno log", "writes/us\nlog", "writes/us\nharvested 10/s"),
-    )
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for one in figures:
-        faults = (f"{one.fault_us[name]:.2f}" for name in ("first", "later"))
-        writes = (f"{one.writes[name] / 1e6:.2f}" for name in ("no log", "log", "harvests"))
-        table.add_row(one.mode.value, *faults, *writes)
-    return table
+def _calls(figures: ModeFigures) -> list[list[str]]:
+    rows = []
+    for number, (name, times) in enumerate(figures.calls.items()):
+        ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
+        cells = [f"{value:.2f}" for value in (ours, kernel, times.own_ms)]
+        cells += [f"{times.overhead_percent:.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
+        rows.append(["" if number else figures.mode.value, name, *cells])
+    return rows
+
+
+def _guest(figures: ModeFigures) -> list[str]:
+    faults = (f"{figures.fault_us[name]:.2f}" for name in ("first", "later"))
+    writes = (f"{figures.writes[name] / 1e6:.2f}" for name in ("no log", "log", "harvests"))
+    return [figures.mode.value, *faults, *writes]
