@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from tests.refusal import Refusal, refusing
 
+from sterna.hostlookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import sockets
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.gather import vectors_of
 from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, UriError
 
 
@@ -164,8 +166,8 @@ def test_errors_name_the_peer_and_the_cause(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_only_when_every_address_refuses_nobody_listens(backwards: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        refusing: sockets.Attempt = (socket.AF_INET, server.getsockname())
-    unreachable: sockets.Attempt = (socket.AF_INET, ("224.0.0.1", 9))
+        refusing: Address = (socket.AF_INET, server.getsockname())
+    unreachable: Address = (socket.AF_INET, ("224.0.0.1", 9))
     attempts = [unreachable, refusing][:: -1 if backwards else 1]
     with Cancellation() as cancellation:
         with pytest.raises(ChannelError) as caught:
@@ -196,7 +198,7 @@ def test_an_address_that_does_not_answer_does_not_keep_from_trying_the_next() ->
             queue.register(waiting, select.POLLOUT)
             if not queue.poll(100):
                 break
-        attempts: list[sockets.Attempt] = [
+        attempts: list[Address] = [
             (socket.AF_INET, full.getsockname()),
             (socket.AF_INET, server.getsockname()),
         ]
@@ -328,6 +330,70 @@ def test_both_ends_of_a_connection_notice_a_host_that_vanished() -> None:
                         for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
                     )
                     assert idle + interval * count <= 30
+                    assert 0 < end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+
+
+@pytest.mark.parametrize("kind", ["tcp:127.0.0.1:0", "unix:{}/s"])
+def test_a_peer_that_takes_nothing_is_not_written_to_for_ever(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < sockets.SocketChannel.patience_seconds <= 30
+    monkeypatch.setattr(sockets.SocketChannel, "patience_seconds", 0.05)
+    with Cancellation() as cancellation:
+        near, far = listening_pair(cancellation, kind.format(tmp_path))
+        with near, far:
+            data = bytes(64 << 20)
+            with pytest.raises(ChannelError, match=r"^writing to .*: it took nothing for 0\.05 s$"):
+                near.send(data)
+            with pytest.raises(ChannelError, match=r"^writing to .*: it took nothing for 0\.05 s$"):
+                near.send_vectors(vectors_of(data))
+
+
+def test_a_unix_socket_that_nobody_accepts_on_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    path = str(tmp_path / "full")
+    with (
+        Cancellation() as cancellation,
+        socket.socket(socket.AF_UNIX) as full,
+        socket.socket(socket.AF_UNIX) as first,
+    ):
+        full.bind(path)
+        full.listen(0)
+        first.connect(path)
+        with pytest.raises(ChannelError, match=r"full: nobody accepted the connection in 0\.1 s$"):
+            uris.parse(f"unix:{path}").connect(cancellation, 0.1)
+
+
+def test_cancelling_ends_the_wait_for_a_name_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    real = socket.getaddrinfo
+
+    def silent(host: str, port: int, *arguments: int, **named: int) -> object:
+        if named["flags"] & socket.AI_NUMERICHOST:
+            return real(host, port, *arguments, **named)
+        asked.set()
+        answer.wait(300)
+        raise socket.gaierror(socket.EAI_AGAIN, "later")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    with Cancellation() as cancellation:
+        outcome: list[BaseException] = []
+
+        def connect() -> None:
+            try:
+                uris.parse("tcp:no.such.host:1").connect(cancellation)
+            except Cancelled as cancelled:
+                outcome.append(cancelled)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        assert asked.wait(300)
+        cancellation.set()
+        thread.join(300)
+        assert len(outcome) == 1
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "host-lookup":
+            thread.join(300)
 
 
 def test_descriptors_are_duplicated_and_sockets_work_both_ways() -> None:

@@ -59,7 +59,7 @@ def test_a_long_list_arrives_in_order(loops, ends, cancellation: Cancellation) -
     outcome: list[tuple[int, int]] = []
 
     def write() -> None:
-        outcome.append(write_list(ends[0].fileno(), cancellation.fileno(), vectors, 0, progress))
+        outcome.append(write_list(ends[0].fileno(), cancellation.fileno(), vectors, 0, progress, -1))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -96,10 +96,8 @@ def test_errors_have_their_numbers(loops, ends, cancellation: Cancellation) -> N
     os.close(closed)
     assert read_list(closed, cancellation.fileno(), places, 0, 3) == (0, 0, 9)
     ends[1].close()
-    assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, np.zeros(2, dtype=np.int64)) == (
-        0,
-        32,
-    )
+    progress = np.zeros(2, dtype=np.int64)
+    assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress, -1) == (0, 32)
 
 
 def test_a_cancellation_ends_both_waits(loops, ends, cancellation: Cancellation) -> None:
@@ -108,11 +106,19 @@ def test_a_cancellation_ends_both_waits(loops, ends, cancellation: Cancellation)
     _, places = pieces([8 << 20])
     assert read_list(ends[1].fileno(), cancellation.fileno(), places.copy(), 0, 3) == (0, 0, CANCELLED)
     progress = np.zeros(2, dtype=np.int64)
-    row, code = write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress)
+    row, code = write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress, -1)
     assert progress[1] > 0, "the socket holds less than all of it"
     assert progress[0] == (8 << 20) - places[0, 1]
     assert (row, code) == (0, CANCELLED)
     assert 0 < places[0, 1] < 8 << 20, "what went before the wait has been taken off"
+
+
+def test_a_wait_for_room_ends(loops, ends, cancellation: Cancellation) -> None:
+    write_list, _ = loops
+    _, places = pieces([8 << 20])
+    progress = np.zeros(2, dtype=np.int64)
+    assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress, 10) == (0, 110)
+    assert progress[0] == (8 << 20) - places[0, 1] > 0
 
 
 def test_warm_up() -> None:

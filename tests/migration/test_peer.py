@@ -91,3 +91,14 @@ def test_a_ping_is_answered_in_time_or_later_but_not_unasked() -> None:
         far.send(pong(4).encode())
         with pytest.raises(ProtocolError, match="a message of type 0x2 out of turn"):
             peer.ponged(3, 5)
+
+
+def test_a_peer_that_accepts_and_never_answers_is_told_from_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sterna.migration.peer.GREETING_SECONDS", 0.05)
+    with (
+        pair() as (peer, _),
+        pytest.raises(ChannelError, match=r"accepted the connection and did not answer the greeting within"),
+    ):
+        peer.greet()

@@ -116,6 +116,7 @@ class Peer:
     def wait(self, seconds: float | None = None) -> ReturnMessage:
         """The next message.
 
+        :param seconds: how long the answer to the greeting may take; other waits end with the switchover's time limit
         :raise Refused: When it is a refusal.
         :raise ChannelError: When the connection ends, or nothing comes in so many seconds.
         """
@@ -124,7 +125,10 @@ class Peer:
             while not self._messages:
                 self._decoder.check()
                 if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
-                    raise ChannelError(f"{self._channel.peer} did not answer within {seconds:.1f} s")
+                    raise ChannelError(
+                        f"{self._channel.peer} accepted the connection and did not answer the greeting within {seconds:.1f} s: "
+                        "is it the destination of a migration?"
+                    )
                 self._take(self._channel.readinto(memoryview(self._buffer)))
             message = self._messages.popleft()
             self._refusal(message)

@@ -8,6 +8,7 @@ import socket
 import stat
 from dataclasses import dataclass
 
+from sterna.hostlookup import look_up
 from sterna.monitor.protocol import QmpError
 
 
@@ -101,28 +102,36 @@ def connect(address: MonitorAddress, timeout: float | None = None) -> socket.soc
     try:
         if address.kind == "fd":
             return socket.socket(fileno=os.dup(address.fd))
-        if address.kind == "tcp":
-            return socket.create_connection((address.host, address.port), timeout)
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(address.path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        if address.kind == "unix":
+            return _connect(socket.AF_UNIX, address.path, timeout)
+        *others, last = look_up(address.host, address.port)
+        for family, target in others:
+            try:
+                return _connect(family, target, timeout)
+            except OSError:
+                continue
+        return _connect(*last, timeout)
     except OSError as error:
         raise AddressError(f"cannot connect to {address}: {_cause(error)}") from error
 
 
+def _connect(family: socket.AddressFamily, target: object, timeout: float | None) -> socket.socket:
+    connection = socket.socket(family)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(target)  # type: ignore[arg-type]
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _listen_tcp(address: MonitorAddress) -> socket.socket:
-    family, kind, protocol, _, target = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
+    family, target = look_up(address.host, address.port, passive=True)[0]
+    listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(target)
+        listener.bind(target)  # type: ignore[arg-type]
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()

@@ -38,7 +38,10 @@ class Channel:
     :ivar two_way: both directions work, so the peer can answer
     :ivar transferred: bytes written so far
     :ivar waited_seconds: how long writers have waited for the peer in all
+    :cvar patience_seconds: how long a peer may take nothing of what is written; None for ever
     """
+
+    patience_seconds: float | None = None
 
     def __init__(
         self,
@@ -86,10 +89,13 @@ class Channel:
             try:
                 sent = os.write(self._write_fd, view)
             except BlockingIOError:
-                self._wait(self._write_fd, select.POLLOUT)
+                patience = self.patience_seconds
+                deadline = None if patience is None else time.monotonic() + patience
+                if not self._wait(self._write_fd, select.POLLOUT, deadline):
+                    raise self._write_error(errno.ETIMEDOUT) from None
                 continue
             except OSError as error:
-                raise ChannelError(f"writing to {self.peer}: {describe(error)}") from error
+                raise self._write_error(error.errno) from error
             self.transferred += sent
             view = view[sent:]
 
@@ -105,17 +111,28 @@ class Channel:
         if self._write_fd is None or self._closed:
             raise ChannelError(f"{self.peer} is not open for writing")
         row, done = 0, np.zeros(2, dtype=np.int64)
+        patience_ms = -1 if self.patience_seconds is None else int(self.patience_seconds * 1000)
         try:
             while row < len(vectors):
                 self._cancellation.check()
-                row, code = gather.write_list(self._write_fd, self._cancellation.fileno(), vectors, row, done)
+                row, code = gather.write_list(
+                    self._write_fd, self._cancellation.fileno(), vectors, row, done, patience_ms
+                )
                 if code > 0 and code != errno.EINTR:
-                    raise ChannelError(f"writing to {self.peer}: {os.strerror(code).lower()}")
+                    raise self._write_error(code)
         finally:
             sent, waited_ns = done.tolist()
             self.waited_seconds += waited_ns / 1e9
             self.transferred += sent
         return int(sent)
+
+    def _write_error(self, code: int | None) -> ChannelError:
+        if code == errno.ETIMEDOUT:
+            # The kernel's word for it, and ours: TCP gives up where nothing is acknowledged, or there is no room.
+            return ChannelError(
+                f"writing to {self.peer}: it took nothing for {self.patience_seconds or 0:g} s"
+            )
+        return ChannelError(f"writing to {self.peer}: {os.strerror(code or errno.EIO).lower()}")
 
     def await_reader(self) -> None:
         """Wait until whoever reads a pipe has taken all that was written; on other channels nothing.

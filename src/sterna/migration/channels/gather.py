@@ -26,7 +26,7 @@ CANCELLED = -1
 """Instead of an error number: the cancellation's descriptor is readable."""
 
 _POLLIN, _POLLOUT = select.POLLIN, select.POLLOUT
-_EAGAIN, _CLOCK_MONOTONIC = errno.EAGAIN, time.CLOCK_MONOTONIC
+_EAGAIN, _ETIMEDOUT, _CLOCK_MONOTONIC = errno.EAGAIN, errno.ETIMEDOUT, time.CLOCK_MONOTONIC
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # ctypes releases the GIL around the call: other threads go on while the kernel copies.
@@ -66,24 +66,31 @@ def _monotonic() -> int:
     return int(now[0] * 1_000_000_000 + now[1])
 
 
-def _wait_twin(fd: int, events: int, cancel_fd: int) -> int:
+def _wait_twin(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     poll = select.poll()
     poll.register(fd, events)
     poll.register(cancel_fd, _POLLIN)
-    return CANCELLED if cancel_fd in dict(poll.poll()) else 0
+    ready = dict(poll.poll(timeout_ms))
+    if not ready:
+        return _ETIMEDOUT
+    return CANCELLED if cancel_fd in ready else 0
 
 
 @kernel(twin=_wait_twin)
-def _wait(fd: int, events: int, cancel_fd: int) -> int:
+def _wait(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     """Wait for events of a descriptor.
 
+    :param timeout_ms: how long, -1 for ever
     :return: 0, CANCELLED, or an error number: that of a signal is for the caller to see to
     """
     fds = np.empty(2, dtype=np.int64)
     fds[0] = fd | events << 32
     fds[1] = cancel_fd | _POLLIN << 32
-    if _poll(fds.ctypes.data, 2, -1) < 0:
+    ready = _poll(fds.ctypes.data, 2, timeout_ms)
+    if ready < 0:
         return int(carray(_errno_location(), 1)[0])
+    if ready == 0:
+        return _ETIMEDOUT
     return CANCELLED if fds[1] >> 48 else 0
 
 
@@ -113,7 +120,7 @@ def advance(vectors: Vectors, row: int, size: int) -> int:
 
 
 def _write_list_twin(
-    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64]
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64], patience_ms: int
 ) -> tuple[int, int]:
     while row < len(vectors):
         sent = _libc_writev(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
@@ -121,7 +128,7 @@ def _write_list_twin(
             code = ctypes.get_errno()
             if code == _EAGAIN:
                 started = time.monotonic_ns()
-                code = _wait_twin(fd, _POLLOUT, cancel_fd)
+                code = _wait_twin(fd, _POLLOUT, cancel_fd, patience_ms)
                 done[1] += time.monotonic_ns() - started
             if code:
                 return row, code
@@ -133,7 +140,7 @@ def _write_list_twin(
 
 @kernel(twin=_write_list_twin)
 def write_list(
-    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64]
+    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64], patience_ms: int
 ) -> tuple[int, int]:
     """Write all that a gather list points at from `row` on, waiting for room.
 
@@ -141,7 +148,9 @@ def write_list(
     :param cancel_fd: ends a wait when it is readable
     :param vectors: what has been written is taken off it
     :param done: the bytes written, and the ns it waited, are added to its two numbers
-    :return: where the rest of the list begins; and 0, CANCELLED, or an error number (EINTR among them)
+    :param patience_ms: how long there may be no room, -1 for ever
+    :return: where the rest of the list begins; and 0, CANCELLED, or an error number (EINTR among them, and ETIMEDOUT when there
+        was no room for too long)
     """
     while row < len(vectors):
         sent = _writev(fd, vectors.ctypes.data + row * 16, min(len(vectors) - row, IOV_MAX))
@@ -149,7 +158,7 @@ def write_list(
             code = int(carray(_errno_location(), 1)[0])
             if code == _EAGAIN:
                 started = _monotonic()
-                code = _wait(fd, _POLLOUT, cancel_fd)
+                code = _wait(fd, _POLLOUT, cancel_fd, patience_ms)
                 done[1] += _monotonic() - started
             if code:
                 return row, code
@@ -166,7 +175,7 @@ def _read_list_twin(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: 
         if got < 0:
             code = ctypes.get_errno()
             if code == _EAGAIN:
-                code = _wait_twin(fd, _POLLIN, cancel_fd)
+                code = _wait_twin(fd, _POLLIN, cancel_fd, -1)
             if code:
                 return done, row, code
             continue
@@ -194,7 +203,7 @@ def read_list(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -
         if got < 0:
             code = int(carray(_errno_location(), 1)[0])
             if code == _EAGAIN:
-                code = _wait(fd, _POLLIN, cancel_fd)
+                code = _wait(fd, _POLLIN, cancel_fd, -1)
             if code:
                 return done, row, code
             continue
@@ -218,7 +227,7 @@ def warm_up() -> None:
         for fd in (receive, send):
             os.set_blocking(fd, False)
         data = bytearray(1)
-        write_list(send, receive, vectors_of(data), 0, np.zeros(2, dtype=np.int64))
+        write_list(send, receive, vectors_of(data), 0, np.zeros(2, dtype=np.int64), -1)
         read_list(receive, receive, vectors_of(data), 0, 1)
     finally:
         os.close(receive)

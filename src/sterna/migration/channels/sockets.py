@@ -12,17 +12,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
+from sterna.hostlookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
 from sterna.migration.errors import ChannelError, ConnectionRefused
 
-Attempt = tuple[socket.AddressFamily, object]
-"""An address family and an address of it, to connect to."""
-
 BACKLOG = 512
 """Connections that may wait to be accepted: all channels of a migration come at once."""
+CONNECT_SECONDS = 30.0
+"""How long a host may take to answer a connection."""
+VANISHED_SECONDS = 30
+"""How long the other end may not answer, or take none of what is sent to it, before the connection counts as broken."""
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 _LINGER_SECONDS = 2.0
-_FULL_BACKLOG_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 1.0
 _PASSING = frozenset(
@@ -52,16 +54,18 @@ _PASSING = frozenset(
 class SocketChannel(Channel):
     """A connected stream socket."""
 
+    patience_seconds = VANISHED_SECONDS
+
     def __init__(self, cancellation: Cancellation, peer: str, sock: socket.socket) -> None:
         super().__init__(cancellation, peer, read_fd=sock.fileno(), write_fd=sock.fileno(), owner=sock)
         self._socket = sock
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A host that vanished is noticed within half a minute, also when this side only waits.
+            # A host that vanished is noticed when this side only waits (keepalive), and when it has sent something.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+            for option, value in _KEEPALIVE.items():
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000)
 
     def unsent_bytes(self) -> int:
         """Bytes that were written and that the peer's host has not acknowledged yet (SIOCOUTQ)."""
@@ -115,15 +119,15 @@ class SocketChannel(Channel):
 
 
 def connect(
-    attempts: list[Attempt],
+    attempts: list[Address],
     peer: str,
     cancellation: Cancellation,
-    timeout_seconds: float | None = None,
+    timeout_seconds: float = CONNECT_SECONDS,
 ) -> SocketChannel:
     """Connect to the first address that answers.
 
     :param attempts: addresses, at least one
-    :param timeout_seconds: for each address; the operating system's if not given
+    :param timeout_seconds: for each address
     :raise ConnectionRefused: When nobody listens there: every address refuses.
     :raise ChannelError: When no address answers, for another reason; the text gives that of each.
     :raise Cancelled: When the migration is cancelled while it waits.
@@ -152,7 +156,7 @@ def _try_address(
     address: object,
     peer: str,
     cancellation: Cancellation,
-    timeout_seconds: float | None,
+    timeout_seconds: float,
 ) -> SocketChannel | ChannelError:
     """A channel to one address, or why there is none."""
     with ExitStack() as stack:
@@ -160,7 +164,7 @@ def _try_address(
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setblocking(False)
             code = sock.connect_ex(address)  # type: ignore[arg-type]
-            deadline = time.monotonic() + (timeout_seconds or _FULL_BACKLOG_SECONDS)
+            deadline = time.monotonic() + timeout_seconds
             while code == errno.EAGAIN and time.monotonic() < deadline:
                 # A Unix socket's backlog is full (connect(2)); TCP waits by itself.
                 cancellation.sleep(_PAUSE_SECONDS)
@@ -173,7 +177,7 @@ def _try_address(
             poll = select.poll()
             poll.register(sock, select.POLLOUT)
             poll.register(cancellation.fileno(), select.POLLIN)
-            ready = poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)
+            ready = poll.poll(timeout_seconds * 1000)
             cancellation.check()
             if not ready:
                 return ChannelError(f"no answer in {timeout_seconds:.1f} s")
@@ -185,6 +189,8 @@ def _try_address(
                 return ChannelError(describe(error))
             stack.pop_all()
             return channel
+    if code == errno.EAGAIN:
+        return ChannelError(f"nobody accepted the connection in {timeout_seconds:.1f} s")
     reason = os.strerror(code).lower()
     return ConnectionRefused(reason) if code in (errno.ECONNREFUSED, errno.ENOENT) else ChannelError(reason)
 

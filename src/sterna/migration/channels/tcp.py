@@ -3,9 +3,10 @@
 import socket
 from dataclasses import dataclass
 
+from sterna.hostlookup import Address, look_up
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
-from sterna.migration.channels.sockets import BACKLOG, Listener, SocketChannel
+from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 
@@ -22,29 +23,30 @@ class TcpUri:
     def __str__(self) -> str:
         return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
 
-    def _addresses(self, flags: int) -> list[tuple[socket.AddressFamily, object]]:
+    def _addresses(self, *, passive: bool = False, cancel_fd: int = -1) -> list[Address]:
         try:
-            found = socket.getaddrinfo(
-                self.host or "127.0.0.1", self.port, type=socket.SOCK_STREAM, flags=flags
-            )
-        except (socket.gaierror, UnicodeError) as error:
-            cause = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
-            raise ChannelError(f"{self}: cannot find host {self.host!r}: {str(cause).lower()}") from error
-        return [(family, address) for family, _, _, _, address in found]
+            return look_up(self.host or "127.0.0.1", self.port, passive=passive, cancel_fd=cancel_fd)
+        except OSError as error:
+            raise ChannelError(f"{self}: cannot find host {self.host!r}: {error}") from error
 
-    def connect(self, cancellation: Cancellation, timeout_seconds: float | None = None) -> SocketChannel:
+    def connect(self, cancellation: Cancellation, timeout_seconds: float = CONNECT_SECONDS) -> SocketChannel:
         """
         :raise ConnectionRefused: When nobody listens there.
         :raise ChannelError: When the host is unknown or does not answer.
         :raise Cancelled: When the migration is cancelled while it waits.
         """
-        return connect_socket(self._addresses(0), str(self), cancellation, timeout_seconds)
+        try:
+            addresses = self._addresses(cancel_fd=cancellation.fileno())
+        except ChannelError:
+            cancellation.check()
+            raise
+        return connect_socket(addresses, str(self), cancellation, timeout_seconds)
 
     def listen(self) -> Listener:
         """
         :raise ChannelError: When the host is unknown or the port is taken.
         """
-        family, address = self._addresses(socket.AI_PASSIVE)[0]
+        family, address = self._addresses(passive=True)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

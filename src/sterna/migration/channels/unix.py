@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
-from sterna.migration.channels.sockets import BACKLOG, Listener, SocketChannel
+from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 from sterna.socketpath import SocketPath
@@ -26,7 +26,7 @@ class UnixUri:
     def __str__(self) -> str:
         return f"unix:{self.path}"
 
-    def connect(self, cancellation: Cancellation, timeout_seconds: float | None = None) -> SocketChannel:
+    def connect(self, cancellation: Cancellation, timeout_seconds: float = CONNECT_SECONDS) -> SocketChannel:
         """
         :raise ConnectionRefused: When nobody listens there.
         """
