@@ -5,6 +5,7 @@ import json
 import resource
 import select
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,48 @@ def test_a_client_leaves_a_server_that_says_nonsense(said: bytes) -> None:
         far.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionLost, match="does not speak QMP"), QmpClient(near, "it", 5) as client:
             client.command("query-status")
+
+
+@pytest.mark.parametrize("said", [b"", b'{"QMP": '])
+def test_a_server_that_does_not_greet_may_have_another_client(said: bytes) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(said)
+        with pytest.raises(
+            ConnectionLost, match=r"did not greet within 0\.05 s: does another client hold it"
+        ):
+            QmpClient(near, "it", TIMEOUT, greeting_seconds=0.05)
+
+
+@pytest.mark.parametrize("said", [b"", b'{"return"'])
+def test_an_answer_is_not_waited_for_for_ever(said: bytes) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b'{"QMP": {}}\n{"return": {}}\n' + said)
+        with (
+            QmpClient(near, "it", 0.05, greeting_seconds=TIMEOUT) as client,
+            pytest.raises(ConnectionLost, match=r"does not answer: 'query-status' was sent 0\.05 s ago"),
+        ):
+            client.command("query-status")
+
+
+def test_events_are_no_answer() -> None:
+    """However many there are. The far end writes them until nobody listens."""
+    near, far = socket.socketpair()
+
+    def talk() -> None:
+        try:
+            while True:
+                far.sendall(b'{"event": "NOISE"}\n' * 1000)
+        except OSError:
+            pass
+
+    with near, far:
+        far.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+        thread = threading.Thread(target=talk)
+        with QmpClient(near, "it", 0.1, greeting_seconds=TIMEOUT) as client:
+            thread.start()
+            with pytest.raises(ConnectionLost, match="does not answer"):
+                client.command("query-status")
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()

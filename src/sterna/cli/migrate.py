@@ -7,6 +7,9 @@ import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 
+_GREETING_SECONDS = 10.0
+"""How long a VM may take to greet. A QEMU serves one QMP client at a time and lets others wait without a word."""
+
 
 @click.command("migrate")
 @click.argument("qmp_address", metavar="QMP-ADDRESS")
@@ -76,7 +79,7 @@ def command(
     except AddressError as error:
         raise UsageError(str(error)) from error
     try:
-        client = QmpClient.connect(address)
+        client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
     except (AddressError, ConnectionLost) as error:
         raise CliError(str(error)) from error
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:

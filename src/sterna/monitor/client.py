@@ -24,20 +24,35 @@ class ConnectionLost(Exception):
 class QmpClient:
     """A negotiated connection. Use it from one thread.
 
+    :param timeout: seconds for each answer, None for ever
+    :param greeting_seconds: for the server's greeting, if not `timeout`
+
     :ivar events: those not taken yet, oldest first
     :ivar greeting: the server's version information
     """
 
-    def __init__(self, connection: socket.socket, name: str, timeout: float | None = 30.0) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        name: str,
+        timeout: float | None = 30.0,
+        greeting_seconds: float | None = None,
+    ) -> None:
         self._socket = connection
         self._name = name
         self._timeout = timeout
         self._framer = JsonFramer(_MAX_ANSWER_BYTES)
         self._messages: collections.deque[dict[str, Any]] = collections.deque()
         self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=_MAX_EVENTS)
-        connection.settimeout(timeout)
+        greeting_seconds = timeout if greeting_seconds is None else greeting_seconds
         try:
-            greeting = self._next_message()
+            try:
+                greeting = self._next_message(_deadline(greeting_seconds))
+            except TimeoutError as error:
+                raise ConnectionLost(
+                    f"{name} accepts connections, and did not greet within {greeting_seconds:g} s: "
+                    "does another client hold it (libvirt?), is it no QMP, or has the VM not started?"
+                ) from error
             if not isinstance(greeting.get("QMP"), dict):
                 raise ConnectionLost(f"{name} does not speak QMP")
             self.greeting: dict[str, Any] = greeting["QMP"]
@@ -47,13 +62,16 @@ class QmpClient:
             raise
 
     @classmethod
-    def connect(cls, address: MonitorAddress, timeout: float | None = 30.0) -> "QmpClient":
+    def connect(
+        cls, address: MonitorAddress, timeout: float | None = 30.0, greeting_seconds: float | None = None
+    ) -> "QmpClient":
         """
         :param timeout: seconds for the connection and for each answer
+        :param greeting_seconds: for the server's greeting, if not `timeout`
         :raise AddressError: When nobody listens there.
-        :raise ConnectionLost: When whoever listens does not speak QMP.
+        :raise ConnectionLost: When whoever listens does not speak QMP, or serves another client.
         """
-        return cls(connect(address, timeout), str(address), timeout)
+        return cls(connect(address, timeout), str(address), timeout, greeting_seconds)
 
     def command(self, name: str, **arguments: Any) -> Any:
         """Run a command. Underscores in argument names stand for hyphens.
@@ -69,12 +87,21 @@ class QmpClient:
         message: dict[str, Any] = {"execute": name}
         if arguments:
             message["arguments"] = arguments
+        deadline = _deadline(self._timeout)
         try:
+            self._socket.settimeout(self._timeout)
             self._socket.sendall(msgspec.json.encode(message) + b"\n")
+        except TimeoutError as error:
+            raise ConnectionLost(f"{self._name} does not take '{name}' for {self._timeout:g} s") from error
         except OSError as error:
             raise ConnectionLost(f"{self._name}: {error.strerror or error}") from error
         while True:
-            answer = self._next_message()
+            try:
+                answer = self._next_message(deadline)
+            except TimeoutError as error:
+                raise ConnectionLost(
+                    f"{self._name} does not answer: '{name}' was sent {self._timeout:g} s ago"
+                ) from error
             if "event" in answer:
                 self.events.append(answer)
             elif "error" in answer:
@@ -90,20 +117,16 @@ class QmpClient:
         :raise TimeoutError: When none came in so many seconds.
         :raise ConnectionLost: When the connection ended.
         """
-        deadline = time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while True:
             while self.events:
                 event = self.events.popleft()
                 if wanted(event):
                     return event
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"{self._name}: no such event in {timeout:g} s")
-            self._socket.settimeout(left)
             try:
-                message = self._next_message(silence_is_lost=False)
-            finally:
-                self._socket.settimeout(self._timeout)
+                message = self._next_message(deadline)
+            except TimeoutError:
+                raise TimeoutError(f"{self._name}: no such event in {timeout:g} s") from None
             if "event" in message:
                 self.events.append(message)
 
@@ -119,13 +142,19 @@ class QmpClient:
     ) -> None:
         self.close()
 
-    def _next_message(self, *, silence_is_lost: bool = True) -> dict[str, Any]:
+    def _next_message(self, deadline: float | None) -> dict[str, Any]:
+        """
+        :param deadline: when it has to be whole, by time.monotonic; None for ever
+        :raise TimeoutError: When it is not.
+        """
         while not self._messages:
             try:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(left)
                 data = self._socket.recv(1 << 16)
-            except TimeoutError as error:
-                if silence_is_lost:
-                    raise ConnectionLost(f"{self._name} does not answer") from error
+            except TimeoutError:
                 raise
             except OSError as error:
                 raise ConnectionLost(f"{self._name}: {error.strerror or error}") from error
@@ -143,3 +172,7 @@ class QmpClient:
         if not isinstance(message, dict):
             raise ConnectionLost(f"{self._name} does not speak QMP")
         return message
+
+
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
