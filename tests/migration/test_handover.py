@@ -4,16 +4,19 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
+import xxhash
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
@@ -22,7 +25,7 @@ from sterna.migration.errors import InDoubt, StateError
 from sterna.migration.handshake import GREETING
 from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.ownership import Event, NotTheOwner, Standing
+from sterna.ownership import Event, NotTheOwner, Outcome, Standing
 from sterna.stream import sections
 from sterna.stream.return_path import pong, shut
 from sterna.stream.wire import Command
@@ -101,6 +104,42 @@ def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_p
         assert not here.controller.info().in_doubt
         with pytest.raises(StateError, match="no migration is in doubt"):
             here.controller.resolve_doubt()
+
+
+@pytest.mark.parametrize("says", [Outcome.RUNNING, Outcome.ABANDONED])
+def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
+    tmp_path: Path, says: Outcome
+) -> None:
+    path, asked = tmp_path / "d", tmp_path / "asked"
+    with (
+        hosts(guest()) as (here,),
+        elsewhere("stop", "advance_counter", f"unix:{path}") as there,
+        socket.socket(socket.AF_UNIX) as silent,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        silent.bind(str(asked))
+        silent.listen()
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
+        here.controller.migrate(there.address)
+        there.await_stop()
+        os.unlink(path)
+        in_doubt(here, here.outcome())
+        found = pool.submit(here.controller.resolve_doubt, f"unix:{asked}")
+        connection, _ = silent.accept()
+        with connection:
+            for call in (here.controller.resolve_doubt, lambda: here.controller.migrate(TCP)):
+                with pytest.raises(StateError, match="is being asked who runs the guest"):
+                    call()
+            here.controller.set_capabilities({"events": True})
+            assert here.controller.info().in_doubt
+            here.guest.ownership.apply(Event.FORCED_CONT)
+            here.guest.resume()
+            data = struct.pack(">8sBQ", b"STRNANS1", says, 5)
+            connection.sendall(data + xxhash.xxh32_digest(data))
+            assert found.result().startswith("the guest was made to run here by force meanwhile")
+        assert ("it runs there too" in found.result()) is (says is Outcome.RUNNING)
+        assert here.guest.running
+        here.controller.migrate("exec:cat > /dev/null")
 
 
 def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ TIMEOUT = 300.0
 class ServerThread:
     """:ivar emit: sends an event to all clients"""
 
-    def __init__(self, commands: CommandTable, address: MonitorAddress) -> None:
+    def __init__(
+        self, commands: CommandTable, address: MonitorAddress, negotiation_seconds: float = TIMEOUT
+    ) -> None:
         self.address = address
         self._commands = commands
+        self._negotiation_seconds = negotiation_seconds
         self._listening = Listening.on(address)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
@@ -32,7 +35,7 @@ class ServerThread:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
-        self.server = QmpServer(self._commands)
+        self.server = QmpServer(self._commands, self._negotiation_seconds)
         self.emit = self.server.emit
         await self.server.serve(self._listening.socket)
         self._ready.set()
@@ -56,8 +59,10 @@ class ServerThread:
 
 
 @contextmanager
-def serving(commands: CommandTable, path: Path) -> Iterator[ServerThread]:
-    server = ServerThread(commands, MonitorAddress("unix", path=str(path)))
+def serving(
+    commands: CommandTable, path: Path, negotiation_seconds: float = TIMEOUT
+) -> Iterator[ServerThread]:
+    server = ServerThread(commands, MonitorAddress("unix", path=str(path)), negotiation_seconds)
     try:
         yield server
     finally:

@@ -162,16 +162,15 @@ def test_help_lists_what_there_is(human) -> None:
     assert human.execute("help info status").startswith("info status ")
 
 
-def test_migrate_waits_in_the_foreground_and_others_may_cancel(vm: Monitored, human, tmp_path: Path) -> None:
+def test_migrate_waits_in_the_foreground_and_others_may_cancel(vm: Monitored, tmp_path: Path) -> None:
+    human = HumanMonitor(vm.control, foreground=True)
     human.execute("migrate_set_parameter max-bandwidth 4k")
     vm.machine.cont()
     with monitored(tmp_path / "qmp2", incoming=True, smp=2) as other:
         uri = f"unix:{tmp_path}/in"
         assert HumanMonitor(other.control).execute(f"migrate_incoming {uri}") == ""
         answers: list[str] = []
-        thread = threading.Thread(
-            target=lambda: answers.append(human.execute(f"migrate {uri}", foreground=True))
-        )
+        thread = threading.Thread(target=lambda: answers.append(human.execute(f"migrate {uri}")))
         thread.start()
         second = HumanMonitor(vm.control)
         while "status: active" not in second.execute("info migrate"):

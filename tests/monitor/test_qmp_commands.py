@@ -2,6 +2,8 @@
 
 import errno
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -315,3 +317,51 @@ def test_the_host_takes_mappings_away_and_asks_which_were_used(client) -> None:
         lambda: client.command("x-sterna-query-stage2")["faults-translation"] > before["faults-translation"]
     )
     client.command("stop")
+
+
+@pytest.mark.parametrize("human", [False, True])
+def test_a_name_service_that_does_not_answer_holds_up_one_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, human: bool
+) -> None:
+    asked, answer, real = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def silent(host: str, *arguments: Any, **named: Any) -> Any:
+        if host == "somewhere" and not named["flags"] & socket.AI_NUMERICHOST:
+            asked.set()
+            answer.wait(TIMEOUT)
+        return real(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr("sterna.migration.channels.tcp.LOOKUP_SECONDS", TIMEOUT)
+    with (
+        monitored(tmp_path / "qmp2", incoming=True) as vm,
+        vm.server.client() as one,
+        vm.server.client() as other,
+    ):
+
+        def wait_there() -> None:
+            with pytest.raises(QmpError, match="somewhere"):
+                one.command("migrate-incoming", uri="tcp:somewhere:0")
+
+        def type_it() -> None:
+            line = "migrate_incoming tcp:somewhere:0"
+            assert "somewhere" in one.command("human-monitor-command", command_line=line)
+
+        thread = threading.Thread(target=type_it if human else wait_there)
+        thread.start()
+        assert asked.wait(TIMEOUT)
+        assert other.command("query-status")["status"] == "inmigrate"
+        assert other.command("human-monitor-command", command_line="info status")
+        assert other.command("query-migrate") is not None
+        assert other.command("stop") == {}
+        assert thread.is_alive()
+        answer.set()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def test_a_long_save_ends_with_the_machine(vm: Monitored, client, tmp_path: Path) -> None:
+    vm.control.closing.set()
+    with pytest.raises(QmpError, match="is being closed"):
+        client.command("pmemsave", val=0x4000_0000, size=4096, filename=str(tmp_path / "saved"))
+    assert not list(tmp_path.glob("*saved*"))

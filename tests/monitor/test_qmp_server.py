@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
-from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable
+from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable, serving
 from sterna.monitor.addresses import AddressError, listen, parse_address
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
@@ -280,6 +280,60 @@ def test_many_clients_at_once_and_a_limit(server) -> None:
     for number, client in enumerate(clients):
         assert client.command("echo", n=number) == {"n": number}
         client.close()
+
+
+def test_silent_clients_make_room_for_others_the_oldest_first(server) -> None:
+    keeper = server.client()
+    silent = [Raw(server) for _ in range(63)]
+    others = [server.client() for _ in range(3)]
+    assert [client.at_end() for client in silent[:3]] == [True] * 3
+    assert silent[3].ask(b'{"execute": "qmp_capabilities"}') == {"return": {}}
+    for client in (keeper, *others):
+        assert client.command("echo", a=1) == {"a": 1}
+        client.close()
+    for client in silent:
+        client.close()
+
+
+def test_a_client_that_never_negotiates_is_disconnected(table: SmallTable, tmp_path: Path) -> None:
+    with serving(table, tmp_path / "impatient.sock", negotiation_seconds=0.05) as server:
+        silent = Raw(server)
+        assert silent.at_end()
+        silent.close()
+
+
+def test_a_client_that_has_negotiated_may_be_silent(server, negotiated) -> None:
+    (session,) = server.server._sessions
+    assert session._patience.when() is None
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1:4444\r\nContent-Type: text/plain\r\n\r\n",
+        b'POST /{"execute":"qmp_capabilities"} HTTP/1.1\r\n',
+        b"[]",
+        b'"quoted"\n',
+        b"[" * 1000,
+        b'{"execute": "qmp\n',
+    ],
+)
+def test_what_does_not_begin_with_an_object_is_not_qmp(raw, table: SmallTable, first: bytes) -> None:
+    """A browser can be made to send this to a port of its own host, and what follows says the page."""
+    body = b'{"execute": "qmp_capabilities"}\n{"execute": "wait"}\n'
+    raw.send(first + body)
+    assert "error" in raw.read()
+    assert raw.at_end()
+    assert not table.waiting.is_set()
+
+
+def test_a_command_that_waits_holds_up_its_own_client_only(server, table: SmallTable, negotiated) -> None:
+    negotiated.send(b'{"execute": "wait", "id": 1}\n{"execute": "echo", "id": 2}\n')
+    assert table.waiting.wait(TIMEOUT)
+    with server.client() as other:
+        assert other.command("echo", a=1) == {"a": 1}
+    table.gate.set()
+    assert [negotiated.read()["id"] for _ in range(2)] == [1, 2]
 
 
 def test_unix_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

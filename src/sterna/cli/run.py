@@ -312,12 +312,13 @@ class _RunningMachine:
             for listening in self._listening:
                 await server.serve(listening.socket)
             if self._console:
-                self._start_console(HumanMonitor(control))
+                self._start_console(HumanMonitor(control, foreground=True))
             await self._end.wait()
         finally:
             unsubscribe()
             # Before the connections of a migration end: who sees them end must not find the guest running here.
             self._machine.stop()
+            control.closing.set()
             await server.close()
         return ExitCode.FAILURE if self._machine.error or self._incoming_failed else ExitCode.OK
 
@@ -358,7 +359,7 @@ class _RunningMachine:
         def loop() -> None:
             _write(f"sterna {_version()} monitor - type 'help' for more information\n{_PROMPT}")
             for line in _lines(0):
-                _write(monitor.execute(line, foreground=True))
+                _write(monitor.execute(line))
                 if self._ended.is_set():
                     return
                 _write(_PROMPT)

@@ -40,6 +40,8 @@ class MigrationController:
         self._emit_to = emit
         self._observe = observe
         self._lock = threading.Lock()
+        self._asked = threading.Condition(self._lock)
+        self._asking = False
         self._closing = Cancellation()
         self._closed = False
         self._parameters = Parameters(self._parameters_changed)
@@ -67,6 +69,7 @@ class MigrationController:
         self._check_channels(target)
         with self._lock:
             self._check_open()
+            self._check_not_asking()
             self._check_owner()
             if self._source is not None and self._source.progress.snapshot().status.running:
                 raise StateError("there is a migration process in progress")
@@ -168,9 +171,10 @@ class MigrationController:
         :raise ParameterError: When a name is unknown, or a capability to be enabled is not implemented.
         :raise StateError: When a migration is in progress.
         """
-        if self.info().status.running and self._source is not None:
-            raise StateError("there is a migration process in progress")
-        self._parameters.set_capabilities(changes)
+        with self._lock:
+            if self.info().status.running and self._source is not None:
+                raise StateError("there is a migration process in progress")
+            self._parameters.set_capabilities(changes)
 
     def parameters(self) -> dict[str, Value]:
         """All parameters by QEMU's names."""
@@ -187,11 +191,12 @@ class MigrationController:
         """Cancel what is in progress and wait until all threads have ended. The controller is of no use
         afterwards.
         """
-        self._closing.set()  # first: a question to a destination may hold the lock
-        with self._lock:
+        self._closing.set()
+        with self._asked:
             if self._closed:
                 return
             self._closed = True
+            self._asked.wait_for(lambda: not self._asking)
         self.cancel()
         self._end_source()
         if self._incoming is not None:
@@ -254,10 +259,21 @@ class MigrationController:
         address = None if uri is None else uris.parse(uri)
         with self._lock:
             self._check_open()
+            self._check_not_asking()
             source = self._source
             if source is None or source.progress.snapshot().status.running or not source.resolvable:
                 raise StateError("no migration is in doubt")
+            self._asking = True
+        try:
             return source.resolve_doubt(address)
+        finally:
+            with self._asked:
+                self._asking = False
+                self._asked.notify_all()
+
+    def _check_not_asking(self) -> None:
+        if self._asking:
+            raise StateError("the destination is being asked who runs the guest; wait for the answer")
 
     def _end_source(self) -> None:
         if self._thread is not None:

@@ -33,6 +33,7 @@ class Doubt:
     migration_id: bytes
     uri: uris.Uri
     watch: ProcessWatch | None = field(default=None)
+    _forced: bool = field(default=False, init=False)
 
     @property
     def advice(self) -> str:
@@ -51,17 +52,18 @@ class Doubt:
 
         :param uri: where to ask, when that is not where the guest was sent
         :return: the destination runs it: its CLOCK_REALTIME just before the first guest instruction
-        :raise MigrationError: When the destination does not run it and never will: it is the source's.
+        :raise MigrationError: When the destination does not run it and never will, or its user had it run here meanwhile: it is
+            the source's.
         :raise InDoubt: When neither can be told in so many seconds.
         """
         uri = uri or self.uri
         reason = f"{uri} cannot be asked whether it runs the guest"
-        clock_ns = 0
+        told, clock_ns = Event.NO_ANSWER, 0
         try:
             if isinstance(uri, uris.ListeningUri):
-                _, clock_ns = doubt.ask(uri, self.migration_id, seconds, cancellation, self._is_over)
+                told, clock_ns = doubt.ask(uri, self.migration_id, seconds, cancellation, self._is_over)
             else:
-                self._is_over(Event.NO_ANSWER)
+                self._is_over(told)
         except (InDoubt, Cancelled) as silent:
             reason = str(silent)
         match self.ownership.standing:
@@ -70,10 +72,15 @@ class Doubt:
                 return clock_ns
             case Standing.IN_DOUBT:
                 raise InDoubt(f"{reason}; {self.advice}")
+            case _ if self._forced:
+                also = ", and the destination says that it runs there too" if told is Event.RUNS else ""
+                raise MigrationError(f"the guest was made to run here by force meanwhile{also}")
             case _:
                 raise MigrationError("the destination did not start the guest, and never will")
 
     def _is_over(self, event: Event) -> bool:
+        # Nothing but its user's word ends a doubt between two answers.
+        self._forced = self.ownership.standing is not Standing.IN_DOUBT
         self.apply(event)
         if self.watch is not None and self.watch.ended:
             self.apply(Event.PROCESS_ENDED)

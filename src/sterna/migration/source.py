@@ -59,8 +59,8 @@ from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION
 
 _FIRST_DEVICE_ID = 2
 
-_QUESTION_SECONDS = 2.0
-"""How long the user's own question to the destination may take: other monitors wait meanwhile."""
+_QUESTION_SECONDS = 5.0
+"""How long the user's own question to the destination may take."""
 
 
 @dataclass

@@ -79,11 +79,13 @@ class Command:
     """One QMP command.
 
     :ivar schema: its arguments; None hands them over as they are
+    :ivar waits: as in `Control.command`
     """
 
     name: str
     schema: type[msgspec.Struct] | None
     run: Callable[[Any], Any]
+    waits: bool = False
 
 
 class Commands(Mapping[str, Command]):
@@ -113,7 +115,7 @@ class Commands(Mapping[str, Command]):
         if command is None:
             raise QmpError(f"The command {name[:80]} has not been found", "CommandNotFound")
         checked = arguments if command.schema is None else convert_arguments(arguments, command.schema)
-        with self._control.one_at_a_time():
+        with self._control.command(waits=command.waits):
             return command.run(checked)
 
     def _declare(self) -> list[Command]:
@@ -129,17 +131,17 @@ class Commands(Mapping[str, Command]):
             Command("stop", none, self._stop),
             Command("cont", ContArguments, self._cont),
             Command("quit", none, self._quit),
-            Command("migrate", MigrateArguments, self._migrate),
-            Command("migrate-incoming", UriArguments, self._migrate_incoming),
+            Command("migrate", MigrateArguments, self._migrate, waits=True),
+            Command("migrate-incoming", UriArguments, self._migrate_incoming, waits=True),
             Command("migrate_cancel", none, self._migrate_cancel),
-            Command("x-sterna-resolve-doubt", DoubtArguments, self._resolve_doubt),
+            Command("x-sterna-resolve-doubt", DoubtArguments, self._resolve_doubt, waits=True),
             Command("query-migrate", none, self._query_migrate),
-            Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities),
+            Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities, waits=True),
             Command("query-migrate-capabilities", none, self._query_capabilities),
             Command("migrate-set-parameters", None, self._set_parameters),
             Command("query-migrate-parameters", none, self._query_parameters),
-            Command("human-monitor-command", HumanArguments, self._human_command),
-            Command("pmemsave", SaveArguments, self._pmemsave),
+            Command("human-monitor-command", HumanArguments, self._human_command, waits=True),
+            Command("pmemsave", SaveArguments, self._pmemsave, waits=True),
             Command("x-sterna-query-stage2", none, self._query_stage2),
             Command("x-sterna-query-page-heat", HeatArguments, self._query_page_heat),
             Command("x-sterna-unmap", RangeArguments, self._unmap),
@@ -223,6 +225,10 @@ class Commands(Mapping[str, Command]):
             raise QmpError(f"Could not open '{arguments.filename[:200]}': {error.strerror}") from error
         with file:
             for at in range(arguments.val, end, _SAVE_CHUNK):
+                if self._control.closing.is_set():
+                    raise QmpError(
+                        f"Could not write '{arguments.filename[:200]}': the machine is being closed"
+                    )
                 data = machine.read_physical(at, min(_SAVE_CHUNK, end - at))
                 self._complete(arguments.filename, file.write, data)
             self._complete(arguments.filename, file.commit)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -81,29 +81,33 @@ EXPECTED_ERRORS = (
 
 @dataclass
 class Control:
-    """The targets of commands. Commands of all monitors run one at a time: `one_at_a_time`.
+    """The targets of commands.
 
     :ivar quit: ends the process soon; called with the reason (QEMU's ShutdownCause), from any thread
+    :ivar closing: set when the process ends: commands that take long give up
     """
 
     machine: Machine
     migration: MigrationController
     quit: Callable[[str], None]
+    closing: threading.Event = field(default_factory=threading.Event)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @contextmanager
-    def one_at_a_time(self) -> Iterator[None]:
-        """The body of a command.
+    def command(self, *, waits: bool = False) -> Iterator[None]:
+        """The body of a command. Commands of all monitors run one at a time, but for those that wait.
 
+        :param waits: it may wait for a disk, a name service or another machine, or for a command that does; what it calls has
+            locks of its own
         :raise QmpError: In place of any error that is the user's or the host's fault.
         """
-        with self._lock:
-            try:
+        try:
+            with nullcontext() if waits else self._lock:
                 yield
-            except QmpError:
-                raise
-            except EXPECTED_ERRORS as error:
-                raise QmpError(str(error) or type(error).__name__) from error
+        except QmpError:
+            raise
+        except EXPECTED_ERRORS as error:
+            raise QmpError(str(error) or type(error).__name__) from error
 
     def start_incoming(self, uri: str) -> None:
         """Wait for a guest at `uri`.

@@ -24,11 +24,13 @@ class _Entry:
 
     :ivar arguments: for people
     :ivar run: gets the rest of the line
+    :ivar waits: as in `Control.command`
     """
 
     arguments: str
     help: str
     run: Callable[[str], str]
+    waits: bool = False
 
     def line(self, name: str) -> str:
         return f"{name} {self.arguments} -- {self.help}"
@@ -37,13 +39,15 @@ class _Entry:
 class HumanMonitor:
     """Runs lines on the caller's thread.
 
+    :param foreground: `migrate` without ``-d`` waits; otherwise it goes on in the background
+
     :ivar cpu: the default CPU of commands that concern one
     """
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, *, foreground: bool = False) -> None:
         self._control = control
         self.cpu = 0
-        self._foreground = False
+        self._foreground = foreground
         self._commands: Mapping[str, _Entry] = {
             "cont|c": _Entry(
                 "[-f]", "resume emulation (-f: even if the guest may run elsewhere)", self._cont
@@ -52,21 +56,27 @@ class HumanMonitor:
             "help|?": _Entry("[cmd]", "show the help", self._help),
             "info": _Entry("[subcommand]", "show various information about the system state", self._info),
             "migrate": _Entry(
-                "[-d] uri", "migrate to URI (using -d to not wait for completion)", self._migrate
+                "[-d] uri", "migrate to URI (using -d to not wait for completion)", self._migrate, waits=True
             ),
             "migrate_cancel": _Entry("", "cancel the current VM migration", self._migrate_cancel),
             "migrate_incoming": _Entry(
-                "uri", "wait for a migration at URI, after --incoming defer", self._incoming
+                "uri", "wait for a migration at URI, after --incoming defer", self._incoming, waits=True
             ),
             "migrate_set_capability": _Entry(
-                "capability state", "enable or disable a migration capability", self._set_capability
+                "capability state",
+                "enable or disable a migration capability",
+                self._set_capability,
+                waits=True,
             ),
             "migrate_set_parameter": _Entry(
                 "parameter value", "set a migration parameter", self._set_parameter
             ),
             "quit|q": _Entry("", "quit the emulator", self._quit),
             "resolve_doubt": _Entry(
-                "[uri]", "ask a migration's destination whether it runs the guest", self._resolve_doubt
+                "[uri]",
+                "ask a migration's destination whether it runs the guest",
+                self._resolve_doubt,
+                waits=True,
             ),
             "stop|s": _Entry("", "stop emulation", self._stop),
             "xp": _Entry("/fmt addr", "physical memory dump starting at 'addr'", self._xp),
@@ -87,22 +97,21 @@ class HumanMonitor:
             "version": _Entry("", "show the version", self._info_version),
         }
 
-    def execute(
-        self, line: str, *, cpu: int | None = None, foreground: bool = False, newline: str = "\n"
-    ) -> str:
+    def execute(self, line: str, *, cpu: int | None = None, newline: str = "\n") -> str:
         """Run one line.
 
         :param cpu: the default CPU of this line
-        :param foreground: `migrate` without ``-d`` may wait; otherwise it goes on in the background
         :return: the answer, each of its lines ended by `newline`
         """
-        if len(line) > MAX_LINE:
-            text = f"the line has more than {MAX_LINE} characters\n"
-        else:
-            text = self._execute(line.strip(), cpu, foreground)
+        too_long = len(line) > MAX_LINE
+        text = (
+            f"the line has more than {MAX_LINE} characters\n"
+            if too_long
+            else self._execute(line.strip(), cpu)
+        )
         return text.replace("\n", newline)
 
-    def _execute(self, line: str, cpu: int | None, foreground: bool) -> str:
+    def _execute(self, line: str, cpu: int | None) -> str:
         name, _, rest = line.partition(" ")
         if name.startswith("xp/"):
             name, rest = "xp", line[2:]
@@ -112,11 +121,12 @@ class HumanMonitor:
         if found is None:
             return f"unknown command: '{name[:80]}'\n"
         try:
-            with self._control.one_at_a_time():
+            with self._control.command(waits=found[1].waits):
+                if found[1].waits:
+                    return found[1].run(rest.strip())
                 before, self.cpu = self.cpu, self.cpu if cpu is None else cpu
-                self._foreground = foreground
                 try:
-                    answer = found[1].run(rest.strip())
+                    return found[1].run(rest.strip())
                 finally:
                     if cpu is not None:
                         self.cpu = before
@@ -124,10 +134,6 @@ class HumanMonitor:
             return f'{error.desc}\nTry "help {name}" for more information\n'
         except QmpError as error:
             return f"Error: {error.desc}\n"
-        if name == "migrate" and foreground:
-            # Not under the lock: the other monitors go on, and one of them may cancel.
-            return self._wait_for_migration()
-        return answer
 
     # -- machine ---------------------------------------------------------------------------------------------
 
@@ -190,19 +196,14 @@ class HumanMonitor:
             raise UsageError("migrate: string expected")
         self._control.migration.migrate(" ".join(words))
         if detach:
-            self._foreground = False
-        if detach or self._foreground:
             return ""
-        return "terminal does not allow synchronous migration, continuing detached\n"
+        if not self._foreground:
+            return "terminal does not allow synchronous migration, continuing detached\n"
+        info = self._control.migration.wait()
+        return f"Error: {info.error}\n" if info.error else f"migration {info.status.value}\n"
 
     def _resolve_doubt(self, rest: str) -> str:
         return f"{self._control.migration.resolve_doubt(rest or None)}\n"
-
-    def _wait_for_migration(self) -> str:
-        if not self._foreground:
-            return ""
-        info = self._control.migration.wait()
-        return f"Error: {info.error}\n" if info.error else f"migration {info.status.value}\n"
 
     def _migrate_cancel(self, rest: str) -> str:
         _no_more(rest, "migrate_cancel")

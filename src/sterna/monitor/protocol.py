@@ -50,20 +50,25 @@ class RequestError(QmpError):
         self.message = message or {}
 
 
+class NoObjectError(RequestError):
+    """A message that is no JSON object."""
+
+
 _MEMBERS = {"execute", "arguments", "id"}
 
 
 def parse_request(text: bytes) -> Request:
     """Decode one message.
 
-    :raise RequestError: When it is not JSON, or no command; the texts are QEMU's.
+    :raise NoObjectError: When it is not JSON, or no object.
+    :raise RequestError: When it is no command; the texts are QEMU's.
     """
     try:
         message = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"JSON parse error, {error}") from error
+        raise NoObjectError(f"JSON parse error, {error}") from error
     if not isinstance(message, dict):
-        raise RequestError("QMP input must be a JSON object")
+        raise NoObjectError("QMP input must be a JSON object")
     for member in message:
         if member not in _MEMBERS:
             raise RequestError(f"QMP input member '{member[:80]}' is unexpected", message)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sterna.monitor import protocol
 from sterna.monitor.addresses import AddressError, MonitorAddress, listen
-from sterna.monitor.session import CommandTable, Session
+from sterna.monitor.session import NEGOTIATION_SECONDS, CommandTable, Session
 from sterna.socketpath import SocketPath
 
 CLIENT_LIMIT = 64
@@ -40,11 +40,16 @@ class Listening:
 
 
 class QmpServer:
-    """Serves any number of sockets, up to `CLIENT_LIMIT` clients in all. Lives in one asyncio loop."""
+    """Serves any number of sockets, up to `CLIENT_LIMIT` clients in all. Lives in one asyncio loop.
 
-    def __init__(self, commands: CommandTable) -> None:
+    :param negotiation_seconds: as in `Session`
+    """
+
+    def __init__(self, commands: CommandTable, negotiation_seconds: float = NEGOTIATION_SECONDS) -> None:
         self._commands = commands
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qmp")
+        self._negotiation_seconds = negotiation_seconds
+        # A thread for each client: a command that waits holds up its own client, and no other.
+        self._executor = ThreadPoolExecutor(max_workers=CLIENT_LIMIT, thread_name_prefix="qmp")
         self._servers: list[asyncio.Server] = []
         self._sessions: dict[Session, asyncio.Task[Any]] = {}
         self._loop = asyncio.get_running_loop()
@@ -80,15 +85,29 @@ class QmpServer:
             session.send_event(message)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._sessions) >= CLIENT_LIMIT:
+        if not self._make_room():
             writer.transport.abort()
             return
-        session = Session(reader, writer, self._commands, self._executor)
+        session = Session(reader, writer, self._commands, self._executor, self._negotiation_seconds)
         task = asyncio.current_task()
         assert task is not None
         self._sessions[session] = task
         try:
             await session.run()
         finally:
-            del self._sessions[session]
+            self._sessions.pop(session, None)
             writer.close()
+
+    def _make_room(self) -> bool:
+        """Where there are as many clients as may be, the one that has been silent for longest makes room: it has not negotiated.
+
+        :return: whether there is room
+        """
+        if len(self._sessions) < CLIENT_LIMIT:
+            return True
+        silent = next((session for session in self._sessions if not session.negotiated), None)
+        if silent is None:
+            return False
+        del self._sessions[silent]
+        silent.drop()
+        return True

@@ -1,4 +1,8 @@
-"""One QMP client: negotiation, its commands in order, and events, in bounded memory."""
+"""One QMP client: negotiation, its commands in order, and events, in bounded memory.
+
+A web page can have a browser send HTTP to a port of this host, with lines of JSON in it. So a connection whose first message
+is no JSON object, as HTTP's first line is not, ends there.
+"""
 
 import asyncio
 from concurrent.futures import Executor
@@ -6,12 +10,14 @@ from typing import Any, Protocol
 
 from sterna.monitor import protocol
 from sterna.monitor.framing import FramingError, JsonFramer
-from sterna.monitor.protocol import QmpError, Request, RequestError
+from sterna.monitor.protocol import NoObjectError, QmpError, Request, RequestError
 
 _READ_BYTES = 1 << 16
 UNREAD_LIMIT_BYTES = 1 << 20
 """A client that leaves so much unread is disconnected at the next event."""
 
+NEGOTIATION_SECONDS = 60.0
+"""How long a client may take to negotiate: people type it."""
 _CLOSE_SECONDS = 2.0
 
 
@@ -27,7 +33,12 @@ class CommandTable(Protocol):
 
 
 class Session:
-    """:param executor: where commands run, so that none holds up the others' connections"""
+    """
+    :param executor: where commands run, so that none holds up the others' connections
+    :param negotiation_seconds: a client that has not negotiated by then is disconnected
+
+    :ivar negotiated: it is a QMP client: it has been given its capabilities
+    """
 
     def __init__(
         self,
@@ -35,34 +46,42 @@ class Session:
         writer: asyncio.StreamWriter,
         commands: CommandTable,
         executor: Executor,
+        negotiation_seconds: float,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._commands = commands
         self._executor = executor
         self._framer = JsonFramer()
-        self._negotiated = False
+        self.negotiated = False
+        self._negotiation_seconds = negotiation_seconds
+        self._patience: asyncio.Timeout | None = None
         self._answering = asyncio.Lock()
 
     async def run(self) -> None:
         """Serve the client until it leaves. Errors of its connection end the session, no more."""
         try:
-            await self._send(protocol.GREETING)
-            while data := await self._reader.read(_READ_BYTES):
-                for text in self._framer.feed(data):
-                    async with self._answering:
-                        await self._answer(text)
-                    if isinstance(text, FramingError) and text.fatal:
-                        return
-        except (ConnectionError, OSError):
-            pass  # the client is gone
+            async with asyncio.timeout(self._negotiation_seconds) as self._patience:
+                await self._send(protocol.GREETING)
+                while data := await self._reader.read(_READ_BYTES):
+                    for text in self._framer.feed(data):
+                        async with self._answering:
+                            go_on = await self._answer(text)
+                        if not go_on:
+                            return
+        except (TimeoutError, ConnectionError, OSError):
+            pass  # the client is gone, or never was one
+
+    def drop(self) -> None:
+        """Disconnect without a word."""
+        self._writer.transport.abort()
 
     def send_event(self, message: bytes) -> None:
         """Queue an encoded event; before negotiation there are none."""
-        if not self._negotiated or self._writer.is_closing():
+        if not self.negotiated or self._writer.is_closing():
             return
         if self._writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
-            self._writer.transport.abort()
+            self.drop()
             return
         self._writer.write(message)
 
@@ -72,7 +91,7 @@ class Session:
             async with asyncio.timeout(_CLOSE_SECONDS), self._answering:
                 await self._writer.drain()
         except (TimeoutError, ConnectionError, OSError):
-            self._writer.transport.abort()
+            self.drop()
         self._writer.close()
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -80,10 +99,12 @@ class Session:
         # A client that does not read is not read from either.
         await self._writer.drain()
 
-    async def _answer(self, text: bytes | FramingError) -> None:
+    async def _answer(self, text: bytes | FramingError) -> bool:
+        """:return: whether the session goes on"""
         if isinstance(text, FramingError):
             await self._send(protocol.error_reply(QmpError(str(text))))
-            return
+            return self.negotiated and not text.fatal
+        go_on = True
         reply: dict[str, Any]
         identified: dict[str, Any] = {}
         try:
@@ -92,17 +113,19 @@ class Session:
                 identified["id"] = request.id
             reply = {"return": await self._execute(request)}
         except RequestError as error:
+            go_on = self.negotiated or not isinstance(error, NoObjectError)
             reply = protocol.error_reply(error)
             if "id" in error.message:
                 identified["id"] = error.message["id"]
         except QmpError as error:
             reply = protocol.error_reply(error)
         await self._send(reply | identified)
+        return go_on
 
     async def _execute(self, request: Request) -> Any:
         if request.execute == "qmp_capabilities":
             return self._negotiate(request.arguments)
-        if not self._negotiated:
+        if not self.negotiated:
             raise QmpError(
                 "Expecting capabilities negotiation with 'qmp_capabilities'", error_class="CommandNotFound"
             )
@@ -120,7 +143,7 @@ class Session:
             ) from error
 
     def _negotiate(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        if self._negotiated:
+        if self.negotiated:
             raise QmpError(
                 "Capabilities negotiation is already complete, command ignored",
                 error_class="CommandNotFound",
@@ -133,5 +156,7 @@ class Session:
             raise QmpError("Invalid parameter type for 'enable', expected: array")
         if enable:
             raise QmpError(f"Capability {str(enable[0])[:80]} is not available")
-        self._negotiated = True
+        self.negotiated = True
+        if self._patience is not None:
+            self._patience.reschedule(None)
         return {}

@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass
 
-from sterna.hostlookup import Address, look_up
+from sterna.hostlookup import LOOKUP_SECONDS, Address, look_up
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
@@ -23,9 +23,10 @@ class TcpUri:
     def __str__(self) -> str:
         return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
 
-    def _addresses(self, *, passive: bool = False, cancel_fd: int = -1) -> list[Address]:
+    def _addresses(self, seconds: float, *, passive: bool = False, cancel_fd: int = -1) -> list[Address]:
+        host = self.host or "127.0.0.1"
         try:
-            return look_up(self.host or "127.0.0.1", self.port, passive=passive, cancel_fd=cancel_fd)
+            return look_up(host, self.port, passive=passive, cancel_fd=cancel_fd, seconds=seconds)
         except OSError as error:
             raise ChannelError(f"{self}: cannot find host {self.host!r}: {error}") from error
 
@@ -36,7 +37,8 @@ class TcpUri:
         :raise Cancelled: When the migration is cancelled while it waits.
         """
         try:
-            addresses = self._addresses(cancel_fd=cancellation.fileno())
+            seconds = min(LOOKUP_SECONDS, timeout_seconds)
+            addresses = self._addresses(seconds, cancel_fd=cancellation.fileno())
         except ChannelError:
             cancellation.check()
             raise
@@ -46,7 +48,7 @@ class TcpUri:
         """
         :raise ChannelError: When the host is unknown or the port is taken.
         """
-        family, address = self._addresses(passive=True)[0]
+        family, address = self._addresses(LOOKUP_SECONDS, passive=True)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
