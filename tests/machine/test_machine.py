@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.hosttree import HostTree
 
 from hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
+from sterna import hostlimits
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
 from sterna.hypervisor.arm import COUNTER_HZ
@@ -449,8 +451,8 @@ def test_machines_that_cannot_be(make_machine, settings, error, message):
     assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"
 
 
-def test_a_host_that_refuses_the_memory(make_machine, monkeypatch):
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1 << 40, "SC_PAGE_SIZE": 4096}.__getitem__)
+def test_a_host_that_refuses_the_memory(make_machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(hostlimits, "ROOT", HostTree(tmp_path, total=1 << 50).root)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))

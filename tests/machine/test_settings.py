@@ -1,9 +1,9 @@
 """Machine settings: sizes, limits, and what the errors say."""
 
-import os
-
 import pytest
+from tests.hosttree import HostTree
 
+from sterna import hostlimits
 from sterna.machine.boards import VEXPRESS_A15, VIRT
 from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
@@ -60,11 +60,17 @@ def test_settings_that_cannot_be(settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_memory_larger_than_the_host_is_refused(monkeypatch):
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 16384, "SC_PAGE_SIZE": 4096}.__getitem__)
+def test_memory_that_cannot_be_had_is_refused(tmp_path, monkeypatch):
+    host = HostTree(tmp_path, total=64 << 20)
+    monkeypatch.setattr(hostlimits, "ROOT", host.root)
     MachineConfig(memory_bytes=64 << 20)
-    with pytest.raises(ConfigError, match="more than this host's 64 MiB"):
+    with pytest.raises(ConfigError, match="65 MiB is more than the 64 MiB of this host"):
         MachineConfig(memory_bytes=65 << 20)
+    host.unified("/vm")
+    host.group("vm", memory__max=48 << 20, memory__current=1)
+    MachineConfig(memory_bytes=48 << 20)
+    with pytest.raises(ConfigError, match=r"49 MiB is more than the 48 MiB of the control group .*/vm"):
+        MachineConfig(memory_bytes=49 << 20)
 
 
 def test_ram_ends_below_4_gib():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.memory import rollingdigest
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, PIECES_PER_CHUNK, populated_pieces
 from sterna.memory.ram import RamBlock
@@ -184,11 +185,15 @@ def test_a_check_that_raises_ends_the_work() -> None:
             rolling.finish(check=check)
 
 
-def test_many_pieces_are_finished_by_two_threads() -> None:
+@pytest.mark.parametrize("cpus", [1, 2, 3])
+def test_many_pieces_are_finished_by_two_threads_where_there_are_two_processors(
+    cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollingdigest, "usable_cpus", lambda: cpus)
     with RamBlock("a", CHUNK_SIZE) as block:
         block.data[:] = 1
         rolling = RollingDigest([block])
         rolling.finish()
         assert rolling.cost_seconds(1) > 0
         assert rolling.finish_seconds(10) == rolling.cost_seconds(10)
-        assert rolling.finish_seconds(1000) == rolling.cost_seconds(1000) / 2
+        assert rolling.finish_seconds(1000) == rolling.cost_seconds(1000) / min(cpus, 2)

@@ -3,7 +3,6 @@
 import ctypes
 import importlib.metadata
 import mmap
-import os
 import shutil
 import struct
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sterna.hostlimits import available_bytes, usable_cpus
 from sterna.monitor.units import format_size
 
 _SMALL_MEMORY = 2 << 30
@@ -129,11 +129,7 @@ def _huge_pages() -> Check:
 
 
 def _memory() -> Check:
-    available = None
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) << 10
+    available = available_bytes()
     if available is None:
         return Check("memory", False, "unknown", advice="/proc/meminfo does not tell")
     enough = available >= 2 * _SMALL_MEMORY
@@ -142,9 +138,7 @@ def _memory() -> Check:
         if enough
         else "the demo's default wants two guests of 1.75 GiB: give a smaller --memory and --append"
     )
-    return Check(
-        "memory", enough, f"{format_size(available)} available, {os.cpu_count()} CPUs", advice=advice
-    )
+    return Check("memory", enough, f"{format_size(available)} available, {usable_cpus()} CPUs", advice=advice)
 
 
 def _kvm() -> Check:

@@ -1,11 +1,11 @@
 """What a machine's user chooses, checked."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from sterna.hostlimits import most_bytes
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.accel import accelerator, accelerators
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa
@@ -144,9 +144,9 @@ def check_memory(size: int, board: Board) -> None:
             f"memory: {size >> 20} MiB is too much for board {board.name}: its RAM starts at {board.ram_base:#x} and "
             f"ends below 4 GiB, so at most {board.ram_limit >> 20} MiB"
         )
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > host:
-        raise ConfigError(f"memory: {size >> 20} MiB is more than this host's {host >> 20} MiB")
+    most = most_bytes()
+    if most is not None and size > most.size:
+        raise ConfigError(f"memory: {size >> 20} MiB is more than the {most.size >> 20} MiB of {most.by}")
 
 
 def check_append(text: str) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.hostlimits import usable_cpus
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.digest import (
     CHUNK_SIZE,
@@ -45,6 +46,7 @@ _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
 _LOOK_SECONDS = 0.03
 _THREADS = 2
+"""Most threads that `finish` has, where this process may use as many processors."""
 _FEW = 64
 """Pieces that are not worth a second thread."""
 _KEPT = 0.9
@@ -112,10 +114,6 @@ class _Block:
         return BlockDigest(self.ram.name, self.ram.size, self._chunks.copy())
 
 
-def _threads_for(pieces: int, threads: int) -> int:
-    return 1 if pieces <= _FEW else threads
-
-
 @cache
 def _zero_chunk() -> int:
     """Digest of a whole chunk that is all zero."""
@@ -139,6 +137,7 @@ class RollingDigest:
     def __init__(self, blocks: Sequence[RamBlock], *, zero: bool = False, patient: bool = False) -> None:
         self._blocks = {block.name: _Block(block, zero=zero) for block in blocks}
         self._patient = patient
+        self._threads = min(_THREADS, usable_cpus())
         self._piece_seconds = 0.0
         self._ended = False
         self._hurried = False
@@ -193,7 +192,10 @@ class RollingDigest:
 
     def finish_seconds(self, pieces: int) -> float:
         """What `finish` would take with so many pieces left, at the pace of `cost_seconds`."""
-        return self.cost_seconds(pieces) / _threads_for(pieces, _THREADS)
+        return self.cost_seconds(pieces) / self._threads_for(pieces)
+
+    def _threads_for(self, pieces: int) -> int:
+        return 1 if pieces <= _FEW else self._threads
 
     def _run(self) -> None:
         while not self._ended:
@@ -234,14 +236,14 @@ class RollingDigest:
         if self._thread is not None:
             self._thread.join()
 
-    def finish(self, *, threads: int = _THREADS, check: Callable[[], None] = lambda: None) -> RamDigest:
+    def finish(self, *, check: Callable[[], None] = lambda: None) -> RamDigest:
         """The digest of all of the blocks, to which nobody writes any more.
 
         :param check: called between pieces; what it raises (a cancellation) ends the work
         """
         self.stop()
         stale = [(block, block.stale()) for block in self._blocks.values()]
-        threads = _threads_for(sum(pieces.size for _, pieces in stale), threads)
+        threads = self._threads_for(sum(pieces.size for _, pieces in stale))
 
         def run(first: int) -> None:
             for block, pieces in stale:
@@ -265,11 +267,9 @@ class RollingDigest:
         self.stop()
 
 
-def digest_ram(
-    blocks: Sequence[RamBlock], *, threads: int = _THREADS, check: Callable[[], None] = lambda: None
-) -> RamDigest:
+def digest_ram(blocks: Sequence[RamBlock], *, check: Callable[[], None] = lambda: None) -> RamDigest:
     """Digest all of `blocks`; nobody may write to them meanwhile.
 
     :param check: called between pieces; what it raises (a cancellation) ends the work
     """
-    return RollingDigest(blocks).finish(threads=threads, check=check)
+    return RollingDigest(blocks).finish(check=check)

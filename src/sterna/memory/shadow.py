@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.hostlimits import usable_cpus
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
@@ -107,13 +108,14 @@ class Shadow:
         if out.size <= _FEW_WORDS:
             _compare(ram, copy, judged, 0, out.size, out)
             return page_numbers(out)
-        edges = [out.size * n // _THREADS for n in range(_THREADS + 1)]
+        threads = min(_THREADS, usable_cpus())
+        edges = [out.size * n // threads for n in range(threads + 1)]
 
         def compare(part: int) -> None:
             _compare(ram, copy, judged, edges[part], edges[part + 1], out)
 
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="shadow") as pool:
-            for _ in pool.map(compare, range(_THREADS)):
+        with ThreadPoolExecutor(threads, thread_name_prefix="shadow") as pool:
+            for _ in pool.map(compare, range(threads)):
                 pass
         return page_numbers(out)
 

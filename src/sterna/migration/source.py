@@ -319,7 +319,7 @@ class Source:
         # QEMU and sterna take XBZRLE whether or not they are told; who reads a file or a pipe is not known.
         if not (own and self.parameters.may_choose_xbzrle and isinstance(self.uri, uris.ListeningUri)):
             return None
-        size = affordable_cache(sum(block.size for block in blocks))
+        size = affordable_cache(blocks)
         if self._multifd is not None or not size:
             return None
         try:

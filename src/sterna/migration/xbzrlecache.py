@@ -14,14 +14,14 @@ then as what differs from that. Any destination that knows XBZRLE can take it.
 What the next pages will cost is found by encoding a few of them.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from sterna.hostlimits import available_bytes
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.populated import populated
 from sterna.memory.ram import RamBlock
 from sterna.migration import xbzrle_kernels
 from sterna.migration.channels.gather import Vectors
@@ -257,17 +257,16 @@ class XbzrleCache:
         self._memory.close()
 
 
-def affordable_cache(ram_bytes: int) -> int:
-    """As large a cache as guest RAM needs, or a smaller one that the host can spare: at most half of what it has available.
+def affordable_cache(blocks: Sequence[RamBlock]) -> int:
+    """As large a cache as guest RAM needs, or a smaller one that this process can spare: at most half of the memory that it may
+    still take when the guest has touched all of its RAM.
 
+    :param blocks: all of guest RAM
     :return: a power of two; 0 when the host does not tell, or has next to nothing
     """
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    spare = int(found[1]) << 9 if found else 0
+    ram_bytes = sum(block.size for block in blocks)
+    touched = sum(int(np.count_nonzero(populated(block, 0, block.pages, 1))) for block in blocks)
+    spare = max(0, (available_bytes() or 0) - (ram_bytes - touched * PAGE_SIZE)) // 2
     size = min(1 << (ram_bytes - 1).bit_length(), 1 << spare.bit_length() >> 1)
     return size if size >= _LEAST_CACHE else 0
 

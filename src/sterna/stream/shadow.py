@@ -10,24 +10,20 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from sterna.hostlimits import available_bytes
 from sterna.memory.bitmap import Words, new_bitmap, page_numbers
 from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamBlock, RamError
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream.wire import StreamError
 
-_MEMINFO = "/proc/meminfo"
 _SHARE = 0.75
-"""Of the host's free memory, what may be held."""
+"""Of the memory that this process may still take, what may be held."""
 
 
 def free_bytes() -> int:
-    """Memory of the host that can be had without harm to others (MemAvailable, Linux' proc(5)), a share of it."""
-    with open(_MEMINFO) as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(int(line.split()[1]) * 1024 * _SHARE)
-    raise OSError(f"{_MEMINFO} does not say what is available")
+    """How much may be held; 0 when the host does not tell what it has."""
+    return int((available_bytes() or 0) * _SHARE)
 
 
 class ShadowBlock:

@@ -1,6 +1,5 @@
 """The measurements for people, and for machines."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 from sterna.cli.bench.campaign import Comparison, Series, Settings
 from sterna.cli.bench.summary import Judgement, Summary, judge, summarise_all
 from sterna.cli.bench.table import print_table
+from sterna.hostlimits import usable_cpus
 from sterna.monitor.units import format_rate, format_size
 
 _DASH = "—"
@@ -22,7 +22,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, 
     """Everything: settings, each run, medians, goals."""
     summaries = {one.workload.name: summarise_all(one) for one in comparisons}
     return {
-        "host": {"cpus": os.cpu_count(), "kernel": platform.release(), "machine": platform.machine()},
+        "host": {"cpus": usable_cpus(), "kernel": platform.release(), "machine": platform.machine()},
         "accel": settings.accel,
         "qemu": settings.qemu and vars(settings.qemu),
         "runs": settings.runs,

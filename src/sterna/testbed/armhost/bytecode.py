@@ -6,7 +6,6 @@ does, once, those that it is going to need (warmup.py).
 
 import compileall
 import io
-import os
 import re
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import tempfile
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
+from sterna.hostlimits import usable_cpus
 from sterna.testbed.armhost import emulator
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
@@ -45,7 +45,7 @@ def compiled_here(tree: Tree) -> Tree:
             root,
             maxlevels=64,
             quiet=2,  # some packages bring files that are not for this version
-            workers=len(os.sched_getaffinity(0)),
+            workers=usable_cpus(),
             stripdir=temporary,
             prependdir="/",
             invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
