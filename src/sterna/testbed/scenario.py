@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -186,4 +186,7 @@ def _explain(text: str) -> str:
     if reason.startswith("Object contains unknown field"):
         key = reason.split("`")[1]
         return f"{where + '.' if where else ''}{key}: unknown key"
+    if reason.startswith("Invalid value") and where.endswith("kind"):
+        known: object = Procedure if where.startswith("procedure") else Check
+        reason += f"; there are {', '.join(sorted(one.__struct_config__.tag for one in get_args(known)))}"
     return f"{where}: {reason}" if where else reason

@@ -1,9 +1,13 @@
 """The parts of a scenario that any procedure needs, as its file gives them."""
 
+from typing import Annotated
+
 import msgspec
 
 from sterna.machine.config import ConfigError, parse_memory
+from sterna.migration.parameters import MAX_DOWNTIME_LIMIT_MS
 from sterna.monitor.units import parse_bandwidth
+from sterna.testbed.limits import Count, Number, Positive
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
@@ -22,7 +26,7 @@ class VmSettings(Settings, frozen=True):
     """
 
     memory: str = "64M"
-    smp: int = 1
+    smp: Count = 1
     program: str = "dirtyram"
     arguments: str = ""
     swap: str = ""
@@ -81,10 +85,10 @@ class MigrationSettings(Settings, frozen=True):
     :ivar timeout_s: a migration that takes longer has failed
     """
 
-    downtime_limit_ms: int = 300
-    passes: int = 0
+    downtime_limit_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_DOWNTIME_LIMIT_MS)] = 300
+    passes: Number = 0
     verify: bool = True
     audit: bool = False
     capabilities: list[str] = msgspec.field(default_factory=list)
     parameters: dict[str, bool | int | str] = msgspec.field(default_factory=dict)
-    timeout_s: float = 120.0
+    timeout_s: Positive = 120.0

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Milliseconds
 
 
 class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
@@ -15,7 +16,7 @@ class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
         the guest is to see no gap
     """
 
-    slack_ms: float = 50.0
+    slack_ms: Milliseconds = 50.0
     counter: Literal["goes-on", "stops"] = "goes-on"
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the guest's cycle counter, the VMM and an outside observer agree on the downtime"

@@ -9,6 +9,7 @@ from typing import ClassVar
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.console import Line
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Milliseconds
 
 _LINE = re.compile(
     r"clock: (?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)\.(?P<ms>\d{3}) seq (?P<sequence>\d+)",
@@ -50,8 +51,8 @@ class ConsoleCheck(BaseCheck, tag="console", frozen=True):
     :ivar slack_ms: what a gap may be longer, beyond what this machine keeps a guest waiting anyway
     """
 
-    period_ms: float
-    slack_ms: float = 50.0
+    period_ms: Milliseconds
+    slack_ms: Milliseconds = 50.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = (
         "the date loop goes on: no gap beyond downtime and a period, no step back, no lost line"

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Number, Percent
 
 _NO_COUNT = "this VM does not tell its stage-2 mappings"
 
@@ -15,7 +16,7 @@ class HugePagesCheck(BaseCheck, tag="huge-pages", frozen=True):
         the end of logging stay in small pages
     """
 
-    missing: int = 0
+    missing: Number = 0
     claim: ClassVar[str] = "huge pages are dissolved during a migration and rebuilt after it is cancelled"
 
     def judge(self, evidence: Evidence) -> Finding:
@@ -47,7 +48,7 @@ class SpeedCheck(BaseCheck, tag="speed", frozen=True):
     :ivar loss_percent: how much slower it may be
     """
 
-    loss_percent: float = 5.0
+    loss_percent: Percent = 5.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "after a cancelled migration the guest is as fast as before"
 

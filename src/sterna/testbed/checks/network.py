@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence, Passage, Ping, Reachability
+from sterna.testbed.limits import Milliseconds, Seconds
 
 _NOBODY = "no guest was reached over the network"
 
@@ -17,7 +18,7 @@ class PingCheck(BaseCheck, tag="ping", frozen=True):
     :ivar slack_s: how long after the route has followed the guest a ping may still be lost
     """
 
-    slack_s: float = 1.0
+    slack_s: Seconds = 1.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = (
         "ping goes on across the L3 route switch: none is lost but then, none answered twice"
@@ -69,7 +70,7 @@ class SilenceCheck(BaseCheck, tag="silence", frozen=True):
     :ivar slack_ms: what may be added, beyond the longest silence before the migration
     """
 
-    slack_ms: float = 100.0
+    slack_ms: Milliseconds = 100.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the guest is silent for its downtime and no longer"
 

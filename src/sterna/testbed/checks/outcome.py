@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Milliseconds
 
 
 class CompletedCheck(BaseCheck, tag="completed", frozen=True):
@@ -42,7 +43,7 @@ class DowntimeCheck(BaseCheck, tag="downtime", frozen=True):
     :ivar limit_ms: the longest
     """
 
-    limit_ms: float
+    limit_ms: Milliseconds
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "the downtime stays below its limit"
 
@@ -64,7 +65,7 @@ class CancelledCheck(BaseCheck, tag="cancelled", frozen=True):
     :ivar limit_ms: from the command to the outcome
     """
 
-    limit_ms: float = 2000.0
+    limit_ms: Milliseconds = 2000.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "migrate_cancel cancels at once wherever the migration is, and the guest runs on"
 

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Milliseconds
 
 
 class ConversationCheck(BaseCheck, tag="ssh-session", frozen=True):
@@ -12,7 +13,7 @@ class ConversationCheck(BaseCheck, tag="ssh-session", frozen=True):
     :ivar silence_ms: the longest that it may take to answer; TCP sends again after some hundred ms, and then ever later
     """
 
-    silence_ms: float = 5000.0
+    silence_ms: Milliseconds = 5000.0
     timed: ClassVar[bool] = True
     claim: ClassVar[str] = "an ssh session that was opened before the migration goes on after it"
 

@@ -1,12 +1,16 @@
 """Migrations are cancelled, each further on than the one before."""
 
 import time
+from typing import Annotated
+
+import msgspec
 
 from sterna.guests.layout import PAGE_BYTES
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
+from sterna.testbed.limits import Positive
 from sterna.testbed.migration import FINAL, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings
@@ -28,8 +32,8 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
     :ivar finish: how the last migration is done
     """
 
-    points: list[float]
-    window_s: float = 0.2
+    points: Annotated[list[Positive], msgspec.Meta(min_length=1)]
+    window_s: Positive = 0.2
     finish: MigrationSettings = MigrationSettings()
 
     def run(self, stage: Stage, evidence: Evidence) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
+from sterna.testbed.limits import Count, Positive
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
 from sterna.testbed.probes import Pinger, Session
@@ -42,9 +43,9 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
     :ivar session: with the guest's UDP echo, or a shell over ssh
     """
 
-    times: int = 1
-    ping_hz: float = 100.0
-    answers: int = 100
+    times: Count = 1
+    ping_hz: Positive = 100.0
+    answers: Count = 100
     session: Literal["udp", "ssh"] = "udp"
 
     def run(self, stage: Stage, evidence: Evidence) -> None:

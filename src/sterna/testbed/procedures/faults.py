@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -40,7 +40,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=Tr
     """One fault, in each of some phases of a migration."""
 
     fault: Fault
-    phases: list[Phase]
+    phases: Annotated[list[Phase], msgspec.Meta(min_length=1)]
 
 
 class Faults(BaseProcedure, tag="faults", frozen=True):
@@ -49,7 +49,7 @@ class Faults(BaseProcedure, tag="faults", frozen=True):
     :ivar cases: what is broken when
     """
 
-    cases: list[Case]
+    cases: Annotated[list[Case], msgspec.Meta(min_length=1)]
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         source: Vm | None = None

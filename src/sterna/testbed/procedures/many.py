@@ -1,11 +1,12 @@
 """Several guests migrate at once."""
 
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from sterna.testbed.evidence import Evidence
+from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.vm import Vm
@@ -21,11 +22,11 @@ class Many(BaseProcedure, tag="many", frozen=True):
     :ivar stagger_s: between the beginnings
     """
 
-    counts: list[int] = msgspec.field(default_factory=lambda: [2, 4])
-    ways: list[Literal["parallel", "staggered"]] = msgspec.field(
+    counts: Annotated[list[Count], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [2, 4])
+    ways: Annotated[list[Literal["parallel", "staggered"]], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["parallel", "staggered"]
     )
-    stagger_s: float = 0.3
+    stagger_s: Seconds = 0.3
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed

@@ -7,6 +7,7 @@ import msgspec
 
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.guest import Guest
+from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
@@ -20,7 +21,7 @@ class Load(Settings, frozen=True):
     """A guest's work, and how it is migrated; what is not given is the scenario's."""
 
     arguments: str
-    smp: int | None = None
+    smp: Count | None = None
     program: str | None = None
     capabilities: list[str] | None = None
     parameters: dict[str, bool | int | str] | None = None
@@ -49,11 +50,11 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
     :ivar content: compare its memory after each migration
     """
 
-    times: int = 1
+    times: Count = 1
     loads: list[Load] = msgspec.field(default_factory=list)
     hold: bool = False
     observe: bool = False
-    dwell_s: float = 0.0
+    dwell_s: Seconds = 0.0
     console: bool = False
     content: bool = True
 

@@ -4,6 +4,7 @@ from sterna.testbed.bed import Bed
 from sterna.testbed.errors import Unsupported, VmError
 from sterna.testbed.evidence import Evidence, Moment
 from sterna.testbed.guest import Guest
+from sterna.testbed.limits import Share
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
@@ -20,7 +21,7 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
     :ivar share: of the source's memory that it may keep
     """
 
-    share: float = 0.7
+    share: Share = 0.7
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
