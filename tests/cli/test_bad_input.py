@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -80,6 +82,11 @@ def one_line(error: str) -> str:
         (("demo", "--memory", "64M"), "PAGES"),
         (("demo", "--append", "1 2 x"), "x"),
         (("demo", "--smp", "0"), "smp"),
+        (
+            ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu"),
+            "--qemu: '/nonexistent/qemu' is no program",
+        ),
+        (("testbed", "run", "date", "--vm", "vmware"), "'emulated', 'kvm', 'qemu', 'qemu-linux'"),
     ],
 )
 def test_wrong_calls(cli, arguments: tuple[str, ...], expected: str) -> None:
@@ -221,6 +228,12 @@ def test_long_input_is_not_echoed_in_whole(cli, arguments: tuple[str, ...]) -> N
         (("demo", "--json", "--machine", "pc"), "pc", 2),
         (("demo", "--json", "--smp", "two"), "two", 2),
         (("doctor", "--json", "--nope"), "--nope", 2),
+        (("stream", "info", "--json"), "FILE", 2),
+        (("stream", "digest", "--json", "x"), "BLOCK=FILE", 2),
+        (("stream", "proxy", "--json", "x", "y"), "'x'", 2),
+        (("testbed", "run", "--json", "nothing"), "no scenario 'nothing'", 2),
+        (("testbed", "list", "--json", "x"), "unexpected extra argument", 2),
+        (("bench", "--json", "nothing"), "no workload 'nothing'", 2),
     ],
 )
 def test_an_early_error_is_json_where_that_was_asked_for(
@@ -233,3 +246,49 @@ def test_an_early_error_is_json_where_that_was_asked_for(
     report = json.loads(out)
     assert report["status"] == "error"
     assert error == f"sterna: error: {report['error']}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--version",),
+        ("--help",),
+        ("stream",),
+        ("testbed", "list"),
+        ("testbed", "list", "--json"),
+        ("bench", "--list"),
+        ("stream", "digest", "memory={0}"),
+        ("stream", "digest", "--json", "memory={0}"),
+    ],
+)
+def test_a_full_standard_output_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(4096))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sterna", *(text.format(memory) for text in arguments)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert one_line(done.stderr) == "sterna: error: standard output: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_an_error_is_told_where_no_output_can_be_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sterna", "stream", "info", "--json", f"{tmp_path}/missing"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert "No such file" in one_line(done.stderr)
+        assert done.returncode == 2
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+        assert "No such file" in json.loads(done.stdout)["error"]
+        assert done.returncode == 2
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as broken:
+        done = subprocess.run(
+            [*command[:3], "testbed", "list"], stdout=broken, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.stderr, done.returncode) == ("", 1)

@@ -119,7 +119,7 @@ def test_digests(cli, stream: Path, tmp_path: Path) -> None:
     assert report == {"all": digest, "blocks": {"double.ram": digest}}
     for argument, expected, text in (
         ("memory", 2, "expected BLOCK=FILE"),
-        ("a=/none/such", 1, "No such file"),
+        ("a=/none/such", 2, "No such file"),
     ):
         code, _, error = cli("stream", "digest", argument)
         assert code == expected
@@ -201,27 +201,73 @@ def test_files_that_are_no_streams(
     path = tmp_path / "file"
     if content is not None:
         path.write_bytes(content)
+    unread = content is None
     for arguments, code in (
-        (["info"], 1),
-        (["verify"], 1),
+        (["info"], 2 if unread else 1),
+        (["verify"], 2 if unread else 1),
         (["diff", str(stream)], 2),
-        (["info", "--json"], 1),
+        (["info", "--json"], 2 if unread else 1),
+        (["diff", "--json", str(stream)], 2),
     ):
         found, out, error = cli("stream", *arguments, str(path))
         assert found == code
         assert str(path) in one_line(error)
         assert "\x1b" not in out + error
         assert expected in error
+        assert (out.count("\n") == 1 and bool(json.loads(out))) == ("--json" in arguments)
+        if unread and out:
+            assert json.loads(out) == {"status": "error", "error": error[len("sterna: error: ") : -1]}
+
+
+def spliced(content: bytes, kind: str) -> bytes:
+    """The stream with something in it that cannot be read here, as QEMUs write it."""
+    records = content.index(b"\x02\0\0\0\1") + 5
+    match kind:
+        case "compress":
+            return content[:records] + (0x100).to_bytes(8, "big") + content[records + 8 :]
+        case "multifd":
+            setup_end = content.index((0x10).to_bytes(8, "big") + b"\x7e")
+            return content[:setup_end] + (0x200).to_bytes(8, "big") + content[setup_end:]
+        case "postcopy":
+            opening = content.index(b"\x01\0\0\0\1\3ram")
+            return content[:opening] + b"\x08\0\7\0\4\0\0\0\0" + content[opening:]
+        case _:
+            last = content.rindex(b"\x03\0\0\0\1")
+            return content[:last] + b"\x02" + content[last + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("compress", "streams with the capability compress cannot be read"),
+        ("multifd", "those of QEMU 8 and later cannot be read"),
+        ("postcopy", "streams with postcopy cannot be read"),
+        ("no-end", "before the last part of: ram; with background-snapshot"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_damaged(
+    cli, tmp_path: Path, kind: str, expected: str, stream: Path
+) -> None:
+    path = tmp_path / kind
+    path.write_bytes(spliced(stream.read_bytes(), kind))
+    for arguments in (["info"], ["verify"], ["info", "--json"], ["verify", "--json"], ["diff", str(stream)]):
+        code, out, error = cli("stream", *arguments, str(path))
+        assert expected in one_line(error)
+        assert code == 7
+        if "--json" in arguments:
+            report = json.loads(out)
+            assert report["fault"]["unsupported"] is True
+            assert report.get("ok") is None
 
 
 def test_other_things_that_cannot_be_read(cli, stream: Path, tmp_path: Path) -> None:
     for path, expected in (
-        (tmp_path, "directory"),
+        (tmp_path, f"{tmp_path}: no main.stream in it"),
         ("/dev/zero", "no migration stream"),
         (f"{stream}/x", "directory"),
     ):
         code, _, error = cli("stream", "verify", str(path))
-        assert code == 1
+        assert code == (1 if path == "/dev/zero" else 2)
         assert expected in one_line(error)
 
 

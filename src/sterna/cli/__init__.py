@@ -9,6 +9,7 @@ import click
 
 from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
+from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded
 
 COMMANDS = {
     "bench": "Measure migrations, side by side with QEMU's where it is installed.",
@@ -53,28 +54,44 @@ def _sterna() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 2 for a wrong call, 1 for a failure, or the command's own code."""
     given = sys.argv[1:] if arguments is None else arguments
+    with guarded() as out:
+        try:
+            code = _run(arguments)
+            if out is not None:
+                out.flush()
+        except OutputError as error:
+            discard_output()
+            _fail(str(error), error.code, given, None)
+        except CliError as error:
+            _fail(str(error), error.code, given, out)
+        except click.ClickException as error:
+            _fail(error.format_message(), ExitCode.USAGE, given, out)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted", ExitCode.INTERRUPTED, given, out)
+        except BrokenPipeError:
+            discard_output()
+            sys.exit(ExitCode.FAILURE)  # whoever read our output has left
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code = _sterna.main(arguments, prog_name="sterna", standalone_mode=False)
-    except CliError as error:
-        _fail(str(error), error.code, given)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
-        sys.exit(ExitCode.USAGE)
-    except click.ClickException as error:
-        _fail(error.format_message(), ExitCode.USAGE, given)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", ExitCode.INTERRUPTED, given)
-    except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more while closing it.
-        sys.stderr.close()
-        sys.exit(ExitCode.FAILURE)
-    sys.exit(code if isinstance(code, int) else 0)
+        return ExitCode.USAGE
+    return code if isinstance(code, int) else ExitCode.OK
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> NoReturn:
+def _fail(message: str, code: int, arguments: list[str], out: GuardedStream | None) -> NoReturn:
+    """:param out: where the error goes as JSON too, if that was asked for; None: nowhere"""
     one_line = shorten_echo(" ".join(message.split()), arguments)
-    # `stream` prints its object even when what it read is wrong, and fails after that.
-    if "--json" in arguments and arguments[0] != "stream":
-        print(json.dumps({"status": "error", "error": one_line}), flush=True)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    # A command may have printed its object before it failed because of what is in it.
+    if "--json" in own and out is not None and not out.used:
+        try:
+            print(json.dumps({"status": "error", "error": one_line}), flush=True)
+        except (OutputError, BrokenPipeError):
+            discard_output()  # the error that there was says more
     print(f"sterna: error: {one_line}", file=sys.stderr)
     sys.exit(code)

@@ -24,8 +24,10 @@ class ExitCode(IntEnum):
     """The migration completed and the check that was asked for did not take place or did not hold."""
     LOST = 6
     """The connection to the VM was lost during the migration: its outcome is unknown here."""
-    SKIPPED = 7
-    """Nothing of what was asked for can be done on this machine; nothing failed."""
+    UNSUPPORTED = 7
+    """What was asked for cannot be done by this machine or this program; nothing failed, and nothing was found wrong."""
+    NOT_ASKED = 8
+    """The migration completed for its source, and the destination was not asked whether it took the guest."""
     INTERRUPTED = 130
     """Ended by SIGINT."""
 

@@ -22,7 +22,7 @@ from sterna.cli.streamreport import (
 )
 
 if TYPE_CHECKING:
-    from sterna.stream.findings import StreamSurvey
+    from sterna.stream.findings import Fault, StreamSurvey
 
 
 @click.group("stream")
@@ -56,7 +56,9 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
     With --json also all fields of all devices, and with --pages runs of pages that were sent equally
     often. A broken stream is shown up to where it is broken.
 
-    Exit code 0, or 1 when the stream cannot be read to its end.
+    \b
+    Exit codes: 0 read to its end, 1 broken, 2 wrong call, or no file that can be read,
+    7 something is in it that cannot be read here.
     """
     survey = _survey(file, channels, digests=digests)
     if json:
@@ -66,7 +68,7 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
         if pages:
             show_page_maps(survey.ledgers)
     if survey.fault is not None:
-        raise CliError(f"{plain(str(file))}: {plain(survey.fault.text)}")
+        raise _failure(file, survey.fault)
     return ExitCode.OK
 
 
@@ -77,16 +79,20 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
 def verify(file: Path, channels: tuple[Path, ...], json: bool) -> int:
     """Check that the stream FILE is whole: its format, every page of guest RAM, every device.
 
-    Exit code 0 when it is, 1 when not; then the first bad byte's section and offset are named,
-    and what was expected there.
+    When it is not, the first bad byte's section and offset are named, and what was expected there.
+
+    \b
+    Exit codes: 0 whole, 1 not whole, 2 wrong call, or no file that can be read,
+    7 something is in it that cannot be read here: whether it is whole cannot be told.
     """
     survey = _survey(file, channels)
     flaw = survey.flaw()
     if json:
-        report = {"file": str(file), "ok": flaw is None, "bytes": survey.total_bytes}
+        ok = None if flaw is not None and flaw.unsupported else flaw is None
+        report = {"file": str(file), "ok": ok, "bytes": survey.total_bytes}
         click.echo(json_module.dumps({**report, "fault": asdict(flaw) if flaw else None}))
     if flaw is not None:
-        raise CliError(f"{plain(str(file))}: {plain(flaw.text)}")
+        raise _failure(file, flaw)
     if not json:
         devices = [section for section in survey.sections if not section.is_ram]
         decoded = sum(section.state is not None for section in devices)
@@ -123,7 +129,7 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
                 found.append(digest_file(name, file))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CliError(f"{plain(path)}: {reason}") from error
+            raise UsageError(f"{plain(path)}: {reason}") from error
     whole = RamDigest(tuple(found))
     if json:
         click.echo(json_module.dumps(digest_report(whole)))
@@ -139,16 +145,16 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
 def diff(left: Path, right: Path, json: bool) -> int:
     """Show which pages of guest RAM and which fields of devices differ between the streams LEFT and RIGHT.
 
-    Exit code 0 when none does, 1 when some do, 2 when they cannot be compared.
+    Exit code 0 when none does, 1 when some do, 2 when they cannot be compared: one is broken,
+    7 when something is in one that cannot be read here.
     """
     from sterna.stream.compare import compare
 
     surveys = []
     for file in (left, right):
-        survey = _survey(file, page_digests=True, failure=ExitCode.USAGE)
-        flaw = survey.fault
-        if flaw is not None:
-            raise CliError(f"{plain(str(file))}: {plain(flaw.text)}", ExitCode.USAGE)
+        survey = _survey(file, page_digests=True)
+        if survey.fault is not None:
+            raise _failure(file, survey.fault, broken=ExitCode.USAGE)
         surveys.append(survey)
     difference = compare(*surveys)
     if json:
@@ -167,9 +173,8 @@ def _survey(
     *,
     digests: bool = False,
     page_digests: bool = False,
-    failure: ExitCode = ExitCode.FAILURE,
 ) -> "StreamSurvey":
-    """:raise CliError: When a file cannot be read or has nothing in it."""
+    """:raise UsageError: When a file cannot be read."""
     from sterna.stream.capture import survey_file
 
     try:
@@ -177,8 +182,10 @@ def _survey(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         name = error.filename if isinstance(error, OSError) and error.filename else file
-        raise CliError(f"{plain(str(name))}: {reason or error}", failure) from error
-    fault = survey.fault
-    if fault is not None and fault.offset == 0 and fault.cut:
-        raise CliError(f"{plain(str(file))}: the file is empty", failure)
+        raise UsageError(f"{plain(str(name))}: {reason or error}") from error
     return survey
+
+
+def _failure(file: Path, fault: "Fault", broken: ExitCode = ExitCode.FAILURE) -> CliError:
+    text = "the file is empty" if fault.offset == 0 and fault.cut else plain(fault.text)
+    return CliError(f"{plain(str(file))}: {text}", ExitCode.UNSUPPORTED if fault.unsupported else broken)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.settings import check_program
 from sterna.newfile import check_report, write_report
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def list_scenarios(json: bool) -> int:
 
 
 @click.command("clean")
-def clean() -> int:
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def clean(json: bool) -> int:
     """Remove what killed runs have left: files, swap files, memory groups.
 
     `run` does so itself before it begins. Processes and networks never outlive the run that made them.
@@ -63,6 +65,9 @@ def clean() -> int:
         removed = clean_stale()
     except BedError as error:
         raise CliError(str(error)) from error
+    if json:
+        click.echo(json_module.dumps({"removed": removed}))
+        return ExitCode.OK
     for line in removed:
         click.echo(f"removed {line}")
     if not removed:
@@ -121,6 +126,8 @@ def run(
 
     if qemu is not None and not kind.startswith("qemu"):
         raise UsageError("--qemu goes with --vm qemu and qemu-linux")
+    if qemu is not None:
+        check_program("--qemu", qemu)
     if breakage:
         _check_breakage(breakage, kind)
     try:
@@ -280,4 +287,4 @@ def _exit_code(results: "Sequence[Result]") -> ExitCode:
         return ExitCode.NOT_VERIFIED
     if "error" in outcomes:
         return ExitCode.FAILURE
-    return ExitCode.OK if "passed" in outcomes else ExitCode.SKIPPED
+    return ExitCode.OK if "passed" in outcomes else ExitCode.UNSUPPORTED

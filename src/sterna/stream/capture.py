@@ -3,6 +3,7 @@
 A capture is a directory with ``main.stream``, and ``channel-0.stream`` and so on where there are channels.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -36,7 +37,9 @@ def survey_file(
     :param page_digests: as for `survey`
     :raise OSError: When a file cannot be opened or searched.
     """
-    if path.is_dir() and (path / MAIN_FILE).exists():
+    if path.is_dir():
+        if not (path / MAIN_FILE).exists():
+            raise FileNotFoundError(errno.ENOENT, f"no {MAIN_FILE} in it", str(path))
         channels = [*channels, *sorted(path.glob(CHANNEL_FILES))]
         path /= MAIN_FILE
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, mis
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
-from sterna.stream.wire import RAM_SECTION, Command, StreamCut, StreamError
+from sterna.stream.wire import RAM_SECTION, Command, StreamCut, StreamError, StreamUnsupported
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Fault:
     :ivar field: path of the field within it
     :ivar offset: offset of the first bad byte, where there is one
     :ivar cut: there is no bad byte, the stream has ended
+    :ivar unsupported: what is there cannot be read here, so whether it is damaged cannot be told
     """
 
     text: str
@@ -29,11 +30,12 @@ class Fault:
     field: str | None
     offset: int | None
     cut: bool = False
+    unsupported: bool = False
 
     @staticmethod
     def of(error: StreamError) -> "Fault":
-        cut = isinstance(error, StreamCut)
-        return Fault(str(error), error.message, error.section, error.field, error.offset, cut)
+        cut, unsupported = isinstance(error, StreamCut), isinstance(error, StreamUnsupported)
+        return Fault(str(error), error.message, error.section, error.field, error.offset, cut, unsupported)
 
 
 @dataclass(frozen=True)

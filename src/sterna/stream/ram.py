@@ -24,10 +24,19 @@ from sterna.memory.ram import RamBlock
 from sterna.stream import ram_kernels, xbzrle
 from sterna.stream.ram_kernels import Status
 from sterna.stream.reader import StreamReader
-from sterna.stream.wire import NAME_LIMIT, RAM_BLOCK_LIMIT, XBZRLE_ENCODING, RamFlag, StreamError
+from sterna.stream.wire import (
+    NAME_LIMIT,
+    RAM_BLOCK_LIMIT,
+    XBZRLE_ENCODING,
+    RamFlag,
+    StreamError,
+    StreamUnsupported,
+)
 
 END_OF_RECORDS = int(RamFlag.EOS).to_bytes(8, "big")
 """Ends the body of each part of the section."""
+_MULTIFD_FLUSH = int(RamFlag.MULTIFD_FLUSH).to_bytes(8, "big")
+MULTIFD_FLUSH_TEXT = "a flush of multifd channels; those of QEMU 8 and later cannot be read"
 
 
 def ram_setup(blocks: Sequence[tuple[str, int]]) -> bytes:
@@ -70,7 +79,10 @@ def read_setup(reader: StreamReader, page_bits: int = PAGE_SHIFT) -> list[tuple[
         blocks.append((name, size))
         left -= size
     at = reader.offset
-    if reader.take(8) != END_OF_RECORDS:
+    end = reader.take(8)
+    if end == _MULTIFD_FLUSH:
+        raise StreamUnsupported(MULTIFD_FLUSH_TEXT, reader.section, at)
+    if end != END_OF_RECORDS:
         raise reader.error("the list of RAM blocks does not end where its sizes add up", at)
     return blocks
 

@@ -25,6 +25,7 @@ from sterna.stream import survey_kernels, survey_tallies
 from sterna.stream.ram import (
     CHANGE_FAULTS,
     END_OF_RECORDS,
+    MULTIFD_FLUSH_TEXT,
     encode_pages,
     explain_change,
     ram_setup,
@@ -35,7 +36,7 @@ from sterna.stream.reader import StreamReader
 from sterna.stream.shadow import ShadowRam, free_bytes
 from sterna.stream.survey_kernels import NEW_PASS
 from sterna.stream.survey_tallies import Tally
-from sterna.stream.wire import RamFlag, StreamError
+from sterna.stream.wire import RamFlag, StreamError, StreamUnsupported
 
 PAGE_LIMIT = 1 << 26
 """Most pages of guest RAM that are surveyed: 256 GiB in pages of 4 KiB. What a stream says of its RAM costs
@@ -47,7 +48,7 @@ PASS_LIMIT = 10_000
 _SUPPORTED = RamFlag.ZERO | RamFlag.PAGE | RamFlag.EOS | RamFlag.CONTINUE | RamFlag.XBZRLE
 _ENCODINGS = {
     RamFlag.COMPRESS_PAGE: "a compressed page; streams with the capability compress cannot be read",
-    RamFlag.MULTIFD_FLUSH: "a flush of multifd channels; those of QEMU 8 and later cannot be read",
+    RamFlag.MULTIFD_FLUSH: MULTIFD_FLUSH_TEXT,
     RamFlag.HOOK: "a hook of RDMA; streams over RDMA cannot be read",
 }
 
@@ -198,12 +199,13 @@ class RamSurveyor:
         blocks = read_setup(reader, self._page_bits)
         pages = sum(size for _, size in blocks) >> self._page_bits
         if pages > PAGE_LIMIT:
-            raise reader.error(f"guest RAM has {pages} pages; at most {PAGE_LIMIT} can be surveyed", at)
+            text = f"guest RAM has {pages} pages; at most {PAGE_LIMIT} can be surveyed"
+            raise StreamUnsupported(text, reader.section, at)
         if self._keep_digests:
             try:
                 self._shadow = ShadowRam(blocks, self._page_bits, free_bytes())
             except StreamError as error:
-                raise reader.error(error.message, at) from error
+                raise StreamUnsupported(error.message, reader.section, at) from error
         for name, size in blocks:
             pages = size >> self._page_bits
             shadow = self._shadow[name] if self._shadow else None
@@ -251,8 +253,10 @@ class RamSurveyor:
         reader.advance(after)
         if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
             limit = self._shadow.limit_pages << self._page_bits
-            raise reader.error(
-                f"more guest RAM than can be held here for its digests: {limit} bytes are free"
+            raise StreamUnsupported(
+                f"more guest RAM than can be held here for its digests: {limit} bytes are free",
+                reader.section,
+                reader.offset,
             )
         if status == Status.MORE:
             reader.fill()
@@ -315,7 +319,9 @@ class RamSurveyor:
     def _check_room(self) -> None:
         if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
             limit = self._shadow.limit_pages << self._page_bits
-            raise StreamError(f"more guest RAM than can be held here for its digests: {limit} bytes are free")
+            raise StreamUnsupported(
+                f"more guest RAM than can be held here for its digests: {limit} bytes are free"
+            )
 
     def _end_pass(self) -> None:
         """The current turn proves to be the first of a new pass."""
@@ -380,6 +386,9 @@ class RamSurveyor:
             return reader.error("a record continues a RAM block, but none has been named yet")
         if status in CHANGE_FAULTS:
             return explain_change(reader, status, self._page_bits)
+        # One bit that is wrong makes none of these of another record.
+        if flags & ~RamFlag.CONTINUE in _ENCODINGS:
+            return StreamUnsupported(explain_flags(flags), reader.section, reader.offset)
         return reader.error(explain_flags(flags))
 
 

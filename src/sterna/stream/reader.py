@@ -35,6 +35,7 @@ from sterna.stream.wire import (
     SectionType,
     StreamCut,
     StreamError,
+    StreamUnsupported,
 )
 
 STAGING_BYTES = 128 << 10
@@ -283,7 +284,8 @@ class StreamReader:
         if kind == SectionType.EOF:
             if self._unfinished:
                 names = ", ".join(sorted(str(self._sections[i]) for i in self._unfinished))
-                raise self.error(f"the stream ends before the last part of: {names}", at)
+                text = f"the stream ends before the last part of: {names}; with background-snapshot or dirty-bitmaps it has none"
+                raise StreamUnsupported(text, self._section, at)
             self._ended = True
             return EndOfStream()
         raise self.error(f"no part of a stream begins with the byte {kind:#04x}", at)

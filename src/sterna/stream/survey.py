@@ -45,6 +45,7 @@ from sterna.stream.wire import (
     Command,
     SectionType,
     StreamError,
+    StreamUnsupported,
 )
 
 DEVICE_LIMIT = 32 << 20
@@ -52,7 +53,8 @@ DEVICE_LIMIT = 32 << 20
 _PAGE_BITS = range(10, 17)
 _MULTIFD_MAGIC = bytes.fromhex("11223344")
 _CHUNK = 64 << 10
-_IGNORE_SHARED = "x-ignore-shared"
+_OTHER_LAYOUTS = ("x-ignore-shared", "mapped-ram")
+"""Capabilities with which guest RAM is elsewhere, or laid out otherwise."""
 
 
 def survey(
@@ -280,9 +282,10 @@ class Surveyor:
         if bits not in _PAGE_BITS:
             limits = f"{1 << _PAGE_BITS[0]} to {1 << _PAGE_BITS[-1]} bytes"
             raise StreamError(f"pages of 2^{bits} bytes; possible are {limits}", "configuration", 9)
-        if _IGNORE_SHARED in configuration.capabilities:
-            text = f"streams with the capability {_IGNORE_SHARED} cannot be read"
-            raise StreamError(text, "configuration", 9)
+        for capability in _OTHER_LAYOUTS:
+            if capability in configuration.capabilities:
+                text = f"streams with the capability {capability} cannot be read"
+                raise StreamUnsupported(text, "configuration", 9)
         self._page_bits = bits
 
     def _note_command(self, command: CommandPiece) -> None:
@@ -292,7 +295,7 @@ class Surveyor:
         before = self._commands.get(command.kind, CommandSurvey(command.kind, 0, at))
         self._commands[command.kind] = CommandSurvey(command.kind, before.count + 1, before.offset)
         if command.kind == Command.PACKAGED:
-            raise StreamError("a packaged stream; streams with postcopy cannot be read", "command", at)
+            raise StreamUnsupported("a packaged stream; streams with postcopy cannot be read", "command", at)
 
     def _read_section(self, piece: SectionPiece, at: int) -> None:
         header = piece.header

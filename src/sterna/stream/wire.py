@@ -132,3 +132,7 @@ class StreamError(Exception):
 
 class StreamCut(StreamError):
     """The stream ended too early."""
+
+
+class StreamUnsupported(StreamError):
+    """The stream has something that cannot be read here; whether it is whole, nobody has said."""
