@@ -44,7 +44,7 @@ def one_line(error: str) -> str:
         ((*RUN, "--accel", "tcg"), "tcg"),
         ((*RUN, "--append", "garbage"), "garbage"),
         ((*RUN, "--append", "1 2"), "usage"),
-        ((*RUN, "--append", "1 2 3 4"), "usage"),
+        ((*RUN, "--append", "1 2 3 4 5"), "usage"),
         ((*RUN, "--append", "99999999 1 1"), "99999999"),
         ((*RUN, "--append", "\x1b[2J"), "append"),
         ((*RUN, "--append", "x" * 10_000), "append"),
