@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct, structs
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault, Proxy
 
 from sterna.memory.ram import RamBlock
-from sterna.migration import incoming
+from sterna.migration import handshake, incoming
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.handshake import Offer
 from sterna.migration.multifd import lobby, receiver
 from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.migration.statistics import MigrationStatus
+from sterna.ownership import Standing
 from sterna.stream import ram, sections
 from sterna.stream.multifd import NO_UUID, Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
@@ -208,6 +211,70 @@ def test_a_connection_that_is_no_channel_of_this_migration(
         source.begin()
         connect(source)
         assert_refused(there, complaint)
+
+
+@pytest.mark.parametrize("channels", [0, 2])
+def test_a_stray_channel_does_not_end_a_migration_between_sternas(channels: int) -> None:
+    """A local process connects and says what a channel says, before the source is known and after that."""
+    with hosts(source_guest(), waiting_guest()) as (here, there), ExitStack() as stack:
+        for host in (here, there):
+            host.controller.set_capabilities({"multifd": bool(channels)})
+            host.controller.set_parameters({"multifd-channels": channels or 1})
+        here.controller.set_parameters({"max-bandwidth": 1000})
+        uri = there.controller.incoming(TCP)
+        address = ("127.0.0.1", int(uri.rpartition(":")[2]))
+
+        def stray(init: Init) -> socket.socket:
+            made = stack.enter_context(socket.create_connection(address, SECONDS))
+            made.sendall(init.encode())
+            return made
+
+        early = [stray(Init(NO_UUID, index)) for index in range(2)]
+        wait_for_thread("incoming-connection")
+        here.controller.migrate(uri)
+        here.wait_status(MigrationStatus.ACTIVE)
+        late = [stray(Init(NO_UUID, 0)), stray(Init(b"x" * 16, 1, b"y" * 16))]
+        for stranger in (*early, *late):
+            assert not stranger.recv(1), "the destination has let go of it"
+        assert here.controller.info().status is MigrationStatus.ACTIVE
+        here.controller.set_parameters({"max-bandwidth": 0})
+        info = here.outcome()
+        assert info.status is COMPLETED, info.error
+
+
+@pytest.mark.parametrize("token", ["zz", "12" * 8])
+def test_channels_of_a_source_that_states_another_token_are_not_taken(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "CONNECT_SECONDS", 0.3)
+    encode = handshake.encode
+
+    def lie(payload: Struct) -> bytes:
+        return encode(structs.replace(payload, token=token) if isinstance(payload, Offer) else payload)
+
+    monkeypatch.setattr(handshake, "encode", lie)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        for host in (here, there):
+            host.controller.set_capabilities({"multifd": True})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is FAILED
+        assert "multifd" in info.error
+        assert here.guest.ownership.standing is Standing.OWNER
+
+
+def test_a_sterna_that_gives_its_channels_no_token_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of version 0.1 does."""
+    encode = handshake.encode
+
+    def older(payload: Struct) -> bytes:
+        return encode(structs.replace(payload, token="") if isinstance(payload, Offer) else payload)
+
+    monkeypatch.setattr(handshake, "encode", older)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        for host in (here, there):
+            host.controller.set_capabilities({"multifd": True})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED, info.error
 
 
 def test_a_channel_that_never_connects(monkeypatch: pytest.MonkeyPatch) -> None:

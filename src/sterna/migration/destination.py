@@ -381,6 +381,10 @@ class Destination:
         if not offer.verify and self.parameters.verify is Verify.ON:
             raise Refused("x-sterna-verify is on here, but off at the source")
         self._check_channels(offer.multifd)
+        try:
+            self._multifd.recognise(bytes.fromhex(offer.token))
+        except ValueError:
+            raise self._reader.error(f"{offer.token!r:.60} is not the token of multifd channels") from None
         if not self.record.begin(migration_id.bytes):
             raise Refused(f"migration {migration_id} was tried here before; an id is good for one attempt")
         self._id = migration_id.bytes
@@ -398,8 +402,6 @@ class Destination:
             raise Refused("multifd is on here, but off at the source")
         if theirs != ours:
             raise Refused(f"multifd-channels is {theirs} at the source, {ours} here")
-        if not ours:
-            self._multifd.ignore_channels()
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -105,12 +105,14 @@ class Offer(msgspec.Struct, frozen=True):
     :ivar migration_id: 32 hexadecimal digits, new for each attempt
     :ivar verify: a digest section comes before the end of the stream
     :ivar multifd: number of multifd channels, 0 without
+    :ivar token: what the initial packet of each of them has, 32 hexadecimal digits; a sterna 0.1 gives none
     :ivar process: its process, if it can watch the destination's
     """
 
     migration_id: str
     verify: bool
     multifd: int = 0
+    token: str = ""
     process: ProcessIdentity | None = None
 
 

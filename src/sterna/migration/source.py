@@ -9,6 +9,7 @@ Whatever goes wrong, and whenever: logging is off, the channel closed, and the g
 unless the destination runs it or cannot be asked.
 """
 
+import secrets
 import threading
 import time
 import uuid
@@ -53,7 +54,7 @@ from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
 from sterna.ownership import Standing
 from sterna.stream import ram, sections
 from sterna.stream.description import stream_description
-from sterna.stream.multifd import NO_UUID
+from sterna.stream.multifd import NO_TOKEN, NO_UUID
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION
 
@@ -132,6 +133,7 @@ class Source:
                 parameters.multifd_compression,
                 parameters.multifd_level,
                 self.guest.uuid or NO_UUID,
+                secrets.token_bytes(len(NO_TOKEN)),
             )
             if parameters.multifd
             else None
@@ -346,10 +348,11 @@ class Source:
             difference = first_difference(self.guest.guest_traits(), greeted.host)
             if difference is not None:
                 raise Refused(f"the destination's host cannot run this guest: {difference}")
-            channels = self._multifd.channels if self._multifd else 0
+            multifd = self._multifd
+            channels, token = (multifd.channels, multifd.token.hex()) if multifd else (0, "")
             self.doubt.watch = process.watch(greeted.process)
             own = self._process.identity if self.doubt.watch is not None else None
-            peer.offer(Offer(self.migration_id.hex, self._verifies(greeted), channels, own))
+            peer.offer(Offer(self.migration_id.hex, self._verifies(greeted), channels, token, own))
         elif self._verifies(greeted) and greeted.kind is PeerKind.QEMU:
             raise MigrationError(
                 "x-sterna-verify is on, but the destination cannot verify: it is not a sterna"

@@ -1,8 +1,9 @@
 """The multifd channels of QEMU 7.2: packets of pages beside the main stream.
 
-Each channel begins with an initial packet (UUID of the machine, number of the channel); then packets follow to
-the end. A packet is a header of fixed size for its page size, and the data of up to 512 KiB of pages of one RAM
-block: the pages as they are, or a piece of the channel's one compressed stream (`sterna.stream.pagecompression`).
+Each channel begins with an initial packet (UUID of the machine, number of the channel; in bytes that QEMU does not use a
+sterna puts what tells its channels from others'); then packets follow to the end. A packet is a header of fixed size for its
+page size, and the data of up to 512 KiB of pages of one RAM block: the pages as they are, or a piece of the channel's one
+compressed stream (`sterna.stream.pagecompression`).
 
 The main stream still carries everything else, pages that are all zero included. Where it has EOS in a ram section, its
 first part included, each channel has one packet with SYNC: pages before it are in place before anything after the
@@ -28,6 +29,8 @@ MAGIC = 0x11223344
 VERSION = 1
 NO_UUID = bytes(16)
 """Of a machine that has none."""
+NO_TOKEN = bytes(16)
+"""Of a channel whose source has given it none: a QEMU's."""
 CHANNEL_LIMIT = 255
 """Most channels of a migration: the highest value of `multifd-channels`."""
 GROUP_BYTES = 512 << 10
@@ -35,7 +38,7 @@ GROUP_BYTES = 512 << 10
 COMPRESSED_LIMIT = 2 * GROUP_BYTES
 """Most bytes that a packet's compressed pages may take; QEMU's own buffer has this size."""
 
-_INIT = struct.Struct(">II16sB39x")
+_INIT = struct.Struct(">II16sB7x16s16x")
 INIT_BYTES = _INIT.size
 _HEAD = struct.Struct(">6IQ32x256s")
 HEAD_BYTES = _HEAD.size
@@ -77,14 +80,16 @@ class Init:
 
     :ivar uuid: of the machine, 16 bytes, all zero when it has none
     :ivar id: number of the channel, from 0
+    :ivar token: 16 bytes that only this migration's channels have; QEMU looks at none
     """
 
     uuid: bytes
     id: int
+    token: bytes = NO_TOKEN
 
     def encode(self) -> bytes:
         """The packet on the wire, `INIT_BYTES` of them."""
-        return _INIT.pack(MAGIC, VERSION, self.uuid, self.id)
+        return _INIT.pack(MAGIC, VERSION, self.uuid, self.id, self.token)
 
 
 def decode_init(data: Bytes) -> Init:
@@ -93,9 +98,9 @@ def decode_init(data: Bytes) -> Init:
     """
     if len(data) != INIT_BYTES:
         raise StreamError(f"an initial multifd packet of {len(data)} bytes instead of {INIT_BYTES}")
-    magic, version, uuid, channel = _INIT.unpack(data)
+    magic, version, uuid, channel, token = _INIT.unpack(data)
     _check_opening(magic, version)
-    return Init(uuid, channel)
+    return Init(uuid, channel, token)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,17 @@
 Wherever the main channel has EOS, it waits until each channel has read a SYNC, and each channel that has waits for it. So
 nothing that comes later, on whichever channel, is put into RAM before what came earlier. After the last EOS no
 channel reads on: RAM is verified, and then the guest's.
+
+Channels may connect before it is known who the source is. They are kept until a sterna has said by which token its channels are
+known, and those without it are closed and forgotten. A QEMU says nothing, so each that has connected is taken for one of its
+channels.
 """
 
+import secrets
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +24,12 @@ from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import ChannelError, Refused
 from sterna.migration.multifd.kernels import Marks
 from sterna.migration.multifd.receivechannel import ReceiveChannel
-from sterna.stream.multifd import NO_UUID, Init
+from sterna.stream.multifd import CHANNEL_LIMIT, NO_UUID, Init
 
 CONNECT_SECONDS = 10.0
 """How long a channel may take to connect after the main channel needs it."""
+_UNKNOWN_LIMIT = CHANNEL_LIMIT + 8
+"""Connections that wait for the source to be known; then the oldest goes."""
 _LOOK_SECONDS = 0.2
 """How often a wait for channels looks at what does not wake it."""
 
@@ -59,6 +67,9 @@ class MultifdReceiver:
         self._page_bits: int | None = None
         self._meetings = 0
         self._over = False
+        self._unknown: deque[tuple[Init, SocketChannel]] | None = deque()
+        """What has connected while it is not known who the source is."""
+        self._token = b""
         self._deaf = False
         self._error: Exception | None = None
 
@@ -77,15 +88,20 @@ class MultifdReceiver:
         with self._changed:
             self._blocks = {block.name: block for block in blocks}
             self._written = written
+            self._admit_unknown()
             self._page_bits = page_bits
             for index in self._admitted:
                 self._start(index)
 
-    def ignore_channels(self) -> None:
-        """The source has said that it has none: one that connects is somebody else's."""
+    def recognise(self, token: bytes) -> None:
+        """The source is a sterna: a channel without its token is somebody else's, and so is each if it has none.
+
+        :param token: empty where the source gives its channels none
+        """
         with self._changed:
-            self._deaf = True
-            self._error = None
+            self._token = token
+            self._deaf = not self.count
+            self._admit_unknown()
 
     def meet(self, silence_seconds: float | None, received: Mapping[str, Words], *, last: bool) -> Received:
         """The main channel has read an EOS: wait until each channel has read SYNC, then let all go on.
@@ -144,6 +160,7 @@ class MultifdReceiver:
         """Close all channels; returns when their threads have ended. None is admitted any more."""
         with self._changed:
             self._over = True
+            self._admit_unknown()
             admitted, self._admitted = self._admitted, {}
             self._changed.notify_all()
         for channel in admitted.values():
@@ -158,22 +175,36 @@ class MultifdReceiver:
     def admit(self, init: Init, channel: SocketChannel) -> None:
         """A connection says that it is one of the channels. It is closed with the receiver, or at once.
 
-        A connection that cannot be one of them fails the migration, whose pages may have gone there: when the main channel
-        comes to its next EOS, by when it can tell the source why.
+        One that the source has made, and that cannot be one of them, fails the migration, whose pages may have gone there: when
+        the main channel comes to its next EOS, by when it can tell the source why.
         """
         with self._changed:
-            if self._deaf or self._over:
-                channel.close()
+            if self._unknown is None:
+                self._admit(init, channel)
                 return
-            error = self._refusal(init)
-            if error is not None:
-                channel.close()
-                self._error = self._error or error
-                self._changed.notify_all()
-                return
-            self._admitted[init.id] = channel
-            if self._page_bits is not None:
-                self._start(init.id)
+            if len(self._unknown) >= _UNKNOWN_LIMIT:
+                self._unknown.popleft()[1].close()
+            self._unknown.append((init, channel))
+
+    def _admit_unknown(self) -> None:
+        """It is known who the source is, or will never be."""
+        waiting, self._unknown = self._unknown or (), None
+        for init, channel in waiting:
+            self._admit(init, channel)
+
+    def _admit(self, init: Init, channel: SocketChannel) -> None:
+        if self._over or self._deaf or (self._token and not secrets.compare_digest(init.token, self._token)):
+            channel.close()
+            return
+        error = self._refusal(init)
+        if error is not None:
+            channel.close()
+            self._error = self._error or error
+            self._changed.notify_all()
+            return
+        self._admitted[init.id] = channel
+        if self._page_bits is not None:
+            self._start(init.id)
 
     def _refusal(self, init: Init) -> Refused | None:
         if not self.count:

@@ -27,7 +27,7 @@ from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_record
 from sterna.migration.pagesender import PART, PART_END, Sent, send_paced
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import NO_UUID, Compression, Init, PacketFormat
+from sterna.stream.multifd import NO_TOKEN, NO_UUID, Compression, Init, PacketFormat
 from sterna.stream.pagecompression import compressor
 
 _PACKETS_PER_JOB = 8
@@ -42,12 +42,14 @@ class MultifdSettings:
     """:ivar channels: 1 to 255
     :ivar level: of the compression, where there is one
     :ivar uuid: of the machine, 16 bytes; zeros when it has none
+    :ivar token: of this migration's channels, 16 bytes
     """
 
     channels: int
     compression: Compression = Compression.NONE
     level: int = 0
     uuid: bytes = NO_UUID
+    token: bytes = NO_TOKEN
 
 
 class MultifdSender:
@@ -101,7 +103,7 @@ class MultifdSender:
                         cancellation,
                     )
                 )
-                _introduce(channel, Init(settings.uuid, index))
+                _introduce(channel, Init(settings.uuid, index, settings.token))
             for sending in self._channels:
                 sending.start()
         except BaseException:
