@@ -1,5 +1,6 @@
 """`sterna bench`: real migrations of small guests, and the report of recorded ones."""
 
+import importlib.util
 import io
 import json
 import os
@@ -413,6 +414,48 @@ def test_json_has_every_run() -> None:
     assert [run["seconds"] for run in idle["results"][0]["each"]] == [2.0, 1.0, 8.0]
     assert hard["results"][1]["each"][0]["outcome"] == "did not converge"
     assert [goal["met"] for goal in result["goals"]] == [True] * 4
+
+
+def figures() -> Any:
+    """The program that makes README's table."""
+    path = Path(__file__).parents[2] / "bench" / "figures.py"
+    spec = importlib.util.spec_from_file_location("figures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_readme() -> None:
+    module = figures()
+    slowed = completed(6.0, downtime_ms=93.0, writes_before=100.0, writes_during=51.0, throttle_percent=62)
+    quick = completed(29.0, downtime_ms=1.0, writes_before=100.0, writes_during=80.0, throttle_percent=0)
+    diverged = Measurement(Outcome.DIVERGED, 60.0)
+    with_both = [
+        recorded(name, sterna=[completed(1.0, downtime_ms=20.0)], qemu=[completed(0.5, downtime_ms=2.0)])
+        for name in module.WORKLOADS
+        if name != "hard-1g"
+    ]
+    hard = {
+        "sterna": [slowed],
+        "sterna_unthrottled": [diverged],
+        "qemu": [diverged],
+        "qemu_xbzrle": [quick],
+        "qemu_multifd": [diverged],
+    }
+    qemu = Qemu("/some/qemu", "7.2.22")
+    result = to_json([*with_both, recorded("hard-1g", **hard)], Settings(runs=1, qemu=qemu))
+    lines = module.table([result, result | {"qemu": {"path": "/other", "version": "11.1.3"}}]).splitlines()
+    assert lines[0] == "| guest | sterna | QEMU 7.2.22 | QEMU 11.1.3 |"
+    assert len(lines) == 2 + len(module.WORKLOADS)
+    idle = "0.5 s, 2 ms, 2.0 GB"
+    assert lines[2] == f"| idle, RAM never touched | 1 s, 20 ms, 2.0 GB | {idle} | {idle} |"
+    other = "not within a minute; xbzrle 29 s, 1 ms, 2.0 GB, guest 80 %"
+    sterna = "6 s, 93 ms, 2.0 GB, guest 51 % (throttled by 62 %); unthrottled not within a minute"
+    assert lines[-1] == f"| `dirtyram 409600 8192 5`, 1 Gbit/s | {sterna} | {other} | {other} |"
+    # It has its place in README.
+    assert len(module._TABLE.findall(module.README.read_text())) == 1
 
 
 # -- the command ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 last `expected-downtime` before it was. A QEMU begins with its limit there, until it knows better: that predicts nothing.
 - **CPU**: user and system time of the process between those two moments, its guest's included.
 - **Writes**: of `dirtyram`, a page each, from the guest's own counter: in the second before the migration, and from its
-beginning to its end, downtime included. **Speed** of the guest: the second by the first.
+beginning until the guest runs at the destination, downtime included. **Speed** of the guest: the second by the first.
 - **Throttle**: the most of its time that auto-converge, or a policy of sterna's, took from the guest.
 """
 
@@ -31,6 +31,8 @@ _LOOK_SECONDS = 0.1
 _PAUSE_SECONDS = 0.05
 _RATE_SECONDS = 1.0
 _CANCEL_SECONDS = 30.0
+_ARRIVES_SECONDS = 30.0
+_ARRIVES_PAUSE_SECONDS = 0.002
 
 
 class Outcome(Enum):
@@ -106,6 +108,8 @@ def migrate(
     status = info.get("status")
     during = None
     if rate is not None and status in ("completed", "cancelled"):
+        if status == "completed":
+            _arrive(destination, check)
         now = _writes(_status(destination if status == "completed" else source, ram_base))
         during = (now - writes) / (time.monotonic() - started)
     own = info.get("x-sterna", {})
@@ -176,6 +180,16 @@ def _wait_for_end(source: Vm) -> bool:
     except ConnectionLost as error:
         raise VmError(f"the {source.name} was lost during the migration: {error}") from error
     return True
+
+
+def _arrive(destination: Vm, check: Callable[[], None]) -> None:
+    """Wait until the guest runs where it came: before, a QEMU may refuse to read its memory."""
+    deadline = time.monotonic() + _ARRIVES_SECONDS
+    while not destination.runs():
+        check()
+        if time.monotonic() > deadline:
+            raise VmError(f"the guest does not run at the {destination.name} in {_ARRIVES_SECONDS:g} s")
+        time.sleep(_ARRIVES_PAUSE_SECONDS)
 
 
 # -- the guest -----------------------------------------------------------------------------------------------

@@ -149,12 +149,14 @@ class Variant:
 
 _CACHE: Mapping[str, int | str] = {"xbzrle-cache-size": 2048 * MEBIBYTE}
 _TWO: Mapping[str, int | str] = {"multifd-channels": 2}
+_UNTHROTTLED: Mapping[str, int | str] = {"x-sterna-max-throttle": 0}
 _UNVERIFIED: Mapping[str, int | str] = {"x-sterna-verify": "off"}
 
 VARIANTS: Mapping[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("sterna", Who.STERNA, quick=True),
+        Variant("sterna unthrottled", Who.STERNA, parameters=_UNTHROTTLED, idle=False),
         Variant("sterna unverified", Who.STERNA, parameters=_UNVERIFIED),
         Variant("sterna multifd", Who.STERNA, ("multifd",), _TWO, channels=2),
         Variant("sterna multifd unverified", Who.STERNA, ("multifd",), {**_TWO, **_UNVERIFIED}, channels=2),
