@@ -1,0 +1,42 @@
+"""The folders whose tests are judged, and which tests are their own."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Sources, and the tests that have to notice a change to them.
+
+    :ivar sources: a folder of source files
+    :ivar tests: files and folders of tests
+    :ivar left_out: sources that are not changed, each with the reason
+    """
+
+    sources: str
+    tests: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+FOLDERS = {
+    "stage2": Folder("src/sterna/stage2", ("tests/stage2",)),
+    "migration": Folder("src/sterna/migration", ("tests/migration",)),
+    "stream": Folder("src/sterna/stream", ("tests/stream",)),
+    "devices": Folder(
+        "src/sterna/machine/devices",
+        (
+            "tests/machine/test_gic.py",
+            "tests/machine/test_pl011.py",
+            "tests/machine/test_virtqueue.py",
+            "tests/machine/test_virtio_net.py",
+            "tests/machine/test_nic.py",
+        ),
+    ),
+    "hypervisor": Folder(
+        "src/sterna/hypervisor",
+        ("tests/hypervisor",),
+        {
+            "src/sterna/hypervisor/kvm/arm64": "runs on arm64 hosts only, by tests/arm64",
+            "src/sterna/hypervisor/emulated/broken.py": "faults on purpose, found by the test bed",
+        },
+    ),
+}
