@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.mutants.campaign import Campaign
+from tests.mutants.campaign import Campaign, InUse, Judged, Score
 from tests.mutants.folders import FOLDERS
 from tests.mutants.known import Known, read_known
 
@@ -34,55 +34,60 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.folders) - FOLDERS.keys():
         parser.error(f"no folder {', '.join(sorted(unknown))}: there are {', '.join(FOLDERS)}")
-    known = read_known()
     began = time.monotonic()
-    campaign = Campaign(
-        ROOT,
-        "sterna",
-        options.work,
-        options.jobs,
-        options.within,
-        lambda text: print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True),
-    )
-    print(
-        "| folder | points | mutants | killed | by a time limit | survived | of them known | score | seconds each |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    try:
+        campaign = Campaign(ROOT, "sterna", options.work, options.jobs, options.within, say)
+    except InUse as error:
+        parser.error(str(error))
     survivors: list[dict[str, object]] = []
     sound = True
-    for name in options.folders or FOLDERS:
-        start = time.monotonic()
-        score = campaign.judge(name, FOLDERS[name], options.sample, options.seed)
-        each = (time.monotonic() - start) / max(1, len(score.judged))
-        late = sum(one.how == "time limit" for one in score.judged)
-        seen = [known.get(one.name) for one in score.survivors]
-        share = score.killed / max(1, len(score.judged))
+    with campaign:
         print(
-            f"| {name} | {score.points} | {len(score.judged)} | {score.killed} | {late} | {len(seen)} "
-            f"| {sum(one is not None for one in seen)} | {share:.0%} | {each:.0f} |",
-            flush=True,
+            "| folder | points | mutants | killed | by a time limit | survived | of them known | score | seconds each |"
         )
-        for one, entry in zip(score.survivors, seen, strict=True):
-            survivors.append(_told(name, one.name, one.line, one.tests, entry))
-        for control in score.controls:
-            if control.killed:
-                sound = False
-                print(f"  {name}: nothing was changed, and {control.test} failed all the same: {control.why}")
-        for path, reason in FOLDERS[name].left_out.items():
-            print(f"  {name}: left out: {path}: {reason}")
-        sound = sound and share >= LEAST
+        print("|---|---|---|---|---|---|---|---|---|")
+        for name in options.folders or FOLDERS:
+            start = time.monotonic()
+            score = campaign.judge(name, FOLDERS[name], options.sample, options.seed)
+            sound = _show(name, score, time.monotonic() - start, survivors) and sound
     place = options.work / "survivors.json"
     place.write_text(json.dumps(survivors, indent=1) + "\n")
     print(f"{len(survivors)} survivors: {place}")
     return 0 if sound else 1
 
 
-def _told(folder: str, name: str, line: int, tests: int, known: Known | None) -> dict[str, object]:
+def _show(name: str, score: Score, seconds: float, survivors: list[dict[str, object]]) -> bool:
+    """Print a folder's row and what goes with it, and add its survivors: whether it has its score and can be trusted."""
+    known = read_known()
+    late = sum(one.how == "time limit" for one in score.judged)
+    share = score.killed / max(1, len(score.judged))
+    seen = sum(one.name in known for one in score.survivors)
+    print(
+        f"| {name} | {score.points} | {len(score.judged)} | {score.killed} | {late} | {len(score.survivors)} "
+        f"| {seen} | {share:.0%} | {seconds / max(1, len(score.judged)):.0f} |",
+        flush=True,
+    )
+    survivors += [_told(name, one, known.get(one.name)) for one in score.survivors]
+    alarms = [control for control in score.controls if control.killed]
+    for control in alarms:
+        print(
+            f"  {name}: nothing was changed, and {control.test or control.how} failed all the same: {control.why}"
+        )
+    for path, reason in FOLDERS[name].left_out.items():
+        print(f"  {name}: left out: {path}: {reason}")
+    return share >= LEAST and not alarms
+
+
+def _told(folder: str, one: Judged, known: Known | None) -> dict[str, object]:
     return {
         "folder": folder,
-        "mutant": name,
-        "line": line,
-        "tests": tests,
+        "mutant": one.name,
+        "line": one.line,
+        "tests": one.tests,
         "kind": known.kind if known else None,
         "reason": known.reason if known else None,
     }

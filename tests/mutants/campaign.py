@@ -1,5 +1,6 @@
 """A sample of a folder's mutants, each judged by the tests that run its line; what was found is kept, and taken up again."""
 
+import fcntl
 import json
 import queue
 import random
@@ -80,13 +81,20 @@ def sample_of(points: Sequence[Point], seed: str, size: int) -> list[Point]:
     return [points[place] for place in order[:size]]
 
 
+class InUse(Exception):
+    """Another run works in the directory."""
+
+
 class Campaign:
-    """:param root: the project's directory
+    """A context manager.
+
+    :param root: the project's directory
     :param package: its package
     :param work: where copies of the tree, recordings and results are kept
     :param jobs: mutants at a time, each in a tree of its own
     :param longest_s: tests that take longer are left out
     :param say: takes progress
+    :raise InUse: When another run works there.
     """
 
     def __init__(
@@ -98,7 +106,15 @@ class Campaign:
         longest_s: float = float("inf"),
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._root = root
+        work.mkdir(parents=True, exist_ok=True)
+        self._held = (work / "lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._held.close()
+            raise InUse(f"{work} is used by another run") from None
+        # What is judged is the project as it was when the run began, whatever is edited meanwhile.
+        self._root = Tree(root, package, work / "sound").path
         self._work = work
         self._jobs = jobs
         self._longest_s = longest_s
@@ -106,9 +122,19 @@ class Campaign:
         self._lock = threading.Lock()
         self._trees: queue.Queue[Tree] = queue.Queue()
         for number in range(jobs):
-            self._trees.put(Tree(root, package, work / f"tree-{number}"))
-        self._callers = Callers(root)
-        self._source = digest_of([*(root / "src").rglob("*.py")])
+            self._trees.put(Tree(self._root, package, work / f"tree-{number}"))
+        self._callers = Callers(self._root)
+        self._source = digest_of([*(self._root / "src").rglob("*.py")])
+
+    def close(self) -> None:
+        """Let another run have the directory."""
+        self._held.close()
+
+    def __enter__(self) -> "Campaign":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @contextmanager
     def _tree(self) -> Iterator[Tree]:

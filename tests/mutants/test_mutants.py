@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.mutants import campaign
-from tests.mutants.campaign import CONTROL, Campaign, Judged, Score, sample_of
+from tests.mutants.campaign import CONTROL, Campaign, InUse, Judged, Score, sample_of
 from tests.mutants.folders import FOLDERS, Folder
 from tests.mutants.known import read_known
 from tests.mutants.points import files_of, points_in
@@ -59,6 +59,8 @@ def landed(number: int) -> bool:
 import subprocess
 import sys
 
+import pytest
+
 from toy.callers import landed, quadruple
 from toy.plain import at_most
 
@@ -71,8 +73,13 @@ def test_in_a_process_of_its_own():
 def test_quadruple():
     assert quadruple(3) == 12
 
-def test_landed():
+@pytest.fixture
+def lands():
+    yield
     assert landed(3)
+
+def test_landed(lands):
+    pass
 
 def test_fails_anyhow():
     assert at_most(0) == 1
@@ -93,7 +100,14 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Score
     (tmp_path / "tests" / "mutants" / "__init__.py").touch()
     # What goes on for ever is waited for.
     monkeypatch.setattr(campaign, "_LIMIT_S", 10.0)
-    return lambda: Campaign(tmp_path, "toy", tmp_path / ".mutants").judge("toy", TOY, 1000, "seed")
+
+    def judge() -> Score:
+        with Campaign(tmp_path, "toy", tmp_path / ".mutants") as made:
+            with pytest.raises(InUse, match="is used by another run"):
+                Campaign(tmp_path, "toy", tmp_path / ".mutants")
+            return made.judge("toy", TOY, 1000, "seed")
+
+    return judge
 
 
 def _by_name(score: Score) -> dict[str, Judged]:

@@ -179,22 +179,22 @@ class Tree:
             code, text, lines = self._pytest(
                 command, kernels, directory, limit, {"MUTANTS_PLAN": str(directory / "plan")}
             )
-        last = lines[-1] if lines else {}
-        seconds = sum(float(str(line["seconds"])) for line in lines if "ended" in line)
+        begun = [str(line["began"]) for line in lines if "began" in line]
+        seconds = [float(str(line["seconds"])) for line in lines if "ended" in line]
+        unfinished = begun[-1] if len(begun) > len(seconds) else ""
         for line in lines:
             if line.get("outcome") == "failed":
-                return Run(True, "test", str(line["test"]), str(line["why"]), seconds)
-        if code is None:
-            return Run(True, "time limit", str(last.get("began", "")), "", seconds)
-        if "began" in last:
-            how = "time limit" if code == 1 else "crash"
-            return Run(True, how, str(last["began"]), "" if code == 1 else f"exit code {code}", seconds)
+                return Run(True, "test", str(line["test"]), str(line["why"]), sum(seconds))
+        if code is None or (unfinished and code == 1):
+            return Run(True, "time limit", unfinished, "", sum(seconds))
+        if unfinished:
+            return Run(True, "crash", unfinished, f"exit code {code}", sum(seconds))
         if code == 0:
-            return Run(False, "", "", "", seconds)
+            return Run(False, "", "", "", sum(seconds))
         if code == _NO_TESTS:
             raise NoTests(f"pytest has run none of {len(plan)} tests:\n{text[-2000:]}")
         errors = [line for line in text.splitlines() if line.startswith(("E  ", "ERROR"))]
-        return Run(True, "collection", "", " ".join(errors[-1:]), seconds)
+        return Run(True, "collection", "", " ".join(errors[-1:]), sum(seconds))
 
     def _pytest(
         self,
