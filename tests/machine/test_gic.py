@@ -239,3 +239,277 @@ def test_holes_read_as_zero(board):
         assert board.read(offset) == 0
     assert board.interface.mmio_read(CpuInterface.IAR, 1, 0) == 0
     assert board.get(0x1000) == 0
+
+
+def test_identification_byte_by_byte(board):
+    assert [board.read(0xFD0 + 4 * i) for i in range(12)] == [
+        0x04,
+        0,
+        0,
+        0,
+        0x90,
+        0xB4,
+        0x2B,
+        0,
+        0x0D,
+        0xF0,
+        0x05,
+        0xB1,
+    ]
+    assert [board.read(0xFD1 + i, size=1) for i in range(3)] == [0, 0, 0]
+    assert [board.read(Distributor.TYPER + i, size=1) for i in range(4)] == [8 | 1 << 5, 0, 0, 0]
+    assert [board.read(Distributor.IIDR + i, size=1) for i in range(5)] == [0x3B, 0x04, 0, 0, 0]
+    assert board.get(CpuInterface.IIDR) == 0x2043B
+
+
+def test_reset():
+    board = Board(2)
+    for offset in range(0, 0xFD0, 4):
+        if offset in (Distributor.TYPER, Distributor.IIDR):
+            continue
+        sgis = {Distributor.ISENABLER: 0xFFFF, Distributor.ICENABLER: 0xFFFF, Distributor.ICFGR: 0xAAAA_AAAA}
+        private = 0x01010101 if Distributor.ITARGETSR <= offset < Distributor.ITARGETSR + 32 else 0
+        assert board.read(offset) == sgis.get(offset, private), hex(offset)
+    for cpu in (0, 1):
+        values = {offset: board.get(offset, cpu) for offset in range(0, 0x100, 4)}
+        told = {
+            CpuInterface.IAR: SPURIOUS,
+            CpuInterface.HPPIR: SPURIOUS,
+            CpuInterface.RPR: 0xFF,
+            CpuInterface.ABPR: 1,
+            CpuInterface.IIDR: 0x2043B,
+        }
+        assert values == dict.fromkeys(values, 0) | told
+
+
+@pytest.mark.parametrize(
+    ("offset", "ones", "zeros"),
+    [
+        (CpuInterface.CTLR, 0x1F, 0),
+        (CpuInterface.PMR, 0xFF, 0),
+        (CpuInterface.BPR, 7, 0),
+        (CpuInterface.ABPR, 7, 1),
+    ],
+)
+def test_cpu_interfaces_are_written_whole(board, offset, ones, zeros):
+    board.set(offset, 0xFFFF_FFFF, cpu=1)
+    assert board.get(offset, cpu=1) == ones
+    board.interface.mmio_write(offset, 1, 0, 1)
+    board.interface.mmio_write(offset + 1, 4, 0, 1)
+    assert board.get(offset, cpu=1) == ones
+    board.set(offset, 0, cpu=1)
+    assert board.get(offset, cpu=1) == zeros
+
+
+@pytest.mark.parametrize(
+    ("to_set", "to_clear"),
+    [
+        (Distributor.ISENABLER, Distributor.ICENABLER),
+        (Distributor.ISPENDR, Distributor.ICPENDR),
+        (Distributor.ISACTIVER, Distributor.ICACTIVER),
+    ],
+)
+@pytest.mark.parametrize("irq", [16, 27, 31, 32, 39, 40, 255, 287])
+def test_bits_are_set_and_cleared_one_by_one(board, to_set, to_clear, irq):
+    word, bit = 4 * (irq // 32), 1 << irq % 32
+    always = 0xFFFF if to_set == Distributor.ISENABLER and word == 0 else 0
+    other = 0 if irq >= 32 else bit
+    board.write(to_set + word, bit)
+    for register in (to_set, to_clear):
+        assert board.read(register + word) == always | bit
+        assert board.read(register + word, cpu=1) == always | bit & ~other, "private ones are each CPU's own"
+    board.write(to_set + word, 0)
+    board.write(to_clear + word, ~bit & 0xFFFF_FFFF)
+    board.write(to_clear + word, other, cpu=1)
+    assert board.read(to_set + word) == always | bit
+    board.write(to_clear + word, bit)
+    for register in (to_set, to_clear):
+        assert board.read(register + word) == always
+    # Behind the last there are none.
+    board.write(to_set + 4 * (288 // 32), 0xFFFF_FFFF)
+    assert board.read(to_set + 4 * (288 // 32)) == 0
+
+
+def test_groups_priorities_targets_and_triggers_end_with_the_last_interrupt(board):
+    board.write(Distributor.IGROUPR, 1 << TIMER | 1, cpu=1)
+    assert (board.read(Distributor.IGROUPR, cpu=1), board.read(Distributor.IGROUPR)) == (1 << TIMER | 1, 0)
+    board.write(Distributor.IGROUPR, 1, cpu=1)
+    assert board.read(Distributor.IGROUPR, cpu=1) == 1
+    board.write(Distributor.IGROUPR + 4 * 8, 0xFFFF_FFFF)
+    board.write(Distributor.IGROUPR + 4 * 9, 0xFFFF_FFFF)
+    assert [board.read(Distributor.IGROUPR + 4 * i) for i in (8, 9)] == [0xFFFF_FFFF, 0]
+    for irq, kept in ((31, 0x5A), (32, 0x5A), (287, 0x5A), (288, 0)):
+        board.write(Distributor.IPRIORITYR + irq, 0x5A, size=1)
+        assert board.read(Distributor.IPRIORITYR + irq, size=1) == kept
+    assert board.read(Distributor.IPRIORITYR + 28) == 0x5A00_0000
+    for irq, kept in ((31, 1), (32, 0b11), (287, 0b11), (288, 0)):
+        board.write(Distributor.ITARGETSR + irq, 0xFF, size=1)
+        assert board.read(Distributor.ITARGETSR + irq, size=1) == kept
+    for irq, kept in ((15, 0xAA), (16, 0b10), (33, 0b1000), (287, 0b1000_0000), (288, 0)):
+        at = Distributor.ICFGR + irq // 4
+        board.write(at, 2 << 2 * (irq % 4), size=1)
+        assert board.read(at, size=1) == kept
+    board.write(Distributor.ICFGR + 33 // 4, 0b0100, size=1)
+    assert board.read(Distributor.ICFGR + 33 // 4, size=1) == 0, "the low bit of a field means nothing"
+
+
+def test_control_has_its_two_bits_in_the_first_byte(board):
+    board.write(Distributor.CTLR, 0xFF, size=1)
+    assert board.read(Distributor.CTLR) == 3
+    for at in (1, 2, 3):
+        board.write(Distributor.CTLR + at, 0, size=1)
+    assert board.read(Distributor.CTLR) == 3
+    board.write(Distributor.CTLR, 0)
+    assert board.read(Distributor.CTLR) == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "point"),
+    [
+        *(("group 0", point) for point in range(8)),
+        *(("group 1", point) for point in range(7)),
+        *(("common", point) for point in range(8)),
+    ],
+)
+def test_the_binary_point_says_what_preempts(board, point, by):
+    """Only bits above it count (3.3.3); of group 1 the point is ABPR's, one lower, unless CTLR says that BPR is for both."""
+    if by != "group 0":
+        board.write(Distributor.CTLR, 2)
+        board.set(CpuInterface.CTLR, 0x12 if by == "common" else 2)
+        board.write(Distributor.IGROUPR + 4, 0xFFFF_FFFF)
+    if by == "group 1":
+        board.set(CpuInterface.ABPR, point + 1)
+        board.set(CpuInterface.BPR, 7 - point)
+    else:
+        board.set(CpuInterface.BPR, point)
+        board.set(CpuInterface.ABPR, 7 - point)
+    low = min(0x80 + (2 << point) - 1, 0xFE)
+    level = 0x80 if point < 7 else 0
+    for irq, priority in ((40, low), (41, 0x80), (42, 0x7F)):
+        board.enable(irq)
+        board.write(Distributor.IPRIORITYR + irq, priority, size=1)
+    board.gic.line(40)(True)
+    assert board.get(CpuInterface.IAR) == 40
+    assert board.get(CpuInterface.RPR) == level
+    board.gic.line(41)(True)
+    assert board.get(CpuInterface.HPPIR) == 41
+    assert board.get(CpuInterface.IAR) == SPURIOUS, "of the same group of priorities"
+    board.gic.line(42)(True)
+    assert board.get(CpuInterface.IAR) == (42 if point < 7 else SPURIOUS)
+
+
+def test_active_priorities_are_bits_and_end_in_order(board):
+    nested = {50: 0xC0, 51: 0x84, 52: 0x82, 53: 0x3E, 54: 0x04}
+    for irq, priority in nested.items():
+        board.enable(irq)
+        board.write(Distributor.IPRIORITYR + irq, priority, size=1)
+        board.gic.line(irq)(True)
+        assert board.get(CpuInterface.IAR) == irq
+        assert board.get(CpuInterface.RPR) == priority
+        board.gic.line(irq)(False)
+    assert [board.get(CpuInterface.APR + 4 * i) for i in range(5)] == [1 << 2 | 1 << 31, 0, 0b110, 1, 0]
+    assert board.get(CpuInterface.APR, cpu=1) == 0
+    # What is not active, or no interrupt, ends nothing.
+    for wrong in (49, 288, 1022, SPURIOUS):
+        board.set(CpuInterface.EOIR, wrong)
+    assert board.get(CpuInterface.RPR) == 0x04
+    running = []
+    for irq in reversed(nested):
+        board.set(CpuInterface.EOIR, irq)
+        assert not board.read(Distributor.ISACTIVER + 4) >> (irq - 32) & 1
+        running.append(board.get(CpuInterface.RPR))
+    assert running == [0x3E, 0x82, 0x84, 0xC0, 0xFF]
+    assert [board.get(CpuInterface.APR + 4 * i) for i in range(4)] == [0, 0, 0, 0]
+
+
+def test_an_interrupt_must_be_above_the_mask(board):
+    board.enable(UART)
+    board.gic.line(UART)(True)
+    board.write(Distributor.IPRIORITYR + UART, 0x80, size=1)
+    for mask, seen in ((0x80, SPURIOUS), (0x81, UART), (0, SPURIOUS), (0xFF, UART)):
+        board.set(CpuInterface.PMR, mask)
+        assert board.get(CpuInterface.HPPIR) == seen
+    assert board.cpus[0].wakes == 3, "when its line rose, and at each mask that let it through again"
+    board.write(Distributor.IPRIORITYR + UART, 0xFF, size=1)
+    assert board.get(CpuInterface.HPPIR) == SPURIOUS
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_each_group_has_its_enables(board, group):
+    board.enable(UART)
+    board.write(Distributor.IGROUPR + 4, group << 1)
+    board.gic.line(UART)(True)
+    for distributor in range(4):
+        for interface in range(4):
+            board.write(Distributor.CTLR, distributor)
+            board.set(CpuInterface.CTLR, interface)
+            reaches = bool(distributor & interface & 1 << group)
+            assert board.get(CpuInterface.HPPIR) == (UART if reaches else SPURIOUS)
+            assert board.cpus[0].interrupt is reaches
+
+
+def test_pending_by_software_is_taken_once(board):
+    board.enable(UART)
+    board.write(Distributor.ISPENDR + 4, 1 << 1)
+    assert board.get(CpuInterface.IAR) == UART
+    board.write(Distributor.ISPENDR + 4, 1 << 1)
+    assert board.get(CpuInterface.HPPIR) == SPURIOUS, "active and pending: not before it ends"
+    board.set(CpuInterface.EOIR, UART)
+    assert board.get(CpuInterface.IAR) == UART
+    board.set(CpuInterface.EOIR, UART)
+    assert board.get(CpuInterface.IAR) == SPURIOUS
+
+
+def test_a_cpu_hears_of_an_interrupt_once(board):
+    board.enable(40)
+    board.enable(UART)
+    board.write(Distributor.IPRIORITYR + 40, 0x80, size=1)
+    board.gic.line(40)(True)
+    board.gic.line(40)(True)
+    board.write(Distributor.IPRIORITYR + 50, 0x80, size=1)
+    assert board.cpus[0].wakes == 1
+    board.gic.line(UART)(True)
+    assert board.cpus[0].wakes == 2, "another one, of a higher priority"
+    board.gic.line(UART)(False)
+    board.gic.line(40)(False)
+    assert board.cpus[0].interrupt is False
+
+
+def test_sgis_by_the_sender(board):
+    board.write(Distributor.SGIR, 3 << 24 | 0xFF << 16 | 4)
+    board.write(Distributor.SGIR, 0xFC << 16 | 4)
+    board.write(Distributor.SGIR + 1, 0xFF, size=1)
+    board.write(Distributor.SGIR, 0xFF << 16 | 4, size=2)
+    board.write(Distributor.ISPENDR, 1 << 4)
+    assert [cpu.wakes for cpu in board.cpus] == [0, 0], "no filter, no such CPU, half a word, not by ISPENDR"
+    board.write(Distributor.SPENDSGIR + 15, 0xFF, size=1)
+    assert board.read(Distributor.SPENDSGIR + 15, size=1) == 0b11, "from the CPUs that there are"
+    assert board.read(Distributor.CPENDSGIR + 12) == 0b11 << 24
+    assert board.read(Distributor.CPENDSGIR + 12, cpu=1) == 0
+    board.write(Distributor.CPENDSGIR + 15, 0b01, size=1)
+    assert board.get(CpuInterface.HPPIR) == 15 | 1 << 10
+    board.write(Distributor.SPENDSGIR + 15, 0, size=1)
+    assert board.get(CpuInterface.IAR) == 15 | 1 << 10
+    assert board.read(Distributor.SPENDSGIR + 15, size=1) == 0
+    assert board.read(Distributor.ISPENDR) == 0
+    assert board.read(Distributor.ISACTIVER) == 1 << 15
+
+
+def test_a_copy_of_the_state_shares_nothing_and_keeps_the_lines_of_shared_interrupts(board):
+    board.enable(UART)
+    raised = board.gic.line(UART)
+    raised(True)
+    registers, pending = board.gic.save([False, True])
+    assert pending == [UART, SPURIOUS]
+    assert board.gic.save([False, False])[0].irqs[TIMER].level == 0
+    raised(False)
+    for offset in (Distributor.CTLR, Distributor.ITARGETSR + 32):
+        board.write(offset, 0)
+    board.set(CpuInterface.PMR, 0)
+    other = Board(2)
+    other.gic.load(registers)
+    assert other.get(CpuInterface.IAR) == UART
+    assert other.gic.registers.irqs[TIMER].level == 0, "private lines belong to the vCPUs"
+    other.set(CpuInterface.EOIR, UART)
+    other.gic.line(UART)(False)
+    assert other.get(CpuInterface.IAR) == SPURIOUS

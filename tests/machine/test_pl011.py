@@ -2,7 +2,7 @@
 
 import pytest
 
-from sterna.machine.devices.pl011 import Flag, Interrupt, Pl011, Register
+from sterna.machine.devices.pl011 import FIFO_DEPTH, Flag, Interrupt, Pl011, Register
 from sterna.machine.serial import MemorySerial
 
 FIFO_ON = 0x10
@@ -95,8 +95,11 @@ def test_registers_keep_the_bits_they_have(uart, register, kept):
 
 
 def test_reset_values_and_identification(uart):
-    assert uart.read(Register.CR) == 0x300
-    assert uart.read(Register.IFLS) == 0x12
+    told = {Register.CR: 0x300, Register.IFLS: 0x12, Register.FR: Flag.TXFE | Flag.RXFE}
+    for offset in range(0, 0xFE0, 4):
+        assert uart.read(offset) == told.get(offset, 0), hex(offset)
+    for _ in range(FIFO_DEPTH):
+        assert uart.read(Register.DR) == 0
     ids = [uart.read(0xFE0 + 4 * i) for i in range(8)]
     assert ids == [0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1]
 
@@ -104,7 +107,10 @@ def test_reset_values_and_identification(uart):
 def test_narrow_reads_and_holes(uart):
     assert uart.device.mmio_read(Register.CR + 1, 1, 0) == 0x03
     assert uart.device.mmio_read(Register.CR, 2, 0) == 0x300
+    uart.device.mmio_write(Register.CR + 1, 1, 0xFF, 0)
+    assert uart.read(Register.CR) == 0x300, "registers are written whole"
     assert uart.read(0x800) == 0
+    assert uart.read(0x1000) == 0
     uart.write(0x800, 1)
     uart.write(Register.FR, 0)
     assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFE
@@ -123,3 +129,67 @@ def test_input_beyond_64_kib_is_dropped(uart):
         assert uart.read(Register.DR) == ord("a")
         count += 1
     assert count == 1 << 16
+
+
+def test_input_is_dropped_by_the_byte_and_only_the_newest(uart):
+    uart.line.send(b"a" * 65_000)
+    uart.line.send(b"b" * 1_000)
+    uart.line.send(b"c")
+    text = bytearray()
+    while not uart.read(Register.FR) & Flag.RXFE:
+        text.append(uart.read(Register.DR))
+    # One was in the FIFO when the second came.
+    assert text == b"a" * 65_000 + b"b" * (65_536 - 64_999)
+
+
+def test_the_receive_interrupt_stays_until_the_last_character(uart):
+    uart.write(Register.LCR_H, FIFO_ON)
+    uart.write(Register.IMSC, Interrupt.RX)
+    uart.line.send(b"ab")
+    uart.read(Register.DR)
+    assert uart.irq
+    uart.write(Register.ICR, Interrupt.TX)
+    assert uart.irq
+    uart.read(Register.DR)
+    assert not uart.irq
+    assert uart.read(Register.RIS) == 0
+
+
+@pytest.mark.parametrize(("lcr", "depth"), [(0xEF, 1), (0xFF, 16)])
+def test_the_fifo_is_full_at_its_depth(uart, lcr, depth):
+    uart.write(Register.LCR_H, lcr)
+    for count in range(1, depth + 1):
+        assert not uart.read(Register.FR) & Flag.RXFF
+        uart.line.send(b"x")
+        assert not uart.read(Register.FR) & Flag.RXFE
+        assert uart.device.save().read_count == count
+    assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFF
+
+
+def test_other_line_settings_leave_the_fifo_alone(uart):
+    uart.write(Register.LCR_H, FIFO_ON)
+    uart.line.send(b"xy")
+    uart.write(Register.LCR_H, FIFO_ON | 0x60)
+    assert uart.read(Register.DR) == ord("x")
+    uart.write(Register.LCR_H, 0x60)
+    assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFE
+
+
+def test_a_state_goes_on_elsewhere(uart):
+    uart.write(Register.LCR_H, FIFO_ON)
+    uart.write(Register.IMSC, Interrupt.RX)
+    uart.line.send(b"abc")
+    saved = uart.device.save()
+    uart.read(Register.DR)
+    uart.line.send(b"d" * 15)
+    assert (saved.read_pos, saved.read_count, saved.fifo[:4]) == (0, 3, [*b"abc", 0]), "a copy shares nothing"
+    saved.fifo[1] |= 0x500  # broken off, and of wrong parity
+    other = Uart()
+    other.device.load(saved)
+    assert other.irq
+    assert [other.read(Register.DR), other.read(Register.RSR)] == [ord("a"), 0]
+    assert [other.read(Register.DR), other.read(Register.RSR)] == [0x500 | ord("b"), 5]
+    other.write(Register.RSR, 0xFF)
+    assert other.read(Register.RSR) == 0
+    assert other.read(Register.DR) == ord("c")
+    assert not other.irq

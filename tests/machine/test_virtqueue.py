@@ -11,7 +11,7 @@ from sterna.machine.guestram import AddressError
 SIZE = 0x4000
 ENTRIES = 4
 DESC, AVAIL, USED, BUFFERS = 0x0000, 0x1000, 0x2000, 0x3000
-NEXT, WRITE = 1, 2
+NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
 class WatchedMemory:
@@ -190,3 +190,91 @@ def test_a_state_has_no_more_chains_taken_than_the_ring_holds(used: int) -> None
             driver.queue.check(state(0, num, limit))
     with pytest.raises(QueueError, match="without entries"):
         driver.queue.check(state(0, 0))
+
+
+def test_a_queue_that_is_not_ready_offers_nothing_and_is_not_looked_at() -> None:
+    driver = Driver()
+    driver.describe(0)
+    driver.offer(0)
+    driver.queue.state.ready = False
+    driver.memory.data.clear()
+    assert driver.queue.waiting() == 0
+    assert driver.queue.peek() is None
+    driver.queue.check(QueueState(256, 3, False, last_avail=7))
+    driver.queue.state = QueueState(128, ENTRIES, True, 1, 2, 3, 4, 5)
+    driver.queue.reset()
+    assert driver.queue.state == QueueState(128, 0, False, 0, 0, 0, 0, 0)
+    assert Virtqueue(64, driver.memory).state == QueueState(64, 0, False, 0, 0, 0, 0, 0)
+
+
+def test_a_chain_is_read_first_and_written_then() -> None:
+    driver = Driver()
+    for index, flags in enumerate((NEXT, NEXT, NEXT | WRITE, WRITE)):
+        driver.describe(index, flags, index + 1)
+    driver.memory.data[BUFFERS : BUFFERS + 32] = bytes(range(32))
+    driver.offer(0)
+    chain = driver.queue.peek()
+    assert chain is not None
+    assert chain.readable == [(BUFFERS, 16), (BUFFERS + 16, 16)]
+    assert chain.writable == [(BUFFERS + 32, 16), (BUFFERS + 48, 16)]
+    assert (chain.readable_bytes, chain.writable_bytes) == (32, 32)
+    assert driver.queue.gather(chain) == bytes(range(32))
+    driver.queue.scatter(chain, bytes(range(100, 132)))
+    assert driver.memory.data[BUFFERS + 32 : BUFFERS + 65] == bytes(range(100, 132)) + b"\0"
+    driver.describe(3, 0)
+    with pytest.raises(QueueError, match=r"^descriptor 3 is to be read and follows one to be written$"):
+        driver.queue.peek()
+    driver.describe(3, WRITE | INDIRECT)
+    with pytest.raises(QueueError, match=r"^descriptor 3 is a table of others"):
+        driver.queue.peek()
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 3])
+def test_a_driver_may_want_no_interrupt(flags: int) -> None:
+    driver = Driver()
+    driver.poke(AVAIL, "<H", flags)
+    driver.describe(0, WRITE)
+    driver.offer(0)
+    assert driver.queue.push(0, 1) is not bool(flags & 1)
+
+
+@pytest.mark.parametrize("where", ["desc", "avail", "used"])
+def test_a_table_may_end_with_ram_and_not_behind(where: str) -> None:
+    """Descriptors, an available ring, a used ring: 16 bytes, 2 and 8 for each entry, rings with 4 before."""
+    sizes = {"desc": 16 * ENTRIES, "avail": 4 + 2 * ENTRIES, "used": 4 + 8 * ENTRIES}
+    told = {"desc": "the descriptor table", "avail": "the available ring", "used": "the used ring"}
+    for beyond in (0, 1):
+        driver = Driver(ENTRIES - 1)
+        at = SIZE - sizes[where] + beyond
+        setattr(driver.queue.state, where, at)
+        # What a table says moves with it: the last entry, which is the last that the ring has.
+        driver.describe(ENTRIES - 1, WRITE)
+        driver.offer(ENTRIES - 1)
+        tables = {"desc": DESC, "avail": AVAIL, "used": USED}
+        driver.memory.data[at:] = driver.memory.data[tables[where] : tables[where] + SIZE - at]
+
+        def use(driver: Driver = driver) -> None:
+            chain = driver.queue.peek()
+            assert chain is not None
+            driver.queue.push(chain.head, 1)
+
+        if beyond:
+            with pytest.raises(QueueError, match=f"^{told[where]}: outside"):
+                use()
+        else:
+            use()
+    driver.queue.state.used = SIZE - 1
+    with pytest.raises(QueueError, match=r"^the used ring: outside"):
+        driver.queue.check(QueueState(256, ENTRIES, True, DESC, AVAIL, SIZE - 3))
+
+
+def test_buffers_that_are_not_in_ram() -> None:
+    driver = Driver()
+    for flags in (0, WRITE):
+        driver.poke(DESC, "<QIHH", SIZE - 15, 16, flags, 0)
+        driver.offer(0)
+        chain = driver.queue.peek()
+        assert chain is not None
+        driver.queue.advance()
+        with pytest.raises(QueueError, match=r"^a buffer: outside"):
+            driver.queue.scatter(chain, bytes(16)) if flags else driver.queue.gather(chain)
