@@ -8,8 +8,6 @@ from numba import njit
 PAGE_SHIFT = 12
 PMD_SHIFT = 21
 PUD_SHIFT = 30
-PMD_SIZE = 1 << PMD_SHIFT
-PUD_SIZE = 1 << PUD_SHIFT
 
 
 @njit(nogil=True, cache=True, inline="always")
