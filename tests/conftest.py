@@ -2,9 +2,13 @@
 
 import os
 import signal
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from sterna.hostload import HostWatch
 
 _ALONE = ("testbed", "arm64")
 """Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of
@@ -51,6 +55,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return alone or (str(path) if path.name in _TOGETHER else nodeid)
 
     return Scheduling(config, log)
+
+
+_WATCH_SECONDS = 1.0
+"""How old a look at the host may be where a test begins: for each of those that take no time it would take more than they do."""
+_WATCHED = pytest.StashKey[tuple[float, HostWatch]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    looked, _ = item.config.stash.get(_WATCHED, (0.0, None))
+    if time.monotonic() - looked > _WATCH_SECONDS:
+        item.config.stash[_WATCHED] = (time.monotonic(), HostWatch())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails says how busy the host was: it may be that it only came too late."""
+    report = yield
+    if report.failed:
+        report.sections.append(("host", str(item.config.stash[_WATCHED][1].load())))
+    return report
 
 
 @pytest.fixture

@@ -88,3 +88,29 @@ def test_this_host_tells() -> None:
     load = HostWatch().load()
     assert load.cpus == os.cpu_count()
     assert load.load_average is not None
+
+
+def test_a_test_that_fails_says_how_busy_the_host_was(tmp_path: Path) -> None:
+    path = tmp_path / "test_it.py"
+    path.write_text("def test_good(): pass\ndef test_bad(): assert False\n")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "conftest",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            tmp_path,
+            path,
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "1 failed, 1 passed" in done.stdout
+    assert done.stdout.count("host meanwhile: ") == 1
