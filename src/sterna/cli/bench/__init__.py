@@ -73,6 +73,7 @@ def command(
     from sterna.cli.display import Display
     from sterna.cli.follow import Interrupts
     from sterna.cli.rehearsal import rehearse
+    from sterna.cli.settings import check_program
     from sterna.guests.catalog import GuestError
     from sterna.machine.config import ConfigError, parse_memory
     from sterna.testbed.errors import BedError, Unsupported
@@ -113,6 +114,8 @@ def command(
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
 
+    if qemu is not None:
+        check_program("--qemu", qemu)
     if qemu is not None or any(one.who is Who.QEMU for one in variants):
         try:
             settings = replace(settings, qemu=find_qemu(qemu))
