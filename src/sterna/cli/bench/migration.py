@@ -5,7 +5,8 @@
 last `expected-downtime` before it was. A QEMU begins with its limit there, until it knows better: that predicts nothing.
 - **CPU**: user and system time of the process between those two moments, its guest's included.
 - **Writes**: of `dirtyram`, a page each, from the guest's own counter: in the second before the migration, and from its
-beginning until the guest runs at the destination, downtime included. **Speed** of the guest: the second by the first.
+beginning until the guest runs at the destination, downtime included. **Speed** of the guest: the second by the first;
+of a migration that takes no longer than a few of its steps it says little.
 - **Throttle**: the most of its time that auto-converge, or a policy of sterna's, took from the guest.
 """
 
