@@ -22,6 +22,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/stage2.py
 	$(BIN)/python bench/ratelimit.py
+	$(BIN)/python bench/multifd_channels.py
 	$(BIN)/sterna bench
 
 # How surely each fault of a hypervisor is found; the table of ARCHITECTURE.md. Others should not use the machine meanwhile.

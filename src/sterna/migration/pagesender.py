@@ -22,6 +22,8 @@ _SLOW = 400_000_000
 _SPARE = 0.5
 """So does a link, or a destination, that is waited for this share of the time."""
 PART = sections.section_part(RAM_ID)
+SECTION_END = sections.section_end(RAM_ID)
+"""Begins the section's last part, which `PART_END` ends as every other."""
 PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
 
 
@@ -55,8 +57,12 @@ class PageSender(Protocol):
     Whatever goes wrong raises `ChannelError`; a cancellation raises `Cancelled`.
     """
 
-    def send_part(self, data: bytes, *, final: bool) -> Sent:
-        """Send the section's first or, when `final`, its last part, which have no pages but an EOS."""
+    def send_setup(self, data: bytes) -> Sent:
+        """Send the section's first part, which has no pages but an EOS."""
+        ...
+
+    def send_end(self) -> Sent:
+        """Send the section's last part. All that was taken is before it."""
         ...
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
@@ -68,7 +74,7 @@ class PageSender(Protocol):
         ...
 
     def finish_pass(self, *, final: bool) -> Sent:
-        """Everything that was taken has been handed to the kernel on return."""
+        """Everything that was taken has been handed to the kernel on return; what `send_end` is to send does not count."""
         ...
 
     def unsent_bytes(self) -> int:
@@ -104,9 +110,14 @@ class RecordSender:
         self._page_bits = page_bits
         self._seconds = 0.0
 
-    def send_part(self, data: bytes, *, final: bool) -> Sent:
+    def send_setup(self, data: bytes) -> Sent:
         self._channel.send(data)
         return Sent(len(data))
+
+    def send_end(self) -> Sent:
+        end = SECTION_END + PART_END
+        self._channel.send(end)
+        return Sent(len(end))
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         started = encoded_at = time.monotonic()

@@ -365,7 +365,7 @@ class Source:
             self._rolling.start()
         blocks = [(block.name, block.size) for block in self.guest.ram_blocks]
         opening = sections.section_start(RAM_ID, RAM_SECTION, 0, RAM_VERSION)
-        setup = pages.send_part(opening + ram.ram_setup(blocks) + sections.footer(RAM_ID), final=False)
+        setup = pages.send_setup(opening + ram.ram_setup(blocks) + sections.footer(RAM_ID))
         self.progress.sent_other(setup.size)
         return greeted
 
@@ -406,8 +406,7 @@ class Source:
             if self._rolling is not None:
                 digest = pool.submit(self._digest_ram, self._rolling)
             precopy.send_rest(rest)
-            end = sections.section_end(RAM_ID) + ram.END_OF_RECORDS + sections.footer(RAM_ID)
-            self.progress.sent_other(pages.send_part(end, final=True).size, final=True)
+            self.progress.sent_other(pages.send_end().size, final=True)
             timeline.last_pass = time.time_ns()
             devices, devices_digest = self._send_devices(channel)
             timeline.device_state = time.time_ns()

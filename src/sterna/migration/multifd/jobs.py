@@ -74,6 +74,7 @@ class Jobs:
         """Notified when there is room, or all is done."""
         self._waiting: deque[tuple[int, Job]] = deque()
         self._marks = 0
+        self._marks_of = [0] * channels
         # Tasks that have been given to a channel, or must be given to each, and are not done.
         self._open = 0
         self._sent_bytes = 0
@@ -112,6 +113,15 @@ class Jobs:
             self._taken.wait_for(lambda: self._open == 0 or self._error)
             self._check()
 
+    def marked(self, size: int) -> None:
+        """The caller has sent SYNC on each channel itself, in so many bytes, when all that was handed out had been sent."""
+        with self._to_take:
+            self._check()
+            assert not self._open
+            self._marks += 1
+            self._marks_of = [self._marks] * self._channels
+            self._sent_bytes += size
+
     def take_sent_bytes(self) -> int:
         """Bytes that the channels have sent since the last call."""
         with self._taken:
@@ -130,21 +140,23 @@ class Jobs:
 
     # -- the channels ------------------------------------------------------------------------------------------
 
-    def take(self, marks: int) -> Job | Task:
+    def take(self, channel: int) -> Job | Task:
         """What the calling channel is to do next; wait for it.
 
-        :param marks: how many SYNCs it has sent
+        :param channel: its number
         """
         with self._to_take:
             while True:
                 if self._ended or self._error:
                     return Task.END
+                marks = self._marks_of[channel]
                 if self._waiting and self._waiting[0][0] == marks:
                     job = self._waiting.popleft()[1]
                     self._taken.notify()
                     return job
                 if marks < self._marks:
                     # Nobody hands out work for before the mark any more.
+                    self._marks_of[channel] += 1
                     return Task.SYNC
                 self._to_take.wait()
 

@@ -60,7 +60,11 @@ class MultifdReceiver:
         self._written: Mapping[str, Marks] = {}
         self._check = check
         self._main = main
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        """Notified when the main channel may have something to see to."""
+        self._met = threading.Condition(lock)
+        """Notified when the channels may go on, or are to end: one that waits for the others is not woken by each of them."""
         self._admitted: dict[int, SocketChannel] = {}
         self._channels: dict[int, ReceiveChannel] = {}
         self._arrived: set[int] = set()
@@ -124,13 +128,15 @@ class MultifdReceiver:
                 more_bytes, more_pages = channel.take()
                 size += more_bytes
                 pages += more_pages
-                for name, words in channel.received.items():
+                for name, words in channel.received.items() if more_pages else ():
                     received[name][:] |= words
                     words[:] = 0
             self._arrived.clear()
             self._meetings += 1
             self._over = last
-            self._changed.notify_all()
+            if not last:
+                self._met.notify_all()
+            # After the last they wait on for `close`: the guest's start does not wait for so many threads to wake up.
             return Received(size, pages)
 
     def _check_error(self) -> None:
@@ -162,7 +168,7 @@ class MultifdReceiver:
             self._over = True
             self._admit_unknown()
             admitted, self._admitted = self._admitted, {}
-            self._changed.notify_all()
+            self._met.notify_all()
         for channel in admitted.values():
             channel.shut_down()
         for receiving in self._channels.values():
@@ -200,7 +206,7 @@ class MultifdReceiver:
         if error is not None:
             channel.close()
             self._error = self._error or error
-            self._changed.notify_all()
+            self._changed.notify()
             return
         self._admitted[init.id] = channel
         if self._page_bits is not None:
@@ -235,8 +241,9 @@ class MultifdReceiver:
         with self._changed:
             self._arrived.add(channel.index)
             present = self._meetings
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._over or self._meetings > present)
+            if len(self._arrived) == self.count:
+                self._changed.notify()
+            self._met.wait_for(lambda: self._over or self._meetings > present)
             return not self._over
 
     def leave(self, channel: ReceiveChannel, error: Exception | None) -> None:
@@ -247,5 +254,5 @@ class MultifdReceiver:
                 # Whoever sent its last SYNC is not read any more, so this is no end that follows it.
                 error = ChannelError(f"{channel.channel.peer} ended before the migration did")
             self._error = self._error or error
-            self._changed.notify_all()
+            self._changed.notify()
         self._main.stop_reading()

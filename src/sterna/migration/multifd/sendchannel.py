@@ -18,12 +18,15 @@ from sterna.stream.ram_kernels import bytes_at
 
 
 class SendChannel:
-    """:param numbers: of packets, shared by all channels
+    """
+    :param index: number of the channel
+    :param numbers: of packets, shared by all channels
     :param compressor: None where no `Group` comes
     """
 
     def __init__(
         self,
+        index: int,
         channel: Channel,
         jobs: Jobs,
         packet_format: PacketFormat,
@@ -34,6 +37,7 @@ class SendChannel:
         cancellation: Cancellation,
     ) -> None:
         self.channel = channel
+        self._index = index
         self._jobs = jobs
         self._format = packet_format
         self._numbers = numbers
@@ -62,15 +66,9 @@ class SendChannel:
             raise ChannelError(f"{self.channel.peer} {'sent something' if got else 'closed the connection'}")
 
     def _run(self) -> None:
-        marks = 0
         try:
-            while (task := self._jobs.take(marks)) is not Task.END:
-                if task is Task.SYNC:
-                    size = self._send_sync()
-                    marks += 1
-                else:
-                    size = self._send(task)
-                self._jobs.done(size)
+            while (task := self._jobs.take(self._index)) is not Task.END:
+                self._jobs.done(self._send_sync() if task is Task.SYNC else self._send(task))
         except MigrationError as error:
             self._give_up(error)
         except Exception as error:

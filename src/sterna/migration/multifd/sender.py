@@ -6,6 +6,7 @@ before it has everything that comes before. A page is sent at most once between 
 """
 
 import itertools
+import select
 import time
 from dataclasses import dataclass
 
@@ -24,15 +25,17 @@ from sterna.migration.multifd.kernels import Bytes
 from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
 from sterna.migration.multifd.sendchannel import SendChannel
 from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_records
-from sterna.migration.pagesender import PART, PART_END, Sent, send_paced
+from sterna.migration.pagesender import PART, PART_END, SECTION_END, Sent, send_paced
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import NO_TOKEN, NO_UUID, Compression, Init, PacketFormat
+from sterna.stream.multifd import NO_TOKEN, NO_UUID, Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
 
 _PACKETS_PER_JOB = 8
 """Packets in one go, where they are not compressed: a channel is busy for a ms or two with 4 MiB then."""
 _JOBS_PER_CHANNEL = 2
+_HELD_BYTES = 64 << 10
+"""Records of the last pass that go with the end of the section."""
 _ROUND_SECONDS = 1.0
 """A part of the ram section lasts no longer, so that the destination hears of both kinds of channels."""
 
@@ -84,7 +87,11 @@ class MultifdSender:
         self._in_part = False
         self._in_round = False
         self._round_began = 0.0
+        self._held = bytearray()
         self._channels: list[SendChannel] = []
+        # One look at all channels: the guest may stand still.
+        self._incoming = select.poll()
+        self._by_fd: dict[int, SendChannel] = {}
         try:
             for index in range(settings.channels):
                 channel = _connect(uri, index, cancellation)
@@ -93,6 +100,7 @@ class MultifdSender:
                     coder = compressor(settings.compression, settings.level)
                 self._channels.append(
                     SendChannel(
+                        index,
                         channel,
                         self._jobs,
                         self._format,
@@ -103,6 +111,9 @@ class MultifdSender:
                         cancellation,
                     )
                 )
+                fd, _ = channel.descriptors()
+                self._incoming.register(fd, select.POLLIN)
+                self._by_fd[fd] = self._channels[-1]
                 _introduce(channel, Init(settings.uuid, index, settings.token))
             for sending in self._channels:
                 sending.start()
@@ -117,12 +128,21 @@ class MultifdSender:
 
     # -- the ram section ---------------------------------------------------------------------------------------
 
-    def send_part(self, data: bytes, *, final: bool) -> Sent:
+    def send_setup(self, data: bytes) -> Sent:
         self._main.send(data)
         self._jobs.mark()
-        if final:
-            self._jobs.drain()
         return self._sent(len(data))
+
+    def send_end(self) -> Sent:
+        size = 0
+        if self._in_part:
+            self._sync()
+            self._main.send(PART_END)
+            size = len(PART_END)
+        self._sync()
+        end = SECTION_END + bytes(self._held) + PART_END
+        self._main.send(end)
+        return self._sent(size + len(end))
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         started = encoded_at = time.monotonic()
@@ -154,10 +174,11 @@ class MultifdSender:
 
     def finish_pass(self, *, final: bool) -> Sent:
         started = time.monotonic()
-        size = self._end_round()
+        # The section's end is that of the last round as well: each costs the stopped guest a SYNC on every channel.
+        size = 0 if final else self._end_round()
         self._jobs.drain()
-        for sending in self._channels:
-            sending.check_open()
+        for fd, _ in self._incoming.poll(0):
+            self._by_fd[fd].check_open()
         return self._sent(size, seconds=time.monotonic() - started)
 
     def unsent_bytes(self) -> int:
@@ -204,11 +225,20 @@ class MultifdSender:
         """What was handed out is in place at the destination before anything that comes now."""
         if not self._in_round:
             return 0
-        end = PART_END if self._in_part else PART + PART_END
+        end = (b"" if self._in_part else PART) + bytes(self._held) + PART_END
         self._in_round = self._in_part = False
+        self._held.clear()
         self._jobs.mark()
         self._main.send(end)
         return len(end)
+
+    def _sync(self) -> None:
+        """As `Jobs.mark`, for a guest that stands still: this thread writes to all channels before those of each are awake."""
+        self._jobs.drain()
+        header = self._format.encode(Packet(sync=True, number=next(self._numbers)))
+        for sending in self._channels:
+            sending.channel.send(header)
+        self._jobs.marked(len(header) * len(self._channels))
 
     def _send_zero(self, block: RamBlock, pages: PageNumbers, final: bool) -> int:
         return self._send_records(zero_records(block, pages, self._page_bits), final) if pages.size else 0
@@ -216,7 +246,11 @@ class MultifdSender:
     def _send_records(self, records: bytes, final: bool) -> int:
         if not records:
             return 0
-        data = records if self._in_part else PART + records
+        if final and not self._in_part and len(self._held) + len(records) <= _HELD_BYTES:
+            self._held += records
+            return 0
+        data = records if self._in_part else PART + bytes(self._held) + records
+        self._held.clear()
         self._in_part = True
         send_paced(self._main, vectors_of(data), self._limiter, final=final)
         return len(data)
