@@ -1,24 +1,38 @@
 """The progress bar never runs backwards, and the outlook follows the rates."""
 
 import io
+import re
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.cli.display import PlainDisplay, outlook
+from sterna.cli.display import LiveDisplay, PlainDisplay, outlook
 from sterna.cli.progress import Picture, ProgressTracker
 
 MIB = 1 << 20
 
 
 def answer(
-    status: str, number: int, remaining: int, *, mbps: float = 1000.0, dirty: int = 0
+    status: str,
+    number: int,
+    remaining: int,
+    *,
+    seconds: float = 1.0,
+    done: int = 0,
+    mbps: float = 1000.0,
+    dirty: int = 0,
 ) -> dict[str, Any]:
-    """Of query-migrate, for 1 GiB of RAM."""
+    """Of query-migrate, for 1 GiB of RAM.
+
+    :param seconds: since the migration began
+    :param done: bytes of guest RAM in pages that were dealt with
+    """
     return {
         "status": status,
-        "total-time": 1000,
+        "total-time": round(seconds * 1000),
         "ram": {
             "dirty-sync-count": number,
             "remaining": remaining,
@@ -27,6 +41,8 @@ def answer(
             "mbps": mbps,
             "dirty-pages-rate": dirty,
             "page-size": 4096,
+            "normal": done // 4096,
+            "duplicate": 0,
         },
     }
 
@@ -36,6 +52,8 @@ answers = st.builds(
     st.sampled_from(["setup", "active", "device", "cancelling"]),
     st.integers(0, 50),
     st.integers(0, 1024 * MIB),
+    seconds=st.floats(0, 1e6),
+    done=st.integers(0, 1 << 50),
     mbps=st.floats(0, 1e6),
     dirty=st.integers(0, 10**7),
 )
@@ -54,16 +72,30 @@ def test_never_backwards_whatever_is_answered(history: list[dict[str, Any]], dow
     assert tracker.update(answer("completed", 99, 0)).fraction == 1
 
 
-def run(dirty_ratio: float, passes: int) -> list[Picture]:
-    """A migration at 125 MB/s whose guest dirties at this ratio of it; four pictures a pass."""
+def run(dirty_ratio: float, passes: int, wire: float = 1.0) -> list[Picture]:
+    """A migration that deals with 125 MB/s of guest RAM, whose guest dirties at this ratio of it; four pictures a pass.
+
+    :param wire: bytes of the stream for each byte of guest RAM
+    """
     tracker = ProgressTracker(100)
     pictures = []
     size = 1024.0 * MIB
+    done = 0.0
     for number in range(1, passes + 1):
         dirty = round(125e6 * dirty_ratio / 4096) if number > 1 else 0
         for quarter in range(4):
             remaining = round(size * (1 - quarter / 4))
-            pictures.append(tracker.update(answer("active", number, remaining, dirty=dirty)))
+            info = answer(
+                "active",
+                number,
+                remaining,
+                seconds=done / 125e6,
+                done=round(done),
+                mbps=1000 * wire,
+                dirty=dirty,
+            )
+            pictures.append(tracker.update(info))
+            done += size / 4
         size *= dirty_ratio
     return pictures
 
@@ -97,26 +129,94 @@ def test_a_migration_that_does_not_converge_says_why_and_stands_still() -> None:
 
 def test_a_fast_writer_with_little_memory_converges_nonetheless() -> None:
     tracker = ProgressTracker(300)
-    tracker.update(answer("active", 1, 1024 * MIB))
-    picture = tracker.update(answer("active", 2, 4 * MIB, dirty=10**6))
+    tracker.update(answer("active", 1, 1024 * MIB, seconds=0))
+    picture = tracker.update(answer("active", 2, 4 * MIB, seconds=8, done=1000 * MIB, dirty=10**6))
     assert picture.converges is True
+
+
+@pytest.mark.parametrize("wire", [0.001, 1.0])
+def test_forecasts_count_pages_whatever_they_take_on_the_wire(wire: float) -> None:
+    pictures = run(0.5, 9, wire)
+    first = pictures[1]
+    assert first.eta_seconds == pytest.approx(768 * MIB / 125e6, rel=0.01)
+    second = next(picture for picture in pictures if picture.pass_number == 2)
+    assert second.eta_seconds == pytest.approx(1008 * MIB / 125e6, rel=0.01)
+    assert {picture.converges for picture in pictures if picture.pass_number > 1} == {True}
+    assert first.wire_rate == pytest.approx(125e6 * wire)
+
+
+def test_pages_that_were_sent_as_what_changed_count_as_sent() -> None:
+    for extra in ({"xbzrle-cache": {"pages": 51_200, "overflow": 0}}, {"x-sterna": {"saved-pages": 51_200}}):
+        tracker = ProgressTracker(300)
+        tracker.update(answer("active", 2, 400 * MIB, seconds=10, done=1024 * MIB))
+        picture = tracker.update(answer("active", 2, 200 * MIB, seconds=12, done=1024 * MIB) | extra)
+        assert picture.page_rate == 100 * MIB
+
+
+def test_the_first_second_has_no_forecast() -> None:
+    tracker = ProgressTracker(300)
+    for seconds in (0.1, 0.3, 0.7, 1.0):
+        picture = tracker.update(answer("active", 1, 1000 * MIB, seconds=seconds, done=24 * MIB))
+        assert (picture.page_rate, picture.eta_seconds) == (None, None)
+        assert outlook(picture) == "measuring"
+    picture = tracker.update(answer("active", 1, 500 * MIB, seconds=1.1, done=524 * MIB))
+    assert picture.page_rate == 500 * MIB
+    assert picture.eta_seconds == 1.0
 
 
 def test_the_first_pass_has_no_dirty_rate_and_ends_at_the_rate_shown() -> None:
     tracker = ProgressTracker(300)
-    picture = tracker.update(answer("active", 1, 500 * MIB, mbps=800.0))
+    tracker.update(answer("active", 1, 700 * MIB, seconds=0, done=0))
+    picture = tracker.update(answer("active", 1, 500 * MIB, seconds=2, done=200 * MIB, mbps=8.0))
     assert picture.dirty_rate is None
-    assert picture.eta_seconds == 500 * MIB / picture.transfer_rate == 500 * MIB / 100e6
+    assert picture.eta_seconds == 5.0
     out = io.StringIO()
     PlainDisplay(out).show(picture)
-    assert "dirtying —, sending 100.0 MB/s, pass 1 done in 5.2 s" in out.getvalue()
+    assert "dirtying —, sending 104.9 MB/s (1.0 MB/s on the wire), pass 1 done in 5.0 s" in out.getvalue()
+
+
+def test_a_limit_is_no_prediction() -> None:
+    """QEMU says its limit until it has made one."""
+    tracker = ProgressTracker(300)
+    for expected, shown in ((300, None), (41, 41)):
+        info = answer("active", 2, 4 * MIB) | {"expected-downtime": expected}
+        assert tracker.update(info).expected_downtime_ms == shown
+    for own, shown in (({}, None), ({"predicted-downtime-ms": 300.4}, 300)):
+        info = answer("active", 2, 4 * MIB) | {"expected-downtime": 300, "x-sterna": own}
+        assert tracker.update(info).expected_downtime_ms == shown
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_no_line_of_the_display_is_wider_than_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a terminal wraps, nothing takes back."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    error = io.StringIO()
+    error.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", error)
+    pictures = [*run(0.5, 3), *run(1.2, 3)]
+    with LiveDisplay() as display:
+        for picture in pictures:
+            display.show(replace(picture, remaining=1023 << 20, total=1023 << 30, transferred=1023 << 20))
+            display.refresh()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", error.getvalue()).replace("\r", "\n").split("\n")
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert max(len(line) for line in lines) <= width
+    text = " ".join(" ".join(lines).split())
+    for expected in ("migrating", "dirtying", "sending", "remaining", "on the wire", "will not converge"):
+        assert expected in text or width < 40
+    drawn = {int(number) for number in re.findall(r"(\d+)%", text)}
+    assert drawn >= {round(100 * picture.fraction) for picture in pictures}
 
 
 def after_pass(sent: int, left: int, throttle: int = 0) -> Picture:
     """The second pass at 125 MB/s, of a guest that seemed to dirty 120 MB/s; pages."""
     tracker = ProgressTracker(100)
-    tracker.update(answer("active", 1, 1024 * MIB))
-    info = answer("active", 2, left * 4096, dirty=29_297 if left > sent // 2 else 1000)
+    tracker.update(answer("active", 1, 1024 * MIB, seconds=0))
+    dirty = 29_297 if left > sent // 2 else 1000
+    info = answer("active", 2, left * 4096, seconds=2, done=250_000_000, dirty=dirty)
     info["x-sterna"] = {"passes": [{"pages": sent, "dirty_pages_after": left}]}
     info["cpu-throttle-percentage"] = throttle
     return tracker.update(info)

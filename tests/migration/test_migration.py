@@ -205,7 +205,7 @@ def test_whatever_fails_at_the_source_it_keeps_the_guest(call: str) -> None:
         address = there.controller.incoming(TCP)
         here.guest.fail[call] = RuntimeError("no such luck")
         info = here.migrate(address)
-        assert (info.status, info.error) == (FAILED, "RuntimeError: no such luck")
+        assert (info.status, info.error) == (FAILED, "internal error: RuntimeError: no such luck")
         there.wait_status(FAILED)
         assert assert_one_runs(here.guest, there.guest) is here.guest
         here.guest.fail.clear()
@@ -220,7 +220,7 @@ def test_a_destination_that_refuses_says_why(call: str) -> None:
         there.guest.fail[call] = RuntimeError("the cupboard is full")
         info = here.migrate(address)
         assert info.status is FAILED
-        assert info.error == "destination refused: RuntimeError: the cupboard is full"
+        assert info.error == "destination refused: internal error: RuntimeError: the cupboard is full"
         there.wait_status(FAILED)
         assert assert_one_runs(here.guest, there.guest) is here.guest
         assert not there.guest.block.data.any(), "a failed attempt leaves no memory behind"
@@ -458,7 +458,7 @@ def test_an_attempt_that_comes_while_the_last_one_is_cleared_away_waits_for_it()
         address = there.controller.incoming(TCP)
         there.guest.fail["load_devices"] = RuntimeError("not yet")
         for _ in range(20):
-            assert here.migrate(address).error == "destination refused: RuntimeError: not yet"
+            assert here.migrate(address).error == "destination refused: internal error: RuntimeError: not yet"
         there.guest.fail.clear()
         assert here.migrate(address).status is COMPLETED
 

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from sterna.migration.errors import ParameterError
+from sterna.hypervisor.interface import HypervisorError
+from sterna.machine.runstate import RunState, RunStateError
+from sterna.migration.errors import ParameterError, describe
 from sterna.migration.parameters import CAPABILITIES, PARAMETERS, Parameters
+from sterna.ownership import NotTheOwner
+from sterna.stream.wire import StreamError
 
 
 @pytest.mark.parametrize(
@@ -106,3 +110,39 @@ def test_when_an_arrived_guest_is_announced(changes: dict[str, int], delays: lis
     parameters = Parameters()
     parameters.set(changes)
     assert parameters.announce_delays == delays
+
+
+def test_what_was_said_of_a_capability_can_be_taken_back() -> None:
+    """Off because nobody spoke, and off because the user said so, differ: what is not said, the policy chooses."""
+    parameters = Parameters()
+    choices = (parameters.most_throttle, parameters.may_choose_xbzrle)
+    assert choices == (99, True)
+    for said in (True, False):
+        parameters.set_capabilities({"auto-converge": said, "xbzrle": said})
+        assert (parameters.auto_converge, parameters.xbzrle) == (said, said)
+        assert parameters.asked_capabilities == {"auto-converge", "xbzrle"}
+        assert (parameters.most_throttle, parameters.may_choose_xbzrle) != choices
+        parameters.set_capabilities({"auto-converge": None, "xbzrle": None})
+        assert (parameters.auto_converge, parameters.xbzrle) == (False, False)
+        assert parameters.asked_capabilities == frozenset()
+        assert (parameters.most_throttle, parameters.may_choose_xbzrle) == choices
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            RunStateError("migrate", RunState.SHUTDOWN, frozenset({RunState.RUNNING})),
+            "cannot migrate: the machine",
+        ),
+        (HypervisorError("accel kvm: no"), "accel kvm: no"),
+        (NotTheOwner("it is elsewhere"), "it is elsewhere"),
+        (StreamError("bad", "cpu", 3), "section 'cpu', offset 0x3: bad"),
+        (OSError(28, "No space left on device", "/f"), "/f: No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "this host has no memory left"),
+        (KeyError("x"), "internal error: KeyError: 'x'"),
+    ],
+)
+def test_only_a_fault_of_this_program_has_a_class_name(error: Exception, text: str) -> None:
+    assert describe(error).startswith(text)

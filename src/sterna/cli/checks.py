@@ -12,12 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.hostlimits import available_bytes, usable_cpus
+from sterna.migration.errors import describe
 from sterna.monitor.units import format_size
 
 _SMALL_MEMORY = 2 << 30
 _EMULATED = ("numba", "unicorn", "stage 2")
 """What guests on the emulated CPU need."""
 _PFN_PRESENT = 1 << 63
+
+
+class NotRunning(Exception):
+    """A guest shows no sign of life."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def _emulation() -> Check:
     try:
         numbers = _run_a_guest("emulated")
     except Exception as error:  # whatever keeps guests from running is the finding
-        return Check(name, False, _in_one_line(error), True, "see the message")
+        return Check(name, False, describe(error), True, "see the message")
     faults = numbers["faults_translation"]
     return Check(name, True, f"a guest runs; {faults} pages or blocks mapped on demand", True)
 
@@ -80,7 +85,7 @@ def _emulation() -> Check:
 def _run_a_guest(accel: str) -> dict[str, int]:
     """Run a small guest until it has shown signs of life: the hypervisor's statistics.
 
-    :raise RuntimeError: When it does not run. Other errors are those of `Machine`.
+    :raise NotRunning: When it does not run. Other errors are those of `Machine`.
     """
     import time
 
@@ -101,12 +106,7 @@ def _run_a_guest(accel: str) -> dict[str, int]:
                 pass  # it has not come that far
             time.sleep(0.01)
         state = machine.error or f"state {machine.run_state.value}"
-    raise RuntimeError(f"a small guest does not run: {state}")
-
-
-def _in_one_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
-    return text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}"
+    raise NotRunning(f"a small guest does not run: {state}")
 
 
 def _huge_pages() -> Check:
@@ -160,7 +160,7 @@ def _kvm() -> Check:
     try:
         _run_a_guest("kvm")
     except Exception as error:  # as with the emulated CPU
-        return Check(name, False, f"board {board.name}: {_in_one_line(error)}", advice="see the message")
+        return Check(name, False, f"board {board.name}: {describe(error)}", advice="see the message")
     return Check(name, True, f"a guest runs on board {board.name}; dirty log as {', '.join(modes)}")
 
 

@@ -1,5 +1,6 @@
 """What people see of a migration: a live display on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -8,14 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sterna.cli.progress import Picture
-from sterna.cli.result import verdict
+from sterna.cli.result import farewell, verdict
 from sterna.monitor.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 _LINE_SECONDS = 1.0
-_BAR_WIDTH = 46
+_BAR_WIDTH, _RATE_WIDTH = 46, 24
 
 
 def format_seconds(seconds: float) -> str:
@@ -29,8 +30,8 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def format_dirty_rate(rate: float | None) -> str:
-    """As `format_rate`, before the first look at the dirty log a dash."""
+def format_measured(rate: float | None) -> str:
+    """As `format_rate`; a dash for what has not been measured yet."""
     return "—" if rate is None else format_rate(rate)
 
 
@@ -74,24 +75,24 @@ class Display(AbstractContextManager["Display"]):
 
 
 class PlainDisplay(Display):
-    """A line each second and each pass, for logs."""
+    """A line each second, and when the status changes, for logs."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._last: tuple[str, int] | None = None
+        self._last = ""
         self._next = 0.0
 
     def show(self, picture: Picture) -> None:
-        state = (picture.status, picture.pass_number)
         now = time.monotonic()
-        if state == self._last and now < self._next:
+        if picture.status == self._last and now < self._next:
             return
-        self._last, self._next = state, now + _LINE_SECONDS
+        self._last, self._next = picture.status, now + _LINE_SECONDS
         if picture.pass_number:
             self.note(
                 f"{picture.fraction:4.0%}  {picture.status}, pass {picture.pass_number}, "
-                f"{format_size(picture.remaining)} remaining, dirtying {format_dirty_rate(picture.dirty_rate)}, "
-                f"sending {format_rate(picture.transfer_rate)}, {outlook(picture)}"
+                f"{format_size(picture.remaining)} remaining, dirtying {format_measured(picture.dirty_rate)}, "
+                f"sending {format_measured(picture.page_rate)} ({format_rate(picture.wire_rate)} on the wire), "
+                f"{outlook(picture)}"
             )
         else:
             self.note(f"{picture.fraction:4.0%}  {picture.status}")
@@ -121,6 +122,11 @@ class LiveDisplay(Display):
             self._live.start()
         self._live.update(self._render(picture))
 
+    def refresh(self) -> None:
+        """Draw now; it is drawn ten times a second anyway."""
+        if self._live is not None:
+            self._live.refresh()
+
     def note(self, text: str) -> None:
         self._console.print(text)
 
@@ -148,36 +154,49 @@ class LiveDisplay(Display):
         from rich.table import Table
         from rich.text import Text
 
+        width = self._console.width
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text("migrating", style="bold"),
             ProgressBar(total=1.0, completed=picture.fraction, width=_BAR_WIDTH),
             f"{picture.fraction:4.0%}",
         )
-        figures = Table.grid(padding=(0, 3))
-        figures.add_row(
-            f"pass {picture.pass_number}",
-            f"{format_size(picture.remaining)} of {format_size(picture.total)} remaining",
-            f"{format_size(picture.transferred)} sent",
-        )
-        dirty_rate = picture.dirty_rate or 0.0
-        scale = max(dirty_rate, picture.transfer_rate, 1.0)
-        rates = Table.grid(padding=(0, 1))
+        dirty_rate, page_rate = picture.dirty_rate or 0.0, picture.page_rate or 0.0
+        scale = max(dirty_rate, page_rate, 1.0)
         losing = picture.converges is False
-        dirty_text = "not measured yet" if picture.dirty_rate is None else format_rate(dirty_rate)
+        rates = Table.grid(padding=(0, 1))
         for name, rate, text, colour in (
-            ("dirtying", dirty_rate, dirty_text, "red" if losing else "yellow"),
-            ("sending", picture.transfer_rate, format_rate(picture.transfer_rate), "green"),
+            ("dirtying", dirty_rate, format_measured(picture.dirty_rate), "red" if losing else "yellow"),
+            ("sending", page_rate, format_measured(picture.page_rate), "green"),
         ):
             rates.add_row(
                 name,
                 ProgressBar(
-                    total=scale, completed=rate, width=24, complete_style=colour, finished_style=colour
+                    total=scale,
+                    completed=rate,
+                    width=_RATE_WIDTH,
+                    complete_style=colour,
+                    finished_style=colour,
                 ),
                 text,
             )
+        figures = (
+            f"pass {picture.pass_number}",
+            f"{format_size(picture.remaining)} of {format_size(picture.total)} remaining",
+        )
+        wire = (
+            f"on the wire: {format_size(picture.transferred)} sent",
+            f"{format_rate(picture.wire_rate)} now",
+        )
+        lines = [Text(line) for line in (_fitted(figures, width), _fitted(wire, width))]
         style = "bold red" if losing else "dim"
-        return Group(bar, figures, rates, Text(outlook(picture), style=style))
+        return Group(bar, lines[0], rates, lines[1], Text(outlook(picture), style=style))
+
+
+def _fitted(parts: tuple[str, ...], width: int) -> str:
+    """Parts on one line, further apart where there is room."""
+    wide = "   ".join(parts)
+    return wide if len(wide) <= width else ", ".join(parts)
 
 
 def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -192,6 +211,8 @@ def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["clock_note"]:
         lines.append(summary["clock_note"])
+    if text := farewell(summary):
+        lines.append(text)
     return lines
 
 
@@ -199,4 +220,7 @@ def choose_display(*, json: bool) -> Display:
     """Nothing for machines, the live display on a terminal, lines otherwise."""
     if json:
         return Display()
-    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay(sys.stderr)
+    drawn = (
+        sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    )
+    return LiveDisplay() if drawn else PlainDisplay(sys.stderr)

@@ -53,18 +53,33 @@ def follow(
     """Show a migration until it has an outcome. The first interrupt cancels it, the second leaves it alone.
 
     :param watch: called with each picture
-    :return: the last answer of query-migrate
+    :return: the last answer of query-migrate, and as `run-state` what query-status says
     :raise CliError: When the connection is lost, or the user left.
     """
-    tracker = ProgressTracker(int(client.command("query-migrate-parameters")["downtime-limit"]))
-    cancelled = False
+    cancelled = continued = warned = False
     try:
+        limit_ms = int(client.command("query-migrate-parameters")["downtime-limit"])
+        tracker = ProgressTracker(limit_ms)
         while True:
-            info: Mapping[str, Any] = client.command("query-migrate")
+            info: dict[str, Any] = client.command("query-migrate")
             picture = tracker.update(info)
             if picture.status in FINAL:
-                return info
+                # Where the guest is, its machine says: an outcome alone does not.
+                return info | {"run-state": client.command("query-status")["status"]}
+            least_ms = info.get("x-sterna", {}).get("least-downtime-ms")
+            if not warned and least_ms is not None and least_ms > limit_ms:
+                warned = True
+                display.note(
+                    f"a switchover takes some {least_ms:.0f} ms here even with nothing left to send: with a downtime limit of "
+                    f"{limit_ms} ms the guest only stops after a pass that leaves nothing"
+                )
             display.show(picture)
+            if picture.status == "pre-switchover" and not continued:
+                continued = True
+                display.note(
+                    "pre-switchover: the guest is stopped, as pause-before-switchover asks; continuing"
+                )
+                client.command("migrate-continue", state="pre-switchover")
             watch(picture)
             if interrupts.count > 1:
                 raise CliError(

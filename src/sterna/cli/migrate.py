@@ -1,11 +1,15 @@
 """`sterna migrate`: a running VM moves, and one watches."""
 
 import json as json_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from sterna.cli.tries import InForce
+    from sterna.monitor.client import QmpClient
 
 _GREETING_SECONDS = 10.0
 """How long a VM may take to greet. A QEMU serves one QMP client at a time and lets others wait without a word."""
@@ -56,16 +60,19 @@ def command(
 ) -> int:
     """Migrate the VM whose QMP is at QMP-ADDRESS (unix:PATH or tcp:HOST:PORT) to URI.
 
-    Ctrl-C, SIGTERM or SIGHUP cancels: the guest goes on at the source.
+    Ctrl-C, SIGTERM or SIGHUP cancels: the guest goes on at the source. Settings are for this migration, and set back
+    after it; with -d they stay. A QEMU gets the capability return-path for it, so that it hears of a refusal.
 
     \b
     Exit codes: 0 completed (with -d: started), 1 could not start, 2 wrong call,
     3 failed, 4 cancelled, 5 completed but not verified although asked to,
-    6 the VM was lost on the way.
+    6 the VM was lost on the way, 8 completed for the source, and nobody
+    has asked the destination.
     """
     from sterna.cli.display import choose_display
     from sterna.cli.follow import Interrupts, follow
     from sterna.cli.result import exit_code, summarise
+    from sterna.cli.tries import TrySettings, applied
     from sterna.monitor.addresses import AddressError, parse_address
     from sterna.monitor.client import ConnectionLost, QmpClient
     from sterna.monitor.protocol import QmpError
@@ -82,25 +89,56 @@ def command(
         client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
     except (AddressError, ConnectionLost) as error:
         raise CliError(str(error)) from error
+    capabilities = {} if auto_converge is None else {"auto-converge": auto_converge}
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:
         try:
-            if parameters:
-                client.execute("migrate-set-parameters", parameters)
-            if auto_converge is not None:
-                state = {"capability": "auto-converge", "state": auto_converge}
-                client.execute("migrate-set-capabilities", {"capabilities": [state]})
-            client.command("migrate", uri=uri)
+            _check_source(client)
+            capabilities |= _return_path(client, uri)
+            with applied(client, TrySettings(parameters, capabilities)) as in_force:
+                client.command("migrate", uri=uri)
+                if detach:
+                    in_force.keep = True
+                    _tell_started(in_force, json)
+                    return ExitCode.OK
+                display.note(f"settings: {in_force.text()}")
+                info = follow(client, display, interrupts)
+                summary = summarise({**info, "uri": uri}, in_force.capabilities)
         except (QmpError, ConnectionLost) as error:
             raise CliError(str(error)) from error
-        if detach:
-            if json:
-                click.echo(json_module.dumps({"status": "started"}))
-            return ExitCode.OK
-        summary = summarise(follow(client, display, interrupts))
         display.outcome(summary)
     if json:
-        click.echo(json_module.dumps(summary))
+        told = in_force.parameters | {"capabilities": in_force.capabilities}
+        click.echo(json_module.dumps(summary | {"settings": told}))
     return exit_code(summary, must_verify=bool(verify))
+
+
+def _check_source(client: "QmpClient") -> None:
+    """Nothing is set on a VM that another migration would feel it on.
+
+    :raise CliError: When it cannot migrate now.
+    """
+    from sterna.cli.result import FINAL
+
+    if client.command("query-status")["status"] == "inmigrate":
+        raise CliError(
+            "this VM waits for a guest itself: QMP-ADDRESS is to be the source's, and URI where the destination waits"
+        )
+    status = client.command("query-migrate").get("status", "none")
+    if status not in (*FINAL, "none"):
+        raise CliError(f"there is a migration in progress already, in status {status}")
+
+
+def _return_path(client: "QmpClient", uri: str) -> dict[str, bool]:
+    """A sterna asks wherever the channel works both ways; a QEMU only with the capability return-path."""
+    sterna = "x-sterna-policy" in client.command("query-migrate-parameters")
+    return {} if sterna or not uri.startswith(("tcp:", "unix:")) else {"return-path": True}
+
+
+def _tell_started(in_force: "InForce", json: bool) -> None:
+    if json:
+        click.echo(json_module.dumps({"status": "started"}))
+    elif in_force.changed:
+        click.echo(f"started; these settings stay: {', '.join(sorted(in_force.changed))}")
 
 
 def _check_uri(uri: str) -> None:

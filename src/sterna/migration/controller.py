@@ -166,8 +166,13 @@ class MigrationController:
         """All capabilities by QEMU's names."""
         return self._parameters.capabilities()
 
-    def set_capabilities(self, changes: Mapping[str, bool]) -> None:
-        """
+    def asked_capabilities(self) -> frozenset[str]:
+        """Those of which the user has said whether they are on."""
+        return self._parameters.asked_capabilities
+
+    def set_capabilities(self, changes: Mapping[str, bool | None]) -> None:
+        """As `Parameters.set_capabilities`.
+
         :raise ParameterError: When a name is unknown, or a capability to be enabled is not implemented.
         :raise StateError: When a migration is in progress.
         """

@@ -19,8 +19,6 @@
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
 """
 
-from sterna.stream.wire import StreamError
-
 _TEXT_LIMIT = 400
 
 
@@ -76,10 +74,19 @@ class InDoubt(MigrationError):
     """The destination was told to run the guest and could not be asked whether it does."""
 
 
-def describe(error: Exception) -> str:
-    """An error as one line of at most 400 characters; names of a hostile peer can make it long."""
-    expected = isinstance(error, (MigrationError, StreamError))
-    text = str(error) if expected else f"{type(error).__name__}: {error}"
+def describe(error: BaseException) -> str:
+    """An error as one line of at most 400 characters; names of a hostile peer can make it long.
+
+    What this program raises itself is worded for people, and so is what the host refuses; all else is a fault of this program.
+    """
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    elif isinstance(error, MemoryError):
+        text = f"this host has no memory left: {error}" if str(error) else "this host has no memory left"
+    elif type(error).__module__.partition(".")[0] == __name__.partition(".")[0] and str(error):
+        text = str(error)
+    else:
+        text = f"internal error: {type(error).__name__}: {error}"
     text = " ".join(text.split())
     half = _TEXT_LIMIT // 2
     return text if len(text) <= _TEXT_LIMIT else f"{text[: half - 3]} ... {text[2 - half :]}"

@@ -173,21 +173,23 @@ class Parameters:
         self._values = merged
         self.on_change()
 
-    def set_capabilities(self, changes: Mapping[str, bool]) -> None:
+    def set_capabilities(self, changes: Mapping[str, bool | None]) -> None:
         """Switch capabilities: all of them or, when one cannot be, none.
 
+        :param changes: None takes back what was said of a capability: it is off, or left to the policy again
         :raise ParameterError: When a name is unknown, or the capability is to be enabled and is not
             implemented.
         """
         for name, state in changes.items():
             if name not in CAPABILITIES:
                 raise ParameterError(f"unknown migration capability {name!r:.50}")
-            if not isinstance(state, bool):
+            if state is not None and not isinstance(state, bool):
                 raise ParameterError(f"capability {name!r} takes a boolean, not {state!r:.50}")
             if state and not CAPABILITIES[name]:
                 raise ParameterError(f"capability {name!r} is not implemented; it can only be off")
-        self._capabilities = {**self._capabilities, **changes}
-        self._asked = {**self._asked, **changes}
+        said = {name: state for name, state in changes.items() if state is not None}
+        self._capabilities = {**self._capabilities, **dict.fromkeys(changes, False), **said}
+        self._asked = {name: state for name, state in self._asked.items() if name not in changes} | said
 
     def values(self) -> dict[str, Value]:
         """All parameters, in QMP's order."""
@@ -196,6 +198,11 @@ class Parameters:
     def capabilities(self) -> dict[str, bool]:
         """All capabilities, in QMP's order."""
         return dict(self._capabilities)
+
+    @property
+    def asked_capabilities(self) -> frozenset[str]:
+        """Those of which the user has said whether they are on; the policy may choose others."""
+        return frozenset(self._asked)
 
     @property
     def announce_delays(self) -> list[float]:

@@ -74,7 +74,13 @@ class Precopy:
         self._paced_before = 0.0
         self._written_pieces = self.rolling.stale_pieces if self.rolling is not None else 0
         limit_ms = self.parameters.downtime_limit_seconds * 1000
-        self.progress.note(policy=self.parameters.policy.value, expected_downtime_ms=limit_ms)
+        commits = self.greeted.kind is PeerKind.STERNA
+        least = self._forecast.downtime(0, 0, 0, None if self.rolling is None else 0.0, commits=commits)
+        self.progress.note(
+            policy=self.parameters.policy.value,
+            expected_downtime_ms=limit_ms,
+            least_downtime_ms=least.total,
+        )
 
     def run(self) -> PassWork:
         """Pass after pass while the guest runs.

@@ -169,6 +169,7 @@ class MigrationInfo:
     :ivar policy: what decides when the guest is stopped (`sterna.migration.convergence`)
     :ivar verdict: why it is not expected to converge, and what would do; empty when it is
     :ivar predicted_downtime: by part, as of the last look at the dirty log
+    :ivar least_downtime_ms: what a switchover is predicted to take when nothing is left to send; None before the first pass
     :ivar error: why it failed, one line
     :ivar peer: what the other end is: ``sterna``, ``qemu`` or empty while unknown or on one-way channels
     :ivar verified: both ends' digests agreed; None when they were not compared
@@ -200,6 +201,7 @@ class MigrationInfo:
     policy: str = ""
     verdict: str = ""
     predicted_downtime: DowntimeParts | None = None
+    least_downtime_ms: float | None = None
     passes: tuple[PassRecord, ...] = ()
     pass_number: int = 0
     transferred: int = 0
@@ -293,6 +295,8 @@ class MigrationInfo:
             }
             extras["saved-pages"] = self.saved_pages
             extras |= {"policy": self.policy, "verdict": self.verdict}
+            if self.least_downtime_ms is not None:
+                extras["least-downtime-ms"] = round(self.least_downtime_ms, 3)
             if self.predicted_downtime is not None:
                 extras["predicted-downtime-ms"] = round(self.predicted_downtime.total, 3)
                 extras["predicted-downtime-parts"] = self.predicted_downtime.to_dict()

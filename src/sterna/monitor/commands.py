@@ -46,8 +46,10 @@ class DoubtArguments(Arguments, frozen=True):
 
 
 class CapabilityStatus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """:ivar state: None takes back what was said of it"""
+
     capability: str
-    state: bool
+    state: bool | None
 
 
 class CapabilitiesArguments(Arguments, frozen=True):
@@ -138,6 +140,7 @@ class Commands(Mapping[str, Command]):
             Command("query-migrate", none, self._query_migrate),
             Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities, waits=True),
             Command("query-migrate-capabilities", none, self._query_capabilities),
+            Command("x-sterna-query-asked-capabilities", none, self._query_asked_capabilities),
             Command("migrate-set-parameters", None, self._set_parameters),
             Command("query-migrate-parameters", none, self._query_parameters),
             Command("human-monitor-command", HumanArguments, self._human_command, waits=True),
@@ -290,6 +293,9 @@ class Commands(Mapping[str, Command]):
     def _query_capabilities(self, _: Arguments) -> Any:
         states = self._control.migration.capabilities()
         return [{"capability": name, "state": state} for name, state in states.items()]
+
+    def _query_asked_capabilities(self, _: Arguments) -> Any:
+        return sorted(self._control.migration.asked_capabilities())
 
     def _set_parameters(self, arguments: dict[str, Any]) -> Any:
         known = self._control.migration.parameters()

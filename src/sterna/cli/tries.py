@@ -1,0 +1,97 @@
+"""The settings of one migration: in force while it is tried, and as they were afterwards."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from sterna.migration.parameters import PARAMETERS
+from sterna.monitor.client import ConnectionLost, QmpClient
+from sterna.monitor.protocol import QmpError
+from sterna.monitor.units import format_rate
+
+_SHOWN = ("max-bandwidth", "downtime-limit", "x-sterna-policy")
+"""Parameters that decide most, shown beside those that the user sets and those that are not at their defaults."""
+_RATES = ("max-bandwidth", "max-postcopy-bandwidth")
+
+
+@dataclass(frozen=True)
+class TrySettings:
+    """What a migration is tried with, by QEMU's names; what is not named stays as it is."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    capabilities: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass
+class InForce:
+    """What a VM is set to.
+
+    :ivar keep: the settings stay when the body of `applied` ends without an error
+    """
+
+    parameters: dict[str, Any]
+    capabilities: dict[str, bool]
+    changed: frozenset[str]
+    keep: bool = False
+
+    def text(self) -> str:
+        """In one line."""
+        names = [name for name in _SHOWN if name in self.parameters]
+        others = {name for name in self.changed if name in self.parameters}
+        others |= {n for n, v in self.parameters.items() if n in PARAMETERS and v != PARAMETERS[n].default}
+        names += sorted(others - set(names))
+        told = [f"{name} {_value(name, self.parameters[name])}" for name in names]
+        on = [name for name, state in self.capabilities.items() if state]
+        off = sorted(name for name in self.changed if self.capabilities.get(name) is False)
+        return ", ".join([*told, *(f"{name} on" for name in on), *(f"{name} off" for name in off)])
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if name in _RATES:
+        return format_rate(value) if value else "unlimited"
+    return f"{value} ms" if name == "downtime-limit" else str(value)
+
+
+@contextmanager
+def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
+    """The settings are in force in the body of the `with` statement. However that ends, they are set back, as far as the VM
+    is still there and lets them: one whose migration goes on keeps its capabilities.
+
+    :raise QmpError: When the VM refuses them.
+    """
+    parameters = dict(client.command("query-migrate-parameters"))
+    capabilities = {one["capability"]: one["state"] for one in client.command("query-migrate-capabilities")}
+    # A sterna tells what its user said of a capability from what it may choose itself.
+    own = "x-sterna-policy" in parameters
+    asked = client.command("x-sterna-query-asked-capabilities") if own else capabilities
+    old_parameters = {name: parameters[name] for name in settings.parameters if name in parameters}
+    old_capabilities = [
+        {"capability": name, "state": capabilities[name] if name in asked else None}
+        for name in settings.capabilities
+        if name in capabilities
+    ]
+    keep = False
+    try:
+        if settings.parameters:
+            client.execute("migrate-set-parameters", dict(settings.parameters))
+        if settings.capabilities:
+            states = [{"capability": name, "state": on} for name, on in settings.capabilities.items()]
+            client.execute("migrate-set-capabilities", {"capabilities": states})
+        in_force = InForce(
+            parameters | dict(settings.parameters),
+            capabilities | dict(settings.capabilities),
+            frozenset(settings.parameters) | frozenset(settings.capabilities),
+        )
+        yield in_force
+        keep = in_force.keep
+    finally:
+        if not keep:
+            with suppress(QmpError, ConnectionLost):
+                if old_parameters:
+                    client.execute("migrate-set-parameters", old_parameters)
+            with suppress(QmpError, ConnectionLost):
+                if old_capabilities:
+                    client.execute("migrate-set-capabilities", {"capabilities": old_capabilities})
