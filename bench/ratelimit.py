@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from sterna.memory.ahead import fetch_kernels
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
-from sterna.migration.channels import gather
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.ratelimit import RateLimiter, cut
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("mbit", type=int, nargs="*", default=[10, 100, 1000, 2500, 5000, 10000])
     arguments = parser.parse_args()
-    gather.warm_up()
+    fetch_kernels()
     for limits in [*([mbit] for mbit in arguments.mbit), [100, 1000]]:
         worst, mean = measure([mbit * 1_000_000 // 8 for mbit in limits], arguments.seconds)
         name = " and ".join(f"{mbit}" for mbit in limits)

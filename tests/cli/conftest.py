@@ -1,6 +1,5 @@
 """Running the command line."""
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import pytest
 
 import sterna
 from sterna.cli import main
-from sterna.cli.kernels import prepare_kernels
+from sterna.cli.kernels import prepare_kernels, prepare_survey_kernels
 
 Outcome = tuple[int, str, str]
 
@@ -19,17 +18,14 @@ Outcome = tuple[int, str, str]
 def _same_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that a test starts run what the test has imported, installed or not."""
     monkeypatch.setenv("PYTHONPATH", str(Path(sterna.__file__).parent.parent))
-    numba = sys.modules.get("numba")
-    if numba is not None:
-        # Also when an edit to the sources meanwhile would have them use another cache.
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(numba.config.CACHE_DIR))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled() -> None:
     """No process that a test starts says that it compiles kernels."""
-    importlib.import_module("sterna.memory.kernel")
     prepare_kernels()
+    prepare_kernels("kvm")
+    prepare_survey_kernels()
 
 
 @pytest.fixture

@@ -12,24 +12,25 @@ from sterna.memory.kernel import COMPILED
 TESTS = Path(__file__).parent.parent
 
 PROGRAM = """
-import json
-from numba.core.dispatcher import Dispatcher
+import json, sys
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from sterna.cli.kernels import prepare_kernels
+from sterna.memory import kernelcode
 
 prepare_kernels()
 late = []
-fetch = Dispatcher.compile
-def noted(self, signature):
-    late.append(f"{self.py_func.__qualname__}{signature}")
-    return fetch(self, signature)
-Dispatcher.compile = noted
+fetch = kernelcode.fetch
+def noted(kernel, key):
+    late.append(f"{kernel.name} {key}")
+    return fetch(kernel, key)
+kernelcode.fetch = noted
 for multifd in (False, True):
     with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
         for host in (here, there):
             host.controller.set_capabilities({"multifd": multifd})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.verified, info.error
+assert late or "numba" not in sys.modules
 print(json.dumps(late))
 """
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import pytest
 
 from cli.test_bad_input import elf
 from cli.vms import TIMEOUT, vm, wait_for
+from sterna.memory import kernelcache
 from sterna.monitor.client import ConnectionLost
 from sterna.monitor.protocol import QmpError
 
@@ -256,31 +256,50 @@ def test_a_failure_at_once_is_told_and_somebody_may_look(tmp_path: Path) -> None
         assert machine.qmp.command("query-migrate")["status"] == "failed"
 
 
+def run_once(cache: Path, *arguments: str) -> str:
+    """What `sterna run` says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", "run", "--memory", "16M", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        timeout=600,
+        check=False,
+    )
+    return done.stderr
+
+
 def test_compiling_is_said_once(tmp_path: Path) -> None:
-    # What an earlier run has compiled, without the mark that it left: compiling all of it again would take half a minute.
-    before, kernels = Path(numba.config.CACHE_DIR), tmp_path / "kernels"
+    # What an earlier run has compiled, but for two: compiling all of it again would take long.
+    kept = kernelcache.cache_directory()
+    kernels = tmp_path / "sterna" / kept.name
+    kernels.parent.mkdir(mode=0o700)
+    shutil.copytree(kept, kernels)
+    for name in ("stage2.protect.mark_range", "memory.shadow._copy"):
+        [path] = kernels.glob(f"{name}-*.o")
+        path.unlink()
+    incoming = ("--incoming", "exec:false")
+    assert run_once(tmp_path, *incoming).startswith(
+        "sterna: compiling kernels (once): 0 of 2\nsterna: incoming migration failed: "
+    )
+    assert run_once(tmp_path, *incoming).startswith("sterna: incoming migration failed: ")
 
-    def marks(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if not (before / name).is_dir()] if Path(folder) == before else []
 
-    shutil.copytree(before, kernels, ignore=marks)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(kernels)}
-
-    def run() -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--incoming", "exec:false"],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            timeout=600,
-            check=False,
-        )
-        return done.stderr
-
-    first, second = run(), run()
-    assert first.startswith("sterna: compiling kernels (once)\nsterna: incoming migration failed: ")
-    assert second.startswith("sterna: incoming migration failed: ")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--kernel", "/nowhere/kernel.elf"),
+        ("--kernel", "clock", "--serial", "file:/nowhere/serial"),
+        ("--kernel", "clock", "--qmp", "unix:/nowhere/qmp,server"),
+        ("--kernel", "clock", "--memory", "1P"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_compiled(wrong: tuple[str, ...], tmp_path: Path) -> None:
+    said = run_once(tmp_path, *wrong)
+    assert said.startswith("sterna: error: ")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.qemu

@@ -136,14 +136,13 @@ def _warm_up() -> None:
     for name in ("cli.run", "hypervisor.kvm.x86.vm", "monitor.commands", "monitor.server"):
         importlib.import_module(f"sterna.{name}")
     from sterna.cli.kernels import prepare_kernels
-    from sterna.hypervisor.emulated.vm import EmulatedVm
     from sterna.machine.config import MachineConfig
     from sterna.machine.machine import Machine
     from sterna.testbed.breakages import register_all
 
     register_all()
     prepare_kernels()
-    EmulatedVm().close()
+    prepare_kernels("kvm")
     Machine(MachineConfig(memory_bytes=4 << 20, incoming=True)).close()
 
 

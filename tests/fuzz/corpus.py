@@ -13,12 +13,13 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts
 
 from monitor.machines import monitored
-from sterna.migration import handshake, verify, xbzrlecache
+from sterna.memory.ahead import fetch_kernels
+from sterna.migration import handshake, verify
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
 from sterna.migration.proxy.proxy import Proxy
-from sterna.stream import ram, ram_survey, xbzrle
+from sterna.stream import xbzrle
 from sterna.stream.multifd import Compression
 from sterna.stream.pagecompression import compressor
 from sterna.stream.return_path import ReturnMessage, pong, shut
@@ -54,8 +55,7 @@ QMP_SERVER = (
 
 def build(directory: Path) -> None:
     """Record everything into `directory`: a folder for each kind, a file for each input."""
-    for warm_up in (ram.warm_up, ram_survey.warm_up, xbzrlecache.warm_up):
-        warm_up()
+    fetch_kernels()
     for name, (capabilities, parameters) in ENCODINGS.items():
         # Compiling kernels for the first time may take longer than a test would wait.
         with patch.object(pairs, "TIMEOUT", 300.0):

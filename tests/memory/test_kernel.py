@@ -1,10 +1,13 @@
 """Hosts without a compiler: KVM's guests run and migrate there all the same."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import sterna
 from sterna.memory.kernel import COMPILED
 
 WITHOUT_A_COMPILER = """
@@ -36,7 +39,7 @@ UPON_THE_FIRST_CALL = """
 import sys, threading
 import numpy as np
 from sterna.memory.ram import RamBlock
-from sterna.stream import ram_kernels
+from sterna.memory.kernel import Kernel
 from sterna.stream.ram_kernels import copy, decode_records
 before = decode_records
 assert "numba" not in sys.modules
@@ -54,24 +57,106 @@ for thread in threads:
     thread.join()
 assert ends == [(body.size, 1)] * 4, ends
 assert (ram[4096:] == 5).all() and not ram[:4096].any()
-from numba.core.dispatcher import Dispatcher
-# Those who call it in its module need not ask twice, nor does compiled code that calls another.
-assert isinstance(ram_kernels.decode_records, Dispatcher) and isinstance(ram_kernels.copy, Dispatcher)
-assert before.dispatcher() is ram_kernels.decode_records
-assert before.twin is ram_kernels.decode_records.twin
-assert len(before.signatures) == 1
+assert isinstance(before, Kernel)
+assert len(before._code) == 1
 copy(ram[:4096], body[8:-8])
 assert (ram == 5).all()
+assert ("numba" in sys.modules) == (sys.argv[1] == "compiled")
 """
 
 
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_kernel_is_fetched_by_the_first_call_once(cached: bool, tmp_path, monkeypatch) -> None:
-    """From the disk, or compiled with the kernels that it calls; by several threads at once."""
-    if not cached:
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+def test_a_kernel_is_fetched_by_the_first_call_once(tmp_path, monkeypatch) -> None:
+    """Compiled, and the next time from the disk and without the compiler; by several threads at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for how in ("compiled", "kept"):
+        run(UPON_THE_FIRST_CALL, how)
+
+
+def run(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", UPON_THE_FIRST_CALL], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+AHEAD = """
+import sys
+import numpy as np
+from sterna.memory import bitmap, shadow
+from sterna.memory.ahead import fetch_kernels
+told = []
+fetch_kernels(told.append)
+print(*told, sep="\\n", file=sys.stderr)
+assert bitmap.page_numbers(np.array([5, 1], dtype=np.uint64)).tolist() == [0, 2, 64]
+assert "numba" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_kernels_are_compiled_ahead_by_other_processes_and_how_far_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "numba.py").write_text("raise SystemExit('a module of the directory that the user is in')\n")
+    steps = [f"compiling kernels (once): {n} of 3" for n in range(4)]
+    assert run(f"import sys; sys.path.remove(''){AHEAD}").splitlines() == steps
+    assert run(f"import sys; sys.path.remove(''){AHEAD}").split() == []
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_without_a_cache_they_are_compiled_all_the_same(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    said = run(AHEAD).splitlines()
+    assert [line for line in said if "anew" in line] == [said[0]]
+    assert said[-1] == "compiling kernels (once): 3 of 3"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+SPOILT = """
+import sys
+from sterna.memory import bitmap, kernelcache
+from sterna.memory.kernelcode import file_name, find
+kernel = bitmap._page_numbers
+name = file_name(kernel, kernel.expected)
+good = kernelcache.read(name)
+head, _, code = good.partition(b"\\n")
+another = good.replace(b'"target": "', b'"target": "another ')
+for bad in (b"", head, good[:-1], another, head + b"\\n\\x90" + code, b"[]\\n" + code):
+    assert bad != good
+    kernelcache.write(name, bad)
+    assert find(kernel, kernel.expected) is None, bad[:200]
+kernelcache.write(name, good)
+assert find(kernel, kernel.expected) is not None
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_code_for_another_processor_or_cut_short_is_not_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run(f"{AHEAD}{SPOILT}")
+
+
+BAD = """
+from sterna.memory.ahead import fetch_kernels
+from sterna.memory.kernel import KernelError
+import bad
+try:
+    fetch_kernels()
+except KernelError as error:
+    print(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, monkeypatch) -> None:
+    (tmp_path / "bad.py").write_text(
+        "from sterna.memory.kernel import kernel\n\n@kernel()\ndef wrong(x: int) -> int:\n    return x.nothing\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "Unknown attribute 'nothing'" in run(BAD)

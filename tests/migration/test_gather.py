@@ -119,7 +119,3 @@ def test_a_wait_for_room_ends(loops, ends, cancellation: Cancellation) -> None:
     progress = np.zeros(2, dtype=np.int64)
     assert write_list(ends[0].fileno(), cancellation.fileno(), places, 0, progress, 10) == (0, 110)
     assert progress[0] == (8 << 20) - places[0, 1] > 0
-
-
-def test_warm_up() -> None:
-    gather.warm_up()

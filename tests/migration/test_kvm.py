@@ -14,8 +14,8 @@ from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
+from sterna.memory.ahead import fetch_kernels
 from sterna.migration.statistics import MigrationStatus
-from sterna.stream.ram import warm_up
 from sterna.testbed.vm import SternaVm
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
@@ -29,7 +29,7 @@ def make():
     """Hosts with a machine each."""
     if why := KvmX86().missing():
         pytest.skip(why)
-    warm_up()  # kernels may have to be compiled, which takes longer than a test waits
+    fetch_kernels()  # they may have to be compiled, which takes longer than a test waits
     made = []
 
     def make(**settings):

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.memory.address import PAGE_SIZE
+from sterna.memory.ahead import fetch_kernels
 from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.migration.channels.gather import vectors_of
 from sterna.migration.multifd import kernels
 from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
-from sterna.migration.multifd.warmup import warm_up
 from sterna.stream.multifd import Compression, Packet, PacketFormat
 from sterna.stream.ram_kernels import bytes_at
 from sterna.stream.wire import StreamError
@@ -93,4 +93,4 @@ def test_a_plain_packet_is_what_the_format_decodes(
 
 
 def test_a_channel_of_this_process_works() -> None:
-    warm_up()
+    fetch_kernels()

@@ -1,7 +1,5 @@
 import re
 import struct as packing
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -438,22 +436,3 @@ def test_other_blocks_than_the_destinations_are_refused(body: bytes, message: st
         with pytest.raises(StreamError) as caught:
             RamDecoder([a, b]).read_setup(StreamReader(PieceSource(body)))
         assert re.search(message, str(caught.value)), str(caught.value)
-
-
-@pytest.mark.skipif(not COMPILED, reason="without numba there is nothing to compile")
-def test_nothing_is_compiled_after_the_warm_up() -> None:
-    program = """
-import io, numpy as np
-from sterna.memory.ram import RamBlock
-from sterna.stream import ram, ram_kernels
-from sterna.stream.reader import StreamReader
-kernels = (ram_kernels.encode_records, ram_kernels.decode_records)
-ram.warm_up()
-assert [len(kernel.signatures) for kernel in kernels] == [1, 1]
-with RamBlock("a", 1 << 20) as block, RamBlock("a", 1 << 20) as target:
-    block.data[5000] = 1
-    pages = ram.encode_pages(block, np.arange(256), prefix=b"", suffix=ram.END_OF_RECORDS)
-    ram.RamDecoder([target], fresh=False).read_records(StreamReader(io.BytesIO(pages.tobytes())))
-assert [len(kernel.signatures) for kernel in kernels] == [1, 1]
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

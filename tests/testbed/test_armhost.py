@@ -177,7 +177,7 @@ def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path)
     tree = tmp_path / "tree"
     for name in (
         *("src/a.py", ".git/HEAD", "a b/c"),
-        *("src/__pycache__/a.cpython-311.pyc", "src/__pycache__/a.cpython-39.pyc", "src/__pycache__/a.nbi"),
+        *("src/__pycache__/a.cpython-311.pyc", "src/__pycache__/a.cpython-39.pyc"),
     ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(name)

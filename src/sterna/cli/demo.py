@@ -69,7 +69,7 @@ def command(
     """
     from sterna.cli.display import choose_display
     from sterna.cli.follow import Interrupts
-    from sterna.cli.rehearsal import rehearse
+    from sterna.cli.kernels import compile_kernels
     from sterna.cli.settings import bandwidth_value, duration_value, policy_values
     from sterna.cli.trial import TrialSettings, run_trial
     from sterna.cli.trialreport import report_lines
@@ -102,7 +102,7 @@ def command(
         audit,
     )
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
-        rehearse(display, interrupts, accel)
+        compile_kernels(accel, interrupts.check)
         result = run_trial(settings, display, interrupts)
     if json:
         click.echo(json_module.dumps(result))

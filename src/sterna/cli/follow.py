@@ -39,6 +39,13 @@ class Interrupts:
             for number in caught:
                 signal.signal(number, before[number])
 
+    def check(self) -> None:
+        """
+        :raise CliError: When there was one.
+        """
+        if self.count:
+            raise CliError("interrupted", ExitCode.INTERRUPTED)
+
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 

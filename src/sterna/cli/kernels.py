@@ -1,77 +1,80 @@
-"""Whether this program's kernels have been compiled before, and what to say when they have not."""
+"""Compiled kernels at hand before a guest, or a stream, needs them: one that stands still would wait for them."""
 
-import importlib.metadata
-import platform
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from sterna.memory.kernel import COMPILED
-from sterna.memory.kernelcache import kernel_directory
+from sterna.cli.errors import CliError, ExitCode
+from sterna.memory import kernelcache
 
-COMPILING = "compiling kernels (once)"
+_MIGRATION = (
+    "sterna.memory.bitmap",
+    "sterna.memory.shadow",
+    "sterna.migration.channels.gather",
+    "sterna.migration.multifd.kernels",
+    "sterna.migration.xbzrle_kernels",
+    "sterna.stream.ram_kernels",
+)
+_SURVEY = ("sterna.stream.survey_kernels", "sterna.stream.survey_tallies")
+_EMULATED = ("sterna.hypervisor.emulated.guestmode", "sterna.stage2.tables")
+_KVM = ("sterna.hypervisor.kvm.dirtyring",)
+"""Modules whose kernels are called."""
 
 
-class Stamp:
-    """A mark beside the compiled kernels, for this state of the sources, this Python and this numba.
+def prepare_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
+    """Have the kernels of a machine and its migrations at hand; say so when that takes a while.
 
-    :param name: what has been done
+    :param check: called now and then; what it raises ends it
     """
-
-    def __init__(self, name: str) -> None:
-        try:
-            version = importlib.metadata.version("numba")
-        except importlib.metadata.PackageNotFoundError:
-            version = "none"
-        self._path = (
-            kernel_directory()
-            / f"{name}-{platform.python_implementation()}-{platform.python_version()}-{version}"
-        )
-
-    def exists(self) -> bool:
-        """Whether it has been done."""
-        return self._path.exists()
-
-    def set(self) -> None:
-        """It has been done."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-        except OSError:
-            pass  # it will be done again
-
-
-def prepare_kernels() -> None:
-    """Have the kernels of a migration at hand before a guest needs them; say so when that takes a while."""
-    from sterna.memory.bitmap import new_bitmap, page_numbers
-    from sterna.memory.shadow import warm_up as warm_up_shadow
-    from sterna.migration.channels import gather
-    from sterna.migration.multifd import warmup as multifd
-    from sterna.migration.xbzrlecache import warm_up as warm_up_xbzrle
-    from sterna.stream.ram import warm_up as warm_up_records
-
-    def warm_up() -> None:
-        page_numbers(new_bitmap(1))
-        gather.warm_up()
-        warm_up_records()
-        warm_up_xbzrle()
-        multifd.warm_up()
-        warm_up_shadow()
-
-    _prepare("warmed-up", warm_up)
+    _prepare((*_MIGRATION, *(_KVM if accel == "kvm" else _EMULATED)), check)
 
 
 def prepare_survey_kernels() -> None:
     """The same for those that look at a live stream."""
-    from sterna.stream.ram_survey import warm_up
-
-    _prepare("survey-warmed-up", warm_up)
+    _prepare((*_MIGRATION, *_SURVEY), lambda: None)
 
 
-def _prepare(name: str, warm_up: Callable[[], None]) -> None:
-    stamp = Stamp(name)
-    if stamp.exists() or not COMPILED:
-        warm_up()
+def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
+    """Have them compiled, unless that has been done, for the programs that this one starts."""
+    mark = f"{accel}.compiled"
+    if kernelcache.read(mark) is None:
+        prepare_kernels(accel, check)
+        kernelcache.write(mark, b"")
+
+
+def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
+    from sterna.memory.ahead import fetch_kernels
+    from sterna.memory.kernel import COMPILED, KernelError
+
+    if not COMPILED:
         return
-    print(f"sterna: {COMPILING}", file=sys.stderr, flush=True)
-    warm_up()
-    stamp.set()
+    for module in modules:
+        importlib.import_module(module)
+    try:
+        with _line(check) as tell:
+            fetch_kernels(tell)
+    except KernelError as error:
+        raise CliError(str(error), ExitCode.FAILURE) from error
+
+
+@contextmanager
+def _line(check: Callable[[], None]) -> Iterator[Callable[[str], None]]:
+    """Shows how far it is, in place on a terminal; elsewhere that it has begun."""
+    terminal = sys.stderr.isatty()
+    shown = ""
+
+    def tell(text: str) -> None:
+        nonlocal shown
+        check()
+        if terminal:
+            print(f"\r\x1b[Ksterna: {text}", end="", file=sys.stderr, flush=True)
+        elif text.partition(":")[0] != shown.partition(":")[0]:
+            print(f"sterna: {text}", file=sys.stderr, flush=True)
+        shown = text
+
+    try:
+        yield tell
+    finally:
+        if terminal and shown:
+            print(file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -166,9 +167,11 @@ def _run(
     with contextlib.ExitStack() as stack:
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
-        machine = _make_machine(config)
+        # Compiled when all that may be wrong has been found, and before there is a VM that needs them; KVM's needs none.
+        prepare = functools.partial(prepare_kernels, config.accel)
+        machine = _make_machine(config, prepare if config.accel != "kvm" else lambda: None)
         stack.callback(machine.close)
-        prepare_kernels()
+        prepare()
         session = _RunningMachine(machine, listening, console, one_try=_is_one_way(incoming))
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
         if incoming is not None:
@@ -202,7 +205,7 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
         yield listening
 
 
-def _make_machine(config: "MachineConfig") -> "Machine":
+def _make_machine(config: "MachineConfig", prepare: Callable[[], None]) -> "Machine":
     from sterna.guests.catalog import GuestError
     from sterna.hypervisor.interface import HypervisorError
     from sterna.machine.config import ConfigError
@@ -212,7 +215,7 @@ def _make_machine(config: "MachineConfig") -> "Machine":
     from sterna.machine.tap import TapError
 
     try:
-        return Machine(config)
+        return Machine(config, prepare)
     except (GuestError, ConfigError) as error:
         raise UsageError(str(error)) from error
     except (LoadError, SerialError, TapError, HypervisorError) as error:

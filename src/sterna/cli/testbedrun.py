@@ -207,14 +207,9 @@ def _prepare(kind: "VmKind") -> None:
     """Have kernels compiled before anything is timed."""
     if kind.name != "emulated":
         return
-    from sterna.cli.display import Display
-    from sterna.cli.follow import Interrupts
-    from sterna.cli.kernels import Stamp
-    from sterna.cli.rehearsal import rehearse
+    from sterna.cli.kernels import compile_kernels
 
-    if not Stamp("rehearsed").exists():
-        _say("compiling kernels (once)")
-        rehearse(Display(), Interrupts())
+    compile_kernels()
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Machine:
     :raise HypervisorError: When the hypervisor is not there.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, prepare: Callable[[], None] = lambda: None) -> None:
         self.config = config
         self.machine_type = config.board.machine_type
         self.page_bits = config.board.page_bits
@@ -91,10 +91,10 @@ class Machine:
         # The counter while it stands still; None while it runs.
         self._stopped_counter: int | None = 0
         with ExitStack() as stack:
-            self._build(stack)
+            self._build(stack, prepare)
             self._resources = stack.pop_all()
 
-    def _build(self, stack: ExitStack) -> None:
+    def _build(self, stack: ExitStack, prepare: Callable[[], None]) -> None:
         config, board = self.config, self.config.board
         boot = None
         if config.kernel is not None and not config.incoming:
@@ -105,6 +105,9 @@ class Machine:
             block = stack.enter_context(ram)
         except RamError as error:
             raise ConfigError(f"memory: {error}") from error
+        self.serial: SerialBackend = open_serial(config.serial)
+        stack.callback(self.serial.close)
+        prepare()
         self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))
         stack.callback(self._vm.close)
         self.ram_blocks: Sequence[RamBlock] = (block,)
@@ -129,8 +132,6 @@ class Machine:
 
     def _build_uarts(self, stack: ExitStack) -> None:
         board = self.config.board
-        self.serial: SerialBackend = open_serial(self.config.serial)
-        stack.callback(self.serial.close)
         lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
         self._uarts = [
             Pl011(line, self._platform.line(uart.irq)) for uart, line in zip(board.uarts, lines, strict=True)

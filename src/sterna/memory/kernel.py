@@ -1,80 +1,241 @@
 """Compiled kernels: machine code made from Python, which runs without the GIL, and their plain twins.
 
-`@kernel(twin=f)` compiles the decorated function with numba. Where numba is missing the twin runs in its place, so that
-everything that is not emulation works without a compiler. Tests compare each kernel with its twin.
+`@kernel(twin=f)` has the decorated function compiled. Where numba is missing the twin runs in its place, so that everything that
+is not emulation works without a compiler. Tests compare each kernel with its twin.
 
-A kernel is fetched upon its first call: a program that calls none does not load numba, which takes longer than the rest of it.
+A kernel is fetched upon its first call, as object code that an earlier program left (`sterna.memory.kernelcache`): numba, which
+takes longer to load than all else, is loaded only where there is none yet. What a kernel is compiled for is told by the arguments
+it is called with; what it will be called with, by its annotations, so that it can be compiled ahead.
 """
 
+import ctypes
 import functools
+import importlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator
-from types import CodeType
-from typing import Any, TypeVar, cast
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast, overload
+
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED = importlib.util.find_spec("numba") is not None
 
+Key = tuple[Any, ...]
+"""What a kernel is compiled for, argument by argument: `int` or `bool`; a dtype for one of numpy's numbers; for an array its
+dtype, its number of dimensions and its flags.
+"""
+
+CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
+"""NPY_ARRAY_C_CONTIGUOUS and so on (numpy/ndarraytypes.h)."""
+_FLAGS = CONTIGUOUS | ALIGNED | WRITEABLE
+STRIDED, READONLY = "strided", "read-only"
+_UINT64 = np.dtype(np.uint64)
+_INT64_MAX = (1 << 63) - 1
+
 _fetching = threading.RLock()
 
 
-class _Kernel:
-    """A kernel that may not have been called yet. What is asked of it besides is asked of numba's dispatcher.
+class KernelError(Exception):
+    """A kernel was called in a way that compiled code has not, or failed."""
 
-    :ivar twin: the plain function that does the same
+
+class Late:
+    """Something that only compiled code uses, imported when the first function that does is compiled.
+
+    :param path: ``module:name``
     """
 
-    def __init__(self, function: Callable[..., Any], twin: Callable[..., Any]) -> None:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def resolve(self) -> Any:
+        """The thing itself."""
+        module, _, name = self._path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+class Code:
+    """Machine code of a kernel, for one `Key`.
+
+    :ivar address: of its function, of numba's native calling convention: where the result goes, where an exception's
+        description goes, and the arguments one after the other, an array as what manages its memory (twice nothing), number of
+        items, their size, address, shape and strides. Each takes one register or one place on the stack (System V AMD64 ABI
+        3.2.3; AAPCS64 6.8.2)
+    :param returns: the result: ``i``, ``u`` and ``b`` are int64, uint64 and bool, several a tuple, none None
+    """
+
+    def __init__(self, name: str, address: int, returns: str, words: int) -> None:
+        self.address = address
+        self._name = name
+        self._returns = returns
+        pointer, word = ctypes.c_void_p, ctypes.c_int64
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, *[word] * words)(address)
+        self._result = (ctypes.c_uint64 if returns == "u" else word) * max(len(returns), 1)
+
+    def __call__(self, words: Iterable[int]) -> Any:
+        result, exception = self._result(), ctypes.c_void_p()
+        status = self._call(result, ctypes.byref(exception), *words)
+        if status != 0:
+            raise KernelError(f"the kernel {self._name} failed with status {status}")
+        if not self._returns:
+            return None
+        if self._returns == "b":
+            return bool(result[0] & 0xFF)
+        return result[0] if len(self._returns) == 1 else tuple(result)
+
+
+class Kernel:
+    """A compiled function.
+
+    :ivar function: what it is compiled from
+    :ivar twin: the plain function that does the same, or the function itself
+    :ivar ahead: called from Python, and so compiled ahead
+    :ivar inline: made a part of the compiled functions that call it
+    :ivar hook: called by C libraries
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        twin: Callable[..., Any] | None = None,
+        *,
+        ahead: bool = True,
+        inline: bool = False,
+        hook: bool = False,
+    ) -> None:
         functools.update_wrapper(self, function)
-        self.twin = twin
-        self._function = function
-        self._dispatcher: Any = None
+        self.function = function
+        self.twin = function if twin is None else twin
+        self.ahead = ahead
+        self.inline = inline
+        self.hook = hook
+        self.name = f"{function.__module__}.{function.__qualname__}"
+        self._code: dict[Key, Code] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.dispatcher()(*arguments)
+        key: list[Any] = []
+        words: list[int] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                key.append((argument.dtype, argument.ndim, argument.flags.num & _FLAGS))
+                words += (0, 0, argument.size, argument.itemsize, argument.ctypes.data)
+                words += argument.shape
+                words += argument.strides
+            elif isinstance(argument, np.generic):
+                key.append(argument.dtype)
+                words.append(int(argument))
+            else:
+                key.append(bool if isinstance(argument, bool) else int if argument <= _INT64_MAX else _UINT64)
+                words.append(argument)
+        code = self._code.get(tuple(key))
+        return (self.code(tuple(key)) if code is None else code)(words)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.dispatcher(), name)
-
-    def dispatcher(self) -> Any:
-        """What numba makes of the function. It stands in the function's module from then on, for those who call it there."""
+    def find(self) -> bool:
+        """Fetch what is expected to be called: whether it is there."""
         with _fetching:
-            if self._dispatcher is None:
-                from sterna.memory.compiler import numba
+            if self.expected not in self._code:
+                from sterna.memory.kernelcode import find
 
-                names = self._function.__globals__
-                # Compiled code that calls other kernels wants their dispatchers.
-                for name in set(_names(self._function.__code__)):
-                    if isinstance(called := names.get(name), _Kernel):
-                        names[name] = called.dispatcher()
-                made = numba.njit(nogil=True, cache=True)(self._function)
-                made.twin = self.twin
-                self._dispatcher = made
-                if names.get(self._function.__name__) is self:
-                    names[self._function.__name__] = made
-            return self._dispatcher
+                code = find(self, self.expected)
+                if code is None:
+                    return False
+                self._code[self.expected] = code
+            return True
+
+    def code(self, key: Key) -> Code:
+        """Its machine code for these arguments, from the disk if it is there.
+
+        :raise KernelError: When it cannot be compiled.
+        """
+        with _fetching:
+            if key not in self._code:
+                from sterna.memory.kernelcode import fetch
+
+                self._code[key] = fetch(self, key)
+            return self._code[key]
+
+    @property
+    def address(self) -> int:
+        """Of its machine code, for what it is expected to be called with."""
+        return self.code(self.expected).address
+
+    @functools.cached_property
+    def expected(self) -> Key:
+        """What it will be called with, by its annotations: an array is one-dimensional, contiguous and writeable where
+        `Annotated` says no other, by a dtype, a number of dimensions, `STRIDED` or `READONLY`.
+        """
+        key: list[Any] = []
+        for name, hint in typing.get_type_hints(self.function, include_extras=True).items():
+            if name == "return":
+                continue
+            if hint in (int, bool):
+                key.append(hint)
+                continue
+            dtype, ndim, flags = None, 1, _FLAGS
+            if typing.get_origin(hint) is typing.Annotated:
+                for note in hint.__metadata__:
+                    if isinstance(note, np.dtype):
+                        dtype = note
+                    elif isinstance(note, int):
+                        ndim = note
+                    elif note == STRIDED:
+                        flags &= ~CONTIGUOUS
+                    elif note == READONLY:
+                        flags &= ~WRITEABLE
+                hint = hint.__origin__
+            if dtype is None:
+                dtype = np.dtype(typing.get_args(typing.get_args(hint)[1])[0])
+            key.append((dtype, ndim, flags))
+        return tuple(key)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """The names that a function's code looks up, and code within it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+_ahead: list[Kernel] = []
 
 
-def kernel(*, twin: F) -> Callable[[F], F]:
-    """Compile the decorated function (cached on disk, GIL released), or use `twin` where numba is missing.
+def kernels_ahead() -> list[Kernel]:
+    """The kernels that the modules imported so far may call from Python."""
+    return list(_ahead)
 
-    The twin stays reachable as the attribute `twin` of the result.
+
+def _noted(made: Kernel) -> Kernel:
+    if made.ahead:
+        _ahead.append(made)
+    return made
+
+
+def hook(function: Callable[..., None]) -> Kernel:
+    """Compile the decorated function for C libraries to call, at the `address` of the result. Its arguments are integers or
+    pointers, each in a register; it returns nothing.
+    """
+    return _noted(Kernel(function, hook=True))
+
+
+@overload
+def kernel(*, twin: F, ahead: bool = ...) -> Callable[[F], F]: ...
+
+
+@overload
+def kernel(*, ahead: bool = ..., inline: bool = ...) -> Callable[[F], F]: ...
+
+
+def kernel(
+    *, twin: Callable[..., Any] | None = None, ahead: bool = True, inline: bool = False
+) -> Callable[[F], F]:
+    """Compile the decorated function (kept on disk, GIL released), or use `twin` where numba is missing.
+
+    The twin stays reachable as the attribute `twin` of the result. Compiled functions may not allocate memory.
+
+    :param ahead: it is called from Python, with what its annotations say
+    :param inline: make it a part of the compiled functions that call it
     """
 
     def wrap(function: F) -> F:
-        if COMPILED:
-            return cast(F, _Kernel(function, twin))
+        if COMPILED or twin is None:
+            return cast(F, _noted(Kernel(function, twin, ahead=ahead, inline=inline)))
         twin.twin = twin  # type: ignore[attr-defined]
-        return twin
+        return cast(F, twin)
 
     return wrap

@@ -130,12 +130,3 @@ class Shadow:
         """Give the memory back."""
         for copy in self._copies.values():
             copy.close()
-
-
-def warm_up() -> None:
-    """Have the kernels compiled, so that no guest waits for it: seconds the first time, then from the disk."""
-    with RamBlock("warm-up", PAGE_SIZE) as block:
-        shadow = Shadow([block])
-        shadow.keep("warm-up", np.zeros(1, dtype=np.int64))
-        shadow.differing("warm-up", full_bitmap(1))
-        shadow.close()

@@ -2,6 +2,8 @@
 its plain twin.
 """
 
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,7 +70,7 @@ def _kept_page_twin(state: int, kept: Words, short: Bytes, zeros: Words, old: Wo
     return old
 
 
-@kernel(twin=_kept_page_twin)
+@kernel(twin=_kept_page_twin, ahead=False)
 def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) -> Words:
     """A page as it is kept.
 
@@ -98,7 +100,7 @@ def _keep_twin(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: boo
     return CODED
 
 
-@kernel(twin=_keep_twin)
+@kernel(twin=_keep_twin, ahead=False)
 def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
     """Keep a page that is not zero, as a short code if it has one.
 
@@ -137,7 +139,7 @@ def encode_changes_twin(
     scratch: Words,
     old: Words,
     counts: Numbers,
-    iov: Words,
+    iov: Annotated[Words, 2],
     apart: Numbers,
 ) -> tuple[int, int]:
     hva, base, cache_hva = (int(address) for address in addresses)
@@ -224,7 +226,7 @@ def _copy_twin(target: Words, source: Words) -> None:
     target[:] = source
 
 
-@kernel(twin=_copy_twin)
+@kernel(twin=_copy_twin, ahead=False)
 def _copy(target: Words, source: Words) -> None:
     for i in range(target.size):
         target[i] = source[i]
@@ -234,7 +236,7 @@ def _is_zero_twin(words: Words) -> bool:
     return not words.any()
 
 
-@kernel(twin=_is_zero_twin)
+@kernel(twin=_is_zero_twin, ahead=False)
 def _is_zero(words: Words) -> bool:
     for group in range(0, words.size, 8):
         seen = words[group]
@@ -251,7 +253,7 @@ def _put_head_twin(out: Bytes, used: int, word: int, name: Bytes, named: bool) -
     return used + len(head)
 
 
-@kernel(twin=_put_head_twin)
+@kernel(twin=_put_head_twin, ahead=False)
 def _put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
     if named:
         word |= _CONTINUE
@@ -288,7 +290,7 @@ def encode_changes(
     scratch: Words,
     old: Words,
     counts: Numbers,
-    iov: Words,
+    iov: Annotated[Words, 2],
     apart: Numbers,
 ) -> tuple[int, int]:
     """Write the records of dirty pages, and the list of pieces that make them up.

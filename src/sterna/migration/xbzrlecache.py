@@ -269,12 +269,3 @@ def affordable_cache(blocks: Sequence[RamBlock]) -> int:
     spare = max(0, (available_bytes() or 0) - (ram_bytes - touched * PAGE_SIZE)) // 2
     size = min(1 << (ram_bytes - 1).bit_length(), 1 << spare.bit_length() >> 1)
     return size if size >= _LEAST_CACHE else 0
-
-
-def warm_up() -> None:
-    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
-    with RamBlock("warm-up", PAGE_SIZE) as block:
-        block.data[0] = 1
-        cache = XbzrleCache([block], PAGE_SIZE)
-        cache.looks_sparse(Batch(block, np.zeros(1, dtype=np.int64)))
-        cache.close()

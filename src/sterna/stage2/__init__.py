@@ -3,5 +3,3 @@
 Generic algorithms, and one module per architecture for what differs. All of it works on memory that the emulated CPU's own MMU
 walks.
 """
-
-import sterna.memory.compiler  # noqa: F401 - says where compiled code is kept

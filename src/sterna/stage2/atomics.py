@@ -5,103 +5,22 @@ Sequentially consistent, as the kernel's xchg and cmpxchg are (Linux, Documentat
 
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from sterna.memory.kernel import Late, kernel
 
-_WORD = ir.IntType(64)
-
-
-def _pointer(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _WORD.as_pointer())
-
-
-@intrinsic
-def atomic_load(typing_context: Any, address: Any) -> Any:
-    """The word at `address`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8, typ=_WORD)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def atomic_xchg(typing_context: Any, address: Any, value: Any) -> Any:
-    """Store `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("xchg", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_or(typing_context: Any, address: Any, value: Any) -> Any:
-    """Set the bits of `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("or", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_and(typing_context: Any, address: Any, value: Any) -> Any:
-    """Keep only the bits of `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("and", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
-    """Add `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def lowest_bit(typing_context: Any, word: Any) -> Any:
-    """Number of the lowest set bit of a word that is not zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def highest_bit(typing_context: Any, word: Any) -> Any:
-    """Number of the highest set bit of a word that is not zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(ir.Constant(_WORD, 63), builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1)))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def call_yield(typing_context: Any, function: Any) -> Any:
-    """Call the C function at address `function`, of type int(void)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _WORD)
-
-    return types.int64(types.int64), codegen
-
+atomic_load: Any = Late("sterna.stage2.intrinsics:atomic_load")
+atomic_xchg: Any = Late("sterna.stage2.intrinsics:atomic_xchg")
+atomic_or: Any = Late("sterna.stage2.intrinsics:atomic_or")
+atomic_and: Any = Late("sterna.stage2.intrinsics:atomic_and")
+atomic_add: Any = Late("sterna.stage2.intrinsics:atomic_add")
+lowest_bit: Any = Late("sterna.stage2.intrinsics:lowest_bit")
+highest_bit: Any = Late("sterna.stage2.intrinsics:highest_bit")
+call_yield: Any = Late("sterna.stage2.intrinsics:call_yield")
 
 _SPINS = 256
 """Attempts before the processor is given to somebody else: with more threads than processors the holder may not be running."""
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def lock(address: int, sched_yield: int) -> None:
     """Take the spinlock whose word is at `address`."""
     spins = 0
@@ -112,7 +31,7 @@ def lock(address: int, sched_yield: int) -> None:
                 call_yield(sched_yield)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def unlock(address: int) -> None:
     """Release the spinlock whose word is at `address`."""
     atomic_xchg(address, 0)

@@ -6,10 +6,10 @@ memory with the same or fewer permissions than the new entry, so nothing can be 
 something away (`unmap_range`, write protection) are followed by a flush that is awaited (tlb.py).
 """
 
-from numba import njit
-
+from sterna.memory.kernel import kernel
 from sterna.stage2.atomics import atomic_xchg
 from sterna.stage2.pool import allocate, release
+from sterna.stage2.state import State, Words
 from sterna.stage2.walk import (
     PMD_SHIFT,
     PUD_SHIFT,
@@ -22,16 +22,16 @@ from sterna.stage2.walk import (
 )
 
 
-@njit(nogil=True, cache=True)
-def post_tlbi(s2):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def post_tlbi(s2: State) -> None:
     """Let every CPU flush its TLB before it enters the guest again."""
     for cpu in range(s2[0].cpus):
         atomic_xchg(s2[0].tlbi_address + 8 * cpu, 1)
     s2[0].tlbi_posted += 1
 
 
-@njit(nogil=True, cache=True)
-def leaf_entry(s2, level, pa, writable):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def leaf_entry(s2: State, level: int, pa: int, writable: bool) -> int:
     """The descriptor that maps `pa` at a level."""
     entry = (s2[0].page if level == 3 else s2[0].block) | pa
     if writable:
@@ -39,8 +39,8 @@ def leaf_entry(s2, level, pa, writable):  # type: ignore[no-untyped-def]
     return entry
 
 
-@njit(nogil=True, cache=True)
-def table_at(s2, tables, at):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def table_at(s2: State, tables: Words, at: int) -> int:
     """The table that the entry at `at` points to, made when the entry is absent: its first position, or -1 without memory."""
     entry = tables[at]
     if not is_present(s2, entry):
@@ -52,8 +52,8 @@ def table_at(s2, tables, at):  # type: ignore[no-untyped-def]
     return position(s2, entry & s2[0].address)
 
 
-@njit(nogil=True, cache=True)
-def free_tree(s2, tables, entry, level):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def free_tree(s2: State, tables: Words, entry: int, level: int) -> None:
     """Free the table that `entry` of a level points to, and all below; the entry itself is already gone from the tables."""
     first = position(s2, entry & s2[0].address)
     for i in range(first, first + 512):
@@ -71,8 +71,8 @@ def free_tree(s2, tables, entry, level):  # type: ignore[no-untyped-def]
     release(s2, tables, entry & s2[0].address)
 
 
-@njit(nogil=True, cache=True)
-def dissolve(s2, tables, at, level):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def dissolve(s2: State, tables: Words, at: int, level: int) -> int:
     """Replace the read-only block at `at` by a full table of read-only leaves one level down: first position, or -1.
 
     The child table is complete before the block is broken, so no CPU finds a page missing that was mapped.
@@ -102,8 +102,8 @@ def dissolve(s2, tables, at, level):  # type: ignore[no-untyped-def]
     return first
 
 
-@njit(nogil=True, cache=True)
-def collapse(s2, tables, at, level, entry):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def collapse(s2: State, tables: Words, at: int, level: int, entry: int) -> None:
     """Replace the table that the entry at `at` points to by the block `entry`, and free it."""
     old = tables[at]
     tables[at] = 0
@@ -114,8 +114,8 @@ def collapse(s2, tables, at, level, entry):  # type: ignore[no-untyped-def]
     s2[0].blocks_rebuilt += 1
 
 
-@njit(nogil=True, cache=True)
-def map_device(s2, tables, ipa, entry):  # type: ignore[no-untyped-def]
+@kernel()
+def map_device(s2: State, tables: Words, ipa: int, entry: int) -> bool:
     """Install the page entry of a device: whether there was memory for the tables. The range holds no slot."""
     at = table_at(s2, tables, position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT))
     if at < 0:
@@ -130,8 +130,8 @@ def map_device(s2, tables, ipa, entry):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)
-def table_is_empty(s2, tables, first):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def table_is_empty(s2: State, tables: Words, first: int) -> bool:
     """Whether no entry of a table is present."""
     for i in range(first, first + 512):  # noqa: SIM110 - numba compiles no generators' all()
         if is_present(s2, tables[i]):
@@ -139,8 +139,8 @@ def table_is_empty(s2, tables, first):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)
-def _unmap_pages(s2, tables, first, start, end):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _unmap_pages(s2: State, tables: Words, first: int, start: int, end: int) -> None:
     """Clear the entries of the last-level table at `first` for [start, end) within its 2 MiB."""
     base = start & ~(level_size(2) - 1)
     for i in range((start - base) >> 12, (end - base) >> 12):
@@ -149,8 +149,8 @@ def _unmap_pages(s2, tables, first, start, end):  # type: ignore[no-untyped-def]
             count_leaf(s2, 3, -1)
 
 
-@njit(nogil=True, cache=True)
-def unmap_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
+@kernel()
+def unmap_range(s2: State, tables: Words, start: int, end: int) -> None:
     """Make [start, end) absent, and free the tables that become empty.
 
     A block that the range touches goes whole: what else it mapped faults in again. The flush is the caller's.

@@ -7,10 +7,10 @@ A leaf that another CPU has populated since this one's last fault does not tell 
 
 from enum import IntEnum
 
-from numba import njit
-
+from sterna.memory.kernel import kernel
 from sterna.stage2.atomics import atomic_load, atomic_or, atomic_xchg, lock, unlock
 from sterna.stage2.change import collapse, dissolve, leaf_entry, table_at
+from sterna.stage2.state import Slots, State, Words
 from sterna.stage2.walk import (
     PMD_SHIFT,
     PUD_SHIFT,
@@ -40,8 +40,8 @@ class Outcome(IntEnum):
 RESUME, NO_SLOT, READONLY, NO_MEMORY = 0, 1, 2, 3
 
 
-@njit(nogil=True, cache=True)
-def fits_leaf(s2, slots, slot, ipa, level):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def fits_leaf(s2: State, slots: Slots, slot: int, ipa: int, level: int) -> bool:
     """Whether a leaf of `level` around `ipa` lies in the slot, and its physical address has the alignment."""
     size = level_size(level)
     base = ipa & ~(size - 1)
@@ -53,15 +53,17 @@ def fits_leaf(s2, slots, slot, ipa, level):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True)
-def mark_dirty(s2, bitmap, page):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def mark_dirty(s2: State, bitmap: int, page: int) -> None:
     """Set a page's bit in the dirty bitmap at address `bitmap`."""
     atomic_or(bitmap + ((page >> 6) << 3), 1 << (page & 63))
     s2[0].dirty_marked += 1
 
 
-@njit(nogil=True, cache=True)
-def _populate(s2, slots, tables, slot, ipa, writable, may_block):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _populate(
+    s2: State, slots: Slots, tables: Words, slot: int, ipa: int, writable: bool, may_block: bool
+) -> int:
     """Map `ipa` where the walk found nothing."""
     address = ipa - slots[slot].ipa + slots[slot].pa
     at = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
@@ -95,8 +97,8 @@ def _populate(s2, slots, tables, slot, ipa, writable, may_block):  # type: ignor
     return RESUME
 
 
-@njit(nogil=True, cache=True)
-def _write_logged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _write_logged(s2: State, slots: Slots, tables: Words, slot: int, ipa: int, at: int, level: int) -> int:
     """A write to a protected page of a logged slot: dissolve down to 4 KiB, mark, let through."""
     while level < 3:
         first = dissolve(s2, tables, at, level)
@@ -110,8 +112,8 @@ def _write_logged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no-u
     return RESUME
 
 
-@njit(nogil=True, cache=True)
-def _write_unlogged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _write_unlogged(s2: State, slots: Slots, tables: Words, slot: int, ipa: int, at: int, level: int) -> int:
     """A write to a page still protected after logging stopped: rebuild its block where one fits, else let through."""
     for wanted in range(1, level):
         if fits_leaf(s2, slots, slot, ipa, wanted):
@@ -126,8 +128,8 @@ def _write_unlogged(s2, slots, tables, slot, ipa, at, level):  # type: ignore[no
     return RESUME
 
 
-@njit(nogil=True, cache=True)
-def _resolve(s2, slots, tables, ipa, seen):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _resolve(s2: State, slots: Slots, tables: Words, ipa: int, seen: int) -> int:
     slot = find_slot(s2, slots, ipa)
     if slot < 0:
         return NO_SLOT
@@ -158,8 +160,8 @@ def _resolve(s2, slots, tables, ipa, seen):  # type: ignore[no-untyped-def]
     return _write_unlogged(s2, slots, tables, slot, ipa, at, level)
 
 
-@njit(nogil=True, cache=True)
-def handle_fault(s2, slots, tables, ipa, cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def handle_fault(s2: State, slots: Slots, tables: Words, ipa: int, cpu: int) -> int:
     """Resolve a stage-2 abort of a CPU at `ipa`: an `Outcome`. Takes mmu_lock; runs on that vCPU's thread."""
     seen = s2[0].seen_address + 8 * cpu
     lock(s2[0].lock_address, s2[0].sched_yield)
@@ -168,4 +170,4 @@ def handle_fault(s2, slots, tables, ipa, cpu):  # type: ignore[no-untyped-def]
     if outcome != RESUME:
         s2[0].faults_unhandled += 1
     unlock(s2[0].lock_address)
-    return outcome
+    return int(outcome)

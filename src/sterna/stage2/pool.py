@@ -1,6 +1,7 @@
 """Page-table pages: taken from a pool of physical memory that the CPU's table walker reads, accounted and given back."""
 
-from numba import njit
+from sterna.memory.kernel import kernel
+from sterna.stage2.state import State, Words
 
 _PAGE_WORDS = 512
 # A free page's first word links to the next: its page number and one, shifted so that a table walker that is still on its way
@@ -8,8 +9,8 @@ _PAGE_WORDS = 512
 LINK_SHIFT = 1
 
 
-@njit(nogil=True, cache=True)
-def allocate(s2, tables):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def allocate(s2: State, tables: Words) -> int:
     """Physical address of a zeroed table page, or 0 when the pool is used up. The caller holds mmu_lock."""
     free = s2[0].pool_free
     if free == 0:
@@ -21,8 +22,8 @@ def allocate(s2, tables):  # type: ignore[no-untyped-def]
     return s2[0].pool_pa + (free - 1) * 4096
 
 
-@njit(nogil=True, cache=True)
-def release(s2, tables, pa):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def release(s2: State, tables: Words, pa: int) -> None:
     """Give the table page at physical address `pa` back. The caller holds mmu_lock, and no entry points there."""
     page = (pa - s2[0].pool_pa) >> 12
     tables[page * _PAGE_WORDS] = s2[0].pool_free << LINK_SHIFT

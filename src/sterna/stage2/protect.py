@@ -3,17 +3,17 @@
 Each function takes mmu_lock; none flushes: that is the caller's, before it returns to whoever asked (tlb.py).
 """
 
-from numba import njit
-
+from sterna.memory.kernel import kernel
 from sterna.stage2.atomics import atomic_and, atomic_or, atomic_xchg, highest_bit, lock, lowest_bit, unlock
+from sterna.stage2.state import State, Words
 from sterna.stage2.walk import PMD_SHIFT, PUD_SHIFT, find_leaf, is_present
 
 _WORDS_PER_LOCK = 1024
 """A harvest gives mmu_lock up after this many words (256 MiB of guest memory), so that faulting vCPUs get on."""
 
 
-@njit(nogil=True, cache=True)
-def protect_locked(s2, tables, start, end):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def protect_locked(s2: State, tables: Words, start: int, end: int) -> None:
     """Make every leaf that maps a part of [start, end) read-only; blocks are protected whole. The caller holds mmu_lock."""
     ipa = start
     while ipa < end:
@@ -38,8 +38,8 @@ def protect_locked(s2, tables, start, end):  # type: ignore[no-untyped-def]
         ipa = ((ipa >> shift) + 1) << shift
 
 
-@njit(nogil=True, cache=True)
-def protect_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
+@kernel()
+def protect_range(s2: State, tables: Words, start: int, end: int) -> None:
     """Write-protect [start, end), giving the lock up between level-1 entries as the kernel's walk does."""
     ipa = start
     while ipa < end:
@@ -50,14 +50,14 @@ def protect_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
         ipa = stop
 
 
-@njit(nogil=True, cache=True)
-def _protect_mask(s2, tables, base, mask):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _protect_mask(s2: State, tables: Words, base: int, mask: int) -> None:
     """Protect from the first to the last set bit, as kvm_arch_mmu_enable_log_dirty_pt_masked does for ARM."""
     protect_locked(s2, tables, base + (lowest_bit(mask) << 12), base + ((highest_bit(mask) + 1) << 12))
 
 
-@njit(nogil=True, cache=True)
-def harvest(s2, tables, ipa, bitmap, out):  # type: ignore[no-untyped-def]
+@kernel()
+def harvest(s2: State, tables: Words, ipa: int, bitmap: int, out: Words) -> int:
     """Swap each word of the bitmap at address `bitmap` for zero, protect what was dirty: number of words that were not zero.
 
     Linux ba0513b5b8ff, kvm_get_dirty_log_protect: `out` gets the words, `shape (words,)`, dtype int64.
@@ -75,8 +75,8 @@ def harvest(s2, tables, ipa, bitmap, out):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(nogil=True, cache=True)
-def clear(s2, tables, ipa, bitmap, first_word, mask_words):  # type: ignore[no-untyped-def]
+@kernel()
+def clear(s2: State, tables: Words, ipa: int, bitmap: int, first_word: int, mask_words: Words) -> int:
     """Clear the bits of `mask_words` in the bitmap, protect those that were set: number of words that changed.
 
     Only bits that are really cleared are protected (Linux 2a31b9db1535, kvm_clear_dirty_log_protect).
@@ -96,8 +96,8 @@ def clear(s2, tables, ipa, bitmap, first_word, mask_words):  # type: ignore[no-u
     return changed
 
 
-@njit(nogil=True, cache=True)
-def age_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
+@kernel()
+def age_range(s2: State, tables: Words, start: int, end: int) -> int:
     """Clear the access flag of every leaf that maps a part of [start, end): number of leaves that had it set.
 
     The host's page aging (kvm_age_hva). A TLB may hold an entry a while longer; the kernel does not flush here either.
@@ -117,8 +117,8 @@ def age_range(s2, tables, start, end):  # type: ignore[no-untyped-def]
     return young
 
 
-@njit(nogil=True, cache=True)
-def mark_range(bitmap, first_page, num_pages):  # type: ignore[no-untyped-def]
+@kernel()
+def mark_range(bitmap: int, first_page: int, num_pages: int) -> None:
     """Set the bits of a range of pages in the bitmap at address `bitmap`. Needs no lock: a set bit is never wrong."""
     page = first_page
     end = first_page + num_pages

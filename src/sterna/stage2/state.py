@@ -3,7 +3,10 @@
 Addresses and descriptors are signed 64-bit integers: bit 63 is unused, and one integer type keeps compiled arithmetic exact.
 """
 
+from typing import Annotated, Any, TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_SLOTS = 32
 MAX_CPUS = 8
@@ -80,3 +83,8 @@ SLOT = np.dtype(
         )
     ]
 )
+
+State: TypeAlias = Annotated[NDArray[Any], STAGE2]
+"""`shape (1,)`"""
+Slots: TypeAlias = Annotated[NDArray[Any], SLOT]
+Words: TypeAlias = NDArray[np.int64]

@@ -17,7 +17,7 @@ from sterna.stage2.format import DescriptorFormat
 from sterna.stage2.pool import LINK_SHIFT
 from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
 from sterna.stage2.state import COUNTERS, MAX_CPUS, MAX_SLOTS, SLOT, STAGE2
-from sterna.stage2.walk import find_leaf, is_present
+from sterna.stage2.walk import find_leaf
 
 _POOL_SIZE = 16 << 20
 """Enough tables to map the 4 GiB a 32-bit guest can reach in 4 KiB pages, and as much again. Host pages come on first use."""
@@ -157,7 +157,7 @@ class Stage2:
         with self._locked():
             at, level = find_leaf(self.state, self.tables, ipa)
             value = int(self.tables[at]) if at >= 0 else 0
-            present = at >= 0 and is_present(self.state, value)
+            present = at >= 0 and value & self.format.present
         return (value if present else 0), int(level)
 
     # -- accounts ------------------------------------------------------------------------------------------------------

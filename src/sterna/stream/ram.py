@@ -12,12 +12,11 @@ RAM.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.digest import piece_count
 from sterna.memory.ram import RamBlock
@@ -337,13 +336,6 @@ def explain_change(reader: StreamReader, status: Status, page_bits: int) -> Stre
     code = reader.peek(head + 3 + size)[head + 3 :]
     fault, where = xbzrle.check(_bytes_array(code), 1 << page_bits)
     return reader.error(f"{what} cannot be applied: {xbzrle.Fault(fault).text}", at + 3 + int(where))
-
-
-def warm_up() -> None:
-    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
-    with RamBlock("warm-up", PAGE_SIZE) as block:
-        pages = encode_pages(block, np.zeros(1, dtype=np.int64), suffix=END_OF_RECORDS)
-        RamDecoder([block]).read_records(StreamReader(BytesIO(pages.tobytes())))
 
 
 _NOTHING: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)

@@ -5,6 +5,7 @@ Everything here trusts its caller for array sizes, and nobody for the bytes of a
 
 import ctypes
 from enum import IntEnum
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def _encode_twin(
     headers: Bytes,
     used: int,
     addresses: NDArray[np.uint64],
-    iov: NDArray[np.uint64],
+    iov: Annotated[NDArray[np.uint64], 2],
 ) -> tuple[int, int, int]:
     hva, base = (int(address) for address in addresses)
     page_bytes = 1 << page_bits
@@ -102,7 +103,7 @@ def encode_records(
     headers: Bytes,
     used: int,
     addresses: NDArray[np.uint64],
-    iov: NDArray[np.uint64],
+    iov: Annotated[NDArray[np.uint64], 2],
 ) -> tuple[int, int, int]:
     """Write the headers of pages' records, and the list of pieces that make up the records.
 
@@ -166,7 +167,7 @@ def _copy_twin(target: Bytes, data: Bytes) -> None:
     target[:] = data
 
 
-@kernel(twin=_copy_twin)
+@kernel(twin=_copy_twin, ahead=False)
 def copy(target: Bytes, data: Bytes) -> None:
     """Copy bytes; both arrays have the same size."""
     # A loop that starts at zero becomes vector code; numba's own copy of slices is five times slower.

@@ -12,23 +12,17 @@ destination has them (`sterna.stream.shadow`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
-from sterna.memory.ram import RamBlock
 from sterna.stream import survey_kernels, survey_tallies
 from sterna.stream.ram import (
     CHANGE_FAULTS,
-    END_OF_RECORDS,
     MULTIFD_FLUSH_TEXT,
-    encode_pages,
     explain_change,
-    ram_setup,
     read_setup,
 )
 from sterna.stream.ram_kernels import Bytes, Status
@@ -390,22 +384,6 @@ class RamSurveyor:
         if flags & ~RamFlag.CONTINUE in _ENCODINGS:
             return StreamUnsupported(explain_flags(flags), reader.section, reader.offset)
         return reader.error(explain_flags(flags))
-
-
-def warm_up() -> None:
-    """Have the kernels compiled, so that no live stream waits for it."""
-    pages = np.zeros(1, dtype=np.int64)
-    with RamBlock("warm-up", PAGE_SIZE) as block:
-        block.data[0] = 1
-        setup = ram_setup([(block.name, block.size)])
-        records = encode_pages(block, pages, suffix=END_OF_RECORDS).tobytes()
-    surveyor = RamSurveyor(PAGE_SHIFT, True)
-    reader = StreamReader(BytesIO(setup + records))
-    surveyor.read_setup(reader)
-    surveyor.read_records(reader)
-    surveyor.begin_epoch(0)
-    surveyor.take_packet(block.name, pages, bytes(PAGE_SIZE), PAGE_SIZE)
-    surveyor.ledgers(digests=True)
 
 
 def explain_flags(flags: int) -> str:

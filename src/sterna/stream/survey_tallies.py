@@ -133,7 +133,7 @@ def _note_page_twin(
     return False
 
 
-@kernel(twin=_note_page_twin)
+@kernel(twin=_note_page_twin, ahead=False)
 def note_page(
     page: Page,
     first: int,
@@ -170,7 +170,7 @@ def _hold_twin(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
     held[page >> 6] |= bit
 
 
-@kernel(twin=_hold_twin)
+@kernel(twin=_hold_twin, ahead=False)
 def hold(page: Page, held: Words, tallies: NDArray[np.int64]) -> None:
     """A page is put into memory."""
     bit = np.uint64(1) << np.uint64(page & 63)

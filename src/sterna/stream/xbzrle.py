@@ -70,7 +70,7 @@ def _put_length_twin(out: Bytes, used: int, length: int) -> int:
     return used + len(data)
 
 
-@kernel(twin=_put_length_twin)
+@kernel(twin=_put_length_twin, ahead=False)
 def _put_length(out: Bytes, used: int, length: int) -> int:
     if length < 0x80:
         out[used] = length
@@ -97,7 +97,7 @@ def _encode_twin(old: Words, new: Words, out: Bytes) -> int:
     return OVERFLOW if at < after.size and used + _LENGTH_BYTES > out.size else used
 
 
-@kernel(twin=_encode_twin)
+@kernel(twin=_encode_twin, ahead=False)
 def encode(old: Words, new: Words, out: Bytes) -> int:
     """Encode what changed from one version of a page to the next.
 
@@ -249,7 +249,7 @@ def _apply_twin(code: Bytes, page: Bytes) -> None:
         unchanged = not unchanged
 
 
-@kernel(twin=_apply_twin)
+@kernel(twin=_apply_twin, ahead=False)
 def apply(code: Bytes, page: Bytes) -> None:
     """Apply a code that `check` found good for a page of this size, or that `encode` made."""
     at = 0
@@ -276,7 +276,7 @@ def _decode_twin(code: Bytes, page: Bytes) -> tuple[int, int]:
     return fault, at
 
 
-@kernel(twin=_decode_twin)
+@kernel(twin=_decode_twin, ahead=False)
 def decode(code: Bytes, page: Bytes) -> tuple[int, int]:
     """Bring a page up to date; a code that is not good leaves it alone.
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from sterna.memory.address import PAGE_SIZE
+from sterna.memory.ahead import fetch_kernels
 from sterna.memory.digest import CHUNK_SIZE, digest_file
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.uri import parse
 from sterna.migration.errors import MigrationError
 from sterna.migration.proxy.proxy import Proxy, ProxyView
-from sterna.stream.ram_survey import warm_up
 from sterna.testbed.errors import BedError
 from sterna.testbed.network import Host
 
@@ -35,7 +35,7 @@ class Forwarder:
     """
 
     def __init__(self, host: Host, destination: str) -> None:
-        warm_up()
+        fetch_kernels()
         self.uri = ""
         self._view: ProxyView | None = None
         self._fault = ""

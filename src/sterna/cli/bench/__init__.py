@@ -70,9 +70,8 @@ def command(
     from sterna.cli.bench.campaign import Settings, compare, guest_config
     from sterna.cli.bench.report import print_report, to_json
     from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
-    from sterna.cli.display import Display
     from sterna.cli.follow import Interrupts
-    from sterna.cli.rehearsal import rehearse
+    from sterna.cli.kernels import compile_kernels
     from sterna.cli.settings import check_program
     from sterna.guests.catalog import GuestError
     from sterna.machine.config import ConfigError, parse_memory
@@ -136,7 +135,7 @@ def command(
         modes = _measure_kvm(variants, log, quick, settings.runs, check, note) if kvm else None
         if modes is not None:
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
-        rehearse(Display(), interrupts)
+        compile_kernels(check=check)
         done = [compare(workload, variants, settings, check, note) for workload in workloads]
     if json:
         result = to_json(done, settings)

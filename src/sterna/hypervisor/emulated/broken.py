@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import MemorySlot
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words, page_numbers
+from sterna.memory.kernel import kernel
 from sterna.stage2.atomics import atomic_and
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.tlb import FlushCounters
@@ -28,10 +28,10 @@ _AT_MOST_SECONDS = 30.0
 """How long a guest that runs is waited for to write; one that does not in that time writes to nothing."""
 
 
-@njit(nogil=True, cache=True)
-def _clear_bits(address, mask):  # type: ignore[no-untyped-def]
+@kernel()
+def _clear_bits(address: int, mask: int) -> int:
     """Clear bits of the word at `address`: those of them that were set. Nothing is protected."""
-    return atomic_and(address, ~mask) & mask
+    return int(atomic_and(address, ~mask) & mask)
 
 
 def _take_bit(bitmap: Words, page: int) -> bool:

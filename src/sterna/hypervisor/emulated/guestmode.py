@@ -6,20 +6,22 @@ maintenance and `wfi` are dealt with inside guest mode; everything else leaves i
 
 from enum import IntEnum
 
-from numba import carray, cfunc, njit, types
 from unicorn import arm_const, unicorn_const
 
 from sterna.hypervisor.emulated.native import (
+    Vcpu,
     call_c,
+    carray,
     offset_of,
     slot_pointer,
     stage2_pointer,
     vcpu_pointer,
     words_pointer,
 )
+from sterna.memory.kernel import hook, kernel
 from sterna.stage2.atomics import atomic_add, atomic_load, atomic_or, atomic_xchg, call_yield
 from sterna.stage2.fault import RESUME, handle_fault
-from sterna.stage2.state import MAX_SLOTS
+from sterna.stage2.state import MAX_SLOTS, Words
 
 OUTSIDE, IN_GUEST = 0, 1
 
@@ -73,10 +75,15 @@ _EXPIRED_WFI_NS = 10_000_000
 _SPINS = 64
 
 
-@cfunc(types.void(types.voidptr, types.uint32, types.CPointer(types.int64)), cache=True)
-def on_exception(uc, number, vcpu_words):  # type: ignore[no-untyped-def]
-    """The emulated CPU took an exception. Runs inside emulation, on the vCPU's thread."""
-    cpu = carray(vcpu_pointer(vcpu_words[0]), 1)
+@hook
+def on_exception(uc: int, number: int, vcpu_word: int) -> None:
+    """The emulated CPU took an exception (uc_cb_hookintr_t). Runs inside emulation, on the vCPU's thread.
+
+    :param number: in its lower 32 bits
+    :param vcpu_word: where the address of the `VCPU` record is
+    """
+    number &= 0xFFFFFFFF
+    cpu = carray(vcpu_pointer(atomic_load(vcpu_word)), 1)
     handle = cpu[0].uc
     kind = _EXCEPTION
     ipa = 0
@@ -106,15 +113,15 @@ def on_exception(uc, number, vcpu_words):  # type: ignore[no-untyped-def]
     call_c(cpu[0].uc_emu_stop, handle, 0, 0, 0, 0)
 
 
-@njit(nogil=True, cache=True)
-def flush_tlb(cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def flush_tlb(cpu: Vcpu) -> None:
     """Empty this vCPU's TLB. On the vCPU's thread, with emulation stopped."""
     call_c(cpu[0].uc_ctl, cpu[0].uc, _TLB_FLUSH, 0, 0, 0)
     cpu[0].tlb_flushes += 1
 
 
-@njit(nogil=True, cache=True)
-def _wait_for_interrupt(cpu):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _wait_for_interrupt(cpu: Vcpu) -> None:
     """`wfi`: wait, without burning the processor, for the timer, a wake-up or a request.
 
     Unicorn 2.1 drops what a guest writes to CNTV_CTL, so a timer that the guest has switched off cannot be told from one that
@@ -144,8 +151,8 @@ def _wait_for_interrupt(cpu):  # type: ignore[no-untyped-def]
             return
 
 
-@njit(nogil=True, cache=True)
-def run_guest(cpu, tlbi):  # type: ignore[no-untyped-def]
+@kernel()
+def run_guest(cpu: Vcpu, tlbi: int) -> None:
     """Run guest code until there is a request, an exit or an error; the caller looks which.
 
     :param tlbi: address of this CPU's word in `Stage2.tlbi_pending`
@@ -178,29 +185,29 @@ def run_guest(cpu, tlbi):  # type: ignore[no-untyped-def]
     atomic_xchg(address + _MODE, OUTSIDE)
 
 
-@njit(nogil=True, cache=True)
-def _stop(cpu):  # type: ignore[no-untyped-def]
+@kernel(ahead=False)
+def _stop(cpu: Vcpu) -> None:
     address = cpu[0].address
     atomic_add(address + _BEGUN, 1)
     call_c(cpu[0].uc_emu_stop, cpu[0].uc, 0, 0, 0, 0)
     atomic_add(address + _DONE, 1)
 
 
-@njit(nogil=True, cache=True)
-def request(cpu, bit):  # type: ignore[no-untyped-def]
+@kernel()
+def request(cpu: Vcpu, bit: int) -> bool:
     """Make a request of a vCPU: whether it was in guest mode."""
     atomic_or(cpu[0].address + _REQUESTS, bit)
-    return atomic_load(cpu[0].address + _MODE) == IN_GUEST
+    return bool(atomic_load(cpu[0].address + _MODE) == IN_GUEST)
 
 
-@njit(nogil=True, cache=True)
-def take_requests(cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def take_requests(cpu: Vcpu) -> int:
     """The requests made of this vCPU, which are then gone."""
-    return atomic_xchg(cpu[0].address + _REQUESTS, 0)
+    return int(atomic_xchg(cpu[0].address + _REQUESTS, 0))
 
 
-@njit(nogil=True, cache=True)
-def force_out(cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def force_out(cpu: Vcpu) -> None:
     """Return when a vCPU with a request pending is out of guest mode, and so will serve the request before it enters.
 
     A stop that falls into the start of emulation is lost, hence the loop.
@@ -213,20 +220,20 @@ def force_out(cpu):  # type: ignore[no-untyped-def]
         spins += 1
 
 
-@njit(nogil=True, cache=True)
-def stop_from_within(cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def stop_from_within(cpu: Vcpu) -> None:
     """Stop emulation from a device's callback, on the vCPU's own thread, where no stop is lost."""
     _stop(cpu)
 
 
-@njit(nogil=True, cache=True)
-def set_wake(cpu):  # type: ignore[no-untyped-def]
+@kernel()
+def set_wake(cpu: Vcpu) -> None:
     """End this vCPU's wfi, now or the next one. The caller signals the event file too."""
     atomic_xchg(cpu[0].address + _WAKE, 1)
 
 
-@njit(nogil=True, cache=True)
-def broadcast_tlbi(addresses, tlbi):  # type: ignore[no-untyped-def]
+@kernel()
+def broadcast_tlbi(addresses: Words, tlbi: int) -> None:
     """TLBIALLIS; DSB ISH: every CPU's TLB is empty, or will be before it runs another guest instruction.
 
     :param addresses: of the `VCPU` records, dtype int64

@@ -1,18 +1,15 @@
 """A virtual machine of the emulated hypervisor: memory slots with dirty logs, vCPUs, devices."""
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
-import numba
 import numpy as np
 
 from sterna.hypervisor.arm import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter
-from sterna.hypervisor.emulated.native import VCPU
 from sterna.hypervisor.emulated.tlbsize import TlbSizing
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import (
@@ -24,8 +21,9 @@ from sterna.hypervisor.interface import (
 )
 from sterna.hypervisor.memorymap import MemoryMap
 from sterna.hypervisor.traits import Rule, Trait
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
-from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.address import PAGE_SHIFT, PMD_SIZE, PUD_SIZE, Ipa
+from sterna.memory.ahead import fetch_kernels
+from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
 from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog, DirtyLogError
@@ -40,37 +38,6 @@ _RAM_PA = 0x20_0000_0000
 _PA_END = 1 << 40
 _IPA_BITS = 40
 _COUNTER_MASK = (1 << 64) - 1
-
-
-@functools.cache
-def _warm_up() -> None:
-    """Load or compile every kernel now, not when a vCPU is first stopped or a log first read."""
-    stage2 = Stage2(armv7.FORMAT, _POOL_PA)
-    stage2.map_device(Ipa(0), PAGE_SIZE, _DEVICE_PA)
-    stage2.insert_slot(0, Ipa(PMD_SIZE), PMD_SIZE, _RAM_PA, readonly=False)
-    log = DirtyLog(
-        stage2,
-        BroadcastFlush(_Hardware(stage2)),
-        0,
-        Ipa(PMD_SIZE),
-        PMD_SIZE >> PAGE_SHIFT,
-        manual_protect=True,
-    )
-    stage2.fault(Ipa(PMD_SIZE))
-    log.mark(0, 1)
-    log.clear(0, PMD_SIZE >> PAGE_SHIFT, log.get())
-    stage2.harvest(Ipa(PMD_SIZE), new_bitmap(PMD_SIZE >> PAGE_SHIFT), new_bitmap(PMD_SIZE >> PAGE_SHIFT))
-    stage2.remove_slot(0)
-    record = np.zeros(1, dtype=VCPU)
-    record[0]["address"] = record.ctypes.data
-    guestmode.request(record, 0)
-    guestmode.take_requests(record)
-    guestmode.force_out(record)
-    guestmode.set_wake(record)
-    # With a request pending it returns before it needs an emulator; what flushes one is loaded without being called.
-    guestmode.request(record, guestmode.REQUEST_EXIT)
-    guestmode.run_guest(record, record.ctypes.data)
-    guestmode.flush_tlb.compile((numba.typeof(record),))
 
 
 class _Hardware:
@@ -133,7 +100,8 @@ class EmulatedVm:
         self._released = threading.Event()
         self._released.set()
         self.tlb_sizing = TlbSizing(self._hardware.broadcast_tlbi)
-        _warm_up()
+        # Now, not when a vCPU is first stopped or a log first read.
+        fetch_kernels()
 
     # -- memory slots --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import mmap
 import platform
 import threading
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
-from sterna.memory.kernel import kernel
+from sterna.memory.kernel import STRIDED, kernel
 
 RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
 
@@ -27,8 +27,9 @@ _DIRTY, _RESET = 1, 2
 _FLAGS, _NEW = np.uint32(_DIRTY | _RESET), np.uint32(_DIRTY)
 _CHUNK = 8192
 
-Slots: TypeAlias = NDArray[np.uint32]
-Offsets: TypeAlias = NDArray[np.uint64]
+Flags: TypeAlias = Annotated[NDArray[np.uint32], STRIDED]
+Slots: TypeAlias = Annotated[NDArray[np.uint32], STRIDED]
+Offsets: TypeAlias = Annotated[NDArray[np.uint64], STRIDED]
 
 
 class DirtyGfn(ctypes.Structure):
@@ -62,7 +63,7 @@ def _count_new_twin(flags: NDArray[np.uint32]) -> int:
 
 
 @kernel(twin=_count_new_twin)
-def _count_new(flags: NDArray[np.uint32]) -> int:
+def _count_new(flags: Flags) -> int:
     """How many entries from the first on the kernel has written and nobody has taken."""
     for n in range(flags.size):
         if flags[n] & _FLAGS != _NEW:

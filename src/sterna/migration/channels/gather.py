@@ -6,17 +6,16 @@ without the GIL from the first byte to the last, waits included, so that channel
 
 import ctypes
 import errno
-import os
 import select
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.kernel import COMPILED, kernel
+from sterna.memory.kernel import Late, kernel
 
-Vectors = NDArray[np.uint64]
+Vectors: TypeAlias = Annotated[NDArray[np.uint64], 2]
 """A gather list: `shape (n, 2)`, dtype uint64, C order; rows are (address, length in bytes), as struct iovec.
 """
 
@@ -35,33 +34,24 @@ for _call in (_libc_writev, _libc_readv):
     _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
     _call.restype = ctypes.c_ssize_t
 
-if COMPILED and not TYPE_CHECKING:
-    from sterna.memory.compiler import numba
-
-    carray, types = numba.carray, numba.types
-    # By name, so that compiled code can be cached: addresses differ from run to run.
-    _writev = types.ExternalFunction("writev", types.int64(types.int32, types.uint64, types.int32))
-    _readv = types.ExternalFunction("readv", types.int64(types.int32, types.uint64, types.int32))
-    _poll = types.ExternalFunction("poll", types.int32(types.uint64, types.uint64, types.int32))
-    _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uint64))
-    _errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
-else:
-    carray: Any = None
-    _writev: Any = None
-    _readv: Any = None
-    _poll: Any = None
-    _clock_gettime: Any = None
-    _errno_location: Any = None
+carray: Any = Late("sterna.memory.intrinsics:carray")
+# By name, so that compiled code can be kept: addresses differ from run to run.
+_writev: Any = Late("sterna.migration.channels.intrinsics:writev")
+_readv: Any = Late("sterna.migration.channels.intrinsics:readv")
+_poll: Any = Late("sterna.migration.channels.intrinsics:poll")
+_clock_gettime: Any = Late("sterna.migration.channels.intrinsics:clock_gettime")
+_errno_location: Any = Late("sterna.migration.channels.intrinsics:errno_location")
+stack_words: Any = Late("sterna.memory.intrinsics:stack_words")
 
 
 def _monotonic_twin() -> int:
     return time.monotonic_ns()
 
 
-@kernel(twin=_monotonic_twin)
+@kernel(twin=_monotonic_twin, ahead=False)
 def _monotonic() -> int:
     """CLOCK_MONOTONIC in ns."""
-    now = np.zeros(2, dtype=np.int64)
+    now = stack_words(2)
     _clock_gettime(_CLOCK_MONOTONIC, now.ctypes.data)
     return int(now[0] * 1_000_000_000 + now[1])
 
@@ -76,14 +66,14 @@ def _wait_twin(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     return CANCELLED if cancel_fd in ready else 0
 
 
-@kernel(twin=_wait_twin)
+@kernel(twin=_wait_twin, ahead=False)
 def _wait(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     """Wait for events of a descriptor.
 
     :param timeout_ms: how long, -1 for ever
     :return: 0, CANCELLED, or an error number: that of a signal is for the caller to see to
     """
-    fds = np.empty(2, dtype=np.int64)
+    fds = stack_words(2)
     fds[0] = fd | events << 32
     fds[1] = cancel_fd | _POLLIN << 32
     ready = _poll(fds.ctypes.data, 2, timeout_ms)
@@ -104,7 +94,7 @@ def _advance_twin(vectors: Vectors, row: int, size: int) -> int:
     return row
 
 
-@kernel(twin=_advance_twin)
+@kernel(twin=_advance_twin, ahead=False)
 def advance(vectors: Vectors, row: int, size: int) -> int:
     """Take bytes off a gather list from `row` on.
 
@@ -218,17 +208,3 @@ def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
     """A gather list of one piece, good as long as `data` is kept."""
     array = np.frombuffer(data, dtype=np.uint8)
     return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)
-
-
-def warm_up() -> None:
-    """Have the kernels compiled, so that no migration waits for it: seconds the first time, then from the disk."""
-    receive, send = os.pipe()
-    try:
-        for fd in (receive, send):
-            os.set_blocking(fd, False)
-        data = bytearray(1)
-        write_list(send, receive, vectors_of(data), 0, np.zeros(2, dtype=np.int64), -1)
-        read_list(receive, receive, vectors_of(data), 0, 1)
-    finally:
-        os.close(receive)
-        os.close(send)

@@ -1,12 +1,16 @@
 """Compiled kernels between page numbers and memory, and their plain twins. Callers have checked the numbers."""
 
+from typing import Annotated, Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
-from sterna.memory.kernel import kernel
+from sterna.memory.kernel import READONLY, Late, kernel
 from sterna.migration.channels.gather import Vectors, read_list
 from sterna.stream.multifd import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
+
+stack_words: Any = Late("sterna.memory.intrinsics:stack_words")
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -21,7 +25,7 @@ def _put_twin(data: Bytes, at: int, size: int, value: int) -> None:
     data[at : at + size] = np.frombuffer(value.to_bytes(size, "big"), dtype=np.uint8)
 
 
-@kernel(twin=_put_twin)
+@kernel(twin=_put_twin, ahead=False)
 def put(data: Bytes, at: int, size: int, value: int) -> None:
     """Write a big-endian integer."""
     for i in range(size):
@@ -32,7 +36,7 @@ def _fetch_twin(data: Bytes, at: int, size: int) -> int:
     return int.from_bytes(data[at : at + size].tobytes(), "big")
 
 
-@kernel(twin=_fetch_twin)
+@kernel(twin=_fetch_twin, ahead=False)
 def fetch(data: Bytes, at: int, size: int) -> int:
     """Read a big-endian integer of up to 8 bytes; one past 2**63 is negative in compiled code."""
     value = 0
@@ -127,7 +131,7 @@ def _lay_out_twin(
     sources: Vectors,
     head: Bytes,
     number: int,
-    headers: NDArray[np.uint8],
+    headers: Annotated[NDArray[np.uint8], 2],
     address: int,
     vectors: Vectors,
 ) -> int:
@@ -159,7 +163,7 @@ def lay_out(
     sources: Vectors,
     head: Bytes,
     number: int,
-    headers: NDArray[np.uint8],
+    headers: Annotated[NDArray[np.uint8], 2],
     address: int,
     vectors: Vectors,
 ) -> int:
@@ -179,7 +183,8 @@ def lay_out(
         first = packet * per_packet
         some = pages[first : first + per_packet]
         header = headers[packet]
-        header[:HEAD_BYTES] = head
+        for i in range(HEAD_BYTES):
+            header[i] = head[i]
         put(header, COUNT_AT, 4, some.size)
         put(header, SIZE_AT, 4, some.size << page_bits)
         put(header, NUMBER_AT, 8, number + packet)
@@ -207,7 +212,7 @@ def _place_twin(data: Bytes, pages: Numbers, page_bits: int, ram: Bytes) -> None
 
 
 @kernel(twin=_place_twin)
-def place(data: Bytes, pages: Numbers, page_bits: int, ram: Bytes) -> None:
+def place(data: Annotated[Bytes, READONLY], pages: Numbers, page_bits: int, ram: Bytes) -> None:
     """Copy pages that lie one after the other to their places in a block."""
     size = 1 << page_bits
     for i in range(pages.size):
@@ -234,7 +239,7 @@ def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pa
     return count
 
 
-@kernel(twin=_plain_pages_twin)
+@kernel(twin=_plain_pages_twin, ahead=False)
 def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
     """The pages of a packet as most are: not compressed, without SYNC, all of them in the given block.
 
@@ -244,7 +249,7 @@ def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: N
     :return: how many; 0 when the packet is another, or none that is valid
     """
     # In a loop: with each place as a constant, each call would be compiled by itself.
-    words = np.empty(_HEAD_WORDS, dtype=np.int64)
+    words = stack_words(_HEAD_WORDS)
     for i in range(words.size):
         words[i] = fetch(header, 4 * i, 4)
     magic, version, flags = words[0], words[1], words[2]

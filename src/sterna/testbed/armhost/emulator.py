@@ -29,7 +29,6 @@ SVE, glibc copies that way, and guests then run what their memory held before.
 """
 # Bytecode that this Python has left beside the sources saves the host's Python, if it is of the same version, a lot of time.
 _BYTECODE = f".cpython-{PYTHON_VERSION.replace('.', '')}"
-_NUMBA_INDEX, _NUMBA_CODE = ".nbi", ".nbc"
 _KERNEL_LOG_LINES = 30
 _READ_BYTES = 1 << 16
 _NOT_IN_TREE = frozenset(
@@ -269,7 +268,7 @@ def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
 
 def _tree_member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     name = member.name.rsplit("/", 1)[-1]
-    if name in _NOT_IN_TREE or name.endswith((".egg-info", _NUMBA_INDEX, _NUMBA_CODE)):
+    if name in _NOT_IN_TREE or name.endswith(".egg-info"):
         return None
     if name.endswith(".pyc") and _BYTECODE not in name:
         return None

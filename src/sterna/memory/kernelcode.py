@@ -1,0 +1,105 @@
+"""Object code of kernels: brought into this process from the cache, or compiled now.
+
+LLVM's linker (llvmlite) loads it, without numba. Nothing is ever unloaded: threads may be in it until the process ends.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import platform
+from typing import Any
+
+from llvmlite import binding
+
+from sterna.memory import kernelcache
+from sterna.memory.kernel import Code, Kernel, Key
+
+_number = itertools.count()
+
+
+def fetch(kernel: Kernel, key: Key) -> Code:
+    """A kernel's machine code, compiled unless that has been done.
+
+    :raise KernelError: When it cannot be compiled.
+    """
+    code = find(kernel, key)
+    if code is None:
+        stored = compile_to_file(kernel, key)
+        kernelcache.write(file_name(kernel, key), stored)
+        code = _link(kernel, key, stored)
+        assert code is not None
+    return code
+
+
+def find(kernel: Kernel, key: Key) -> Code | None:
+    """A kernel's machine code if it was compiled before."""
+    stored = kernelcache.read(file_name(kernel, key))
+    return None if stored is None else _link(kernel, key, stored)
+
+
+def file_name(kernel: Kernel, key: Key) -> str:
+    """Where in the cache a kernel's code is."""
+    digest = hashlib.sha256(repr([_plain(part) for part in key]).encode()).hexdigest()[:12]
+    return f"{kernel.name.removeprefix('sterna.')}-{digest}.o"
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return (part[0].descr, *part[1:])
+    return part.str if hasattr(part, "str") else part.__name__
+
+
+def compile_to_file(kernel: Kernel, key: Key) -> bytes:
+    """Compile a kernel: a line that says what it is, and an object file.
+
+    :raise KernelError: When it cannot be compiled.
+    """
+    from sterna.memory.compiler import compile_kernel
+
+    symbol, returns, code = compile_kernel(kernel, key)
+    head = {
+        "target": _target(),
+        "symbol": symbol,
+        "returns": returns,
+        "sha256": hashlib.sha256(code).hexdigest(),
+    }
+    return json.dumps(head).encode() + b"\n" + code
+
+
+@functools.cache
+def _target() -> str:
+    """What code is compiled for, and with: the processor, and numba's settings."""
+    features = binding.get_host_cpu_features().flatten()
+    settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
+    return " ".join([platform.machine(), binding.get_host_cpu_name(), features, *settings])
+
+
+@functools.cache
+def _linker() -> Any:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    linker = binding.create_lljit_compiler(
+        binding.Target.from_default_triple().create_target_machine(jit=True)
+    )
+    linker._owned = True
+    return linker
+
+
+def _link(kernel: Kernel, key: Key, stored: bytes) -> Code | None:
+    """The code in a file of the cache; None when it was made for another processor, or is cut short."""
+    line, _, code = stored.partition(b"\n")
+    try:
+        head = json.loads(line)
+        symbol, returns = str(head["symbol"]), str(head["returns"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if head.get("target") != _target() or head.get("sha256") != hashlib.sha256(code).hexdigest():
+        return None
+    library = binding.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(symbol)
+    tracker = library.link(_linker(), f"{kernel.name} {next(_number)}")
+    address = tracker[symbol]
+    tracker.detach()
+    words = sum(5 + 2 * part[1] if isinstance(part, tuple) else 1 for part in key)
+    return Code(kernel.name, address, returns, words)
