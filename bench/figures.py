@@ -26,8 +26,9 @@ WORKLOADS = {
     "random-70-1g": "`{guest}`, 1 Gbit/s: 70 MB/s that cannot be compressed",
     "hard-1g": "`{guest}`, 1 Gbit/s",
 }
+_UNTHROTTLED = "sterna unthrottled"
 VARIANTS = {
-    "sterna": ("sterna", "sterna unthrottled", "sterna multifd"),
+    "sterna": ("sterna", _UNTHROTTLED, "sterna multifd"),
     "qemu": ("qemu", "qemu multifd", "qemu xbzrle", "qemu auto-converge", "qemu xbzrle auto-converge"),
 }
 _TABLE = re.compile(r"\| guest \| sterna \|.*?\n\n", re.DOTALL)
@@ -51,7 +52,7 @@ def measure(qemu: str | None, who: Sequence[str], options: argparse.Namespace) -
 
 def cell(rows: Rows, names: Sequence[str]) -> str:
     """The plain variant in words, and those that are told beside it."""
-    plain, *others = (rows[name] for name in names if name in rows)
+    plain, *others = (rows[name] for name in names if name in rows and name != _UNTHROTTLED)
     done = [one for one in others if one["median"]["seconds"] is not None]
     best = min(done, key=lambda one: float(one["median"]["seconds"]), default=None)
     told = [plain]
@@ -59,12 +60,8 @@ def cell(rows: Rows, names: Sequence[str]) -> str:
         plain["median"]["seconds"] is None or best["median"]["seconds"] < plain["median"]["seconds"]
     ):
         told.append(best)
-    if (
-        plain["median"]["throttle_percent"]
-        and plain["variant"] == "sterna"
-        and rows["sterna unthrottled"] not in told
-    ):
-        told.append(rows["sterna unthrottled"])
+    if plain["median"]["throttle_percent"] and _UNTHROTTLED in names:
+        told.append(rows[_UNTHROTTLED])
     return "; ".join(f"{one['variant'].partition(' ')[2]} {in_words(one)}".strip() for one in told)
 
 
@@ -75,7 +72,8 @@ def in_words(row: Mapping[str, Any]) -> str:
         return "not within a minute" if row["outcome"] == "did not converge" else str(row["outcome"])
     size = median["bytes"]
     told = f"{median['seconds']:.2g} s, {median['downtime_ms']:.0f} ms, "
-    told += f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    scale, unit = next((one for one in ((1e9, "GB"), (1e6, "MB")) if size >= one[0] / 10), (1e3, "kB"))
+    told += f"{size / scale:.{0 if size >= 10 * scale else 1}f} {unit}"
     if median["guest_speed"] is not None:
         told += f", guest {100 * median['guest_speed']:.0f} %"
     if median["throttle_percent"]:
