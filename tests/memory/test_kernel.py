@@ -123,8 +123,7 @@ kernel = bitmap._page_numbers
 name = file_name(kernel, kernel.expected)
 good = kernelcache.read(name)
 head, _, code = good.partition(b"\\n")
-another = good.replace(b'"target": "', b'"target": "another ')
-for bad in (b"", head, good[:-1], another, head + b"\\n\\x90" + code, b"[]\\n" + code):
+for bad in (b"", head, good[:-1], head + b"\\n\\x90" + code, b"[]\\n" + code):
     assert bad != good
     kernelcache.write(name, bad)
     assert find(kernel, kernel.expected) is None, bad[:200]
@@ -134,7 +133,7 @@ assert find(kernel, kernel.expected) is not None
 
 
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
-def test_code_for_another_processor_or_cut_short_is_not_run(tmp_path, monkeypatch) -> None:
+def test_code_that_is_cut_short_or_spoilt_is_not_run(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run(f"{AHEAD}{SPOILT}")
 

@@ -147,7 +147,7 @@ class Tree:
             folder, module = kept.parent.name.rpartition("_")[0], kept.name.partition(".")[0]
             if kept.is_file() and (folder, module) not in stale:
                 copy = to / kept.relative_to(self._kernels)
-                copy.parent.mkdir(exist_ok=True)
+                copy.parent.mkdir(exist_ok=True, mode=0o700)
                 os.link(kept, copy)  # numba replaces files, and never writes into one
 
     def record(self, test: str, directory: Path) -> list[dict[str, object]]:
@@ -208,6 +208,8 @@ class Tree:
         environment = os.environ | {
             "MUTANTS_REPORT": str(report),
             "NUMBA_CACHE_DIR": str(kernels),
+            # The project's own, whose names tell what they were compiled from.
+            "XDG_CACHE_HOME": str(kernels),
             # The package is installed from the project's own directory; these come before it, also in tests' own processes.
             "PYTHONPATH": os.pathsep.join(str(self.path / part) for part in (*_KINDS, "")),
             **more,

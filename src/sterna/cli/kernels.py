@@ -1,10 +1,13 @@
 """Compiled kernels at hand before a guest, or a stream, needs them: one that stands still would wait for them."""
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import sterna
 from sterna.cli.errors import CliError, ExitCode
 from sterna.memory import kernelcache
 
@@ -36,8 +39,12 @@ def prepare_survey_kernels() -> None:
 
 
 def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
-    """Have them compiled, unless that has been done, for the programs that this one starts."""
-    mark = f"{accel}.compiled"
+    """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources will do."""
+    digest = hashlib.sha256(accel.encode())
+    for path in sorted(Path(sterna.__file__).parent.rglob("*.py")):
+        found = path.stat()
+        digest.update(f"{path} {found.st_size} {found.st_mtime_ns}\0".encode())
+    mark = f"compiled-{digest.hexdigest()[:24]}"
     if kernelcache.read(mark) is None:
         prepare_kernels(accel, check)
         kernelcache.write(mark, b"")

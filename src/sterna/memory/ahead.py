@@ -94,7 +94,7 @@ def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
 
 def _start() -> "subprocess.Popen[bytes]":
     # -P: the directory that the user is in is not searched for modules.
-    command = [sys.executable, "-P", "-m", __spec__.name, kernelcache.program_digest()]
+    command = [sys.executable, "-P", "-m", __spec__.name]
     package = Path(__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -115,33 +115,35 @@ def _have_compiled(
             kernel = todo.popleft()
         except IndexError:
             return
+        file = file_name(kernel, kernel.expected)
         try:
-            worker.stdin.write(f"{kernel.function.__module__} {kernel.function.__qualname__}\n".encode())
+            worker.stdin.write(
+                f"{kernel.function.__module__} {kernel.function.__qualname__} {file}\n".encode()
+            )
             worker.stdin.flush()
             (size,) = _LENGTH.unpack(worker.stdout.read(_LENGTH.size))
         except (BrokenPipeError, struct.error):
             raise KernelError(
                 f"{kernel.name} cannot be compiled: the process that did it has ended"
             ) from None
-        kernelcache.write(file_name(kernel, kernel.expected), worker.stdout.read(size))
+        kernelcache.write(file, worker.stdout.read(size))
         done(kernel.name)
 
 
 def main() -> None:
-    """Compile the kernels whose modules and names standard input has.
-
-    Its argument is the digest of the sources that its parent has.
-    """
-    from sterna.memory.kernelcode import compile_to_file
+    """Compile the kernels whose modules, names and files in the cache standard input has."""
+    from sterna.memory.kernelcode import compile_to_file, file_name
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    if kernelcache.program_digest() != sys.argv[1]:
-        sys.exit("sterna: its sources have changed since it began: start it again")
     for line in sys.stdin:
-        module, name = line.split()
+        module, name, file = line.split()
         kernel = getattr(importlib.import_module(module), name)
+        if file_name(kernel, kernel.expected) != file:
+            sys.exit(
+                f"sterna: the sources of {kernel.name} have changed since this program began: start it again"
+            )
         data = compile_to_file(kernel, kernel.expected)
         output.write(_LENGTH.pack(len(data)) + data)
         output.flush()

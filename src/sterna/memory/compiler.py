@@ -2,7 +2,6 @@
 
 import types as python_types
 from collections.abc import Iterator
-from types import CodeType
 from typing import Any
 
 import numba
@@ -10,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from sterna.memory.kernel import CONTIGUOUS, WRITEABLE, Kernel, KernelError, Key, Late
+from sterna.memory.kernel import CONTIGUOUS, WRITEABLE, Kernel, KernelError, Key, Late, names_in
 
 _RETURNS = {types.int64: "i", types.uint64: "u", types.boolean: "b", types.none: ""}
 
@@ -72,7 +71,7 @@ def _dispatcher(kernel: Kernel) -> Any:
     if kernel not in _dispatchers:
         function = kernel.function
         names = dict(function.__globals__)
-        for name in set(_names(function.__code__)):
+        for name in names_in(function.__code__):
             called = names.get(name)
             if isinstance(called, Kernel):
                 names[name] = _dispatcher(called)
@@ -91,14 +90,6 @@ def _dispatcher(kernel: Kernel) -> Any:
             _nrt=False,
         )(copy)
     return _dispatchers[kernel]
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The names that a function's code looks up, and code within it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _types_of(key: Key) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import importlib.util
 import threading
 import typing
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
@@ -45,16 +46,20 @@ class KernelError(Exception):
 class Late:
     """Something that only compiled code uses, imported when the first function that does is compiled.
 
+    :ivar module: where it is
+
     :param path: ``module:name``
+    :param made_of: what it depends on besides that module's file
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, made_of: Any = None) -> None:
+        self.path = path
+        self.made_of = made_of
+        self.module, _, self._name = path.partition(":")
 
     def resolve(self) -> Any:
         """The thing itself."""
-        module, _, name = self._path.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(self.module), self._name)
 
 
 class Code:
@@ -190,6 +195,15 @@ class Kernel:
                 dtype = np.dtype(typing.get_args(typing.get_args(hint)[1])[0])
             key.append((dtype, ndim, flags))
         return tuple(key)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names that a function's code looks up, and code within it."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= names_in(constant)
+    return names
 
 
 _ahead: list[Kernel] = []

@@ -7,13 +7,12 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-import platform
 from typing import Any
 
 from llvmlite import binding
 
 from sterna.memory import kernelcache
+from sterna.memory.fingerprint import check_sources, fingerprint
 from sterna.memory.kernel import Code, Kernel, Key
 
 _number = itertools.count()
@@ -41,14 +40,7 @@ def find(kernel: Kernel, key: Key) -> Code | None:
 
 def file_name(kernel: Kernel, key: Key) -> str:
     """Where in the cache a kernel's code is."""
-    digest = hashlib.sha256(repr([_plain(part) for part in key]).encode()).hexdigest()[:12]
-    return f"{kernel.name.removeprefix('sterna.')}-{digest}.o"
-
-
-def _plain(part: Any) -> Any:
-    if isinstance(part, tuple):
-        return (part[0].descr, *part[1:])
-    return part.str if hasattr(part, "str") else part.__name__
+    return f"{kernel.name.removeprefix('sterna.')}-{fingerprint(kernel, key)}.o"
 
 
 def compile_to_file(kernel: Kernel, key: Key) -> bytes:
@@ -56,24 +48,13 @@ def compile_to_file(kernel: Kernel, key: Key) -> bytes:
 
     :raise KernelError: When it cannot be compiled.
     """
+    fingerprint(kernel, key)  # reads what check_sources compares with
     from sterna.memory.compiler import compile_kernel
 
     symbol, returns, code = compile_kernel(kernel, key)
-    head = {
-        "target": _target(),
-        "symbol": symbol,
-        "returns": returns,
-        "sha256": hashlib.sha256(code).hexdigest(),
-    }
+    check_sources()
+    head = {"symbol": symbol, "returns": returns, "sha256": hashlib.sha256(code).hexdigest()}
     return json.dumps(head).encode() + b"\n" + code
-
-
-@functools.cache
-def _target() -> str:
-    """What code is compiled for, and with: the processor, and numba's settings."""
-    features = binding.get_host_cpu_features().flatten()
-    settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
-    return " ".join([platform.machine(), binding.get_host_cpu_name(), features, *settings])
 
 
 @functools.cache
@@ -88,14 +69,14 @@ def _linker() -> Any:
 
 
 def _link(kernel: Kernel, key: Key, stored: bytes) -> Code | None:
-    """The code in a file of the cache; None when it was made for another processor, or is cut short."""
+    """The code in a file of the cache; None when it is spoilt."""
     line, _, code = stored.partition(b"\n")
     try:
         head = json.loads(line)
         symbol, returns = str(head["symbol"]), str(head["returns"])
     except (ValueError, KeyError, TypeError):
         return None
-    if head.get("target") != _target() or head.get("sha256") != hashlib.sha256(code).hexdigest():
+    if head.get("sha256") != hashlib.sha256(code).hexdigest():
         return None
     library = binding.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(symbol)
     tracker = library.link(_linker(), f"{kernel.name} {next(_number)}")

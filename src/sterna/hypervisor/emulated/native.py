@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.kernel import Late
+from sterna.stage2.state import SLOT, STAGE2
 
 VCPU = np.dtype(
     [
@@ -65,9 +66,9 @@ Vcpu: TypeAlias = Annotated[NDArray[Any], VCPU]
 
 carray: Any = Late("sterna.memory.intrinsics:carray")
 call_c: Any = Late("sterna.hypervisor.emulated.intrinsics:call_c")
-vcpu_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:vcpu_pointer")
-stage2_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:stage2_pointer")
-slot_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:slot_pointer")
+vcpu_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:vcpu_pointer", VCPU)
+stage2_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:stage2_pointer", STAGE2)
+slot_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:slot_pointer", SLOT)
 words_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:words_pointer")
 
 
