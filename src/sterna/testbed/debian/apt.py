@@ -4,6 +4,7 @@ apt works in a directory of its own, with an empty package status: it resolves w
 checks signatures with Debian's keyring, and only downloads.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,12 +16,13 @@ from types import MappingProxyType
 from sterna.testbed.debian.errors import ImageError
 
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
-"""STERNA_DEBIAN_MIRROR names another."""
+_MIRROR = "STERNA_DEBIAN_MIRROR"
+"""Names the archive to use instead of the one that this machine's own apt uses."""
+_TARGETS = "$(REPO_URI) $(LABEL)"
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # 'URI' FILE SIZE HASH, as apt-get --print-uris has it.
-_URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+) \d+ (?P<hash>\S+)$")
+_URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+) \d+ SHA256:(?P<hash>\S+)$")
 _FOLDERS = (
     *("etc/preferences.d", "etc/sources.list.d", "etc/apt.conf.d", "etc/trusted.gpg.d"),
     *("state/lists/partial", "no-archives/partial"),
@@ -35,7 +37,7 @@ class Apt:
     :param directory: for its state and for downloads, which are reused
     :param architecture: Debian's name of it
     :param suite: where packages come from. What needs packages of another suite as well can only be had by `kernel`.
-    :raise ImageError: When a tool is missing, or the mirror cannot be reached.
+    :raise ImageError: When a tool is missing, or there is no mirror, or it cannot be reached.
     """
 
     def __init__(self, directory: Path, architecture: str, suite: str = SUITE) -> None:
@@ -51,8 +53,7 @@ class Apt:
         for name in _FOLDERS:
             (own / name).mkdir(parents=True, exist_ok=True)
         self._archives.mkdir(exist_ok=True)
-        mirror = os.environ.get("STERNA_DEBIAN_MIRROR", MIRROR)
-        (own / "etc/sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
+        (own / "etc/sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n")
         (own / "state/status").touch()
         settings = {
             "Dir::State": own / "state",
@@ -68,6 +69,7 @@ class Apt:
             "APT::Sandbox::User": "",
             # Else a mirror that does not answer is none, and what is known of packages from before will do.
             "APT::Update::Error-Mode": "any",
+            "Acquire::ForceHash": "SHA256",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
@@ -98,23 +100,56 @@ class Apt:
         self, packages: Sequence[str], action: Sequence[str], left_out: Collection[str]
     ) -> tuple[Path, ...]:
         listing = self._output("--print-uris", "-q", *action, *packages)
-        found = [match["file"] for line in listing.splitlines() if (match := _URI_LINE.match(line.strip()))]
-        needed = [name for name in found if name.partition("_")[0] not in left_out]
-        paths = [self._archives / name for name in needed]
-        if any(not path.exists() for path in paths):
-            names = [
-                f"{name}={version.replace('%3a', ':')}"
-                for name, version, _ in (file.split("_") for file in needed)
-            ]
+        found = (_URI_LINE.match(line.strip()) for line in listing.splitlines())
+        # By the signed index, whatever is there from before.
+        digests = {
+            match["file"]: match["hash"]
+            for match in found
+            if match and match["file"].partition("_")[0] not in left_out
+        }
+        if wrong := self._wrong(digests):
+            for name in wrong:
+                (self._archives / name).unlink(missing_ok=True)
+            versions = (name.split("_") for name in wrong)
+            names = [f"{name}={version.replace('%3a', ':')}" for name, version, _ in versions]
             self._output("download", *names, cwd=self._archives)
-        if missing := [path.name for path in paths if not path.exists()]:
-            raise ImageError(f"apt-get downloaded no {missing[0]}")
-        return tuple(sorted(paths))
+            if wrong := self._wrong(digests):
+                raise ImageError(f"apt-get downloaded no {wrong[0]} as the index has it")
+        return tuple(sorted(self._archives / name for name in digests))
+
+    def _wrong(self, digests: Mapping[str, str]) -> list[str]:
+        """Those of these files that are not there, or are others than they should be."""
+        return [name for name, digest in digests.items() if _digest(self._archives / name) != digest]
 
     def _output(self, *arguments: str, tool: str = "apt-get", cwd: Path | None = None) -> str:
         """Run a tool of apt's: what it prints."""
         # The machine's own configuration is read before ours: proxies stay, all else is overruled.
         return run([tool, "-q", *self._options, *arguments], f"{self._suite}, {self._architecture}", cwd)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; nothing when there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _mirror() -> str:
+    """Where packages come from: what STERNA_DEBIAN_MIRROR names, or else the archive that this machine's own apt uses.
+
+    :raise ImageError: When it uses none.
+    """
+    if told := os.environ.get(_MIRROR):
+        return told
+    targets = run(["apt-get", "indextargets", "--format", _TARGETS, "Created-By: Packages"], "indextargets")
+    found = [line.partition(" ") for line in targets.splitlines()]
+    # The label is known once apt-get update has run; without it the archive is told by its path.
+    for uri, _, label in found:
+        if label == "Debian" or (not label and Path(uri).name == "debian"):
+            return uri
+    raise ImageError(f"this machine's apt uses no Debian archive: name one by {_MIRROR}=URL")
 
 
 def run(
