@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,33 @@ def test_one_entry_can_be_undone_early(tmp_path: Path) -> None:
         remains.undo(Kind.DIRECTORY, path)
         assert not path.exists()
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def others_may_write(runs: Path) -> None:
+    runs.chmod(0o770)
+
+
+def it_is_anothers(runs: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    os.chown(runs, 65534, 65534)
+
+
+def it_is_a_link(runs: Path) -> None:
+    runs.rename(runs.with_name("mine"))
+    runs.symlink_to("mine")
+
+
+@pytest.mark.parametrize("spoil", [others_may_write, it_is_anothers, it_is_a_link])
+def test_a_directory_that_another_user_can_have_filled_is_left_alone(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """Its name is known to all: what it leads to would be removed."""
+    runs = tmp_path / "runs"
+    runs.mkdir(mode=0o700)
+    (runs / "1-notes").write_text("of another program")
+    spoil(runs)
+    for use in (clean_stale, Remains):
+        with pytest.raises(BedError, match=f"{runs} is a link|belongs to user|others may write to {runs}"):
+            use(runs)
+    assert [path.name for path in runs.iterdir()] == ["1-notes"]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sterna.memory import kernelcache
 from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
+from sterna.private import UnsafeError
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
@@ -50,7 +51,7 @@ def fetch_kernels(tell: Tell = lambda text: None) -> None:
 def _alone(tell: Tell) -> Iterator[None]:
     """One process at a time compiles; where they cannot share a cache, each does."""
     with ExitStack() as stack:
-        with suppress(OSError, kernelcache.UnsafeError):
+        with suppress(OSError, UnsafeError):
             directory = stack.enter_context(kernelcache.opened())
             try:
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)

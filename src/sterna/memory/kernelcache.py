@@ -6,24 +6,20 @@ to them; they are looked at through descriptors, so that none can be exchanged b
 
 import errno
 import os
-import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sterna.private import UnsafeError, private_directory, read_private
+
 _MANY = 1000
 """More files than that are not kept: each state of a kernel's sources has its own."""
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 _not_written: dict[str, bytes] = {}
 _said: list[str] = []
-
-
-class UnsafeError(Exception):
-    """Somebody else could have put code there."""
 
 
 def cache_directory() -> Path:
@@ -43,17 +39,13 @@ def read(name: str) -> bytes | None:
         return _not_written[name]
     try:
         with opened(make=False) as directory:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-            with open(fd, "rb") as file:
-                _check(fd, f"{cache_directory()}/{name}", stat.S_ISREG)
-                with suppress(OSError):
-                    os.utime(fd)  # those used last survive pruning
-                return file.read()
+            data = read_private(name, directory, cache_directory() / name)
+            with suppress(OSError):
+                os.utime(name, dir_fd=directory, follow_symlinks=False)  # those used last survive pruning
+            return data
     except FileNotFoundError:
         return None
     except (OSError, UnsafeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ELOOP:
-            error = UnsafeError(f"{cache_directory()}/{name} is a link")
         _say_once(error)
         return None
 
@@ -90,29 +82,8 @@ def opened(*, make: bool = True) -> Iterator[int]:
     if make:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(0o700, exist_ok=True)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except NotADirectoryError:
-        raise UnsafeError(f"{path} is no directory, or a link") from None
-    try:
-        _check(fd, str(path), stat.S_ISDIR)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _check(fd: int, path: str, is_right: Callable[[int], bool]) -> None:
-    """Whether only this user can have written to an open file.
-
-    :raise UnsafeError: When another could.
-    """
-    found = os.fstat(fd)
-    if not is_right(found.st_mode):
-        raise UnsafeError(f"{path} is of another kind")
-    if found.st_uid != os.geteuid():
-        raise UnsafeError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
-    if found.st_mode & _OTHERS_WRITE:
-        raise UnsafeError(f"others may write to {path} (chmod go-w)")
+    with private_directory(path) as directory:
+        yield directory
 
 
 def _say_once(error: Exception) -> None:

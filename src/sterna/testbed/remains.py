@@ -13,13 +13,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
+from sterna.private import UnsafeError, private_directory
 from sterna.testbed.errors import BedError
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +52,7 @@ def default_directory() -> Path:
 class Remains:
     """The entries of this run. A context manager: all are undone at its end.
 
-    :raise BedError: When the directory cannot be written.
+    :raise BedError: When the directory cannot be written, or is not this user's own: what is found there is removed.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -177,18 +178,17 @@ def _undo_all(entries: list[_Entry]) -> list[str]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """One process at a time looks at the directory: between making a file and locking it, it would look stale."""
+    stack = ExitStack()
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.stat().st_uid != os.geteuid():
-            raise BedError(f"{directory} belongs to another user")
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened = stack.enter_context(private_directory(directory))
     except OSError as error:
         raise BedError(f"cannot use {directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    except UnsafeError as error:
+        raise BedError(str(error)) from error
+    with stack:
+        fcntl.flock(opened, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
 
 
 def _remove_directory(path: Path) -> None:
