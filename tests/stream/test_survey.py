@@ -5,6 +5,7 @@ import os
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
-from sterna.stream import ram_survey, sections, survey_kernels, survey_tallies
+from sterna.stream import ram_survey, sections, shadow, survey_kernels, survey_tallies
 from sterna.stream.description import find_description, stream_description
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
@@ -194,6 +195,32 @@ def test_no_more_is_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     found = survey(PieceSource(ram_stream(records("0 1 2 3 4 5 6 7"))), page_digests=True)
     assert found.fault is not None
     assert "more guest RAM than can be held here for its digests: 20480 bytes are free" in found.fault.text
+
+
+def test_a_device_that_is_not_as_described_is_named(block: RamBlock) -> None:
+    stream = described_stream(block)
+    at = stream.index(b"\x03toy") + 8
+    fault = survey(
+        PieceSource(stream[:at] + (9).to_bytes(4, "big") + stream[at + 4 :]),
+        description=find_description(stream),
+    ).fault
+    assert fault is not None
+    assert (fault.section, fault.offset) == ("toy (instance 1)", at + 4)
+    assert "version 9" in fault.text
+
+
+def test_three_quarters_of_what_the_host_can_spare_may_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "meminfo"
+    monkeypatch.setattr(shadow, "_MEMINFO", str(file))
+    file.write_text(
+        "MemTotal:       4000 kB\nMemFree:         500 kB\nMemAvailable:   1000 kB\nBuffers:  1 kB\n"
+    )
+    assert shadow.free_bytes() == 750 * 1024
+    file.write_text("MemTotal:       4000 kB\n")
+    with pytest.raises(OSError, match="does not say what is available"):
+        shadow.free_bytes()
 
 
 def test_the_handover_of_two_sternas_is_part_of_the_stream(block: RamBlock) -> None:

@@ -134,6 +134,20 @@ def test_layout() -> None:
     assert TOY.encode(TOY_STATE) == expected
 
 
+def test_structures_of_arrays_alone_and_of_none_but_scalars() -> None:
+    grid = struct("grid", VmStateDescription("row", 1, (array(u16("cells"), 2),)))
+    points = struct("points", VmStateDescription("point", 1, (u8("x"), boolean("y"))))
+    description = VmStateDescription("d", 1, (array(grid, 2), array(points, 2)))
+    fields = {
+        "grid": [{"cells": [1, 2]}, {"cells": [3, 4]}],
+        "points": [{"x": 5, "y": False}, {"x": 6, "y": True}],
+    }
+    state = DeviceState("d", 0, 1, fields)
+    wire = description.encode(state)
+    assert wire == packing.pack(">4H 4B", 1, 2, 3, 4, 5, 0, 6, 1)
+    assert description.decode(wire) == state
+
+
 @pytest.mark.parametrize("make", INTEGERS)
 def test_integers_out_of_range_are_refused(make: Any) -> None:
     low, high = INTEGERS[make]
