@@ -1,6 +1,7 @@
 """A sample of a folder's mutants, each judged by the tests that run its line; what was found is kept, and taken up again."""
 
 import fcntl
+import hashlib
 import json
 import queue
 import random
@@ -39,7 +40,7 @@ class Judged:
     :ivar tests: that ran on it, at most
     :ivar seconds: the tests took
     :ivar source: digest of the sources
-    :ivar judges: digest of the test's file, or of all files of tests that had a say where none saw it
+    :ivar judges: digest of that test and its file, or of all that had a say where none saw it
     """
 
     name: str
@@ -192,9 +193,11 @@ class Campaign:
             tests = set().union(*recorded.lines.get(point.path, {}).values())
         return [test for test in tests if recorded.seconds[test] <= self._longest_s]
 
-    def _files_digest(self, tests: Iterable[str]) -> str:
+    def _digest(self, tests: Sequence[str]) -> str:
+        """Of tests and the files that they are in."""
         files = {test.partition("::")[0] for test in tests}
-        return " ".join(sorted(test_digest(self._root, self._root / file) for file in files))
+        told = [*sorted(tests), *sorted(test_digest(self._root, self._root / file) for file in files)]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
     def _holds(self, judged: Judged, point: Point, recorded: Recorded) -> bool:
         """Whether what was found would be found again: the same sources, and the same tests as far as they had a say."""
@@ -203,7 +206,7 @@ class Campaign:
         judges = [judged.test] if judged.test else self._judges(point, recorded)
         if any(not (self._root / test.partition("::")[0]).is_file() for test in judges):
             return False
-        return judged.judges == self._files_digest(judges)
+        return judged.judges == self._digest(judges)
 
     def _judge(self, point: Point, recorded: Recorded, before: Iterable[Judged]) -> Judged:
         tests = self._judges(point, recorded)
@@ -227,7 +230,7 @@ class Campaign:
                 why=run.why,
                 seconds=round(run.seconds, 2),
             )
-        return replace(judged, judges=self._files_digest([judged.test] if judged.test else tests))
+        return replace(judged, judges=self._digest([judged.test] if judged.test else tests))
 
 
 def _read(results: Path) -> Iterator[Judged]:

@@ -158,14 +158,19 @@ class _Finder(ast.NodeVisitor):
     # -- statements ----------------------------------------------------------------------------------------------
 
     def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.stmt):
-            # Of a compound statement only its head is one line or a few; each of its parts sets its own.
-            body = getattr(node, "body", None)
-            last = body[0].lineno - 1 if body else node.end_lineno
-            self._lines = (node.lineno, max(node.lineno, last or node.lineno))
-            if not self._returns:
-                self._defines = _named(node)
+        outer = self._lines
+        if isinstance(node, ast.stmt | ast.match_case | ast.ExceptHandler):
+            # Of what has a body only the head is its own.
+            first = node.pattern.lineno if isinstance(node, ast.match_case) else node.lineno
+            body = getattr(node, "body", None) or getattr(node, "cases", None)
+            last = first if body else node.end_lineno  # type: ignore[union-attr]
+            if body and isinstance(body[0], ast.stmt):
+                last = body[0].lineno - 1
+            self._lines = (first, max(first, last or first))
+        if isinstance(node, ast.stmt) and not self._returns:
+            self._defines = _named(node)
         super().visit(node)
+        self._lines = outer
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         outer = self._defines

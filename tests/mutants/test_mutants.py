@@ -88,7 +88,7 @@ def test_fails_anyhow():
 
 
 @pytest.fixture
-def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Score]:
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Score]:
     """Judges all mutants of the toy, as a run of its own."""
     for name, text in SOURCES.items():
         file = tmp_path / name
@@ -101,8 +101,8 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Score
     # What goes on for ever is waited for.
     monkeypatch.setattr(campaign, "_LIMIT_S", 10.0)
 
-    def judge() -> Score:
-        with Campaign(tmp_path, "toy", tmp_path / ".mutants") as made:
+    def judge(longest_s: float = 600.0) -> Score:
+        with Campaign(tmp_path, "toy", tmp_path / ".mutants", longest_s=longest_s) as made:
             with pytest.raises(InUse, match="is used by another run"):
                 Campaign(tmp_path, "toy", tmp_path / ".mutants")
             return made.judge("toy", TOY, 1000, "seed")
@@ -116,8 +116,12 @@ def _by_name(score: Score) -> dict[str, Judged]:
 
 @pytest.mark.slow
 def test_what_tests_can_see_is_killed_and_what_they_cannot_survives(
-    judge: Callable[[], Score], tmp_path: Path
+    judge: Callable[..., Score], tmp_path: Path
 ) -> None:
+    # Without a test none is killed, and that is no longer so when there are some.
+    assert judge(longest_s=-1.0).killed == 0
+    results = tmp_path / ".mutants" / "toy.jsonl"
+    without = results.read_text()
     score = judge()
     judged = _by_name(score)
     assert len(judged) == score.points
@@ -144,8 +148,8 @@ def test_what_tests_can_see_is_killed_and_what_they_cannot_survives(
         assert (tmp_path / ".mutants" / "tree-0" / "tree" / name).read_text() == text
 
     # A second run judges nothing again, but where a test came that may see more.
-    results = tmp_path / ".mutants" / "toy.jsonl"
-    first = results.read_text()
+    first = results.read_text().removeprefix(without)
+    results.write_text(first)
     with results.open("a") as file:
         file.write(first[: len(first.splitlines()[0]) // 2])  # as a run that was killed left it
     assert sorted(judge().judged, key=str) == sorted(score.judged, key=str)
@@ -203,6 +207,48 @@ def test_points(source: str, changes: set[str]) -> None:
         assert point.name in {
             moved.name for moved in points_in("file.py", b"import x\n\n\n" + source.encode())
         }
+
+
+def test_a_change_is_seen_in_the_lines_of_its_own() -> None:
+    source = """\
+def f(a, b):
+    if (a <
+            b):
+        c(
+            a, b)
+    match a & 1:
+        case 2:
+            a.b = 3
+        case a if a + 4:
+            return g(
+                a) * 5
+    try:
+        a.b = c
+    except d[6]:
+        pass
+    while a == 7:
+        a.b = c
+"""
+    points = points_in("file.py", source.encode())
+    lines = {
+        point.before: point.lines
+        for point in points
+        if point.operator in ("constant", "comparison", "arguments")
+    }
+    assert lines == {
+        "a <\n            b": (2, 3),
+        "a, b": (4, 5),
+        "1": (6, 6),
+        "2": (7, 7),
+        "3": (8, 8),
+        "4": (9, 9),
+        "5": (10, 11),
+        "6": (14, 14),
+        "a == 7": (16, 16),
+        "7": (16, 16),
+    }
+    assert {point.within for point in points} == {"f"}
+    assert all(point.runs for point in points)
 
 
 def test_a_larger_sample_has_the_smaller_one_in_it() -> None:
