@@ -1,8 +1,11 @@
 """Who runs the guest: the destination's record, and the question on the wire."""
 
+import json
+import struct
 import threading
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,11 +13,12 @@ from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.doubt import OutcomeRecord
-from sterna.migration.errors import Cancelled, InDoubt, ProtocolError
-from sterna.migration.handshake import Commit, Nack
+from sterna.migration.errors import Cancelled, ChannelError, InDoubt, ProtocolError
+from sterna.migration.handshake import Commit, Hello, Nack, Offer, Running
 from sterna.ownership import Event, Outcome
 
 ID = bytes(range(16))
+PROCESS = {"boot": "", "namespace": 1, "pid": 1, "start": 1, "fd": 1, "token": ""}
 
 
 def test_each_id_is_decided_once() -> None:
@@ -174,6 +178,41 @@ def test_any_flip_of_a_message_is_noticed(at: int, bit: int) -> None:
     data[at % len(data)] ^= 1 << bit
     with pytest.raises(ProtocolError):
         handshake.decode(bytes(data), Nack)
+
+
+@pytest.mark.parametrize("number", [-(1 << 63) - 1, 1 << 63, 10**40, 10**400])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Hello, {"version": 1, "features": [], "incoming_id": "", "clock_ns": None}),
+        (Hello, {"version": 1, "features": [], "incoming_id": "", "clock_ns": 1, "host": {"a": None}}),
+        (Offer, {"migration_id": "", "verify": True, "multifd": None}),
+        (Nack, {"reason": "", "chunk": None}),
+        (Commit, {"stop_ns": None, "clock_offset_ns": 0}),
+        (Commit, {"stop_ns": 0, "clock_offset_ns": None}),
+        (Running, {"clock_ns": None}),
+        (Offer, {"migration_id": "", "verify": True, "process": PROCESS | {"pid": None}}),
+        (Offer, {"migration_id": "", "verify": True, "process": PROCESS | {"start": None}}),
+    ],
+)
+def test_a_number_that_no_peer_can_mean_is_refused_where_it_arrives(
+    kind: type, message: dict[str, object], number: int
+) -> None:
+    data = json.dumps(message).replace("null", str(number)).encode()
+    with pytest.raises(ProtocolError, match=f"malformed {kind.__name__} message from the peer"):
+        handshake.decode(data + xxhash.xxh32_digest(data), kind)
+    good = json.dumps(message).replace("null", "5").encode()
+    assert isinstance(handshake.decode(good + xxhash.xxh32_digest(good), kind), kind)
+
+
+def test_a_clock_of_another_age_is_no_answer() -> None:
+    def said(clock_ns: int) -> bytes:
+        body = struct.pack(">8sBQ", b"STRNANS1", Outcome.RUNNING, clock_ns)
+        return body + xxhash.xxh32_digest(body)
+
+    assert doubt.decode_answer(said((1 << 62) - 1), "it") == (Outcome.RUNNING, (1 << 62) - 1)
+    with pytest.raises(ChannelError, match="does not answer as a sterna does"):
+        doubt.decode_answer(said(1 << 62), "it")
 
 
 def test_clocks_that_disagree_are_corrected_or_clamped() -> None:

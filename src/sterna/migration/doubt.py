@@ -28,6 +28,7 @@ _CHECK_BYTES = 4
 ANSWER_BYTES = _ANSWER.size + _CHECK_BYTES
 _ANSWER_MAGIC = b"STRNANS1"
 ID_BYTES = 16
+_LATEST_NS = 1 << 62
 _ANSWER_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 _RECORD_LIMIT = 4096
@@ -185,6 +186,7 @@ def decode_answer(data: bytes, peer: str) -> tuple[Outcome, int]:
         xxhash.xxh32_digest(body) != check
         or magic != _ANSWER_MAGIC
         or outcome not in (Outcome.UNKNOWN, Outcome.RUNNING, Outcome.ABANDONED)
+        or clock_ns >= _LATEST_NS
     ):
         raise ChannelError(f"{peer} does not answer as a sterna does")
     return Outcome(outcome), int(clock_ns)

@@ -46,13 +46,14 @@ who reads a descriptor (`fd:`) tells nothing.
 """
 
 from enum import IntEnum
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import xxhash
 
 from sterna.migration.errors import ProtocolError
 from sterna.migration.process import ProcessIdentity
+from sterna.stream.multifd import CHANNEL_LIMIT
 
 GREETING = 0x53544E41
 """Value of the PING that a sterna answers with `Hello` before the PONG ("STNA")."""
@@ -81,6 +82,12 @@ class PrivateMessage(IntEnum):
     RUNNING = 0xD304
 
 
+ClockNs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""A peer's CLOCK_REALTIME in ns, up to the year 2116; sums and differences of two are good for the guest's clock too."""
+OffsetNs = Annotated[int, msgspec.Meta(gt=-(1 << 62), lt=1 << 62)]
+HostNumber = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
 class Hello(msgspec.Struct, frozen=True):
     """The destination introduces itself.
 
@@ -91,11 +98,11 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar process: its process; a sterna 0.1 states none
     """
 
-    version: int
+    version: HostNumber
     features: list[str]
     incoming_id: str
-    clock_ns: int
-    host: dict[str, int] = {}
+    clock_ns: ClockNs
+    host: dict[str, HostNumber] = {}
     process: ProcessIdentity | None = None
 
 
@@ -111,7 +118,7 @@ class Offer(msgspec.Struct, frozen=True):
 
     migration_id: str
     verify: bool
-    multifd: int = 0
+    multifd: Annotated[int, msgspec.Meta(ge=0, le=CHANNEL_LIMIT)] = 0
     token: str = ""
     process: ProcessIdentity | None = None
 
@@ -141,7 +148,7 @@ class Nack(msgspec.Struct, frozen=True):
 
     reason: str
     block: str = ""
-    chunk: int = -1
+    chunk: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 42)] = -1
     pages: bytes = b""
     digest: str = ""
     abandoned: str = ""
@@ -155,8 +162,8 @@ class Commit(msgspec.Struct, frozen=True):
     :ivar watched: the source takes the end of the destination's process for the end of the guest, until it sends CONFIRM
     """
 
-    stop_ns: int
-    clock_offset_ns: int
+    stop_ns: ClockNs
+    clock_offset_ns: OffsetNs
     watched: bool = False
 
 
@@ -167,7 +174,7 @@ class Running(msgspec.Struct, frozen=True):
     :ivar clock_note: set when the clocks gave an impossible downtime, which was clamped
     """
 
-    clock_ns: int
+    clock_ns: ClockNs
     clock_note: str = ""
 
 
@@ -185,7 +192,7 @@ def encode(payload: msgspec.Struct) -> bytes:
 
 def decode(data: bytes, kind: type[Payload]) -> Payload:
     """
-    :raise ProtocolError: When it is not the JSON of a `kind`, or damaged.
+    :raise ProtocolError: When it is not the JSON of a `kind`, has a number out of its range, or is damaged.
     """
     data, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
     if xxhash.xxh32_digest(data) != check:

@@ -5,6 +5,7 @@ import re
 import select
 import uuid
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -12,6 +13,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_FIELD = 22
 """Of /proc/PID/stat: when the process started, in clock ticks since boot (proc(5))."""
 _TOKEN = re.compile(r"sterna-[0-9a-f]{32}")
+
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -25,10 +29,10 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
     """
 
     boot: str
-    namespace: int
-    pid: int
-    start: int
-    fd: int
+    namespace: Number
+    pid: Number
+    start: Number
+    fd: Number
     token: str
 
 
