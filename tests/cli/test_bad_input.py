@@ -292,3 +292,9 @@ def test_an_error_is_told_where_no_output_can_be_written(tmp_path: Path) -> None
             [*command[:3], "testbed", "list"], stdout=broken, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (done.stderr, done.returncode) == ("", 1)
+
+
+def test_an_error_is_one_line_that_no_terminal_obeys(cli, tmp_path: Path) -> None:
+    _, _, error = cli("migrate", f"unix:{tmp_path}/\x1b[2J\x07", "tcp:127.0.0.1:1")
+    assert "\\x1b[2J\\x07" in one_line(error)
+    assert error.removesuffix("\n").isprintable()

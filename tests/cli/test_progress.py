@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sterna.cli.display import LiveDisplay, PlainDisplay, outlook
 from sterna.cli.progress import Picture, ProgressTracker
+from sterna.cli.result import summarise
 
 MIB = 1 << 20
 
@@ -234,3 +235,12 @@ def test_a_pass_that_gains_has_one() -> None:
     picture = after_pass(100_000, 40_000)
     assert picture.converges is True
     assert outlook(picture).startswith("switchover in ")
+
+
+def test_a_reason_is_shown_as_it_is_whatever_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it looks like markup."""
+    reason = "[/bold] no [red]room[/red]"
+    display = LiveDisplay()
+    display.outcome(summarise({"status": "failed", "error-desc": reason}))
+    display.note(reason)
+    assert capsys.readouterr().err.count(reason) == 2

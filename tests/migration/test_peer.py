@@ -11,7 +11,7 @@ import pytest
 from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.errors import ChannelError, ProtocolError
+from sterna.migration.errors import ChannelError, ProtocolError, describe
 from sterna.migration.handshake import Nack, PrivateMessage
 from sterna.migration.peer import NackError, Peer
 from sterna.stream.return_path import ReturnMessage, pong
@@ -102,3 +102,8 @@ def test_a_peer_that_accepts_and_never_answers_is_told_from_one_that_is_gone(
         pytest.raises(ChannelError, match=r"accepted the connection and did not answer the greeting within"),
     ):
         peer.greet()
+
+
+def test_a_reason_is_one_line_that_no_terminal_obeys() -> None:
+    nack = Nack("\x1b]0;title\x07\x1b[2Jno room\nVERIFIED")
+    assert describe(NackError(nack)) == "destination refused: \\x1b]0;title\\x07\\x1b[2Jno room VERIFIED"

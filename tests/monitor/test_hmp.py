@@ -189,3 +189,8 @@ def test_through_qmp_it_goes_on_in_the_background(vm: Monitored) -> None:
         answer = client.command("human-monitor-command", command_line="migrate tcp:127.0.0.1:1")
         assert "continuing detached" in answer
         assert vm.migration.wait(TIMEOUT).error
+
+
+def test_nothing_of_an_answer_is_for_the_terminal_to_obey(human) -> None:
+    assert human.execute("\x1b[2J") == "unknown command: '\\x1b[2J'\n"
+    assert "\n" in human.execute("info cpus")

@@ -467,3 +467,22 @@ def test_events_are_no_answer() -> None:
                 client.command("query-status")
         thread.join(TIMEOUT)
         assert not thread.is_alive()
+
+
+def test_what_a_server_says_moves_no_cursor() -> None:
+    near, far = socket.socketpair()
+    said = [
+        {"QMP": {"version": "\x1b[2J"}},
+        {"return": {}},
+        {"return": {"\x1b": ["a\rb\r\nc", 5, None]}},
+        {"error": {"class": "\x1bx", "desc": "\x1b]0;title\x07"}},
+    ]
+    with near, far:
+        far.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in said))
+        with QmpClient(near, "it", TIMEOUT) as client:
+            assert client.greeting == {"version": "\\x1b[2J"}
+            assert client.command("query-status") == {"\\x1b": ["a\\rb\r\nc", 5, None]}
+            with pytest.raises(QmpError) as caught:
+                client.command("query-status")
+    assert caught.value.desc == "\\x1b]0;title\\x07"
+    assert caught.value.error_class == "\\x1bx"

@@ -10,6 +10,7 @@ import click
 from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded
+from sterna.printable import printable
 
 COMMANDS = {
     "bench": "Measure migrations, side by side with QEMU's where it is installed.",
@@ -85,7 +86,7 @@ def _run(arguments: list[str] | None) -> int:
 
 def _fail(message: str, code: int, arguments: list[str], out: GuardedStream | None) -> NoReturn:
     """:param out: where the error goes as JSON too, if that was asked for; None: nowhere"""
-    one_line = shorten_echo(" ".join(message.split()), arguments)
+    one_line = printable(shorten_echo(" ".join(message.split()), arguments))
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     # A command may have printed its object before it failed because of what is in it.
     if "--json" in own and out is not None and not out.used:

@@ -111,7 +111,7 @@ class LiveDisplay(Display):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._live: Live | None = None
 
     def show(self, picture: Picture) -> None:

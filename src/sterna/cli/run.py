@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from sterna.machine.config import MachineConfig
@@ -271,7 +272,7 @@ class _RunningMachine:
         if info.status.value == "failed":
             self._tell_failure(migration)
         for leftover in info.left_behind if info.incoming and info.status.value == "completed" else ():
-            print(f"sterna: left behind: {leftover}", file=sys.stderr, flush=True)
+            print(f"sterna: left behind: {printable(str(leftover))}", file=sys.stderr, flush=True)
 
     def _tell_failure(self, migration: "MigrationController") -> None:
         info = migration.info()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.pagemap import page_runs
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,9 +24,8 @@ _WIDTH = 160
 _JSON_PASSES = 10_000
 
 
-def plain(text: str) -> str:
-    """Text of a stream without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+plain = printable
+"""Text of a stream without what a terminal would obey."""
 
 
 def counted(number: int, what: str) -> str:
@@ -133,7 +133,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     table = _table(title, columns, texts)
     for row in rows[:_ROWS]:
         table.add_row(*(Text(plain(str(cell))) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     with console.capture() as shown:
         console.print(table)
     click.echo("\n" + "\n".join(line.rstrip() for line in shown.get().rstrip().splitlines()))

@@ -19,6 +19,8 @@
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
 """
 
+from sterna.printable import printable
+
 _TEXT_LIMIT = 400
 
 
@@ -75,7 +77,7 @@ class InDoubt(MigrationError):
 
 
 def describe(error: BaseException) -> str:
-    """An error as one line of at most 400 characters; names of a hostile peer can make it long.
+    """An error as one line of at most 400 characters that print; a hostile peer's words may be in it.
 
     What this program raises itself is worded for people, and so is what the host refuses; all else is a fault of this program.
     """
@@ -87,6 +89,6 @@ def describe(error: BaseException) -> str:
         text = str(error)
     else:
         text = f"internal error: {type(error).__name__}: {error}"
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     half = _TEXT_LIMIT // 2
     return text if len(text) <= _TEXT_LIMIT else f"{text[: half - 3]} ... {text[2 - half :]}"

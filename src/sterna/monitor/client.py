@@ -1,4 +1,4 @@
-"""A small synchronous QMP client, for this program's own commands."""
+"""A small synchronous QMP client, for this program's own commands. No text of a server's makes a terminal do anything."""
 
 import collections
 import socket
@@ -12,6 +12,7 @@ import msgspec
 from sterna.monitor.addresses import MonitorAddress, connect
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.protocol import QmpError
+from sterna.printable import printable
 
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_EVENTS = 10_000
@@ -166,12 +167,22 @@ class QmpClient:
 
     def _decode(self, text: bytes | FramingError) -> dict[str, Any]:
         try:
-            message = None if isinstance(text, FramingError) else msgspec.json.decode(text)
+            message = None if isinstance(text, FramingError) else _printable(msgspec.json.decode(text))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise ConnectionLost(f"{self._name} does not speak QMP")
         return message
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value, lines=True)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(name): _printable(item) for name, item in value.items()}
+    return value
 
 
 def _deadline(seconds: float | None) -> float | None:

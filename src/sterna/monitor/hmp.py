@@ -10,6 +10,7 @@ from sterna.monitor.dump import DumpFormat, dump, parse_expression
 from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
+from sterna.printable import printable
 
 MAX_LINE = 4096
 
@@ -101,7 +102,7 @@ class HumanMonitor:
         """Run one line.
 
         :param cpu: the default CPU of this line
-        :return: the answer, each of its lines ended by `newline`
+        :return: the answer, each of its lines ended by `newline`; nothing else in it is for a terminal to obey
         """
         too_long = len(line) > MAX_LINE
         text = (
@@ -109,7 +110,7 @@ class HumanMonitor:
             if too_long
             else self._execute(line.strip(), cpu)
         )
-        return text.replace("\n", newline)
+        return printable(text, lines=True).replace("\n", newline)
 
     def _execute(self, line: str, cpu: int | None) -> str:
         name, _, rest = line.partition(" ")
