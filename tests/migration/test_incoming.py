@@ -7,12 +7,12 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from tests.migration.double import DoubleGuest
-from tests.migration.pairs import TCP, hosts, waiting_guest
+from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 
 from sterna.migration import doubt, handshake, incoming, verify
 from sterna.migration.cancellation import Cancellation
@@ -24,7 +24,7 @@ from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event
-from sterna.stream import ram, sections
+from sterna.stream import multifd, ram, sections
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.wire import Command
 
@@ -292,3 +292,23 @@ def test_a_second_guest_is_turned_away_while_the_first_is_not_confirmed(
         info = other.migrate(address)
         assert info.error == "destination refused: busy: a guest that came in runs here already"
         assert other.guest.running
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"QEV", bytes(multifd.Init(multifd.NO_UUID, 0).encode()[:40]), doubt.QUESTION]
+)
+def test_connections_that_do_not_say_what_they_want_make_room(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there may be, and none of them goes by itself."""
+    monkeypatch.setattr(incoming, "_HEAD_SECONDS", 600.0)
+    with hosts(source_guest(), waiting_guest()) as (here, there), ExitStack() as stack:
+        uri = there.controller.incoming(TCP)
+        address = ("127.0.0.1", int(uri.rpartition(":")[2]))
+        silent = []
+        for _ in range(incoming._CONNECTION_LIMIT):
+            silent.append(stack.enter_context(socket.create_connection(address, 300)))
+            silent[-1].sendall(said)
+        info = here.migrate(uri)
+        assert info.status is COMPLETED, info.error
+        assert not silent[0].recv(1), "the oldest has made room"

@@ -82,6 +82,8 @@ class Incoming:
         self._slot = _Slot.FREE
         self._watch: ProcessWatch | None = None
         self._connections: set[threading.Thread] = set()
+        self._strangers: list[SocketChannel] = []
+        """Connections that have not said what they want, the oldest first."""
         self._changed = threading.Condition()
         self._listener: Listener | None = None
         self._lobby = Lobby()
@@ -183,6 +185,7 @@ class Incoming:
                         channel.close()
                         continue
                     self._connections.add(thread)
+                    self._strangers.append(channel)
 
     def _is_full(self) -> bool:
         """Whether there are as many connections as may be. All channels of a migration may connect at once."""
@@ -192,8 +195,13 @@ class Incoming:
             return len(self._connections) >= _CONNECTION_LIMIT + channels
 
     def _make_room(self) -> None:
-        """Wait a moment for the ends of connections whose peers have gone: a source that comes right behind them is welcome."""
+        """Wait a moment for the ends of connections whose peers have gone, or of the oldest that has not said what it wants: a
+        source that comes right behind them is welcome.
+        """
         self._lobby.sweep()
+        with self._changed:
+            if self._is_full() and self._strangers:
+                self._strangers.pop(0).shut_down()
         deadline = time.monotonic() + _ROOM_SECONDS
         while self._is_full() and time.monotonic() < deadline:
             for thread in list(self._connections):
@@ -211,21 +219,34 @@ class Incoming:
                     init = multifd.decode_init(
                         head + self._read_exactly(channel, multifd.INIT_BYTES - len(head))
                     )
-                    stack.pop_all()
-                    self._lobby.enter(init, channel)
+                    if self._is_known(channel):
+                        stack.pop_all()
+                        self._lobby.enter(init, channel)
                     return
                 if head in (doubt.QUESTION, doubt.CONFIRMATION):
                     migration_id = self._read_exactly(channel, doubt.ID_BYTES)
-                    if len(migration_id) < doubt.ID_BYTES:
+                    if len(migration_id) < doubt.ID_BYTES or not self._is_known(channel):
                         return
                     if head == doubt.QUESTION:
                         doubt.answer(channel, self._record, migration_id)
                     else:
                         self._confirm(migration_id)
                     return
+                if not self._is_known(channel):
+                    return
             except (ChannelError, Cancelled, StreamError):
                 return
+            finally:
+                self._is_known(channel)  # or never will be
             self._take_in(channel, head)
+
+    def _is_known(self, channel: SocketChannel) -> bool:
+        """It is known what a connection wants. False when it was, or when it took too long and has made room."""
+        with self._changed:
+            if channel not in self._strangers:
+                return False
+            self._strangers.remove(channel)
+            return True
 
     def _confirm(self, migration_id: bytes) -> None:
         """A source that had lost the connection knows now that its guest runs here."""
