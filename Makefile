@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench detection fuzz guests handover mutants clean
+.PHONY: demo test check bench detection fuzz guests handover mutants soak clean
 
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
@@ -44,6 +44,11 @@ handover: $(VENV)/.dev
 MUTANTS ?= --sample 200
 mutants: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m tests.mutants $(MUTANTS)
+
+# Does a process of many migrations grow? Some five minutes.
+MIGRATIONS ?= 3000
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.endurance.soak --migrations $(MIGRATIONS)
 
 guests: $(VENV)/.dev
 	$(BIN)/python -m sterna.guests.build

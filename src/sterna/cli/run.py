@@ -154,6 +154,7 @@ def _run(
     console: bool,
     ignored: tuple[str, ...],
 ) -> int:
+    from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_kernels
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
@@ -165,6 +166,7 @@ def _run(
             uri.parse(incoming)
         except UriError as error:
             raise UsageError(f"--incoming: {error}") from error
+    share_heap()
     with contextlib.ExitStack() as stack:
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
