@@ -139,8 +139,9 @@ def test_a_run_of_nothing_has_a_page() -> None:
 
 def test_the_sources_own_passes() -> None:
     first, second, last = passes(passage())
-    assert first == PassFigures(1, 0.0, 0.2, 2000 * PAGE, 8_000_000, 300 * PAGE)
+    assert first == PassFigures(1, 0.0, 0.2, 2000 * PAGE, 2000 * PAGE, 8_000_000, 300 * PAGE)
     assert first.bandwidth == pytest.approx(40e6)
+    assert first.page_rate == pytest.approx(10_000 * PAGE)
     assert first.dirty_rate == pytest.approx(1500 * PAGE)
     assert (second.number, second.began) == (2, pytest.approx(0.2))
     assert (last.number, last.dirtied, last.dirty_rate) == (3, None, None)
@@ -164,6 +165,7 @@ def test_passes_seen_from_outside() -> None:
     assert first.seconds == pytest.approx(0.5)
     assert first.dirty_rate == pytest.approx(7 * PAGE, rel=0.01)
     assert (last.number, last.sent, last.seconds) == (2, 500, pytest.approx(0.1))
+    assert (first.done, last.done) == (9000, 500)
     assert remaining(seen)[0] == (0.0, 9000.0)
     assert len(remaining(seen)) == 4
     assert passes(passage(info={}, moments=[])) == []
@@ -178,11 +180,17 @@ def rectangles(svg: str, kind: str) -> list[dict[str, float]]:
 
 def test_bars_are_as_high_as_their_rates() -> None:
     svg = plots.rates_plot(passes(passage()))
-    sent = rectangles(svg, "bar s1")
-    assert len(sent) == 3
+    sent, wire = rectangles(svg, "bar s1"), rectangles(svg, "bar s3")
+    assert len(sent) == len(wire) == 3
     assert len(rectangles(svg, "bar s2")) == 2
-    assert sent[0]["height"] / sent[1]["height"] == pytest.approx(40 / 30, rel=0.02)
-    assert "pass 1: 40 MB/s sent, 8 MB in 200 ms" in svg
+    first, second, _ = passes(passage())
+    assert wire[0]["height"] / wire[1]["height"] == pytest.approx(40 / 30, rel=0.02)
+    assert sent[0]["height"] / wire[0]["height"] == pytest.approx(first.page_rate / 40e6, rel=0.02)
+    assert sent[0]["height"] / sent[1]["height"] == pytest.approx(
+        first.page_rate / second.page_rate, rel=0.02
+    )
+    assert "pass 1: 40.96 MB/s of RAM sent, 8.192 MB in 200 ms" in svg
+    assert "pass 1: 40 MB/s on the wire, 8 MB in 200 ms" in svg
     assert plots.rates_plot([]) == ""
 
 

@@ -235,7 +235,7 @@ def test_the_report_for_people_and_for_ci(tmp_path: Path) -> None:
     for expected in (
         "6 MiB compared",
         "Downtime by part",
-        "Dirty rate and bandwidth",
+        "RAM dirtied and sent per pass",
         "How often pages were sent",
     ):
         assert expected in page

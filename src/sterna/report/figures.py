@@ -24,7 +24,8 @@ class PassFigures:
 
     :ivar began: seconds since the first pass began
     :ivar due: bytes of RAM that were to be sent when it began
-    :ivar sent: bytes of the stream
+    :ivar done: bytes of RAM that it dealt with
+    :ivar sent: bytes of the stream that they took
     :ivar dirtied: bytes of RAM found dirty at its end; None when nobody told
     """
 
@@ -32,12 +33,18 @@ class PassFigures:
     began: float
     seconds: float
     due: int
+    done: int
     sent: int
     dirtied: int | None
 
     @property
+    def page_rate(self) -> float:
+        """Bytes of RAM per second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
     def bandwidth(self) -> float:
-        """Bytes per second."""
+        """Bytes of the stream per second."""
         return self.sent / self.seconds if self.seconds else 0.0
 
     @property
@@ -62,6 +69,7 @@ def passes(passage: Passage) -> list[PassFigures]:
                 number,
                 began,
                 seconds,
+                int(record["pages"]) * PAGE_SIZE,
                 int(record["pages"]) * PAGE_SIZE,
                 int(record["bytes"]),
                 None if last else int(record["dirty_pages_after"]) * PAGE_SIZE,
@@ -91,7 +99,9 @@ def _passes_seen(moments: Sequence[Moment]) -> list[PassFigures]:
         rate = next((moment.dirty_pages_rate for moment in following if moment.dirty_pages_rate), None)
         dirtied = None if rate is None else round(rate * PAGE_SIZE * seconds)
         sent = end.transferred - begin.transferred
-        found.append(PassFigures(number, begin.at - zero, seconds, begin.remaining, sent, dirtied))
+        left = end.remaining if end is group[-1] else 0
+        done = max(0, begin.remaining - left)
+        found.append(PassFigures(number, begin.at - zero, seconds, begin.remaining, done, sent, dirtied))
     return found
 
 

@@ -189,8 +189,8 @@ def _passage(passage: Passage) -> Iterator[str]:
     yield from _figure(plots.remaining_plot(remaining(passage)), "Remaining RAM", _speed(passage))
     yield from _figure(
         plots.rates_plot(passes(passage)),
-        "Dirty rate and bandwidth per pass",
-        legend={"dirtied": 2, "sent": 1},
+        "RAM dirtied and sent per pass",
+        legend={"dirtied": 2, "sent": 1, "on the wire": 3},
     )
     for heat in passage.heat:
         most = max(heat.most, default=0)
@@ -201,7 +201,7 @@ def _passage(passage: Passage) -> Iterator[str]:
 def _speed(passage: Passage) -> str:
     if not passage.transferred:
         return ""
-    text = f"{number(passage.transferred / 1e6)} MB sent in {number(passage.total_ms / 1000)} s"
+    text = f"{number(passage.transferred / 1e6)} MB on the wire in {number(passage.total_ms / 1000)} s"
     return text + (f", {passage.pass_count} passes" if passage.pass_count else "")
 
 

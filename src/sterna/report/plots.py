@@ -37,29 +37,32 @@ def remaining_plot(points: Sequence[tuple[float, float]]) -> str:
 
 
 def rates_plot(passes: Sequence[PassFigures]) -> str:
-    """Two bars for each pass: how fast RAM was dirtied, and how fast the stream went."""
+    """Three bars for each pass: how fast RAM was dirtied, how fast it was sent, and what that took on the wire."""
     shown = list(passes)[-_PASSES_SHOWN:]
     if not shown:
         return ""
-    rates = [(one, (one.dirty_rate or 0.0) / _MB, one.bandwidth / _MB) for one in shown]
-    fastest = max(sent for _, _, sent in rates)
-    dirtiest = max(dirtied for _, dirtied, _ in rates)
+    rates = [(one, (one.dirty_rate or 0.0) / _MB, one.page_rate / _MB, one.bandwidth / _MB) for one in shown]
+    dirtiest, fastest, widest = (max(column) for column in list(zip(*rates, strict=True))[1:])
     first, last = shown[0].number, shown[-1].number
     chart = Chart(
-        "Dirty rate and bandwidth per pass",
-        f"Passes {first} to {last}; at most {number(dirtiest)} MB/s dirtied and {number(fastest)} MB/s sent",
+        "RAM dirtied and sent per pass",
+        f"Passes {first} to {last}; at most {number(dirtiest)} MB/s of RAM dirtied, {number(fastest)} MB/s of RAM sent, "
+        f"{number(widest)} MB/s on the wire",
         Scale(first - 0.5, last + 0.5, ()),
-        Scale.over(rate for _, *both in rates for rate in both),
+        Scale.over(rate for _, *all_rates in rates for rate in all_rates),
         "pass",
         "MB/s",
     )
-    for one, dirtied, sent in rates:
+    for one, dirtied, sent, wire in rates:
         at = one.number
         if one.dirty_rate is not None:
             text = f"pass {at}: {number(dirtied)} MB/s of RAM dirtied"
-            chart.bar(at - 0.36, at - 0.02, dirtied, 2, text)
-        text = f"pass {at}: {number(sent)} MB/s sent, {number(one.sent / _MB)} MB in {number(one.seconds * 1000)} ms"
-        chart.bar(at + 0.02, at + 0.36, sent, 1, text)
+            chart.bar(at - 0.38, at - 0.14, dirtied, 2, text)
+        ms = number(one.seconds * 1000)
+        text = f"pass {at}: {number(sent)} MB/s of RAM sent, {number(one.done / _MB)} MB in {ms} ms"
+        chart.bar(at - 0.12, at + 0.12, sent, 1, text)
+        text = f"pass {at}: {number(wire)} MB/s on the wire, {number(one.sent / _MB)} MB in {ms} ms"
+        chart.bar(at + 0.14, at + 0.38, wire, 3, text)
     chart.name_places([(one.number, str(one.number)) for one in shown])
     return chart.render()
 
