@@ -63,6 +63,10 @@ def one_line(error: str) -> str:
         ((*RUN, "--nic", "tap,ifname=t", "--nic", "tap,ifname=t"), "two cards want the tap t"),
         ((*RUN, "--nic", "tap,ifname=t,mac=1"), "mac=1 is not six hexadecimal bytes"),
         (("run", "--kernel", "net", "--append", "10.0.0.1"), "it needs a network card: --nic"),
+        (
+            ("run", "--kernel", "net"),
+            "it needs its IPv4 address, such as --append 10.83.9.1; usage: net ADDRESS",
+        ),
         (("run", "--kernel", "net", "--append", "ten"), "ADDRESS is 'ten', not an IPv4 address"),
         (("migrate", "unix:/x"), "URI"),
         (("migrate", "unix:/x", "foo"), "'foo' is not a migration URI"),
@@ -84,7 +88,11 @@ def one_line(error: str) -> str:
         (("demo", "--smp", "0"), "smp"),
         (
             ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu"),
-            "--qemu: '/nonexistent/qemu' is no program",
+            "--qemu: /nonexistent/qemu is not installed",
+        ),
+        (
+            ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/bin/true"),
+            "does not tell that it is a QEMU",
         ),
         (("testbed", "run", "date", "--vm", "vmware"), "'emulated', 'kvm', 'qemu', 'qemu-linux'"),
     ],

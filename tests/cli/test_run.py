@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.test_bad_input import elf
-from cli.vms import TIMEOUT, vm, wait_for
+from cli.vms import TIMEOUT, pair, vm, wait_for
 from sterna.memory import kernelcache
 from sterna.monitor.client import ConnectionLost
 from sterna.monitor.protocol import QmpError
@@ -20,7 +20,7 @@ from sterna.monitor.protocol import QmpError
 GUEST = ("--kernel", "clock", "--append", "20", "--serial", "null")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     with vm(tmp_path, "vm", *GUEST) as machine:
         assert machine.running()
@@ -132,10 +132,67 @@ def test_a_failed_incoming_migration_is_told_and_waited_out(tmp_path: Path) -> N
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(str(tmp_path / "in"))
             peer.sendall(os.urandom(64))
-        wait_for(lambda: machine.errors().endswith("\n"))
-        assert machine.errors().startswith("sterna: incoming migration failed: ")
-        assert machine.errors().count("\n") == 1
+        wait_for(lambda: machine.errors().count("\n") == 3)
+        waiting, comes, failed = machine.errors().splitlines()
+        assert waiting == f"sterna: waiting for a guest at unix:{tmp_path}/in"
+        assert comes == f"sterna: a guest comes in from the peer on unix:{tmp_path}/in"
+        assert failed.startswith("sterna: incoming migration failed: ")
+        assert failed.endswith(f"; waiting for another at unix:{tmp_path}/in")
         assert machine.qmp.command("query-status")["status"] == "inmigrate"
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with vm(tmp_path, "vm", *GUEST) as machine:
+            machine.process.send_signal(signal.SIGHUP)
+            machine.qmp.command("stop")
+            assert machine.qmp.command("query-status")["status"] == "paused"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_comes_in_is_told(tmp_path: Path) -> None:
+    """That it waits, from whom the guest comes, that the source cancelled, and what has become of it."""
+    with pair(tmp_path) as (source, destination):
+        uri = destination.incoming_uri()
+        wait_for(lambda: destination.errors() == f"sterna: waiting for a guest at {uri}\n")
+        source.qmp.command("migrate-set-parameters", max_bandwidth=4096)
+        source.qmp.command("migrate", uri=uri)
+        wait_for(lambda: source.qmp.command("query-migrate")["status"] == "active")
+        source.qmp.command("migrate_cancel")
+        wait_for(lambda: destination.errors().count("\n") == 3)
+        _, comes, failed = destination.errors().splitlines()
+        assert comes.startswith("sterna: a guest comes in from tcp:127.0.0.1:")
+        text = f"the source cancelled the migration; waiting for another at {uri}"
+        assert failed == f"sterna: incoming migration failed: {text}"
+        wait_for(lambda: source.qmp.command("query-migrate")["status"] == "cancelled")
+        assert source.errors() == ""
+        source.qmp.command("migrate-set-parameters", max_bandwidth=0)
+        source.qmp.command("migrate", uri=uri)
+        wait_for(lambda: destination.errors().count("\n") == 5)
+        *_, here = destination.errors().splitlines()
+        assert here.startswith("sterna: the guest from tcp:127.0.0.1:")
+        assert here.endswith(" is here: running")
+        wait_for(
+            lambda: source.errors() == f"sterna: the guest has migrated to {uri}: end this one with 'quit'\n"
+        )
+
+
+def test_a_source_that_dies_is_not_said_to_have_cancelled(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        source.qmp.command("migrate-set-parameters", max_bandwidth=4096)
+        source.qmp.command("migrate", uri=destination.incoming_uri())
+        wait_for(lambda: source.qmp.command("query-migrate")["status"] == "active")
+        source.process.kill()
+        wait_for(lambda: destination.errors().count("\n") == 3)
+        assert "the source gave it up or ended, or the connection broke; waiting" in destination.errors()
+
+
+def test_a_machine_that_is_told_later_where_to_wait_says_so(tmp_path: Path) -> None:
+    with vm(tmp_path, "vm", "--incoming", "defer", "--serial", "null") as machine:
+        assert machine.errors() == "sterna: waiting for 'migrate_incoming URI' to say where\n"
 
 
 def test_a_listening_socket_can_be_passed_on(tmp_path: Path) -> None:

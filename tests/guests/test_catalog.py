@@ -52,7 +52,7 @@ def test_good_arguments(name: str, append: str, values: tuple[int, ...]) -> None
         ("dirtyram", "8 8 3600001", "at most 3600000"),
         ("clock", "0", "PERIOD_MS is 0"),
         ("clock", "1\n", "PERIOD_MS is '1\\n'"),
-        ("net", "", "ADDRESS is 0"),
+        ("net", "", "needs its IPv4 address, such as --append 10.83.9.1"),
         ("net", "10.83.9", "ADDRESS is '10.83.9', not an IPv4 address such as 10.83.9.1"),
         ("net", "10.83.9.256", "ADDRESS is '10.83.9.256'"),
         ("net", "10.83.9.1.2", "ADDRESS is '10.83.9.1.2'"),

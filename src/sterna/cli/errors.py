@@ -17,9 +17,9 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command was called wrongly."""
     MIGRATION_FAILED = 3
-    """The migration failed; the guest runs on at the source."""
+    """The migration failed; the verdict says where the guest is."""
     CANCELLED = 4
-    """The migration was cancelled; the guest runs on at the source."""
+    """The migration was cancelled; the guest is at the source, and runs if it ran before."""
     NOT_VERIFIED = 5
     """The migration completed and the check that was asked for did not take place or did not hold."""
     LOST = 6

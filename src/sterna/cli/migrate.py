@@ -60,7 +60,7 @@ def command(
 ) -> int:
     """Migrate the VM whose QMP is at QMP-ADDRESS (unix:PATH or tcp:HOST:PORT) to URI.
 
-    Ctrl-C, SIGTERM or SIGHUP cancels: the guest goes on at the source. Settings are for this migration, and set back
+    Ctrl-C, SIGTERM or SIGHUP cancels: the guest stays at the source. Settings are for this migration, and set back
     after it; with -d they stay. A QEMU gets the capability return-path for it, so that it hears of a refusal.
 
     \b

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.signals import heard_hangup
 from sterna.printable import printable
 
 if TYPE_CHECKING:
     from sterna.machine.config import MachineConfig
     from sterna.machine.machine import Machine
     from sterna.migration.controller import MigrationController
+    from sterna.migration.statistics import MigrationInfo
     from sterna.monitor.server import Listening
 
 
@@ -96,7 +98,7 @@ def command(
 ) -> int:
     """Run a virtual machine.
 
-    Ends with `quit`, when the guest shuts down, or by SIGINT or SIGTERM. Exit code 1 when the guest broke.
+    Ends with `quit`, when the guest shuts down, or by SIGINT, SIGTERM or SIGHUP. Exit code 1 when the guest broke.
     """
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory, parse_uuid
     from sterna.machine.nicconfig import NicConfigError, parse_nic
@@ -180,9 +182,12 @@ def _run(
         if incoming is not None:
             try:
                 migration.set_parameters({"x-sterna-ignore-sections": ",".join(ignored)})
-                migration.incoming(incoming)
+                address = migration.incoming(incoming)
             except (MigrationError, AddressError) as error:
                 raise CliError(f"--incoming: {error}") from error
+            if not _is_one_way(incoming):
+                what = "'migrate_incoming URI' to say where" if incoming == DEFER else f"a guest at {address}"
+                _tell(f"waiting for {what}")
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
 
 
@@ -247,7 +252,7 @@ class _RunningMachine:
         self._one_try = one_try
         self._lock = threading.Lock()
         self._migration: MigrationController | None = None
-        self._ended_early = False
+        self._began_early = False
         self._incoming_failed = False
         self._ended = threading.Event()
         self._reported = False
@@ -259,27 +264,34 @@ class _RunningMachine:
 
     def observe(self, name: str, data: dict[str, Any]) -> None:
         """What a migration does, whether or not clients asked for events."""
-        if name != "MIGRATION" or data.get("status") not in ("failed", "completed"):
+        if name != "MIGRATION" or data.get("status") not in ("active", "failed", "completed"):
             return
         with self._lock:
             migration = self._migration
             if migration is None:
                 # An incoming migration began before `main`, which tells it.
-                self._ended_early = True
+                self._began_early = True
                 return
-        self._tell_outcome(migration)
+        self._tell_migration(migration.info())
 
-    def _tell_outcome(self, migration: "MigrationController") -> None:
-        info = migration.info()
-        if info.status.value == "failed":
-            self._tell_failure(migration)
-        for leftover in info.left_behind if info.incoming and info.status.value == "completed" else ():
-            print(f"sterna: left behind: {printable(str(leftover))}", file=sys.stderr, flush=True)
+    def _tell_migration(self, info: "MigrationInfo") -> None:
+        match info.status.value:
+            case "active" if info.incoming and info.socket_address:
+                _tell(f"a guest comes in from {info.source}")
+            case "failed":
+                self._tell_failure(info)
+            case "completed" if info.incoming:
+                if info.socket_address:
+                    _tell(f"the guest from {info.source} is here: {self._machine.run_state.value}")
+                for leftover in info.left_behind:
+                    _tell(f"left behind: {leftover}")
+            case "completed" if info.peer:
+                _tell(f"the guest has migrated to {info.uri}: end this one with 'quit'")
 
-    def _tell_failure(self, migration: "MigrationController") -> None:
-        info = migration.info()
+    def _tell_failure(self, info: "MigrationInfo") -> None:
         direction = "incoming migration" if info.incoming else "migration"
-        print(f"sterna: {direction} failed: {info.error}", file=sys.stderr, flush=True)
+        waiting = f"; waiting for another at {info.socket_address}" if info.socket_address else ""
+        _tell(f"{direction} failed: {info.error}{waiting}")
         if info.incoming and self._one_try and self._is_unattended:
             self._incoming_failed = True
             self._quit("host-error")
@@ -303,13 +315,13 @@ class _RunningMachine:
         self._end = asyncio.Event()
         with self._lock:
             self._migration = migration
-        if self._ended_early:
-            self._tell_outcome(migration)
+        if self._began_early:
+            self._tell_migration(migration.info())
         control = Control(self._machine, migration, self._quit)
         server = QmpServer(Commands(control))
         self._emit_to = server.emit
         unsubscribe = self._machine.subscribe(self._machine_event)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *heard_hangup()):
             self._loop.add_signal_handler(number, self._signalled)
         try:
             # Started first: whoever's commands wait already means the guest that runs, as with QEMU.
@@ -355,7 +367,7 @@ class _RunningMachine:
         self.emit(name, data)
         if self._machine.run_state.value == "internal-error" and not self._reported:
             self._reported = True
-            print(f"sterna: error: the guest stopped: {self._machine.error}", file=sys.stderr, flush=True)
+            _tell(f"error: the guest stopped: {self._machine.error}")
             if self._is_unattended:
                 self._quit("guest-panic")  # nobody could look at it
 
@@ -376,6 +388,10 @@ class _RunningMachine:
 
 _PROMPT = "(sterna) "
 _MAX_LINE = 1 << 16
+
+
+def _tell(text: str) -> None:
+    print(f"sterna: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _version() -> str:

@@ -1,6 +1,5 @@
 """Values of options that several commands share."""
 
-import shutil
 from typing import Any
 
 from sterna.cli.errors import UsageError
@@ -34,14 +33,6 @@ def duration_value(text: str) -> int:
             f"--downtime-limit: {text!r} is too long; it is at most {MAX_DOWNTIME_LIMIT_MS // 1000} s"
         )
     return value
-
-
-def check_program(option: str, path: str) -> None:
-    """
-    :raise UsageError: When a program that the user named is not there, or cannot be run.
-    """
-    if shutil.which(path) is None:
-        raise UsageError(f"{option}: {path[:200]!r} is no program that can be run")
 
 
 def policy_values(text: str) -> dict[str, Any]:

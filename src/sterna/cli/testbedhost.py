@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.signals import heard_hangup
 
 if TYPE_CHECKING:
     from sterna.testbed.armhost.emulator import Forward, Settings
@@ -108,8 +109,9 @@ def _run(
 
     if not words:
         return emulator.run_on_terminal(built.kernel, built.initramfs, ["sh"], settings=settings, tree=tree)
-    # SIGTERM ends the host as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(ExitCode.INTERRUPTED))
+    # They end the host as Ctrl-C does.
+    for number in (signal.SIGTERM, *heard_hangup()):
+        signal.signal(number, lambda _number, _frame: sys.exit(ExitCode.INTERRUPTED))
     return emulator.run(
         built.kernel,
         built.initramfs,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
-from sterna.cli.settings import check_program
 from sterna.newfile import check_report, write_report
 
 if TYPE_CHECKING:
@@ -121,13 +120,17 @@ def run(
     """
     from sterna.testbed.errors import BedError, ScenarioError
     from sterna.testbed.kinds import KindOptions, make_kind
+    from sterna.testbed.qemu import find_qemu
     from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 
     if qemu is not None and not kind.startswith("qemu"):
         raise UsageError("--qemu goes with --vm qemu and qemu-linux")
     if qemu is not None:
-        check_program("--qemu", qemu)
+        try:
+            find_qemu(qemu)
+        except BedError as error:
+            raise UsageError(f"--qemu: {error}") from error
     if breakage:
         _check_breakage(breakage, kind)
     try:

@@ -35,6 +35,9 @@ class GuestError(Exception):
     """The user named a guest program, board or arguments that cannot be; the text says which and what would do."""
 
 
+_EXAMPLE_ADDRESS = "10.83.9.1"
+
+
 @dataclass(frozen=True)
 class Argument:
     """One number a program takes. `maximum` None: bounded by RAM (checked by `validate`) or not at all.
@@ -159,6 +162,10 @@ def validate(
     program = _program(name)
     texts = [text for text in append.replace("\t", " ").split(" ") if text]
     most = len(program.arguments)
+    if any(argument.address for argument in program.arguments[len(texts) :]):
+        raise GuestError(
+            f"{name}: it needs its IPv4 address, such as --append {_EXAMPLE_ADDRESS}; usage: {program.usage}"
+        )
     if len(texts) > most or 0 < len(texts) < program.least:
         raise GuestError(f"{name}: {len(texts)} arguments given ({append!r}); usage: {program.usage}")
     values = [argument.default for argument in program.arguments]
@@ -183,7 +190,9 @@ def _number(program: str, argument: Argument, text: str) -> int:
 def _address(program: str, argument: Argument, text: str) -> int:
     parts = [int(part) for part in text.split(".")] if _ADDRESS.fullmatch(text) else []
     if not parts or max(parts) > 255:
-        raise GuestError(f"{program}: {argument.name} is {text!r}, not an IPv4 address such as 10.83.9.1")
+        raise GuestError(
+            f"{program}: {argument.name} is {text!r}, not an IPv4 address such as {_EXAMPLE_ADDRESS}"
+        )
     return int.from_bytes(bytes(parts), "big")
 
 

@@ -53,6 +53,7 @@ from sterna.stream.wire import (
     RAM_VERSION,
     Command,
     SectionType,
+    StreamCut,
     StreamError,
 )
 
@@ -193,6 +194,10 @@ class Destination:
     def _give_up(self, error: Exception) -> None:
         assert not self._runs
         text = describe(error)
+        if self.record.was_cancelled(self._id):
+            text = "the source cancelled the migration"
+        elif isinstance(error, StreamCut):
+            text += "; the source gave it up or ended, or the connection broke"
         abandoned = bool(self._id) and self.record.give_up(self._id) is Outcome.ABANDONED
         self._tell(error, text, abandoned=self._id.hex() if abandoned else "")
         self._multifd.close()
@@ -368,7 +373,7 @@ class Destination:
     def _hello(self) -> Hello:
         able = self.parameters.verify is not Verify.OFF
         features = [*handshake.FEATURES, *((handshake.FEATURE_DIGEST,) if able else ())]
-        features.append(handshake.FEATURE_MULTIFD_XBZRLE)
+        features += [handshake.FEATURE_MULTIFD_XBZRLE, handshake.FEATURE_CANCEL]
         host = dict(self.guest.host_traits())
         process = self._process.identity
         return Hello(handshake.VERSION, features, self.incoming_id.hex, time.time_ns(), host, process)

@@ -4,7 +4,9 @@ the answer.
 The question is ``STRNASK1`` and the migration's id, 16 bytes. The answer is ``STRNANS1``, a byte with the
 outcome, and be64 CLOCK_REALTIME before the first guest instruction (0 unless running), and a checksum (XXH32,
 be32) of those. The connection serves nothing else. A source that has learnt so that its guest runs confirms it on another
-connection: ``STRNCNF1`` and the id, which has no answer.
+connection: ``STRNCNF1`` and the id, which has no answer. One that cancels a migration says so before it cuts the stream, which it
+may do anywhere: ``STRNCNC1`` and the id. The answer is the connection's end. It changes what the destination says, and nothing
+else.
 """
 
 import struct
@@ -23,6 +25,7 @@ from sterna.ownership import answer as answer_to
 
 QUESTION = b"STRNASK1"
 CONFIRMATION = b"STRNCNF1"
+CANCELLATION = b"STRNCNC1"
 _ANSWER = struct.Struct(">8sBQ")
 _CHECK_BYTES = 4
 ANSWER_BYTES = _ANSWER.size + _CHECK_BYTES
@@ -30,6 +33,8 @@ _ANSWER_MAGIC = b"STRNANS1"
 ID_BYTES = 16
 _LATEST_NS = 1 << 62
 _ANSWER_SECONDS = 5.0
+_CANCELLATION_SECONDS = 0.3
+"""The user waits for it."""
 _RETRY_SECONDS = 0.2
 _RECORD_LIMIT = 4096
 
@@ -40,6 +45,7 @@ class OutcomeRecord:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._outcomes: dict[bytes, tuple[Outcome, int]] = {}
+        self._cancelled = b""
 
     def begin(self, migration_id: bytes) -> bool:
         """A stream names its id. False when that id was seen before: an id is good for one attempt."""
@@ -87,6 +93,14 @@ class OutcomeRecord:
             # Starting a guest takes no peer, so this wait ends.
             self._changed.wait_for(lambda: answer_to(self._outcome(migration_id)) is not None)
             return self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))
+
+    def note_cancelled(self, migration_id: bytes) -> None:
+        """The source says that it cancels."""
+        self._cancelled = migration_id
+
+    def was_cancelled(self, migration_id: bytes) -> bool:
+        """Whether its source has said that it cancels."""
+        return bool(migration_id) and self._cancelled == migration_id
 
     def confirms(self, migration_id: bytes) -> bool:
         """Whether a source's confirmation is of a guest that runs here."""
@@ -154,6 +168,17 @@ def confirm(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) 
     """
     with uri.connect(cancellation, _ANSWER_SECONDS) as channel:
         channel.send(CONFIRMATION + migration_id)
+
+
+def tell_cancelled(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) -> None:
+    """Tell the destination on a fresh connection that the migration is cancelled, before its stream ends.
+
+    :raise ChannelError: When nobody could be told in a short while.
+    :raise Cancelled: When `cancellation` is set.
+    """
+    with uri.connect(cancellation, _CANCELLATION_SECONDS) as channel:
+        channel.send(CANCELLATION + migration_id)
+        channel.wait_readable(_CANCELLATION_SECONDS)
 
 
 def _ask_once(

@@ -94,6 +94,14 @@ class Doubt:
         except (ChannelError, Cancelled):
             pass
 
+    def tell_cancelled(self, cancellation: Cancellation) -> None:
+        """Let the destination say so; if it cannot be told, it says that the stream has ended."""
+        try:
+            if isinstance(self.uri, uris.ListeningUri):
+                doubt.tell_cancelled(self.uri, self.migration_id, cancellation)
+        except (ChannelError, Cancelled):
+            pass
+
     def stop_watching(self) -> None:
         """The end of the destination's process tells nothing any more."""
         if self.watch is not None:

@@ -61,6 +61,8 @@ VERSION = 1
 FEATURES = ("commit", "counter")
 """What every sterna of this version does. ``digest`` is added unless verification is off."""
 FEATURE_DIGEST = "digest"
+FEATURE_CANCEL = "cancel"
+"""It listens to a source that says on a fresh connection that it cancels."""
 FEATURE_MULTIFD_XBZRLE = "multifd-xbzrle"
 """It takes what changed in pages (XBZRLE) on the main channel beside whole pages on multifd channels. Every sterna does."""
 

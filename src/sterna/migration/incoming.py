@@ -223,14 +223,16 @@ class Incoming:
                         stack.pop_all()
                         self._lobby.enter(init, channel)
                     return
-                if head in (doubt.QUESTION, doubt.CONFIRMATION):
+                if head in (doubt.QUESTION, doubt.CONFIRMATION, doubt.CANCELLATION):
                     migration_id = self._read_exactly(channel, doubt.ID_BYTES)
                     if len(migration_id) < doubt.ID_BYTES or not self._is_known(channel):
                         return
                     if head == doubt.QUESTION:
                         doubt.answer(channel, self._record, migration_id)
-                    else:
+                    elif head == doubt.CONFIRMATION:
                         self._confirm(migration_id)
+                    else:
+                        self._record.note_cancelled(migration_id)
                     return
                 if not self._is_known(channel):
                     return
@@ -284,6 +286,7 @@ class Incoming:
                 if not self._progress.snapshot().status.running:
                     self._progress = self._new_progress()
                     self._progress.enter(MigrationStatus.SETUP)
+                self._progress.note(source=channel.peer)
                 destination = Destination(
                     self._guest,
                     channel,

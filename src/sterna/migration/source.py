@@ -289,6 +289,9 @@ class Source:
                 rest = precopy.run()
                 with self._time_limit():
                     self._switch_over(channel, pages, precopy, peer, greeted, rest)
+            except Cancelled:
+                self._tell_cancelled()
+                raise
             except NackError as error:
                 raise self._explain(error.nack) from error
             except ChannelError as error:
@@ -299,6 +302,12 @@ class Source:
                 raise reason from error
         self.guest.migrated_away()
         self._stop_logging()
+
+    def _tell_cancelled(self) -> None:
+        """Unless the guest stands still for it: the destination also goes by the stream's end."""
+        listens = self._precopy and handshake.FEATURE_CANCEL in self._precopy.greeted.features
+        if listens and not self._stopped:
+            self.doubt.tell_cancelled(self.closing)
 
     def _explain(self, nack: handshake.Nack) -> MigrationError:
         if not nack.block:

@@ -184,6 +184,7 @@ class MigrationInfo:
     :ivar xbzrle: what the XBZRLE cache did, as of the end of the last pass; None without one
     :ivar in_doubt: the guest may run at the destination; it stays paused here
     :ivar socket_address: where an incoming migration listens
+    :ivar source: where an incoming guest comes from, for people
     :ivar left_behind: what an incoming guest brought and has no place here
     """
 
@@ -226,6 +227,7 @@ class MigrationInfo:
     audit: AuditReport | None = None
     in_doubt: bool = False
     socket_address: str = ""
+    source: str = ""
     left_behind: tuple[Leftover, ...] = ()
 
     def to_qmp(self) -> dict[str, Any]:
@@ -307,6 +309,8 @@ class MigrationInfo:
                     extras["predicted-over-real"] = round(self.predicted_downtime.total / self.downtime_ms, 3)
         if self.audit is not None:
             extras["audit"] = self.audit.to_qmp()
+        if self.source:
+            extras["source"] = self.source
         if self.left_behind:
             extras["left-behind"] = [leftover.to_qmp() for leftover in self.left_behind]
         if self.clock_note:
