@@ -473,7 +473,7 @@ def test_the_table_of_the_readme() -> None:
         (("--runs", "0"), "0 is not in the range 1<=x<=100"),
         (("--timeout", "0"), "0.0 is not in the range"),
         (("--only", "raw", "dirty"), "none of these variants is measured with these workloads"),
-        (("--qemu", "/nowhere/qemu"), "--qemu: '/nowhere/qemu' is no program"),
+        (("--qemu", "/nowhere/qemu"), "--qemu: /nowhere/qemu is not installed"),
         (("--qemu", "true", "--only", "sterna"), "true does not tell that it is a QEMU: "),
         (("--qemu", "true", "--accel", "kvm"), "--qemu: no QEMU is measured beside --accel kvm"),
     ],

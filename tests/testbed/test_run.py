@@ -298,33 +298,40 @@ def test_wrong_calls(arguments: list[str], told: str, cli: Any) -> None:
         ("echo", "/echo does not tell that it is a QEMU: "),
     ],
 )
-def test_a_qemu_that_is_none_is_skipped(program: str, told: str) -> None:
-    code, report = run("date", "--vm", "qemu", "--qemu", program)
-    assert code == 7
-    assert told in report["results"][0]["reason"]
+def test_a_qemu_that_is_named_and_is_none(program: str, told: str, cli: Any) -> None:
+    code, out, err = cli("testbed", "run", "date", "--vm", "qemu", "--qemu", program, "--json")
+    assert code == 2
+    assert told in err
+    assert told in json.loads(out)["error"]
+
+
+@pytest.fixture
+def without_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A run that is skipped."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return ("testbed", "run", "date", "--vm", "qemu")
 
 
 @pytest.mark.parametrize("option", ["--html", "--junit"])
-def test_a_full_disk_is_told(option: str, cli: Any) -> None:
-    code, _, err = cli(
-        "testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu", option, "/dev/full"
-    )
+def test_a_full_disk_is_told(option: str, cli: Any, without_qemu: tuple[str, ...]) -> None:
+    code, _, err = cli(*without_qemu, option, "/dev/full")
     assert code == 1
     assert "cannot write /dev/full: No space left on device" in err
 
 
-def test_a_report_that_was_there_stays_until_the_new_one_is_whole(tmp_path: Path, cli: Any) -> None:
+def test_a_report_that_was_there_stays_until_the_new_one_is_whole(
+    tmp_path: Path, cli: Any, without_qemu: tuple[str, ...]
+) -> None:
     report, fifo = tmp_path / "report.html", tmp_path / "fifo"
     report.write_text("an hour's work")
     os.mkfifo(fifo)
-    never = ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/nonexistent/qemu")
-    code, _, err = cli(*never, "--html", str(report), "--junit", str(fifo))
+    code, _, err = cli(*without_qemu, "--html", str(report), "--junit", str(fifo))
     assert code == 2
     assert f"--junit: cannot write {fifo}: it is a named pipe, not a regular file" in err
     assert cli("testbed", "run", "nothing", "--html", str(report))[0] == 2
     assert report.read_text() == "an hour's work"
     held = report.open()
-    assert cli(*never, "--html", str(report))[0] == 7
+    assert cli(*without_qemu, "--html", str(report))[0] == 7
     assert held.read() == "an hour's work", "it was replaced, not written over"
     held.close()
     assert report.read_text().startswith("<!")

@@ -72,7 +72,6 @@ def command(
     from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
-    from sterna.cli.settings import check_program
     from sterna.guests.catalog import GuestError
     from sterna.machine.config import ConfigError, parse_memory
     from sterna.testbed.errors import BedError, Unsupported
@@ -113,8 +112,6 @@ def command(
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
 
-    if qemu is not None:
-        check_program("--qemu", qemu)
     if qemu is not None or any(one.who is Who.QEMU for one in variants):
         try:
             settings = replace(settings, qemu=find_qemu(qemu))
