@@ -189,6 +189,12 @@ def test_live_display_on_a_terminal(tmp_path: Path, columns: int) -> None:
             assert expected in shown
 
 
+def listens(path: Path) -> bool:
+    """A socket is there before anybody listens at it."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def qemu_at_rest(path: Path, *arguments: str) -> Iterator[str]:
     """A QEMU whose guest does not run, with QMP at `path`: its address."""
@@ -200,7 +206,7 @@ def qemu_at_rest(path: Path, *arguments: str) -> Iterator[str]:
     command = [qemu, "-M", "virt", "-cpu", "cortex-a15", "-m", "16", "-S", "-nodefaults", "-display", "none"]
     process = subprocess.Popen([*command, *arguments, "-qmp", f"unix:{path},server,wait=off"])
     try:
-        wait_for(path.is_socket)
+        wait_for(lambda: path.is_socket() and listens(path))
         yield f"unix:{path}"
     finally:
         process.kill()

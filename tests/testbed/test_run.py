@@ -263,11 +263,11 @@ def test_a_check_that_does_not_hold(tmp_path: Path) -> None:
 def test_a_guest_that_cannot_run_is_an_error(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text(
-        'title = "arguments"\n[vm]\narguments = "1 2 3 4"\n[procedure]\nkind = "migrate"\n[[check]]\nkind = "completed"\n'
+        'title = "arguments"\n[vm]\narguments = "1 2 3 4 5"\n[procedure]\nkind = "migrate"\n[[check]]\nkind = "completed"\n'
     )
     done = subprocess.run([*COMMAND, str(own)], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
-    assert "4 arguments given" in done.stderr
+    assert "5 arguments given" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import MemorySlot
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
@@ -141,13 +139,9 @@ class _ShortLog(DirtyLog):
 
 
 class _ProtectsShort(_WatchedVm):
-    """Once that page has been harvested, its next write comes before the next harvest, however short the pass between was."""
+    """That page is written between one harvest and the next, however short the pass between was."""
 
     log_class = _ShortLog
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._harvested = False
 
     def _last_page(self, slot: int) -> bytes:
         there = self._map.slot(slot)
@@ -156,12 +150,8 @@ class _ProtectsShort(_WatchedVm):
 
     def get_dirty_log(self, slot: int) -> Words:
         before = self._last_page(slot)
-        if self._harvested:
-            self.await_guest(lambda: self._last_page(slot) != before)
-        words = super().get_dirty_log(slot)
-        last = (self._map.slot(slot).size >> PAGE_SHIFT) - 1
-        self._harvested |= bool(words[last >> 6] >> np.uint64(last & 63) & np.uint64(1))
-        return words
+        self.await_guest(lambda: self._last_page(slot) != before)
+        return super().get_dirty_log(slot)
 
 
 class _ForgetsOffset(EmulatedVm):
