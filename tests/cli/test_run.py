@@ -88,7 +88,7 @@ def test_a_broken_guest_ends_it_with_a_report(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("sterna: error: the guest stopped: ")
     assert "0x30000000" in done.stderr
-    assert "R00=" in done.stderr
+    assert "\nR00=" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -367,7 +367,7 @@ class _RunningMachine:
         self.emit(name, data)
         if self._machine.run_state.value == "internal-error" and not self._reported:
             self._reported = True
-            _tell(f"error: the guest stopped: {self._machine.error}")
+            _tell(f"error: the guest stopped: {self._machine.error}", lines=True)  # and its registers
             if self._is_unattended:
                 self._quit("guest-panic")  # nobody could look at it
 
@@ -390,8 +390,8 @@ _PROMPT = "(sterna) "
 _MAX_LINE = 1 << 16
 
 
-def _tell(text: str) -> None:
-    print(f"sterna: {printable(text)}", file=sys.stderr, flush=True)
+def _tell(text: str, *, lines: bool = False) -> None:
+    print(f"sterna: {printable(text, lines=lines)}", file=sys.stderr, flush=True)
 
 
 def _version() -> str:
