@@ -1,6 +1,9 @@
 """Hosts without a compiler: KVM's guests run and migrate there all the same."""
 
+import contextlib
 import os
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +162,41 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "Unknown attribute 'nothing'" in run(BAD)
+
+
+BEGUN = """
+from sterna.migration import xbzrle_kernels
+from sterna.stage2 import tables
+from sterna.stream import ram_kernels, survey_kernels
+from sterna.memory.ahead import fetch_kernels
+fetch_kernels(lambda text: print(text, flush=True))
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_that_is_killed_while_it_compiles_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", BEGUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("compiling kernels (once): 0 of ")
+        assert process.stdout.readline().startswith("compiling kernels (once): 1 of ")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        with contextlib.ExitStack() as stack:
+            ends = [os.pidfd_open(int(child)) for child in children]
+            for end in ends:
+                stack.callback(os.close, end)
+            process.send_signal(number)
+            assert process.wait() == -number
+            for end in ends:
+                assert select.select([end], [], [], 300)[0], "a compiler goes on"
+        assert ends
+        assert process.stderr.read() == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert list((tmp_path / "cache/sterna-kernels").glob(".*")) == []

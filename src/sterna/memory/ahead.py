@@ -5,6 +5,7 @@ for each processor. As a program this module is one of them: it reads the names 
 that the cache is to hold.
 """
 
+import ctypes
 import fcntl
 import importlib
 import os
@@ -27,6 +28,7 @@ Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
 
 _LENGTH = struct.Struct("!Q")
+_PR_SET_PDEATHSIG = 1
 
 
 def fetch_kernels(tell: Tell = lambda text: None) -> None:
@@ -95,7 +97,7 @@ def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
 
 def _start() -> "subprocess.Popen[bytes]":
     # -P: the directory that the user is in is not searched for modules.
-    command = [sys.executable, "-P", "-m", __spec__.name]
+    command = [sys.executable, "-P", "-m", __spec__.name, str(os.getpid())]
     package = Path(__file__).resolve().parent.parent
     path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -132,10 +134,16 @@ def _have_compiled(
 
 
 def main() -> None:
-    """Compile the kernels whose modules, names and files in the cache standard input has."""
+    """Compile the kernels whose modules, names and files in the cache standard input has, as long as the parent lives.
+
+    Its argument is the parent's process number.
+    """
     from sterna.memory.kernelcode import compile_to_file, file_name
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin:
