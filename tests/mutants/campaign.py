@@ -158,6 +158,10 @@ class Campaign:
             self._say(f"{name}: {test} {outcome} on the sound sources, so it judges nothing")
         points = self.points(folder)
         results = self._work / f"{name}.jsonl"
+        with results.open("a+b") as file:
+            # The last line is half a line when a run was stopped as it wrote it.
+            if (size := file.tell()) and (file.seek(size - 1), file.read()) != (size - 1, b"\n"):
+                file.write(b"\n")
         before = {one.name: one for one in _read(results)}
         score = Score(len(points))
         chosen = sample_of(points, f"{seed} {name}", size)
@@ -236,7 +240,6 @@ class Campaign:
 def _read(results: Path) -> Iterator[Judged]:
     if results.is_file():
         for line in results.read_text().splitlines():
-            # The last line may be half a line, of a run that was stopped.
             try:
                 yield Judged(**json.loads(line))
             except (ValueError, TypeError):
