@@ -233,6 +233,7 @@ def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
         here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
         info = here.migrate(f"exec:echo $$ > '{tmp_path}/pid'; cat > '{tmp_path}/stream'; exec sleep 1000")
         assert (info.status, info.in_doubt) == (FAILED, True)
+        assert "exec sleep 1000 has not ended, after it was given all of the guest" in info.error
         pid = int((tmp_path / "pid").read_text())
         living = ProcessWatch(os.pidfd_open(pid))
         assert not living.ended

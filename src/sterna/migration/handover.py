@@ -201,7 +201,8 @@ class HandOver:
             self.channel.finish()
         except MigrationError as error:
             self.doubt.apply(Event.NO_ANSWER)
-            raise InDoubt(f"{error}, after it was given all of the guest; {self.doubt.advice}") from error
+            what = f"{self.doubt.uri} has not ended" if isinstance(error, Cancelled) else str(error)
+            raise InDoubt(f"{what}, after it was given all of the guest; {self.doubt.advice}") from error
         self.doubt.apply(Event.HANDED_ON)
 
     def _send_decisive(self, data: bytes, *, least: int) -> None:
