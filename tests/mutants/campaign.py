@@ -160,7 +160,9 @@ class Campaign:
         results = self._work / f"{name}.jsonl"
         with results.open("a+b") as file:
             # The last line is half a line when a run was stopped as it wrote it.
-            if (size := file.tell()) and (file.seek(size - 1), file.read()) != (size - 1, b"\n"):
+            end = file.tell()
+            file.seek(max(0, end - 1))
+            if end and file.read() != b"\n":
                 file.write(b"\n")
         before = {one.name: one for one in _read(results)}
         score = Score(len(points))
