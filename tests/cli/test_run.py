@@ -1,5 +1,6 @@
 """`sterna run`: its life and its end."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -327,19 +328,43 @@ def run_once(cache: Path, *arguments: str) -> str:
     return done.stderr
 
 
-def test_compiling_is_said_once(tmp_path: Path) -> None:
-    # What an earlier run has compiled, but for two: compiling all of it again would take long.
+@pytest.fixture
+def all_but_two(tmp_path: Path) -> Path:
+    """A cache with what an earlier run has compiled, but for two kernels: compiling all of it again would take long."""
     kept = kernelcache.cache_directory()
-    kernels = tmp_path / kept.name
+    kernels = tmp_path / "cache" / kept.name
     shutil.copytree(kept, kernels)
     for name in ("stage2.protect.mark_range", "memory.shadow._copy"):
         for path in kernels.glob(f"{name}-*.o"):
             path.unlink()
+    return kernels.parent
+
+
+def test_compiling_is_said_once(all_but_two: Path) -> None:
     incoming = ("--incoming", "exec:false")
-    assert run_once(tmp_path, *incoming).startswith(
+    assert run_once(all_but_two, *incoming).startswith(
         "sterna: compiling kernels (once): 0 of 2\nsterna: incoming migration failed: "
     )
-    assert run_once(tmp_path, *incoming).startswith("sterna: incoming migration failed: ")
+    assert run_once(all_but_two, *incoming).startswith("sterna: incoming migration failed: ")
+
+
+def test_how_far_it_is_is_shown_in_place_on_a_terminal(all_but_two: Path) -> None:
+    ours, theirs = os.openpty()
+    with open(ours, "rb") as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sterna", "run", "--memory", "16M", "--incoming", "exec:false"],
+            stdin=subprocess.DEVNULL,
+            stderr=theirs,
+            env={**os.environ, "XDG_CACHE_HOME": str(all_but_two)},
+        )
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # that the other end is closed
+            while piece := os.read(terminal.fileno(), 4096):
+                shown += piece
+        process.wait()
+    steps = b"".join(b"\r\x1b[Ksterna: compiling kernels (once): %d of 2" % n for n in range(3))
+    assert shown.startswith(steps + b"\r\nsterna: incoming migration failed: ")
 
 
 @pytest.mark.parametrize(

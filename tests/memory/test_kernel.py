@@ -200,3 +200,32 @@ def test_one_that_is_killed_while_it_compiles_leaves_nothing(
         assert process.stderr.read() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert list((tmp_path / "cache/sterna-kernels").glob(".*")) == []
+
+
+CHANGED = """
+import sys
+from pathlib import Path
+import toy
+from sterna.memory.ahead import fetch_kernels
+Path(toy.__file__).write_text(Path(toy.__file__).read_text().replace("+ 1", "+ 2"))
+fetch_kernels()
+assert toy.more(1) == 2, "what this program has loaded"
+"""
+AFTERWARDS = """
+import toy
+assert toy.more(1) == 3
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_a_program_whose_sources_change_runs_what_it_has_loaded_and_leaves_it_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from sterna.memory.kernel import kernel\n\n@kernel()\ndef more(x: int) -> int:\n    return x + 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run(CHANGED)
+    run(AFTERWARDS)

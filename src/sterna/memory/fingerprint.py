@@ -1,7 +1,7 @@
 """What a kernel is compiled from and with, in one name: compiled code is found again by it, and never that of anything else.
 
 It is made of what this program has loaded, not of files that may have changed since: the functions' code, that of the compiled
-functions they call, the constants they read. Only of what the compiler loads itself are the files taken (`check_sources`).
+functions they call, the constants they read. Only of what the compiler loads itself are the files taken (`sources_changed`).
 """
 
 import enum
@@ -33,14 +33,9 @@ def fingerprint(kernel: Kernel, key: Key) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def check_sources() -> None:
-    """Whether what the compiler has loaded is what fingerprints have been made of.
-
-    :raise KernelError: When a file has changed since.
-    """
-    for module, before in _sources.items():
-        if _read(module) != before:
-            raise KernelError(f"{module} has changed since this program began: start it again")
+def sources_changed() -> bool:
+    """Whether a file has changed since fingerprints were made of it: what has been compiled since may be of either."""
+    return any(_read(module) != before for module, before in _sources.items())
 
 
 @functools.cache

@@ -50,6 +50,11 @@ def read(name: str) -> bytes | None:
         return None
 
 
+def keep(name: str, data: bytes) -> None:
+    """Have a file for this program only."""
+    _not_written[name] = data
+
+
 def write(name: str, data: bytes) -> None:
     """Keep a file, whole or not at all. Where that cannot be, it is said, once, and this program keeps it to itself."""
     draft = f".{uuid.uuid4().hex}"
@@ -66,7 +71,7 @@ def write(name: str, data: bytes) -> None:
                     os.unlink(draft, dir_fd=directory)
                 raise
     except (OSError, UnsafeError) as error:
-        _not_written[name] = data
+        keep(name, data)
         _say_once(error)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import binding
 
 from sterna.memory import kernelcache
-from sterna.memory.fingerprint import check_sources, fingerprint
+from sterna.memory.fingerprint import fingerprint, sources_changed
 from sterna.memory.kernel import Code, Kernel, Key
 
 _number = itertools.count()
@@ -25,8 +25,11 @@ def fetch(kernel: Kernel, key: Key) -> Code:
     """
     code = find(kernel, key)
     if code is None:
-        stored = compile_to_file(kernel, key)
-        kernelcache.write(file_name(kernel, key), stored)
+        name, stored = file_name(kernel, key), compile_to_file(kernel, key)
+        if sources_changed():
+            kernelcache.keep(name, stored)
+        else:
+            kernelcache.write(name, stored)
         code = _link(kernel, key, stored)
         assert code is not None
     return code
@@ -48,11 +51,9 @@ def compile_to_file(kernel: Kernel, key: Key) -> bytes:
 
     :raise KernelError: When it cannot be compiled.
     """
-    fingerprint(kernel, key)  # reads what check_sources compares with
     from sterna.memory.compiler import compile_kernel
 
     symbol, returns, code = compile_kernel(kernel, key)
-    check_sources()
     head = {"symbol": symbol, "returns": returns, "sha256": hashlib.sha256(code).hexdigest()}
     return json.dumps(head).encode() + b"\n" + code
 
