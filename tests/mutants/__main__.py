@@ -40,7 +40,7 @@ def main() -> int:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     try:
-        campaign = Campaign(ROOT, "sterna", options.work, options.jobs, options.within, say)
+        campaign = Campaign(ROOT, options.work, options.jobs, options.within, say)
     except InUse as error:
         parser.error(str(error))
     survivors: list[dict[str, object]] = []

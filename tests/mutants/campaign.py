@@ -90,7 +90,6 @@ class Campaign:
     """A context manager.
 
     :param root: the project's directory
-    :param package: its package
     :param work: where copies of the tree, recordings and results are kept
     :param jobs: mutants at a time, each in a tree of its own
     :param longest_s: tests that take longer are left out
@@ -101,7 +100,6 @@ class Campaign:
     def __init__(
         self,
         root: Path,
-        package: str,
         work: Path,
         jobs: int = 1,
         longest_s: float = float("inf"),
@@ -115,7 +113,8 @@ class Campaign:
             self._held.close()
             raise InUse(f"{work} is used by another run") from None
         # What is judged is the project as it was when the run began, whatever is edited meanwhile.
-        self._root = Tree(root, package, work / "sound").path
+        cache = work / "cache"
+        self._root = Tree(root, work / "sound", cache).path
         self._work = work
         self._jobs = jobs
         self._longest_s = longest_s
@@ -123,7 +122,7 @@ class Campaign:
         self._lock = threading.Lock()
         self._trees: queue.Queue[Tree] = queue.Queue()
         for number in range(jobs):
-            self._trees.put(Tree(self._root, package, work / f"tree-{number}"))
+            self._trees.put(Tree(self._root, work / f"tree-{number}", cache))
         self._callers = Callers(self._root)
         self._source = digest_of([*(self._root / "src").rglob("*.py")])
 
@@ -226,8 +225,8 @@ class Campaign:
         if tests:
             source = (self._root / point.path).read_bytes()
             plan = [(test, _LIMIT_S + _LIMIT_FACTOR * recorded.seconds[test]) for test in tests]
-            with self._tree() as tree, tree.changed(point.path, point.apply(source)) as kernels:
-                run = tree.run(plan, kernels)
+            with self._tree() as tree, tree.changed(point.path, point.apply(source)):
+                run = tree.run(plan)
             judged = replace(
                 judged,
                 killed=run.failed,

@@ -31,25 +31,24 @@ def unseen(value: int) -> int:
     return -value
 """,
     "src/toy/kernels.py": """\
-from numba import njit
+from sterna.memory.kernel import kernel
 
-@njit(cache=True, nogil=True)
-def double(number):
+@kernel()
+def double(number: int) -> int:
     return number + number
 
-@njit(cache=True, nogil=True)
-def count_down(number):
+@kernel()
+def count_down(number: int) -> int:
     while number > 0:
         number -= 1
     return number
 """,
     "src/toy/callers.py": """\
-from numba import njit
-
+from sterna.memory.kernel import kernel
 from toy.kernels import count_down, double
 
-@njit(cache=True, nogil=True)
-def quadruple(number):
+@kernel()
+def quadruple(number: int) -> int:
     return double(double(number))
 
 def landed(number: int) -> bool:
@@ -102,9 +101,9 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scor
     monkeypatch.setattr(campaign, "_LIMIT_S", 10.0)
 
     def judge(longest_s: float = 600.0) -> Score:
-        with Campaign(tmp_path, "toy", tmp_path / ".mutants", longest_s=longest_s) as made:
+        with Campaign(tmp_path, tmp_path / ".mutants", longest_s=longest_s) as made:
             with pytest.raises(InUse, match="is used by another run"):
-                Campaign(tmp_path, "toy", tmp_path / ".mutants")
+                Campaign(tmp_path, tmp_path / ".mutants")
             return made.judge("toy", TOY, 1000, "seed")
 
     return judge
@@ -143,7 +142,7 @@ def test_what_tests_can_see_is_killed_and_what_they_cannot_survives(
     # The copy is sound again, and the project was never anything else.
     for name, text in SOURCES.items():
         assert (tmp_path / name).read_text() == text
-        assert (tmp_path / ".mutants" / "tree-0" / "tree" / name).read_text() == text
+        assert (tmp_path / ".mutants" / "tree-0" / name).read_text() == text
 
     # A second run judges nothing again, but where a test came that may see more.
     results = tmp_path / ".mutants" / "toy.jsonl"

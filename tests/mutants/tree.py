@@ -1,12 +1,10 @@
 """A copy of the project in which one file at a time is changed, and its tests run.
 
-Compiled kernels are kept in a directory of the copy's own. A kernel is compiled with the kernels that it calls and the constants
-that it reads, wherever they stand; so a run on a changed file gets a directory without the kernels of that file and of every
-module that imports it, directly or not. It is thrown away with the run: what a changed source was compiled to never comes back.
+Compiled kernels are kept beside the copies, for all of them: what is kept is named by the code that it was made of, the kernels
+that it calls and the constants that it reads, so a changed one is compiled anew, with all that call it.
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -20,8 +18,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import grimp
 
 _KINDS = ("src", "tests")
 _COPIED = (*_KINDS, "pyproject.toml", "docs", "bench")
@@ -56,42 +52,23 @@ class NoTests(Exception):
     """pytest found nothing to run."""
 
 
-@functools.cache
-def importers(root: Path, package: str) -> Mapping[str, frozenset[str]]:
-    """Files that hold compiled code, by the file that they depend on; as paths from the project's directory."""
-    sys.path.insert(0, str(root / "src"))
-    try:
-        graph = grimp.build_graph(package, cache_dir=None)
-    finally:
-        sys.path.pop(0)
-    files = {}
-    for module in graph.modules:
-        path = Path("src", *module.split("."))
-        path = path / "__init__.py" if (root / path).is_dir() else path.with_suffix(".py")
-        files[module] = path.as_posix()
-    return {
-        path: frozenset(files[name] for name in {module, *graph.find_downstream_modules(module)})
-        for module, path in files.items()
-    }
-
-
 class Tree:
     """:param root: the project's directory
-    :param package: its package
-    :param directory: where the copy is, made or brought up to date
+    :param path: where the copy is, made or brought up to date
+    :param cache: where compiled kernels are kept
+
+    :ivar path: of the copy
     """
 
-    def __init__(self, root: Path, package: str, directory: Path) -> None:
-        self.path = directory / "tree"
+    def __init__(self, root: Path, path: Path, cache: Path) -> None:
+        self.path = path
         self._root = root
-        self._package = package
-        self._kernels = directory / "kernels"
+        self._cache = cache
         self._update()
 
     def _update(self) -> None:
-        """Bring the copy up to date. Files that are the same keep their time stamps, by which kernels are kept."""
+        """Bring the copy up to date."""
         wanted = set()
-        changed = False
         for name in _COPIED:
             top = self._root / name
             for path in [top] if top.is_file() else sorted(top.rglob("*")):
@@ -102,16 +79,12 @@ class Tree:
                 wanted.add(copy)
                 data = path.read_bytes()
                 if not copy.is_file() or copy.read_bytes() != data:
-                    changed = changed or parts[0] == "src"
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     self._write(copy, data)
                     shutil.copymode(path, copy)
         for copy in self.path.rglob("*"):
             if copy.is_file() and copy not in wanted and copy.suffix != ".pyc":
                 copy.unlink()
-        if changed:
-            shutil.rmtree(self._kernels, ignore_errors=True)
-        self._kernels.mkdir(exist_ok=True)
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
@@ -122,33 +95,15 @@ class Tree:
             py_compile.compile(str(path), quiet=2)
 
     @contextlib.contextmanager
-    def changed(self, name: str, data: bytes) -> Iterator[Path]:
-        """With the file so; the directory of compiled kernels for such a run."""
+    def changed(self, name: str, data: bytes) -> Iterator[None]:
+        """With the file so."""
         path = self.path / name
         sound = path.read_bytes()
         self._write(path, data)
         try:
-            if data == sound:
-                yield self._kernels
-            else:
-                with tempfile.TemporaryDirectory(dir=self._kernels.parent, prefix="kernels-") as fresh:
-                    self._copy_kernels(name, Path(fresh))
-                    yield Path(fresh)
+            yield
         finally:
             self._write(path, sound)
-
-    def _copy_kernels(self, name: str, to: Path) -> None:
-        stale = {
-            (Path(path).parent.name, Path(path).stem)
-            for path in importers(self._root, self._package).get(name, ())
-        }
-        for kept in self._kernels.rglob("*"):
-            # numba names its directories FOLDER_DIGEST and its files MODULE.FUNCTION-LINE.VERSION.
-            folder, module = kept.parent.name.rpartition("_")[0], kept.name.partition(".")[0]
-            if kept.is_file() and (folder, module) not in stale:
-                copy = to / kept.relative_to(self._kernels)
-                copy.parent.mkdir(exist_ok=True, mode=0o700)
-                os.link(kept, copy)  # numba replaces files, and never writes into one
 
     def record(self, test: str, directory: Path) -> list[dict[str, object]]:
         """Run a file of tests with coverage recorded in the directory: the report's lines."""
@@ -160,14 +115,13 @@ class Tree:
             "context = ${PYTEST_CURRENT_TEST-}\n"
         )
         more = {"COVERAGE_PROCESS_START": str(settings)}
-        _, _, lines = self._pytest(["-m", "pytest", test], self._kernels, directory, None, more)
+        _, _, lines = self._pytest(["-m", "pytest", test], directory, None, more)
         return lines
 
-    def run(self, plan: Sequence[tuple[str, float]], kernels: Path) -> Run:
+    def run(self, plan: Sequence[tuple[str, float]]) -> Run:
         """Run tests until one fails.
 
         :param plan: the tests in order, each with its limit in seconds
-        :param kernels: where compiled kernels are kept
         :raise NoTests: When pytest has run none of them.
         """
         with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
@@ -177,7 +131,7 @@ class Tree:
             limit = COLLECTION_S + sum(seconds for _, seconds in plan)
             command = ["-m", "pytest", "-x", f"@{directory / 'tests'}"]
             code, text, lines = self._pytest(
-                command, kernels, directory, limit, {"MUTANTS_PLAN": str(directory / "plan")}
+                command, directory, limit, {"MUTANTS_PLAN": str(directory / "plan")}
             )
         begun = [str(line["began"]) for line in lines if "began" in line]
         seconds = [float(str(line["seconds"])) for line in lines if "ended" in line]
@@ -199,7 +153,6 @@ class Tree:
     def _pytest(
         self,
         command: Sequence[str],
-        kernels: Path,
         directory: Path,
         limit: float | None,
         more: Mapping[str, str],
@@ -207,9 +160,7 @@ class Tree:
         report = directory / "report"
         environment = os.environ | {
             "MUTANTS_REPORT": str(report),
-            "NUMBA_CACHE_DIR": str(kernels),
-            # The project's own, whose names tell what they were compiled from.
-            "XDG_CACHE_HOME": str(kernels),
+            "XDG_CACHE_HOME": str(self._cache),
             # The package is installed from the project's own directory; these come before it, also in tests' own processes.
             "PYTHONPATH": os.pathsep.join(str(self.path / part) for part in (*_KINDS, "")),
             **more,
