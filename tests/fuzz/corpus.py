@@ -11,6 +11,7 @@ from tests.fuzz.parts import Parts, load, pack
 from tests.migration import pairs
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts
+from tests.savedstream import saved, saving
 
 from monitor.machines import monitored
 from sterna.memory.ahead import fetch_kernels
@@ -149,9 +150,9 @@ def _record_qemu(directory: Path) -> None:
     path = directory / "qemu.stream"
     with qemu(directory, "-m", "16") as source:
         source.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-        source.ask("migrate", uri=f"exec:cat > {path}")
+        source.ask("migrate", uri=saving(path))
         source.wait_event("MIGRATION", status="completed")
-    _save(directory, "machine", "qemu", [path.read_bytes()])
+    _save(directory, "machine", "qemu", [saved(path)])
 
     record, sockets = directory / "captures" / "qemu", directory / "sockets"
     sockets.mkdir()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.migration.test_qemu import RAM, Carrier, qemu
+from tests.savedstream import saved, saving
 
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
@@ -29,9 +30,9 @@ def test_from_qemu_and_on_to_qemu(channels: int, compression: str, tmp_path: Pat
     loader = ["-device", f"loader,file={image},addr={RAM + (16 << 20):#x},force-raw=on"]
     with qemu(tmp_path, "-m", "64") as first:
         first.ask("migrate-set-capabilities", capabilities=capabilities(events=True))
-        first.ask("migrate", uri=f"exec:cat > '{tmp_path}/stream'")
+        first.ask("migrate", uri=saving(tmp_path / "stream"))
         first.wait_event("MIGRATION", status="completed")
-    guest = Carrier((tmp_path / "stream").read_bytes())
+    guest = Carrier(saved(tmp_path / "stream"))
     pattern = np.random.default_rng(3).integers(0, 256, 4 << 20, dtype=np.uint8)
     with MigrationController(guest) as controller:
         controller.set_capabilities({"multifd": True})

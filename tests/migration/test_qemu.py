@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import hosts
+from tests.savedstream import saved, saving
 
 from sterna.memory.bitmap import DirtyBatch, new_bitmap
 from sterna.memory.ram import RamBlock
@@ -192,9 +193,9 @@ class Carrier:
 def test_from_qemu_and_on_to_qemu(return_path: bool, tmp_path: Path) -> None:
     with qemu(tmp_path, "-m", "64") as first:
         first.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-        first.ask("migrate", uri=f"exec:cat > '{tmp_path}/stream'")
+        first.ask("migrate", uri=saving(tmp_path / "stream"))
         first.wait_event("MIGRATION", status="completed")
-    guest = Carrier((tmp_path / "stream").read_bytes())
+    guest = Carrier(saved(tmp_path / "stream"))
     pattern = np.random.default_rng(3).integers(0, 256, 4 << 20, dtype=np.uint8)
     with MigrationController(guest) as controller:
         address = controller.incoming(f"unix:{tmp_path}/in")

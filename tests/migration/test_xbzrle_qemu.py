@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.migration.test_qemu import RAM, Carrier, qemu
+from tests.savedstream import saved, saving
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
@@ -56,9 +57,9 @@ def test_qemus_changes_arrive(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     with qemu(tmp_path, "-m", "16") as first:
         first.ask("migrate-set-capabilities", capabilities=XBZRLE)
-        first.ask("migrate", uri=f"exec:cat > '{tmp_path}/stream'")
+        first.ask("migrate", uri=saving(tmp_path / "stream"))
         first.wait_event("MIGRATION", status="completed")
-    guest = Carrier((tmp_path / "stream").read_bytes())
+    guest = Carrier(saved(tmp_path / "stream"))
     with closing(guest), MigrationController(guest) as migration:
         address = migration.incoming(f"unix:{tmp_path}/in")
         with (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.savedstream import saved, saving
 
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
@@ -138,10 +139,10 @@ def recording(request: Any, qemu: str, tmp_path_factory: pytest.TempPathFactory)
     loader = f"loader,file={folder / 'content'},addr={board.ram_base + 0x400400:#x},force-raw=on"
     with running([*board.command(qemu), "-device", loader], folder / "qmp") as guest:
         guest("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-        guest("migrate", uri=f"exec:cat > {folder / 'stream'}")
+        guest("migrate", uri=saving(folder / "stream"))
         assert guest.until("query-migrate", "status", "completed", "failed") == "completed"
         guest("pmemsave", val=board.ram_base, size=RAM_BYTES, filename=str(folder / "ram"))
-    return Recording(board, (folder / "stream").read_bytes(), (folder / "ram").read_bytes())
+    return Recording(board, saved(folder / "stream"), (folder / "ram").read_bytes())
 
 
 @dataclass
@@ -281,9 +282,9 @@ def test_configuration_with_all_subsections(qemu: str, tmp_path: Path) -> None:
     with running(command, tmp_path / "qmp") as guest:
         wanted = [{"capability": name, "state": True} for name in ("validate-uuid", "x-ignore-shared")]
         guest("migrate-set-capabilities", capabilities=wanted)
-        guest("migrate", uri=f"exec:cat > {tmp_path / 'stream'}")
+        guest("migrate", uri=saving(tmp_path / "stream"))
         assert guest.until("query-migrate", "status", "completed", "failed") == "completed"
-    stream = (tmp_path / "stream").read_bytes()
+    stream = saved(tmp_path / "stream")
     configuration = StreamReader(BytesInPieces(stream, 100)).next()
     uuid = bytes.fromhex("00112233445566778899aabbccddeeff")
     assert isinstance(configuration, Configuration)

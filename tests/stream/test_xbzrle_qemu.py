@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.savedstream import saved, saving
 
 from sterna.memory.digest import digest_file
 from sterna.memory.ram import RamBlock
@@ -109,7 +110,7 @@ def recording(request: Any, qemu: str, tmp_path_factory: pytest.TempPathFactory)
             disturb(debugger, board, rng, number)
         guest("migrate-set-capabilities", capabilities=[{"capability": "xbzrle", "state": True}])
         guest("migrate-set-parameters", **{"max-bandwidth": SLOW, "downtime-limit": 1})
-        guest("migrate", uri=f"exec:cat > {folder / 'stream'}")
+        guest("migrate", uri=saving(folder / "stream"))
         while (state := guest("query-migrate")).get("ram", {}).get("dirty-sync-count", 0) < PASSES:
             assert state["status"] in ("setup", "active")
             for number in rng.choice(PAGES, 16, replace=False).tolist():
@@ -119,7 +120,7 @@ def recording(request: Any, qemu: str, tmp_path_factory: pytest.TempPathFactory)
         assert guest.until("query-migrate", "status", "completed", "failed") == "completed"
         statistics = guest("query-migrate")["xbzrle-cache"]
         guest("pmemsave", val=board.ram_base, size=RAM_BYTES, filename=str(folder / "ram"))
-    return Recording(board, (folder / "stream").read_bytes(), (folder / "ram").read_bytes(), statistics)
+    return Recording(board, saved(folder / "stream"), (folder / "ram").read_bytes(), statistics)
 
 
 @dataclass
