@@ -96,6 +96,37 @@ def test_for_people(tmp_path: Path) -> None:
     assert "Traceback" not in between.errors()
 
 
+def test_a_terminal_that_is_gone_costs_neither_the_migration_nor_the_report(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        command = [
+            sys.executable,
+            "-m",
+            "sterna",
+            "stream",
+            "proxy",
+            f"unix:{tmp_path}/proxy",
+            destination.incoming_uri(),
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                while "listening on" not in (line := process.stderr.readline()):
+                    assert line
+                process.stderr.close()
+                # Slow enough for lines to be written meanwhile.
+                source.qmp.execute(
+                    "migrate-set-parameters", {"max-bandwidth": 1_000_000, "downtime-limit": 5000}
+                )
+                assert migrate(source.address, f"unix:{tmp_path}/proxy").returncode == 0
+                out = process.stdout.read()
+                assert process.wait(TIMEOUT) == 0
+            finally:
+                process.kill()
+    assert "Passes in time" in out
+    assert out.rstrip().endswith("completed")
+
+
 def test_interrupted(tmp_path: Path) -> None:
     record = tmp_path / "record"
     with pair(tmp_path) as (source, destination):

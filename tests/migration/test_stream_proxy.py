@@ -1,6 +1,7 @@
 """The proxy between two ends: every byte goes through, whoever dies, and what went through is understood."""
 
 import errno
+import os
 import random
 import socket
 import stat
@@ -403,6 +404,128 @@ def test_a_peer_that_only_looks_does_not_count() -> None:
         assert running.result().verdict.outcome is Outcome.COMPLETED
 
 
+# -- others who connect ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(reply: bytes = b"no") -> Iterator[str]:
+    """Somebody who takes every connection and, once it ends, says something and ends it too."""
+
+    def serve(sock: socket.socket) -> None:
+        with sock:
+            try:
+                receive(sock)
+                sock.sendall(reply)
+            except OSError:
+                pass
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_others_that_have_ended_cost_nothing_and_are_told_together(tmp_path: Path) -> None:
+    count, size = 80, 300_000
+    with answering() as address, through(address, record=tmp_path) as running:
+
+        def connect() -> None:
+            with socket.create_connection(("127.0.0.1", running.port)) as sock:
+                sock.sendall(b"XXXX" + bytes(size - 4))
+                sock.shutdown(socket.SHUT_WR)
+                assert receive(sock) == b"no"
+
+        connect()
+        before, descriptors = resident_bytes(), len(os.listdir("/proc/self/fd"))
+        for _ in range(count - 1):
+            connect()
+        running.wait_until(lambda view: sum(one.returned for one in view.connections) == 2 * count)
+        running.wait_until(lambda view: len(view.connections) == proxy_module.MOST_REMEMBERED + 1)
+        view = running.proxy.view()
+        assert view.forwarded == count * size
+        assert sum(one.count for one in view.connections) == count
+        assert {one.kind for one in view.connections} == {Kind.OTHER}
+        assert resident_bytes() - before < 16 << 20
+        running.wait_until(lambda view: len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert len(list(tmp_path.glob("*.stream"))) == len(list(tmp_path.glob("*.return"))) == 64
+
+
+def test_no_more_connections_are_open_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_module, "MOST_FOREIGN", 3)
+    monkeypatch.setattr(proxy_module, "MOST_OPEN", 6)
+    with answering() as address, through(address) as running, ExitStack() as stack:
+
+        def connect(opening: bytes) -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            sock.settimeout(SECONDS)
+            sock.sendall(opening)
+            return sock
+
+        def is_turned_away(opening: bytes) -> None:
+            try:
+                assert receive(connect(opening)) in (b"", b"no")
+            except ConnectionResetError:
+                pass
+
+        strangers = [connect(b"XXXX") for _ in range(3)]
+        running.wait_until(lambda view: view.forwarded == 12)
+        is_turned_away(b"XXXX")
+        running.wait_until(lambda view: view.turned_away == 1)
+        running.wait_until(lambda view: sum(one.is_alive() for one in running.proxy._threads) == 3)
+        silent = [connect(b"") for _ in range(3)]
+        running.wait_until(lambda view: len(view.connections) == 7)
+        is_turned_away(b"")
+        assert running.proxy.view().turned_away == 2
+        monkeypatch.setattr(proxy_module, "SILENT_SECONDS", 0.0)
+        for sock in silent:
+            assert receive(sock) in (b"", b"no"), "who says nothing is cut"
+        strangers[0].shutdown(socket.SHUT_WR)
+        assert receive(strangers[0]) == b"no", "who said something is not"
+
+
+@pytest.mark.parametrize("name", ["proxy-analysis", "proxy-record", "proxy-back"])
+def test_a_thread_that_cannot_be_had_costs_no_report(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with (
+        hosts(source_guest(64), waiting_guest(64)) as (here, there),
+        through(there.controller.incoming(TCP), record=tmp_path) as running,
+    ):
+        info = here.migrate(running.uri)
+        if name == "proxy-back":
+            assert info.status is FAILED
+            running.proxy.interrupt()
+        view = running.result()
+    if name == "proxy-back":
+        assert view.verdict.outcome is Outcome.NOTHING
+        return
+    assert info.status is COMPLETED
+    assert view.verdict.outcome is Outcome.COMPLETED
+    assert "can't start new thread" in {"proxy-analysis": view.analysis_fault}.get(name, view.recording_fault)
+
+
 def test_over_unix_sockets(tmp_path: Path) -> None:
     with hosts(source_guest(64), waiting_guest(64)) as (here, there):
         there.controller.incoming(f"unix:{tmp_path}/there")
@@ -445,6 +568,7 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
             recording.start(connection, reader)
             recording.take_answer(connection, memoryview(b"it "))
             recording.take_answer(connection, memoryview(b"runs"))
+            recording.end(connection)
             recording.join()
 
         if call is None:

@@ -1,6 +1,8 @@
 """`sterna stream proxy`: sit between the two ends of a live migration, and say what goes through."""
 
+import contextlib
 import json as json_module
+import logging
 import sys
 import time
 from dataclasses import asdict
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from sterna.cli.follow import Interrupts
     from sterna.migration.channels.uri import ListeningUri
     from sterna.migration.proxy.proxy import Proxy, ProxyView
+
+log = logging.getLogger(__name__)
 
 _LINE_SECONDS = 1.0
 _LIVE_PASSES = 12
@@ -53,6 +57,7 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     5 completed, but what went through could not be understood, 6 outcome unknown, 130 nothing came.
     """
     from sterna.cli.follow import Interrupts
+    from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_survey_kernels
     from sterna.migration.errors import MigrationError
     from sterna.migration.proxy.proxy import Proxy
@@ -62,6 +67,7 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     except MigrationError as error:
         raise CliError(str(error)) from error
     prepare_survey_kernels()
+    share_heap()
     with proxy, Interrupts().caught() as interrupts:
         print(f"sterna: listening on {proxy.uri}, forwarding to {destination}", file=sys.stderr, flush=True)
         with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
@@ -109,14 +115,23 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        with contextlib.suppress(OSError):
+            if self._live:
+                self._live.stop()
 
     def show(self, proxy: "Proxy") -> None:
         """Called again and again while the proxy runs."""
         while self._seen_interrupts < self._interrupts.count:
             self._seen_interrupts += 1
             proxy.interrupt()
+        try:
+            self._draw(proxy)
+        except Exception as error:
+            # Whatever it is (a terminal that is gone), the migration goes on, and its report comes at the end.
+            self._live, self._lines = None, False
+            log.debug("no more is shown: %s", error)
+
+    def _draw(self, proxy: "Proxy") -> None:
         now = time.monotonic()
         if not (self._live or self._lines) or now - self._shown < (0.25 if self._live else _LINE_SECONDS):
             return
@@ -145,7 +160,7 @@ class _Display:
         if view.survey and view.survey.passes:
             parts.insert(0, f"pass {len(view.survey.passes)}")
             parts.append(f"{sum(block.repeated for block in view.survey.blocks)} pages sent again")
-        if (channels := len(view.connections) - 1) > 0:
+        if (channels := sum(one.count for one in view.connections) - 1) > 0:
             parts.append(f"{channels} more connections")
         return ", ".join(parts)
 
@@ -190,9 +205,15 @@ def _report(view: "ProxyView") -> dict[str, Any]:
         "stalled_seconds": round(view.stalled_seconds, 6),
         "confirmed_seconds": view.confirmed_seconds,
         "connections": [
-            {"kind": one.kind.value, "forwarded_bytes": one.forwarded, "returned_bytes": one.returned}
+            {
+                "kind": one.kind.value,
+                "count": one.count,
+                "forwarded_bytes": one.forwarded,
+                "returned_bytes": one.returned,
+            }
             for one in view.connections
         ],
+        "turned_away": view.turned_away,
         "return_path": dict(answers.counts),
         "stream": stream,
         "flaw": asdict(flaw) if flaw else None,
@@ -218,7 +239,10 @@ def _show(view: "ProxyView") -> None:
             )
         ]
         print_table("Passes in time", ("pass", "from (s)", "seconds", "speed"), rows, texts=0)
-    connections = [(one.kind.value, one.forwarded, one.returned) for one in view.connections]
+    connections = [
+        (one.kind.value + (f", {one.count} of them" if one.count > 1 else ""), one.forwarded, one.returned)
+        for one in view.connections
+    ]
     print_table("Connections", ("carries", "bytes forward", "bytes back"), connections)
     print_table("Return path", ("message", "count"), sorted(view.answers.counts.items()))
     if view.forwarded:
@@ -226,6 +250,8 @@ def _show(view: "ProxyView") -> None:
             f"\n{format_size(view.forwarded)} in {view.seconds:.2f} s, {format_rate(_speed(view))}; "
             f"forwarding waited {view.stalled_seconds:.2f} s for analysis and recording"
         )
+    if view.turned_away:
+        click.echo(f"{view.turned_away} connections were too many, and turned away")
     reason = f": {view.verdict.reason}" if view.verdict.reason else ""
     click.echo(plain(f"{view.verdict.outcome.value}{reason}"))
 

@@ -9,7 +9,7 @@ from sterna.migration import doubt
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.tap import HEAD_BYTES, Tap
+from sterna.migration.proxy.tap import HEAD_BYTES, RING_BYTES, Tap
 from sterna.stream import multifd, wire
 
 _BACK_BYTES = 64 << 10
@@ -53,6 +53,7 @@ class Connection:
     :param identified: called once, in the forwarding thread, when the kind is known
     :param keep: called with the bytes that go back
     :param bell: called when there is something to read on the tap
+    :param ring_bytes: how far those who look at what goes forward may fall behind it
 
     :ivar tap: what goes forward
     :ivar answers: what comes back
@@ -60,6 +61,7 @@ class Connection:
     :ivar forward_end: how the direction to the destination ended, None while it has not
     :ivar backward_end: the other one
     :ivar first_end: what ended first, in words
+    :ivar over: both have ended, and the channels are closed; set by who ran it
     :ivar forward_ended_ns: CLOCK_MONOTONIC when the direction to the destination ended, 0 before
     """
 
@@ -70,9 +72,10 @@ class Connection:
         identified: Callable[["Connection"], None],
         keep: Callable[["Connection", memoryview], None] = lambda connection, data: None,
         bell: Callable[[], None] = lambda: None,
+        ring_bytes: int = RING_BYTES,
     ) -> None:
         self.near, self.far = near, far
-        self.tap = Tap(bell=bell)
+        self.tap = Tap(ring_bytes, bell=bell)
         self.answers = Answers()
         self.kind = Kind.UNKNOWN
         self.started_ns = time.monotonic_ns()
@@ -81,6 +84,7 @@ class Connection:
         self.forward_end: End | None = None
         self.backward_end: End | None = None
         self.first_end = ""
+        self.over = False
         self.forward_ended_ns = 0
         self._identified = identified
         self._keep = keep
@@ -89,7 +93,13 @@ class Connection:
     def run(self) -> None:
         """Forward until both directions have ended; then both channels are closed."""
         back = threading.Thread(target=self._return, name="proxy-back", daemon=True)
-        back.start()
+        try:
+            back.start()
+        except RuntimeError:  # the operating system has no thread to spare
+            self.tap.end()
+            self.near.close()
+            self.far.close()
+            return
         try:
             self._forward()
         finally:
@@ -107,6 +117,11 @@ class Connection:
                 self._quietly(self.near.drain)
             self.near.close()
             self.far.close()
+
+    def cut(self) -> None:
+        """End both directions, from whichever thread."""
+        self.near.shut_down()
+        self.far.shut_down()
 
     def _forward(self) -> None:
         end = End.CANCELLED

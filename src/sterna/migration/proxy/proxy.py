@@ -1,7 +1,8 @@
 """The proxy itself: it listens, connects on, forwards, and follows the migration until it has ended.
 
-Analysis and recording have threads of their own. A proxy is for one migration: it ends when that has. Only when the
-destination was told to run the guest and the connection broke before the source learnt that it does, the
+Anybody may connect: how many connections there are, what they cost and what is remembered of them is bounded, and those that
+say nothing are cut. Analysis and recording have threads of their own. A proxy is for one migration: it ends when that has.
+Only when the destination was told to run the guest and the connection broke before the source learnt that it does, the
 proxy stays for a while, so that the source can ask through it.
 """
 
@@ -22,10 +23,11 @@ from sterna.migration.proxy.answers import Answers
 from sterna.migration.proxy.connection import Connection, Kind
 from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.migration.proxy.recording import Recording
-from sterna.migration.proxy.tap import TapReader
+from sterna.migration.proxy.tap import RING_BYTES, TapReader
 from sterna.ownership import Outcome as Answered
 from sterna.stream.channel_survey import ChannelSource
 from sterna.stream.findings import StreamSurvey
+from sterna.stream.multifd import CHANNEL_LIMIT
 from sterna.stream.survey import Surveyor
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,17 @@ _CHANNELS_SECONDS = 2.0
 _SURVEY_SECONDS = 0.2
 _OTHERS_SECONDS = 5.0
 """How long connections may outlast that of the main stream."""
+MOST_OPEN = 320
+"""Connections at once: a main stream, 255 channels, and some to spare. More are turned away."""
+MOST_FOREIGN = 32
+"""Of these, connections that are known to be neither the main stream nor one of its channels."""
+MOST_REMEMBERED = 16
+"""Of foreign connections that have ended, those that are told one by one."""
+SILENT_SECONDS = 30.0
+"""How long a connection may say nothing at all."""
+_LARGE_RINGS = 4
+_SMALL_RING_BYTES = 1 << 20
+"""The ring of each connection beyond the first few that are open: together they take less than half a GiB."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ class ConnectionView:
 
     :ivar forwarded: bytes to the destination
     :ivar returned: bytes to the source
+    :ivar count: how many connections these figures are of
     """
 
     kind: Kind
     forwarded: int
     returned: int
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class ProxyView:
     :ivar pass_starts: for each pass of the survey, seconds from the first connection
     :ivar confirmed_seconds: from the last byte of the stream to the destination's verdict
     :ivar stalled_seconds: how long forwarding waited for analysis or recording
+    :ivar turned_away: connections that were refused because there were too many
     """
 
     verdict: Verdict
@@ -75,6 +91,7 @@ class ProxyView:
     confirmed_seconds: float | None
     stalled_seconds: float
     recording_fault: str
+    turned_away: int = 0
 
     @property
     def forwarded(self) -> int:
@@ -122,6 +139,8 @@ class Proxy:
         # Held from when a connection is taken until the destination has its like: a QEMU takes the first for the main channel.
         self._turn = threading.Semaphore()
         self._connections: list[Connection] = []
+        self._ended_others: dict[Kind, ConnectionView] = {}
+        self._turned_away = 0
         self._readers: dict[Connection, tuple[TapReader, TapReader | None]] = {}
         self._threads: list[threading.Thread] = []
         self._analysis: threading.Thread | None = None
@@ -164,6 +183,7 @@ class Proxy:
                     if self._is_over():
                         break
                     self._changed.wait(seconds)
+                self._cut_silent()
                 watch(self)
         finally:
             self._ended_ns = time.monotonic_ns()
@@ -210,7 +230,11 @@ class Proxy:
         """What has been seen until now."""
         with self._changed:
             main, survey, fault = self._main, self._survey, self._analysis_fault
-            connections = list(self._connections)
+            connections = [
+                ConnectionView(one.kind, one.tap.forwarded, one.returned) for one in self._connections
+            ]
+            connections += self._ended_others.values()
+            stalled = sum(one.tap.stalled_seconds for one in self._connections)
         started = self._started_ns
         starts: tuple[float, ...] = ()
         confirmed = None
@@ -225,12 +249,13 @@ class Proxy:
             survey,
             fault,
             main.answers if main else Answers(),
-            tuple(ConnectionView(one.kind, one.tap.forwarded, one.returned) for one in connections),
+            tuple(connections),
             (ended - started) / 1e9 if started else 0.0,
             starts,
             confirmed,
-            sum(one.tap.stalled_seconds for one in connections),
+            stalled,
             self._recording.fault if self._recording else "",
+            self._turned_away,
         )
 
     def _verdict(self) -> Verdict:
@@ -277,11 +302,16 @@ class Proxy:
                 with self._changed:
                     self._unreachable = str(error)
                 return
+            with self._changed:
+                self._threads = [other for other in self._threads if other.is_alive()]
+                if len(self._threads) >= MOST_OPEN:
+                    self._turned_away += 1
+                    near.close()
+                    continue
             near.watch(self._cancellation())
             self._turn.acquire()
             thread = threading.Thread(target=self._serve, args=(near,), name="proxy-connection", daemon=True)
             with self._changed:
-                self._threads = [other for other in self._threads if other.is_alive()]
                 self._threads.append(thread)
                 self._started_ns = self._started_ns or time.monotonic_ns()
                 try:
@@ -308,21 +338,27 @@ class Proxy:
                     return
                 finally:
                     self._turn.release()
-                connection = self._connect(near, far)
-                connection.run()
-                self._finish(connection)
+                with far:
+                    connection = self._connect(near, far)
+                    try:
+                        connection.run()
+                    finally:
+                        self._finish(connection)
         finally:
             with self._changed:
                 self._changed.notify_all()
 
     def _connect(self, near: SocketChannel, far: SocketChannel) -> Connection:
         recording = self._recording
+        with self._changed:
+            is_one_of_few = sum(not one.over for one in self._connections) < _LARGE_RINGS
         connection = Connection(
             near,
             far,
             self._identified,
             recording.take_answer if recording else lambda connection, data: None,
             self._bell.set,
+            RING_BYTES if is_one_of_few else _SMALL_RING_BYTES,
         )
         record = connection.tap.attach() if recording else None
         with self._changed:
@@ -332,25 +368,60 @@ class Proxy:
 
     def _identified(self, connection: Connection) -> None:
         reader, record = self._readers[connection]
+        with self._changed:
+            channels = sum(one.kind is Kind.CHANNEL for one in self._connections)
+            if channels > CHANNEL_LIMIT and connection.kind is Kind.CHANNEL:
+                connection.kind = Kind.OTHER
         if record and self._recording:
             self._recording.start(connection, record)
         with self._changed:
             if connection.kind is Kind.MAIN and self._main is None:
                 self._main = connection
-                self._analysis = threading.Thread(
-                    target=self._analyse, args=(reader,), name="proxy-analysis", daemon=True
-                )
-                self._analysis.start()
+                self._start_analysis(reader)
             elif connection.kind is not Kind.CHANNEL or self._analysis_over:
                 reader.close()
+            if self._is_foreign(connection) and len(self._foreign(ended=False)) > MOST_FOREIGN:
+                self._turned_away += 1
+                connection.cut()
             self._changed.notify_all()
+
+    def _start_analysis(self, reader: TapReader) -> None:
+        thread = threading.Thread(target=self._analyse, args=(reader,), name="proxy-analysis", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the operating system has no thread to spare
+            self._analysis_fault, self._analysis_over = f"the analysis was not begun: {error}", True
+            reader.close()
+            return
+        self._analysis = thread
+
+    def _is_foreign(self, connection: Connection) -> bool:
+        """Whether it is known to be neither the main stream nor one of its channels."""
+        return connection is not self._main and connection.kind not in (Kind.UNKNOWN, Kind.CHANNEL)
+
+    def _foreign(self, *, ended: bool) -> list[Connection]:
+        return [one for one in self._connections if self._is_foreign(one) and one.over is ended]
+
+    def _cut_silent(self) -> None:
+        before = time.monotonic_ns() - SILENT_SECONDS * 1e9
+        with self._changed:
+            silent = [
+                one
+                for one in self._connections
+                if one.kind is Kind.UNKNOWN and not one.over and one.started_ns < before
+            ]
+        for connection in silent:
+            connection.cut()
 
     def _finish(self, connection: Connection) -> None:
         if connection.kind is Kind.UNKNOWN:  # it said nothing
             for reader in self._readers[connection]:
                 if reader:
                     reader.close()
+        if self._recording:
+            self._recording.end(connection)
         with self._changed:
+            connection.over = True
             if connection is self._main:
                 self._main_ended = time.monotonic()
             elif connection.kind is Kind.QUESTION and len(connection.head_back) == doubt.ANSWER_BYTES:
@@ -359,7 +430,20 @@ class Proxy:
                 except ChannelError:
                     pass
             elif connection.kind is Kind.UNKNOWN:
-                self._connections.remove(connection)
+                self._forget(connection)
+            for other in self._foreign(ended=True)[:-MOST_REMEMBERED]:
+                known = self._ended_others.get(other.kind, ConnectionView(other.kind, 0, 0, 0))
+                self._ended_others[other.kind] = ConnectionView(
+                    other.kind,
+                    known.forwarded + other.tap.forwarded,
+                    known.returned + other.returned,
+                    known.count + 1,
+                )
+                self._forget(other)
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+        del self._readers[connection]
 
     def channels(self) -> list[tuple[str, TapReader]]:
         """What the channels of multifd send, each with a name. The source has connected all of them before its first

@@ -8,9 +8,13 @@ from sterna.migration.errors import MigrationError
 from sterna.migration.proxy.connection import Connection, Kind
 from sterna.migration.proxy.tap import TapReader
 from sterna.newfile import NewFile
+from sterna.stream.multifd import CHANNEL_LIMIT
 
 _NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}
 _CHUNK = 256 << 10
+_MOST = {Kind.CHANNEL: CHANNEL_LIMIT}
+_MOST_OTHERS = 64
+"""Connections of a kind that are recorded: a migration has one main stream; what else connects need not end."""
 
 
 class RecordingError(MigrationError):
@@ -51,6 +55,9 @@ class Recording:
         """
         with self._lock:
             number = self._counts[connection.kind]
+            if number >= _MOST.get(connection.kind, _MOST_OTHERS):
+                reader.close()
+                return
             self._counts[connection.kind] += 1
             stem = _NAMES[connection.kind]
             if connection.kind is not Kind.MAIN:
@@ -61,8 +68,14 @@ class Recording:
             thread = threading.Thread(
                 target=self._write, args=(f"{stem}.stream", reader), name="proxy-record", daemon=True
             )
+            self._threads = [other for other in self._threads if other.is_alive()]
+            try:
+                thread.start()
+            except RuntimeError as error:  # the operating system has no thread to spare
+                self.fault = f"{stem}.stream: {error}"
+                reader.close()
+                return
             self._threads.append(thread)
-        thread.start()
 
     def take_answer(self, connection: Connection, data: memoryview) -> None:
         """Record what came back."""
@@ -79,6 +92,16 @@ class Recording:
                 file.write(data)
         except OSError as error:
             self._give_up_answers(name, error)
+
+    def end(self, connection: Connection) -> None:
+        """Nothing more comes back: what did takes its place."""
+        name = f"{self._stems.pop(connection, '')}.return"
+        file = self._answers.pop(name, None)
+        try:
+            if file is not None:
+                file.commit()
+        except OSError as error:
+            self.fault = f"{name}: {error.strerror}"
 
     def _give_up_answers(self, name: str, error: OSError) -> None:
         self.fault = f"{name}: {error.strerror}"
@@ -99,12 +122,6 @@ class Recording:
             reader.close()
 
     def join(self) -> None:
-        """Wait until all is written. Nothing more comes back by now."""
+        """Wait until all is written. All connections have ended by now."""
         for thread in self._threads:
             thread.join()
-        for name, file in self._answers.items():
-            try:
-                if file is not None:
-                    file.commit()
-            except OSError as error:
-                self._give_up_answers(name, error)

@@ -2,9 +2,11 @@
 
 The forwarding thread receives into a ring of memory and sends from it; readers follow in threads of their own, each at its
 own pace. Nobody waits for a reader that keeps up. One that has fallen behind by the whole ring holds the forwarding
-up, which is counted; one that does not move at all for a while is left behind.
+up, which is counted; one that does not move at all for a while is left behind. The ring takes memory as it is filled, and gives
+it back when nothing more comes and nobody reads.
 """
 
+import mmap
 import threading
 import time
 from bisect import bisect_right
@@ -73,7 +75,7 @@ class Tap:
         self.stalled_seconds = 0.0
         self.forwarded = 0
         self.last_ns = 0
-        self._view = memoryview(bytearray(ring_bytes))
+        self._view = memoryview(mmap.mmap(-1, ring_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._patience = patience_seconds
         self._changed = threading.Condition()
         self._readers: list[TapReader] = []
@@ -121,8 +123,14 @@ class Tap:
         """Nothing more comes."""
         with self._changed:
             self._ended = True
+            self._give_back()
             self._changed.notify_all()
         self._bell()
+
+    def _give_back(self) -> None:
+        """With the lock held. The memory goes with the last piece of it that somebody looks at."""
+        if self._ended and not self._readers:
+            self._view = memoryview(b"")
 
     def _slowest(self) -> int:
         return min((reader.position for reader in self._readers), default=self.forwarded)
@@ -147,6 +155,7 @@ class Tap:
         """A reader reads no more."""
         with self._changed:
             self._readers = [other for other in self._readers if other is not reader]
+            self._give_back()
             self._changed.notify_all()
 
     def read(self, reader: TapReader, buffer: memoryview) -> int:
@@ -155,10 +164,11 @@ class Tap:
             self._changed.wait_for(lambda: self.is_ready(reader))
             if reader not in self._readers:
                 raise LeftBehind("whoever looked at the stream fell too far behind it")
-            at = (reader.position - self._base) % len(self._view)
-            size = min(self.forwarded - reader.position, len(buffer), len(self._view) - at)
+            view = self._view
+            at = (reader.position - self._base) % len(view)
+            size = min(self.forwarded - reader.position, len(buffer), len(view) - at)
         # The forwarding thread does not touch what this reader has not passed.
-        buffer[:size] = self._view[at : at + size]
+        buffer[:size] = view[at : at + size]
         with self._changed:
             reader.position += size
             self._changed.notify_all()
