@@ -1,5 +1,6 @@
 """The virtio network device: negotiation, rings, drivers that break the rules, and what it writes being logged."""
 
+import re
 import struct
 import threading
 import time
@@ -403,6 +404,20 @@ def test_a_broken_driver_stops_its_device_until_a_reset(device: Rig, breach: Cal
     device.start()
     send(device)
     assert device.network.far.recv(4096) == FRAME
+
+
+def test_a_driver_that_is_wrong_again_and_again_does_not_fill_the_log(
+    device: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(70):
+        device.start()
+        no_header(device)
+        wait(lambda: bool(device.read(Register.STATUS) & Status.NEEDS_RESET))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 7, lines
+    assert all("it waits for a reset" in line for line in lines)
+    left_out = [re.search(r"\((\d+) more since", line) for line in lines]
+    assert [int(found[1]) if found else 0 for found in left_out] == [0, 0, 1, 3, 7, 15, 31]
 
 
 @pytest.mark.parametrize(

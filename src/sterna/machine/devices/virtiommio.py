@@ -8,6 +8,7 @@ from enum import IntEnum, IntFlag
 from typing import Protocol
 
 from sterna.machine.boards import TRANSPORT_BYTES
+from sterna.machine.devices.complaints import Complaints
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.virtqueue import GuestMemory, QueueError, QueueState, Virtqueue
 
@@ -131,6 +132,7 @@ class VirtioMmio:
         self._offered = device.features | VERSION_1
         self._irq = irq
         self._state = TransportState()
+        self._complaints = Complaints(log)
 
     # -- for the device ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +148,7 @@ class VirtioMmio:
 
     def fail(self, error: QueueError) -> None:
         """The driver is wrong: nothing more is done for it until it resets the device (2.1.2)."""
-        log.warning("virtio device %d: %s; it waits for a reset", self._device.device_id, error)
+        self._complaints.tell(f"virtio device {self._device.device_id}: {error}; it waits for a reset")
         self._state.status |= Status.NEEDS_RESET
         if self._state.status & Status.DRIVER_OK:
             self.interrupt(Interrupt.CONFIG)
