@@ -148,11 +148,12 @@ def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:
         hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, second),
         elsewhere("stop", "advance_counter", f"unix:{path}") as there,
     ):
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 500, "x-sterna-switchover-timeout": 1000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 3000, "x-sterna-switchover-timeout": 1000})
+        second.controller.incoming(f"unix:{tmp_path}/second")
         here.controller.migrate(there.address)
         there.await_stop()
         os.rename(path, tmp_path / "moved")
-        second.controller.incoming(f"unix:{path}")
+        os.rename(tmp_path / "second", path)
         info = here.outcome()
         in_doubt(here, info)
         assert "does not know this migration" in info.error
