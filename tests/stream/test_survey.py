@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.hosttree import HostTree
 
+from sterna import hostlimits
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import ram_survey, sections, shadow, survey_kernels, survey_tallies
@@ -212,15 +214,11 @@ def test_a_device_that_is_not_as_described_is_named(block: RamBlock) -> None:
 def test_three_quarters_of_what_the_host_can_spare_may_be_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "meminfo"
-    monkeypatch.setattr(shadow, "_MEMINFO", str(file))
-    file.write_text(
-        "MemTotal:       4000 kB\nMemFree:         500 kB\nMemAvailable:   1000 kB\nBuffers:  1 kB\n"
-    )
-    assert shadow.free_bytes() == 750 * 1024
-    file.write_text("MemTotal:       4000 kB\n")
-    with pytest.raises(OSError, match="does not say what is available"):
-        shadow.free_bytes()
+    host = HostTree(tmp_path, available=1000 << 10)
+    monkeypatch.setattr(hostlimits, "ROOT", host.root)
+    assert shadow.free_bytes() == 750 << 10
+    host.write("proc/meminfo", "MemTotal:       4000 kB\n")
+    assert shadow.free_bytes() == 0
 
 
 def test_the_handover_of_two_sternas_is_part_of_the_stream(block: RamBlock) -> None:
