@@ -183,7 +183,7 @@ def test_host_takes_pages_away_and_ages(guest):
         ({"ipa": RAM + 1}, "multiples of 4096"),
         ({"size": 100}, "multiples of 4096"),
         ({"size": 64 << 20}, "past the end"),
-        ({"offset": -4096}, "past the end"),
+        ({"offset": 4096}, "past the end"),
         ({"ipa": (1 << 40) - 4096}, "40-bit"),
         ({"ipa": RAM + PMD_SIZE}, "overlaps memory slot 0"),
         ({"slot": 0, "ipa": 0x8000_0000, "size": PMD_SIZE}, "cannot change"),

@@ -19,6 +19,10 @@ class HypervisorError(Exception):
     """A call the hypervisor refuses; the text names the call and the argument that is wrong."""
 
 
+class ArgumentError(HypervisorError):
+    """An argument that no hypervisor takes: no integer, out of range, or no bitmap of the slot's."""
+
+
 class SlotFlags(IntFlag):
     """Flags of a memory slot (KVM_MEM_*)."""
 

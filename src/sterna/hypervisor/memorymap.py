@@ -1,7 +1,11 @@
 """What is where in a VM's physical address space: memory slots and devices, and which of them may be added."""
 
-from sterna.hypervisor.interface import HypervisorError, MemorySlot, MmioDevice, SlotFlags
+from sterna.hypervisor.arguments import integer
+from sterna.hypervisor.interface import ArgumentError, HypervisorError, MemorySlot, MmioDevice, SlotFlags
 from sterna.memory.address import PAGE_SIZE, Ipa
+
+LARGEST_SLOT = (1 << 15) - 1
+"""KVM keeps slot numbers in 15 bits, and takes higher ones for other address spaces (Documentation/virt/kvm/api.rst, 4.35)."""
 
 
 class MemoryMap:
@@ -19,21 +23,37 @@ class MemoryMap:
         self._device_end = device_end
         self._devices: list[tuple[Ipa, int, MmioDevice]] = []
 
-    def check_slot(self, slot: MemorySlot) -> None:
-        """Check a slot of a size above zero that is to be created or changed.
+    def check_slot(self, slot: MemorySlot) -> tuple[MemorySlot, MemorySlot | None]:
+        """Check a slot that is to be created or changed, or with a size of zero deleted.
 
+        :return: the slot in Python's numbers, and what it has been until now
         :raise HypervisorError: When it overlaps another slot or a device, is not page aligned, lies outside its RAM block or the
-            address space, or changes what a slot keeps for its life.
+            address space, or changes what a slot keeps for its life; when there is none to delete; when a number is none.
         """
-        name = f"memory slot {slot.slot}"
-        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE or slot.size < 0:
+        number = integer("memory slot", slot.slot, LARGEST_SLOT)
+        name = f"memory slot {number}"
+        known = SlotFlags.LOG_DIRTY_PAGES | SlotFlags.READONLY
+        slot = MemorySlot(
+            number,
+            Ipa(integer(f"{name}: ipa", slot.ipa)),
+            integer(f"{name}: size", slot.size),
+            slot.block,
+            integer(f"{name}: offset", slot.offset),
+            SlotFlags(integer(f"{name}: flags", slot.flags, int(known))),
+        )
+        old = self.slots.get(slot.slot)
+        if not slot.size:
+            if old is None:
+                raise HypervisorError(f"{name}: there is none to delete")
+            return slot, old
+        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE:
             raise HypervisorError(
                 f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of 4096"
             )
-        if slot.offset < 0 or slot.offset + slot.size > slot.block.size:
+        if slot.offset + slot.size > slot.block.size:
             raise HypervisorError(f"{name}: reaches past the end of RAM block {slot.block.name!r}")
         end = slot.ipa + slot.size
-        if slot.ipa < 0 or end > 1 << self._ipa_bits:
+        if end > 1 << self._ipa_bits:
             raise HypervisorError(
                 f"{name}: {slot.ipa:#x} to {end:#x} is outside the {self._ipa_bits}-bit IPA space"
             )
@@ -43,20 +63,20 @@ class MemoryMap:
         for ipa, size, _device in self._devices:
             if slot.ipa < ipa + size and ipa < end:
                 raise HypervisorError(f"{name}: overlaps a device at IPA {ipa:#x}")
-        old = self.slots.get(slot.slot)
         if old is None:
-            return
+            return slot, None
         if (old.size, old.block, old.offset) != (slot.size, slot.block, slot.offset):
             raise HypervisorError(f"{name}: size and RAM cannot change; delete the slot first")
         if (old.flags ^ slot.flags) & SlotFlags.READONLY:
             raise HypervisorError(f"{name}: READONLY cannot change; delete the slot first")
+        return slot, old
 
     def slot(self, number: int) -> MemorySlot:
         """A slot by its number.
 
         :raise HypervisorError: When there is none.
         """
-        if number not in self.slots:
+        if integer("memory slot", number, LARGEST_SLOT) not in self.slots:
             raise HypervisorError(f"memory slot {number}: there is none")
         return self.slots[number]
 
@@ -80,20 +100,36 @@ class MemoryMap:
         """Address, size and device of each."""
         return tuple(self._devices)
 
-    def check_device(self, ipa: Ipa, size: int) -> None:
+    def check_device(self, ipa: Ipa, size: int) -> tuple[Ipa, int]:
         """Check a device that is to be added.
 
+        :return: its address and size in Python's numbers
         :raise HypervisorError: When its place is not page aligned, out of reach or taken.
         """
-        if (ipa | size) % PAGE_SIZE or size <= 0:
+        ipa, size = Ipa(integer("a device's address", ipa)), integer("a device's size", size)
+        if (ipa | size) % PAGE_SIZE or not size:
             raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not page aligned")
-        if ipa < 0 or ipa + size > self._device_end:
+        if ipa + size > self._device_end:
             raise HypervisorError(f"a device at {ipa:#x} of size {size:#x} is not below 4 GiB")
         taken = [(slot.ipa, slot.size, f"memory slot {slot.slot}") for slot in self.slots.values()]
         taken += [(start, length, "a device") for start, length, _device in self._devices]
         for start, length, what in taken:
             if ipa < start + length and start < ipa + size:
                 raise HypervisorError(f"a device at {ipa:#x} overlaps {what} at {start:#x}")
+        return ipa, size
+
+    def check_range(self, ipa: Ipa, size: int) -> tuple[Ipa, int]:
+        """Check a range of guest physical addresses.
+
+        :return: the range in Python's numbers
+        :raise HypervisorError: When it is not page aligned, or outside the address space.
+        """
+        ipa, size = Ipa(integer("address", ipa)), integer("size", size)
+        if (ipa | size) % PAGE_SIZE or ipa + size > 1 << self._ipa_bits:
+            raise ArgumentError(
+                f"{size:#x} bytes at {ipa:#x}: not whole pages of the {self._ipa_bits}-bit IPA space"
+            )
+        return ipa, size
 
     def add_device(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
         """Put a device where `check_device` has found room."""

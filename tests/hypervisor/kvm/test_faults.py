@@ -80,11 +80,11 @@ def test_a_closed_descriptor_is_an_error_not_a_crash(kvm):
 
 def test_the_kernels_refusal_names_call_and_arguments(make_guest):
     guest = make_guest()
-    slot = MemorySlot(1 << 20, Ipa(0xC000_0000), PAGE_SIZE, guest.block)
-    with pytest.raises(KvmError, match=r"KVM_SET_USER_MEMORY_REGION\(slot=0x100000, .*size=0x1000.*EINVAL"):
+    slot = MemorySlot(0x7FFF, Ipa(0xC000_0000), PAGE_SIZE, guest.block)
+    with pytest.raises(KvmError, match=r"KVM_SET_USER_MEMORY_REGION\(slot=0x7fff, .*size=0x1000.*EINVAL"):
         guest.vm.set_memory_slot(slot)
     with pytest.raises(HypervisorError, match="there is none"):
-        guest.vm.get_dirty_log(1 << 20)
+        guest.vm.get_dirty_log(0x7FFF)
 
 
 def test_a_log_that_is_off(make_guest):

@@ -1,12 +1,13 @@
 """A virtual machine of the emulated hypervisor: memory slots with dirty logs, vCPUs, devices."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
 
+from sterna.hypervisor import arguments
 from sterna.hypervisor.arm import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter
@@ -79,7 +80,7 @@ class EmulatedVm:
         max_leaf: int = PMD_SIZE,
         secondaries_off: bool = True,
     ) -> None:
-        if not 1 <= smp <= MAX_CPUS:
+        if not 1 <= arguments.integer("vCPUs", smp) <= MAX_CPUS:
             raise HypervisorError(f"{smp} vCPUs: 1 to {MAX_CPUS} are possible")
         self.stage2 = Stage2(armv7.FORMAT, _POOL_PA, cpus=smp, max_leaf=max_leaf)
         self._smp = smp
@@ -108,15 +109,11 @@ class EmulatedVm:
     def set_memory_slot(self, slot: MemorySlot) -> None:
         """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete a slot."""
         with self._lock:
-            old = self._map.slots.get(slot.slot)
-            if slot.size == 0:
-                if old is None:
-                    raise HypervisorError(f"memory slot {slot.slot}: there is none to delete")
-                self._delete(old)
-                return
-            self._map.check_slot(slot)
+            slot, old = self._map.check_slot(slot)
             if old is None:
                 self._create(slot)
+            elif not slot.size:
+                self._delete(old)
             elif old.ipa != slot.ipa:
                 log = self._logs.get(slot.slot)
                 self._delete(old)
@@ -224,7 +221,15 @@ class EmulatedVm:
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
-        self._with_log(slot, lambda log: log.clear(first_page, num_pages, words))
+        with self._lock:
+            log, there = self._log(slot), self._map.slot(slot)
+            first, count, mask = arguments.clear_range(
+                f"memory slot {slot}", first_page, num_pages, there.size >> PAGE_SHIFT, words
+            )
+            try:
+                log.clear(first, count, mask)
+            except DirtyLogError as error:
+                raise HypervisorError(f"memory slot {slot}: {error}") from error
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
         """Log a write by the host; without a log there is nothing to do.
@@ -232,20 +237,15 @@ class EmulatedVm:
         Takes no lock: a device may call it while a vCPU waits for that device in guest mode, and who holds the lock may wait
         for that vCPU to flush its TLB. A log that starts meanwhile need not have the write, which came before.
         """
-        self._map.slot(slot)
+        pages = self._map.slot(slot).size >> PAGE_SHIFT
+        first, count = arguments.page_range(f"memory slot {slot}", first_page, num_pages, pages)
         log = self._logs.get(slot)
-        if log is None:
-            return
-        try:
-            log.mark(first_page, num_pages)
-        except DirtyLogError as error:
-            raise HypervisorError(f"memory slot {slot}: {error}") from error
+        if log is not None:
+            log.mark(first, count)
 
     def enable_manual_protect(self, flags: ManualProtect) -> None:
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
-        if flags & ManualProtect.INITIALLY_SET and not flags & ManualProtect.ENABLE:
-            raise HypervisorError("INITIALLY_SET needs ENABLE")
-        self._manual = flags
+        self._manual = arguments.manual_protect(flags)
 
     def _log(self, slot: int) -> DirtyLog:
         self._map.slot(slot)
@@ -253,24 +253,18 @@ class EmulatedVm:
             raise HypervisorError(f"memory slot {slot}: its dirty log is off (ENOENT)")
         return self._logs[slot]
 
-    def _with_log(self, slot: int, action: Callable[[DirtyLog], None]) -> None:
-        with self._lock:
-            log = self._log(slot)
-            try:
-                action(log)
-            except DirtyLogError as error:
-                raise HypervisorError(f"memory slot {slot}: {error}") from error
-
     # -- the host's own page management --------------------------------------------------------------------------------
 
     def unmap_range(self, ipa: Ipa, size: int) -> None:
         """The host takes pages away (an MMU notifier's invalidate): absent, and flushed, before this returns."""
+        ipa, size = self._map.check_range(ipa, size)
         with self._lock:
             self.stage2.unmap(ipa, size)
             self.flush.flush_remote_tlbs()
 
     def age_range(self, ipa: Ipa, size: int) -> int:
         """The host asks which leaves were used (clear_young): how many, with their access flags cleared."""
+        ipa, size = self._map.check_range(ipa, size)
         with self._lock:
             return self.stage2.age(ipa, size)
 
@@ -279,10 +273,7 @@ class EmulatedVm:
     def create_vcpu(self, index: int) -> EmulatedVcpu:
         """Add the next vCPU; its index says which."""
         with self._lock:
-            if index != len(self.cpus) or index >= self._smp:
-                raise HypervisorError(
-                    f"vCPU {index}: the next of {self._smp} vCPUs has index {len(self.cpus)}"
-                )
+            index = arguments.vcpu_index(index, len(self.cpus), self._smp)
             cpu = EmulatedVcpu(self, index, self.stage2, powered_off=self._secondaries_off and index > 0)
             for block, pa in self._ram.values():
                 cpu.engine.map_ram(pa, block)
@@ -296,7 +287,7 @@ class EmulatedVm:
     def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
         """Put a device at a page-aligned range."""
         with self._lock, self._vcpus_held():
-            self._map.check_device(ipa, size)
+            ipa, size = self._map.check_device(ipa, size)
             try:
                 self.stage2.map_device(ipa, size, _DEVICE_PA + ipa)
             except OutOfTablesError as error:
@@ -315,7 +306,7 @@ class EmulatedVm:
 
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, on every vCPU alike."""
-        self._counter_offset = physical_counter() - value
+        self._counter_offset = physical_counter() - arguments.integer("counter", value)
         for cpu in self.cpus:
             cpu.engine.set_counter_offset(self._counter_offset)
 

@@ -8,7 +8,7 @@ import numpy as np
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, Request, iow, iowr
 from sterna.hypervisor.kvm.system import Capability, enable
-from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, bitmap_words
+from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap
 
 CLEAR_PAGES = 1 << 18
@@ -61,8 +61,6 @@ class BitmapLog:
 
         :raise HypervisorError: When the kernel cannot.
         """
-        if flags & ManualProtect.INITIALLY_SET and not flags & ManualProtect.ENABLE:
-            raise HypervisorError("INITIALLY_SET needs ENABLE")
         enable(self._vm, Capability.MANUAL_DIRTY_LOG_PROTECT2, int(flags))
         self.manual = flags
 
@@ -76,18 +74,15 @@ class BitmapLog:
         return words
 
     def clear(self, slot: MemorySlot, first_page: int, num_pages: int, words: Words) -> None:
-        """KVM_CLEAR_DIRTY_LOG: clear the bits set in `words` (bit 0 is `first_page`) and protect their pages again.
+        """KVM_CLEAR_DIRTY_LOG: clear the bits set in `words` (bit 0 is `first_page`) and protect their pages again. The arguments
+        have been checked (`sterna.hypervisor.arguments.clear_range`).
 
-        :raise HypervisorError: When the range is not aligned to 64 pages (save at the slot's end), or manual protect is off.
+        :raise HypervisorError: When manual protect is off.
         """
-        name = f"memory slot {slot.slot}"
         if not self.manual:
-            raise HypervisorError(f"{name}: clear needs manual protect: enable it before logging starts")
-        if not 0 <= first_page <= slot.size >> PAGE_SHIFT or not 0 < num_pages < 1 << 32:
-            raise HypervisorError(f"{name}: {num_pages} pages from page {first_page} on are not in the slot")
-        if words.size < bitmap_words(num_pages):
-            raise HypervisorError(f"{name}: a bitmap of {words.size} words does not cover {num_pages} pages")
-        words = np.ascontiguousarray(words)
+            raise HypervisorError(
+                f"memory slot {slot.slot}: clear needs manual protect: enable it before logging starts"
+            )
         self._call(
             CLEAR_DIRTY_LOG, ClearDirtyLogArgument(slot.slot, num_pages, first_page, words.ctypes.data)
         )

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sterna.hypervisor import arguments
 from sterna.hypervisor.interface import (
     DirtyLogMode,
     HypervisorError,
@@ -25,7 +26,7 @@ from sterna.hypervisor.kvm.system import DEVICE, Capability, System, capability_
 from sterna.hypervisor.kvm.vcpu import KvmVcpu
 from sterna.hypervisor.memorymap import MemoryMap
 from sterna.hypervisor.traits import Trait
-from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, Ipa, bitmap_words
+from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, Ipa
 from sterna.memory.bitmap import Words, new_bitmap, set_range
 
 CREATE_VCPU = io("KVM_CREATE_VCPU", 0x41)
@@ -78,7 +79,7 @@ class KvmVm(ABC):
             stack.callback(self.system.close)
             self.system.require(self._required)
             most = self.system.check(Capability.MAX_VCPUS) or self.system.check(Capability.NR_VCPUS)
-            if not 1 <= smp <= most:
+            if not 1 <= arguments.integer("vCPUs", smp) <= most:
                 raise HypervisorError(f"{smp} vCPUs: this host's KVM has 1 to {most}")
             self.fd: Descriptor = stack.enter_context(self.system.create_vm(self._kind()))
             self.memory = MemoryMap(self._ipa_bits())
@@ -136,15 +137,12 @@ class KvmVm(ABC):
     def set_memory_slot(self, slot: MemorySlot) -> None:
         """KVM_SET_USER_MEMORY_REGION: create, move, re-flag or delete a slot."""
         with self._lock:
-            old = self.memory.slots.get(slot.slot)
-            if slot.size == 0:
-                if old is None:
-                    raise HypervisorError(f"memory slot {slot.slot}: there is none to delete")
+            slot, old = self.memory.check_slot(slot)
+            if old is not None and not slot.size:
                 set_memory_slot(self.fd, slot)
                 del self.memory.slots[slot.slot]
                 self._stop_log(old)
                 return
-            self.memory.check_slot(slot)
             was_logged = old is not None and bool(old.flags & _LOG)
             if slot.flags & _LOG and not was_logged:
                 self._start_log(slot)
@@ -184,11 +182,14 @@ class KvmVm(ABC):
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, words: Words) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
         with self._lock:
-            self._bitmap.clear(self.memory.slot(slot), first_page, num_pages, words)
+            there = self.memory.slot(slot)
+            first, count, mask = arguments.clear_range(
+                f"memory slot {slot}", first_page, num_pages, there.size >> PAGE_SHIFT, words
+            )
+            self._bitmap.clear(there, first, count, mask)
             if slot in self._host:
-                first = first_page // BITS_PER_WORD
-                count = bitmap_words(num_pages)
-                self._host[slot][first : first + count] &= ~words[:count]
+                first //= BITS_PER_WORD
+                self._host[slot][first : first + mask.size] &= ~mask
 
     def harvest_dirty_log(self, slot: int) -> Words:
         """Take the log, from the bitmap or the rings."""
@@ -225,16 +226,13 @@ class KvmVm(ABC):
         with self._lock:
             there = self.memory.slot(slot)
             pages = there.size >> PAGE_SHIFT
-            if not there.flags & _LOG:
-                return
-            if first_page < 0 or num_pages < 0 or first_page + num_pages > pages:
-                raise HypervisorError(
-                    f"memory slot {slot}: pages {first_page} to {first_page + num_pages} are not all in the slot's {pages}"
-                )
-            set_range(self._host.setdefault(slot, new_bitmap(pages)), first_page, num_pages)
+            first, count = arguments.page_range(f"memory slot {slot}", first_page, num_pages, pages)
+            if there.flags & _LOG:
+                set_range(self._host.setdefault(slot, new_bitmap(pages)), first, count)
 
     def enable_manual_protect(self, flags: ManualProtect) -> None:
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
+        flags = arguments.manual_protect(flags)
         if not self.system.check(Capability.MANUAL_DIRTY_LOG_PROTECT2) & flags == flags:
             raise HypervisorError(
                 "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 as asked for; use another dirty log mode"
@@ -258,10 +256,7 @@ class KvmVm(ABC):
     def create_vcpu(self, index: int) -> KvmVcpu:
         """Add the next vCPU; its index says which."""
         with self._lock:
-            if index != len(self.cpus) or index >= self._smp:
-                raise HypervisorError(
-                    f"vCPU {index}: the next of {self._smp} vCPUs has index {len(self.cpus)}"
-                )
+            index = arguments.vcpu_index(index, len(self.cpus), self._smp)
             fd = Descriptor(self.fd.call(CREATE_VCPU, index))
             with ExitStack() as stack:
                 stack.callback(fd.close)
@@ -278,7 +273,7 @@ class KvmVm(ABC):
     def add_mmio(self, ipa: Ipa, size: int, device: MmioDevice) -> None:
         """Put a device at a page-aligned range: accesses to where no slot is leave the guest."""
         with self._lock:
-            self.memory.check_device(ipa, size)
+            ipa, size = self.memory.check_device(ipa, size)
             self.memory.add_device(ipa, size, device)
 
     # -- statistics, the end -------------------------------------------------------------------------------------------

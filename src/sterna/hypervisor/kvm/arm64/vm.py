@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.arm import COUNTER_TRAIT
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.hypervisor.kvm.arm64 import onereg
@@ -93,7 +94,7 @@ class Arm64KvmVm(KvmVm):
 
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, on every vCPU alike."""
-        onereg.put(self.cpus[0].fd, onereg.TIMER_COUNTER, value)
+        onereg.put(self.cpus[0].fd, onereg.TIMER_COUNTER, integer("counter", value))
 
     def _traits_of(self, vcpu: Descriptor) -> list[Trait]:
         traits = [Trait(COUNTER_TRAIT, Rule.EQUAL, self.counter_hz)]

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 
+from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.kvm.ioctl import Descriptor, io, iow
 from sterna.hypervisor.kvm.system import Capability
 from sterna.hypervisor.kvm.vm import KvmVm
@@ -83,7 +84,7 @@ class X86KvmVm(KvmVm):
 
     def set_counter(self, value: int) -> None:
         """Let the VM's clock go on from `value`. The vCPUs' time records follow when they next run."""
-        set_clock(self.fd, value)
+        set_clock(self.fd, integer("counter", value))
 
     def guest_traits(self) -> Sequence[Trait]:
         """CPUID, MSRs and what else the guest sees of this host's CPU."""
