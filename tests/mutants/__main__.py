@@ -47,7 +47,7 @@ def main() -> int:
     sound = True
     with campaign:
         print(
-            "| folder | points | mutants | killed | by a time limit | survived | of them known | score | seconds each |"
+            "| folder | points | mutants | killed | by a limit or a crash | survived | of them known | score | seconds each |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
         for name in options.folders or FOLDERS:
@@ -63,7 +63,7 @@ def main() -> int:
 def _show(name: str, score: Score, seconds: float, survivors: list[dict[str, object]]) -> bool:
     """Print a folder's row and what goes with it, and add its survivors: whether it has its score and can be trusted."""
     known = read_known()
-    late = sum(one.how == "time limit" for one in score.judged)
+    late = sum(one.how in ("limit", "crash") for one in score.judged)
     share = score.killed / max(1, len(score.judged))
     seen = sum(one.name in known for one in score.survivors)
     print(

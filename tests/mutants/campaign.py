@@ -153,8 +153,10 @@ class Campaign:
         """Judge a sample of a folder's mutants; those judged before, by what has not changed since, are not judged again."""
         with self._tree() as tree:
             recorded = record(tree, self._root, folder.tests, self._work / "recorded", self._say)
-        for test, outcome in recorded.unfit.items():
-            self._say(f"{name}: {test} {outcome} on the sound sources, so it judges nothing")
+        failed = [test for test, outcome in recorded.unfit.items() if outcome == "failed"]
+        self._say(f"{name}: {len(recorded.unfit) - len(failed)} tests are skipped here, and judge nothing")
+        for test in failed:
+            self._say(f"{name}: {test} failed on the sound sources, so it judges nothing")
         points = self.points(folder)
         results = self._work / f"{name}.jsonl"
         with results.open("a+b") as file:

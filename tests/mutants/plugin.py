@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 _REPORT = Path(os.environ["MUTANTS_REPORT"])
+_ERRORS = os.fdopen(os.dup(2), "w")
+"""Standard error, also while pytest captures it."""
 _PLAN: dict[str, float] = dict(
     json.loads(Path(plan).read_text()) if (plan := os.environ.get("MUTANTS_PLAN")) else ()
 )
@@ -44,7 +46,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     began = time.monotonic()
     if item.nodeid in _PLAN:
         # A thread of C's own ends the process: also one in a loop that has the interpreter's lock, or needs none.
-        faulthandler.dump_traceback_later(_PLAN[item.nodeid], exit=True)
+        faulthandler.dump_traceback_later(_PLAN[item.nodeid], exit=True, file=_ERRORS)
     try:
         return (yield)
     finally:

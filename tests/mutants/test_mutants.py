@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.mutants import campaign
+from tests.mutants import campaign, tree
 from tests.mutants.campaign import CONTROL, Campaign, InUse, Judged, Score, sample_of
 from tests.mutants.folders import FOLDERS, Folder
 from tests.mutants.known import read_known
 from tests.mutants.points import files_of, points_in
+from tests.mutants.tree import Tree
 
 ROOT = Path(__file__).parent.parent.parent
 TOY = Folder("src/toy", ("tests/toy",), {"src/toy/faults.py": "on purpose"})
@@ -138,7 +139,7 @@ def test_what_tests_can_see_is_killed_and_what_they_cannot_survives(
     double = judged["kernels.py: double: arithmetic: number + number => number - number"]
     assert (double.test, double.tests) == ("tests/toy/test_toy.py::test_quadruple", 1)
     for_ever = judged["kernels.py: count_down: statement: number -= 1 => pass"]
-    assert (for_ever.how, for_ever.test) == ("time limit", "tests/toy/test_toy.py::test_landed")
+    assert (for_ever.how, for_ever.test) == ("limit", "tests/toy/test_toy.py::test_landed")
     # The copy is sound again, and the project was never anything else.
     for name, text in SOURCES.items():
         assert (tmp_path / name).read_text() == text
@@ -162,6 +163,35 @@ def test_what_tests_can_see_is_killed_and_what_they_cannot_survives(
     assert {again[name].test for name in seen} == {"tests/toy/test_more.py::test_unseen"}
     assert len(results.read_text().splitlines()) == len(first.splitlines()) + len(seen)
     assert {json.loads(line)["killed"] for line in results.read_text().splitlines()[-len(seen) :]} == {True}
+
+
+@pytest.mark.parametrize(
+    ("body", "end"),
+    [
+        ("assert 1 == 2", ("test", "assert 1 == 2")),
+        ("os._exit(1)", ("crash", "exit code 1")),
+        ("os.kill(os.getpid(), 11)", ("crash", "exit code -11")),
+        ("time.sleep(1000)", ("limit", "")),
+        ("kept = []\n    while True: kept.append(b'x' * (1 << 26))", ("limit", "")),
+        ("pass", ("", "")),
+    ],
+)
+def test_how_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, end: tuple[str, str]
+) -> None:
+    (tmp_path / "tests" / "toy").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text(SOURCES["pyproject.toml"])
+    (tmp_path / "tests" / "toy" / "test_end.py").write_text(
+        f"import os\nimport time\n\ndef test_before():\n    pass\n\ndef test_end():\n    {body}\n"
+    )
+    shutil.copytree(ROOT / "tests" / "mutants", tmp_path / "tests" / "mutants")
+    monkeypatch.setattr(tree, "RESIDENT_BYTES", 1 << 29)
+    test = "tests/toy/test_end.py::test_end"
+    plan = [("tests/toy/test_end.py::test_before", 600.0), (test, 3.0 if "sleep" in body else 600.0)]
+    run = Tree(tmp_path, tmp_path / "tree", tmp_path / "cache").run(plan)
+    assert (run.how, run.failed) == (end[0], bool(end[0]))
+    assert run.why.endswith(end[1])
+    assert run.test == (test if run.failed else "")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,14 @@ from pathlib import Path
 _KINDS = ("src", "tests")
 _COPIED = (*_KINDS, "pyproject.toml", "docs", "bench")
 _IGNORED = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
-DATA_BYTES = 8 << 30
-"""Private memory that a run may have: a changed size may be any size."""
+RESIDENT_BYTES = 6 << 30
+"""Memory that a run may take: a changed size may be any size. What is only mapped is not counted: each emulated CPU maps half a
+gigabyte for its code.
+"""
+_LOOK_S = 0.2
+"""Between two looks at how much it has."""
+_TIMED_OUT = "Timeout ("
+"""How faulthandler begins what it says."""
 _NO_TESTS = 5
 """Exit code of pytest."""
 COLLECTION_S = 300.0
@@ -35,7 +42,7 @@ class Run:
     """How the tests went.
 
     :ivar failed: whether any did, or none could be run
-    :ivar how: by a test that failed, in collection, by a crash, by a time limit
+    :ivar how: by a test that failed, in collection, by a crash, by a limit to time or memory
     :ivar test: the test that saw it, where one did
     :ivar why: the last line of what it said
     :ivar seconds: all together
@@ -50,6 +57,14 @@ class Run:
 
 class NoTests(Exception):
     """pytest found nothing to run."""
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory that a process has by now."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 class Tree:
@@ -139,8 +154,8 @@ class Tree:
         for line in lines:
             if line.get("outcome") == "failed":
                 return Run(True, "test", str(line["test"]), str(line["why"]), sum(seconds))
-        if code is None or (unfinished and code == 1):
-            return Run(True, "time limit", unfinished, "", sum(seconds))
+        if code is None or (unfinished and _TIMED_OUT in text):
+            return Run(True, "limit", unfinished, "", sum(seconds))
         if unfinished:
             return Run(True, "crash", unfinished, f"exit code {code}", sum(seconds))
         if code == 0:
@@ -176,12 +191,13 @@ class Tree:
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES)),
             )
+        end = float("inf") if limit is None else time.monotonic() + limit
         code: int | None = None
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(limit)
+            while code is None and time.monotonic() < end and _resident_bytes(process.pid) < RESIDENT_BYTES:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(_LOOK_S)
         finally:
             # Whatever tests have left running goes with them.
             with contextlib.suppress(ProcessLookupError):
