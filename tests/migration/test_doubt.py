@@ -8,6 +8,7 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 
 from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
@@ -15,6 +16,7 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError, InDoubt, ProtocolError
 from sterna.migration.handshake import Commit, Hello, Nack, Offer, Running
+from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event, Outcome
 
 ID = bytes(range(16))
@@ -185,7 +187,6 @@ def test_any_flip_of_a_message_is_noticed(at: int, bit: int) -> None:
     ("kind", "message"),
     [
         (Hello, {"version": 1, "features": [], "incoming_id": "", "clock_ns": None}),
-        (Hello, {"version": 1, "features": [], "incoming_id": "", "clock_ns": 1, "host": {"a": None}}),
         (Offer, {"migration_id": "", "verify": True, "multifd": None}),
         (Nack, {"reason": "", "chunk": None}),
         (Commit, {"stop_ns": None, "clock_offset_ns": 0}),
@@ -203,6 +204,32 @@ def test_a_number_that_no_peer_can_mean_is_refused_where_it_arrives(
         handshake.decode(data + xxhash.xxh32_digest(data), kind)
     good = json.dumps(message).replace("null", "5").encode()
     assert isinstance(handshake.decode(good + xxhash.xxh32_digest(good), kind), kind)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 64, 10**400])
+def test_what_a_host_has_is_a_number_of_64_bits(number: int) -> None:
+    hello = Hello(1, [], "", 1, {"register": (1 << 64) - 1})
+    assert handshake.decode(handshake.encode(hello), Hello) == hello
+    data = handshake.encode(hello)[:-4].replace(str((1 << 64) - 1).encode(), str(number).encode())
+    with pytest.raises(ProtocolError, match="malformed Hello message from the peer"):
+        handshake.decode(data + xxhash.xxh32_digest(data), Hello)
+
+
+def test_a_commit_that_cannot_be_starts_no_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = handshake.encode
+    data = b'{"stop_ns":-1%s,"clock_offset_ns":0}' % (b"0" * 400)
+    monkeypatch.setattr(
+        handshake,
+        "encode",
+        lambda payload: data + xxhash.xxh32_digest(data) if isinstance(payload, Commit) else encode(payload),
+    )
+    with hosts(source_guest(16), waiting_guest(16)) as (here, there):
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.FAILED
+        assert not info.in_doubt
+        assert here.guest.running
+        assert not there.guest.running
 
 
 def test_a_clock_of_another_age_is_no_answer() -> None:

@@ -87,7 +87,8 @@ class PrivateMessage(IntEnum):
 ClockNs = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 """A peer's CLOCK_REALTIME in ns, up to the year 2116; sums and differences of two are good for the guest's clock too."""
 OffsetNs = Annotated[int, msgspec.Meta(gt=-(1 << 62), lt=1 << 62)]
-HostNumber = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_TRAIT_LIMIT = 1 << 64
+"""What a host has is 64 bits without sign (`sterna.hypervisor.traits.Trait`)."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -100,12 +101,17 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar process: its process; a sterna 0.1 states none
     """
 
-    version: HostNumber
+    version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
     features: list[str]
     incoming_id: str
     clock_ns: ClockNs
-    host: dict[str, HostNumber] = {}
+    host: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = {}
     process: ProcessIdentity | None = None
+
+    def __post_init__(self) -> None:
+        # msgspec has no bound beyond 63 bits.
+        if any(value >= _TRAIT_LIMIT for value in self.host.values()):
+            raise ValueError("what a host has is a number of 64 bits")
 
 
 class Offer(msgspec.Struct, frozen=True):
