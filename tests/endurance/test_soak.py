@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -82,6 +84,30 @@ def heaps_of_threads(pid: int) -> int:
         start % HEAP_BYTES == 0 and access == "rw-p" and (end, start + HEAP_BYTES, "---p") in parts
         for start, end, access in parts
     )
+
+
+def test_what_is_free_within_the_heap_is_given_back() -> None:
+    program = """
+import ctypes
+from sterna.cli import heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) >> 8
+before = resident()
+blocks = [libc.malloc(50_000) for _ in range(1000)]
+for block in blocks:
+    ctypes.memset(block, 1, 50_000)
+for block in blocks[:-1]:
+    libc.free(block)
+held = resident()
+heap.give_back()
+print(held - before, resident() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    held, left = map(int, run.stdout.split())
+    assert held > 40, "MiB, of which glibc gives nothing back by itself"
+    assert left < 8
 
 
 def test_the_slope_leaves_out_what_is_taken_once() -> None:

@@ -16,3 +16,12 @@ def share_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give the kernel what is free in the heap (malloc_trim(3)): glibc by itself gives back only what is at its end, and so keeps
+    the most that was ever in use at once. It takes some milliseconds.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sterna.cli import heap
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.signals import heard_hangup
 from sterna.printable import printable
@@ -156,7 +157,6 @@ def _run(
     console: bool,
     ignored: tuple[str, ...],
 ) -> int:
-    from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_kernels
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
@@ -168,7 +168,7 @@ def _run(
             uri.parse(incoming)
         except UriError as error:
             raise UsageError(f"--incoming: {error}") from error
-    share_heap()
+    heap.share_heap()
     with contextlib.ExitStack() as stack:
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
@@ -264,6 +264,9 @@ class _RunningMachine:
 
     def observe(self, name: str, data: dict[str, Any]) -> None:
         """What a migration does, whether or not clients asked for events."""
+        if name == "MIGRATION" and data.get("status") in ("cancelled", "failed"):
+            # Its buffers are no more of use; where it completed, a guest has just begun to run.
+            heap.give_back()
         if name != "MIGRATION" or data.get("status") not in ("active", "failed", "completed"):
             return
         with self._lock:
