@@ -42,3 +42,48 @@ def test_a_migration_fetches_none() -> None:
     )
     assert program.returncode == 0, program.stderr
     assert json.loads(program.stdout.splitlines()[-1]) == []
+
+
+NO_MORE = """
+from sterna.memory import kernelcode
+def refused(kernel, key):
+    raise AssertionError(f"{kernel.name} {key}")
+kernelcode.fetch = refused
+"""
+ONE_ENTRY = f"""
+import numpy as np
+from sterna.cli.kernels import prepare_kernels
+prepare_kernels("kvm")
+{NO_MORE}
+from sterna.hypervisor.kvm import dirtyring
+entries = np.zeros((8, 4), dtype=np.uint32)
+entries[7] = 1, 2, 5, 0
+flags, slots, offsets = entries[:, 0], entries[:, 1], entries[:, 2:].view(np.uint64)[:, 0]
+words = np.zeros(1, dtype=np.uint64)
+for part in (slice(6, 8), slice(7, 8)):
+    assert dirtyring._count_new(flags[part]) == part.start - 6
+    assert dirtyring._mark(slots[part], offsets[part], 2, words, 64) == 1
+assert words == 1 << 5
+"""
+COMPRESSED = f"""
+from io import BytesIO
+import numpy as np
+from sterna.cli.kernels import prepare_survey_kernels
+prepare_survey_kernels()
+{NO_MORE}
+from sterna.stream.ram import ram_setup
+from sterna.stream.ram_survey import RamSurveyor
+from sterna.stream.reader import StreamReader
+surveyor = RamSurveyor(12, True)
+surveyor.read_setup(StreamReader(BytesIO(ram_setup([("ram", 8192)]))))
+surveyor.begin_epoch(0)
+for data in (bytes(4096), bytearray(4096)):  # as a decompressor gives it, and as it is read
+    surveyor.take_packet("ram", np.zeros(1, dtype=np.int64), data, 4096)
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+@pytest.mark.parametrize("program", [ONE_ENTRY, COMPRESSED], ids=["a ring's one entry", "compressed pages"])
+def test_arrays_that_come_now_and_then_need_no_code_of_their_own(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

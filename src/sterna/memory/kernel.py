@@ -171,13 +171,16 @@ class Kernel:
     def code(self, key: Key) -> Code:
         """Its machine code for these arguments, from the disk if it is there.
 
+        Code for what is expected serves more: a column of one item is contiguous, and what is only read may be writeable.
+
         :raise KernelError: When it cannot be compiled.
         """
         with _fetching:
             if key not in self._code:
                 from sterna.memory.kernelcode import fetch
 
-                self._code[key] = fetch(self, key)
+                served = self.ahead and key != self.expected and _serves(self.expected, key)
+                self._code[key] = self.code(self.expected) if served else fetch(self, key)
             return self._code[key]
 
     @property
@@ -213,6 +216,16 @@ class Kernel:
                 dtype = np.dtype(typing.get_args(typing.get_args(hint)[1])[0])
             key.append((dtype, ndim, flags))
         return tuple(key)
+
+
+def _serves(expected: Key, key: Key) -> bool:
+    """Whether code for what is expected takes these arguments as they are."""
+    return len(expected) == len(key) and all(
+        part[:2] == wanted[:2] and part[2] & wanted[2] == wanted[2]
+        if isinstance(part, tuple) and isinstance(wanted, tuple)
+        else part == wanted
+        for part, wanted in zip(key, expected, strict=True)
+    )
 
 
 def names_in(code: CodeType) -> set[str]:

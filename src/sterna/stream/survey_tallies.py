@@ -6,13 +6,13 @@ the current turn did.
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.bitmap import Words
-from sterna.memory.kernel import kernel
+from sterna.memory.kernel import READONLY, kernel
 from sterna.stream.ram_kernels import Bytes, copy
 
 
@@ -207,7 +207,7 @@ def _place_twin(
 def place_pages(
     pages: NDArray[np.int64],
     done: int,
-    data: Bytes,
+    data: Annotated[Bytes, READONLY],
     page_bits: int,
     turns: NDArray[np.uint32],
     times: NDArray[np.uint32],
