@@ -21,11 +21,14 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
-from sterna.migration.errors import InDoubt, StateError
+from sterna.migration.cancellation import Cancellation
+from sterna.migration.channels import uri as uris
+from sterna.migration.errors import InDoubt, MigrationError, StateError
+from sterna.migration.handover import Doubt
 from sterna.migration.handshake import GREETING
 from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.ownership import Event, NotTheOwner, Outcome, Standing
+from sterna.ownership import Event, NotTheOwner, Outcome, Ownership, Standing
 from sterna.stream import sections
 from sterna.stream.return_path import pong, shut
 from sterna.stream.wire import Command
@@ -140,6 +143,19 @@ def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
         assert ("it runs there too" in found.result()) is (says is Outcome.RUNNING)
         assert here.guest.running
         assert here.migrate("exec:cat > /dev/null").status is COMPLETED
+
+
+def test_a_question_that_is_given_up_says_nothing_of_a_destination_that_did_not_answer() -> None:
+    """The guest was forced to run here while nobody answered; the destination may have started it all the same."""
+    migration = bytes(range(16))
+    ownership = Ownership(Standing.OWNER)
+    ownership.apply(Event.COMMIT_SENT, migration)
+    ownership.apply(Event.FORCED_CONT)
+    doubt = Doubt(ownership, migration, uris.parse("tcp:127.0.0.1:1"))
+    with Cancellation() as ended:
+        ended.set()
+        with pytest.raises(MigrationError, match=r"was made to run here by force meanwhile$"):
+            doubt.resolve(60, ended)
 
 
 def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:

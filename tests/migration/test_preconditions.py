@@ -1,10 +1,15 @@
 """What cannot be done is refused before it has any effect."""
 
 import errno
+import inspect
 import os
 import socket
 import stat
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.migration.double import DoubleGuest
@@ -12,6 +17,7 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, wai
 from tests.refusal import Refusal, refusing
 
 from sterna.migration.channels.tcp import TcpUri
+from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.proxy.proxy import Proxy
 from sterna.migration.proxy.recording import RecordingError
@@ -167,3 +173,50 @@ def test_nothing_left_to_send_fits_every_limit(policy: str) -> None:
         assert info.status is COMPLETED, info.error
         assert info.passes[-2].dirty_pages_after == 0
         assert_one_runs(here.guest, there.guest)
+
+
+def test_a_limit_that_changes_while_a_migration_is_made_is_that_of_the_migration() -> None:
+    def observe(name: str, data: dict[str, Any]) -> None:
+        if data.get("status") == "setup":
+            controller.set_parameters({"max-bandwidth": 0})
+
+    with (
+        hosts(waiting_guest()) as (there,),
+        source_guest() as guest,
+        MigrationController(guest, observe=observe) as controller,
+    ):
+        controller.set_parameters({"max-bandwidth": 100})
+        controller.migrate(there.controller.incoming(TCP))
+        assert controller.wait(300).status is COMPLETED
+
+
+def test_a_capability_that_is_switched_on_meanwhile_is_seen() -> None:
+    """Whoever migrates waits for whoever sets, and then goes by what was set."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Changes(dict[str, bool | None]):
+        def items(self) -> Any:
+            inside.set()
+            assert go_on.wait(300)
+            return super().items()
+
+    lines, first = inspect.getsourcelines(MigrationController.migrate)
+    waits_at = first + next(i for i, line in enumerate(lines) if "with self._lock" in line)
+    code = MigrationController.migrate.__code__
+
+    def waits(thread: threading.Thread) -> bool:
+        frame = sys._current_frames()[thread.ident or 0]
+        return frame.f_code is code and frame.f_lineno == waits_at
+
+    with hosts(source_guest()) as (here,), ThreadPoolExecutor(1) as setter, ThreadPoolExecutor(1) as user:
+        set_ = setter.submit(here.controller.set_capabilities, Changes(multifd=True))
+        assert inside.wait(300)
+        thread = user.submit(threading.current_thread).result()
+        migrated = user.submit(here.controller.migrate, "exec:cat > /dev/null")
+        while not waits(thread):
+            assert not migrated.done()
+        go_on.set()
+        set_.result()
+        with pytest.raises(StateError, match="multifd is not supported by current protocol"):
+            migrated.result()
+        assert here.controller.info().status is MigrationStatus.NONE

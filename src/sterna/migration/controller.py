@@ -66,8 +66,8 @@ class MigrationController:
         target = uris.parse(uri)
         if resume:
             raise StateError("a migration cannot be resumed: postcopy is not implemented")
-        self._check_channels(target)
         with self._lock:
+            self._check_channels(target)
             self._check_open()
             self._check_not_asking()
             self._check_owner()
@@ -86,6 +86,7 @@ class MigrationController:
             # The status is there when the call returns: whoever asks next sees this migration.
             progress.enter(MigrationStatus.SETUP)
             self._source = source
+            self._parameters_changed()  # they may have since it was made
             thread = threading.Thread(target=source.run, name="migration", daemon=True)
             try:
                 thread.start()

@@ -66,6 +66,7 @@ class Doubt:
                 self._is_over(told)
         except (InDoubt, Cancelled) as silent:
             reason = str(silent)
+            self._forced = True  # if it is over all the same: no answer ended it
         match self.ownership.standing:
             case Standing.AWAY:
                 self._confirm(uri, cancellation)
