@@ -1,6 +1,7 @@
 """The QMP server against well-behaved, broken and hostile clients."""
 
 import asyncio
+import contextlib
 import json
 import resource
 import select
@@ -445,6 +446,19 @@ def test_an_answer_is_not_waited_for_for_ever(said: bytes) -> None:
             pytest.raises(ConnectionLost, match=r"does not answer: 'query-status' was sent 0\.05 s ago"),
         ):
             client.command("query-status")
+
+
+def test_an_answer_that_comes_late_is_not_the_next_commands() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+        with QmpClient(near, "it", 0.05, greeting_seconds=TIMEOUT) as client:
+            with pytest.raises(ConnectionLost, match="does not answer: 'query-status'"):
+                client.command("query-status")
+            with contextlib.suppress(OSError):
+                far.sendall(b'{"return": "late"}\n')
+            with pytest.raises(ConnectionLost, match=r"^it: "):
+                client.command("query-migrate")
 
 
 def test_events_are_no_answer() -> None:

@@ -85,6 +85,13 @@ class QmpClient:
 
     def execute(self, name: str, arguments: dict[str, Any]) -> Any:
         """As `command`, with the arguments under their own names."""
+        try:
+            return self._execute(name, arguments)
+        except ConnectionLost:
+            self.close()  # an answer that comes late is not the next command's
+            raise
+
+    def _execute(self, name: str, arguments: dict[str, Any]) -> Any:
         message: dict[str, Any] = {"execute": name}
         if arguments:
             message["arguments"] = arguments
