@@ -316,6 +316,32 @@ def test_settings_are_those_of_one_try(tmp_path: Path) -> None:
         assert (done.returncode, "QMP-ADDRESS is to be the source's" in done.stderr) == (1, True)
 
 
+def test_what_another_client_sets_meanwhile_is_not_set_back(tmp_path: Path) -> None:
+    with pair(tmp_path) as (source, destination):
+        before = settings_of(source)
+        options = (
+            "--bandwidth",
+            "4kB",
+            "--downtime-limit",
+            "7s",
+            "--policy",
+            "fixed",
+            "--auto-converge",
+            "--json",
+        )
+        process = subprocess.Popen(
+            [*COMMAND, source.address, destination.incoming_uri(), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: source.qmp.command("query-migrate").get("status") == "active")
+        source.qmp.command("migrate-set-parameters", max_bandwidth=0)
+        out, _ = process.communicate(timeout=TIMEOUT)
+        assert json.loads(out)["status"] == "completed"
+        before[0]["max-bandwidth"] = 0
+        assert settings_of(source) == before
+
+
 def test_nothing_is_set_on_a_migration_that_is_under_way(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, destination):
         source.qmp.command("migrate-set-parameters", max_bandwidth=4096)

@@ -58,40 +58,50 @@ def _value(name: str, value: Any) -> str:
 @contextmanager
 def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
     """The settings are in force in the body of the `with` statement. However that ends, they are set back, as far as the VM
-    is still there and lets them: one whose migration goes on keeps its capabilities.
+    is still there and lets them: one whose migration goes on keeps its capabilities. What another client has changed meanwhile
+    stays as that client wants it.
 
     :raise QmpError: When the VM refuses them.
     """
-    parameters = dict(client.command("query-migrate-parameters"))
-    capabilities = {one["capability"]: one["state"] for one in client.command("query-migrate-capabilities")}
+    before, capabilities_before = _settings(client)
     # A sterna tells what its user said of a capability from what it may choose itself.
-    own = "x-sterna-policy" in parameters
-    asked = client.command("x-sterna-query-asked-capabilities") if own else capabilities
-    old_parameters = {name: parameters[name] for name in settings.parameters if name in parameters}
-    old_capabilities = [
-        {"capability": name, "state": capabilities[name] if name in asked else None}
-        for name in settings.capabilities
-        if name in capabilities
-    ]
+    own = "x-sterna-policy" in before
+    asked = client.command("x-sterna-query-asked-capabilities") if own else capabilities_before
+    tried, tried_capabilities = dict(settings.parameters), dict(settings.capabilities)
     keep = False
     try:
-        if settings.parameters:
-            client.execute("migrate-set-parameters", dict(settings.parameters))
-        if settings.capabilities:
-            states = [{"capability": name, "state": on} for name, on in settings.capabilities.items()]
+        if tried:
+            client.execute("migrate-set-parameters", tried)
+        if tried_capabilities:
+            states = [{"capability": name, "state": on} for name, on in tried_capabilities.items()]
             client.execute("migrate-set-capabilities", {"capabilities": states})
-        in_force = InForce(
-            parameters | dict(settings.parameters),
-            capabilities | dict(settings.capabilities),
-            frozenset(settings.parameters) | frozenset(settings.capabilities),
-        )
+        in_force = InForce(*_settings(client), frozenset(tried) | frozenset(tried_capabilities))
+        tried = {name: in_force.parameters.get(name, value) for name, value in tried.items()}
         yield in_force
         keep = in_force.keep
     finally:
-        if not keep:
-            with suppress(QmpError, ConnectionLost):
-                if old_parameters:
-                    client.execute("migrate-set-parameters", old_parameters)
-            with suppress(QmpError, ConnectionLost):
+        with suppress(QmpError, ConnectionLost):
+            if not keep:
+                now, capabilities_now = _settings(client)
+                old_parameters = {
+                    name: before[name]
+                    for name, value in tried.items()
+                    if name in before and now.get(name) == value
+                }
+                old_capabilities = [
+                    {"capability": name, "state": capabilities_before[name] if name in asked else None}
+                    for name, state in tried_capabilities.items()
+                    if name in capabilities_before and capabilities_now[name] is state
+                ]
+                with suppress(QmpError):
+                    if old_parameters:
+                        client.execute("migrate-set-parameters", old_parameters)
                 if old_capabilities:
                     client.execute("migrate-set-capabilities", {"capabilities": old_capabilities})
+
+
+def _settings(client: QmpClient) -> tuple[dict[str, Any], dict[str, bool]]:
+    """What a VM is set to now: parameters and capabilities."""
+    states = client.command("query-migrate-capabilities")
+    parameters = dict(client.command("query-migrate-parameters"))
+    return parameters, {one["capability"]: one["state"] for one in states}
