@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class ServerThread:
 
     def client(self) -> QmpClient:
         return QmpClient.connect(self.address, TIMEOUT)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have the server's loop do something."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, action)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._end.set)

@@ -13,6 +13,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable, serving
+from sterna.monitor import session as sessions
 from sterna.monitor.addresses import AddressError, listen, parse_address
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
@@ -500,3 +501,17 @@ def test_what_a_server_says_moves_no_cursor() -> None:
                 client.command("query-status")
     assert caught.value.desc == "\\x1b]0;title\\x07"
     assert caught.value.error_class == "\\x1bx"
+
+
+def test_signals_are_heard_while_the_end_waits_for_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command here ends by what the server's loop does, as the process does by a second signal."""
+    monkeypatch.setattr(sessions, "_CLOSE_SECONDS", 0.05)
+    table = SmallTable()
+    with serving(table, tmp_path / "q") as server:
+        client = server.raw()
+        client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "wait"}')
+        assert table.waiting.wait(TIMEOUT)
+        server.call_later(1.0, table.gate.set)
+    client.close()

@@ -78,7 +78,8 @@ class QmpServer:
         for task in sessions.values():
             task.cancel()
         await asyncio.gather(*sessions.values(), return_exceptions=True)
-        self._executor.shutdown(wait=True)
+        # The loop goes on meanwhile: a second signal ends what a command that hangs would hold up.
+        await asyncio.to_thread(self._executor.shutdown)
 
     def _broadcast(self, message: bytes) -> None:
         for session in list(self._sessions):
