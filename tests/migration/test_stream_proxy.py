@@ -29,7 +29,7 @@ from sterna.migration.proxy.connection import Connection, End, Kind
 from sterna.migration.proxy.outcome import Outcome
 from sterna.migration.proxy.proxy import Proxy, ProxyView
 from sterna.migration.proxy.recording import Recording, RecordingError
-from sterna.migration.proxy.tap import LeftBehind, Tap
+from sterna.migration.proxy.tap import PATIENCE_SECONDS, LeftBehind, Tap
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.capture import survey_file
 from sterna.stream.return_path import shut
@@ -637,6 +637,10 @@ def test_a_reader_that_stands_still_is_left_behind() -> None:
         slow.readinto(memoryview(bytearray(16)))
     tap.commit(4)
     assert other.readinto(memoryview(bytearray(16))) == 4
+
+
+def test_a_source_has_more_patience_than_the_proxy_has_with_its_readers() -> None:
+    assert 0 < PATIENCE_SECONDS < SocketChannel.patience_seconds
 
 
 def test_a_tap_without_readers_never_waits() -> None:

@@ -12,12 +12,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 
+from sterna.migration.channels.sockets import VANISHED_SECONDS
+
 RING_BYTES = 16 << 20
 ROOM_BYTES = 512 << 10
 """Most bytes that are received at once."""
 HEAD_BYTES = 8
-PATIENCE_SECONDS = 30.0
-"""How long a reader may hold the forwarding up without reading a byte."""
+PATIENCE_SECONDS = VANISHED_SECONDS / 2
+"""How long a reader may hold the forwarding up without reading a byte: the source must not take it for the destination's end."""
 _MARK_BYTES = 4 << 10
 _MARKS = 4096
 
