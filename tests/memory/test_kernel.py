@@ -164,6 +164,35 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, mo
     assert "Unknown attribute 'nothing'" in run(BAD)
 
 
+WAITS = """
+import fcntl
+from sterna.memory import bitmap, kernelcache
+from sterna.memory.ahead import fetch_kernels
+told = []
+def tell(text):
+    told.append(text)
+    if len(told) == 3:
+        raise KeyboardInterrupt
+with kernelcache.opened() as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        fetch_kernels(tell)
+    except KeyboardInterrupt:
+        assert set(told) == {"another process is compiling kernels: waiting for it"}
+    else:
+        raise AssertionError(told)
+told[:] = []
+fetch_kernels(told.append)
+assert told[-1] == "compiling kernels (once): 1 of 1"
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run(WAITS)
+
+
 BEGUN = """
 from sterna.migration import xbzrle_kernels
 from sterna.stage2 import tables

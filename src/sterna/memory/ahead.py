@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ Tell = Callable[[str], None]
 
 _LENGTH = struct.Struct("!Q")
 _PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.1
 
 
 def fetch_kernels(tell: Tell = lambda text: None) -> None:
@@ -55,12 +57,19 @@ def _alone(tell: Tell) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError, UnsafeError):
             directory = stack.enter_context(kernelcache.opened())
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            # Not in the kernel: whoever is told may end the wait.
+            while not _locked(directory):
                 tell("another process is compiling kernels: waiting for it")
-                fcntl.flock(directory, fcntl.LOCK_EX)
+                time.sleep(_LOOK_SECONDS)
         yield
+
+
+def _locked(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
