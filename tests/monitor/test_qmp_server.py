@@ -347,14 +347,6 @@ def test_unix_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Pat
     first.close()
 
 
-def test_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "precious"
-    file.write_text("data")
-    with pytest.raises(AddressError, match="in use"):
-        listen(parse_address(f"unix:{file}"))
-    assert file.read_text() == "data"
-
-
 def test_tcp_listens_on_loopback_unless_told_otherwise() -> None:
     with listen(parse_address("tcp::0,server")) as listener:
         host, port = listener.getsockname()[:2]

@@ -184,8 +184,7 @@ class UnixSerial:
     def __init__(self, path: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._listener.bind(str(path))
-            self._path = SocketPath.bound(path)
+            self._path = SocketPath.bind(self._listener, str(path))
             self._listener.listen(_BACKLOG)
         except OSError as error:
             self._listener.close()

@@ -2,14 +2,13 @@
 ``fd:N``.
 """
 
-import errno
 import os
 import socket
-import stat
 from dataclasses import dataclass
 
 from sterna.hostlookup import look_up
 from sterna.monitor.protocol import QmpError
+from sterna.socketpath import SocketPath, what_is_no_socket
 
 
 class AddressError(QmpError):
@@ -103,6 +102,8 @@ def connect(address: MonitorAddress, timeout: float | None = None) -> socket.soc
         if address.kind == "fd":
             return socket.socket(fileno=os.dup(address.fd))
         if address.kind == "unix":
+            if (reason := what_is_no_socket(address.path)) is not None:
+                raise AddressError(f"cannot connect to {address}: {reason}")
             return _connect(socket.AF_UNIX, address.path, timeout)
         *others, last = look_up(address.host, address.port)
         for family, target in others:
@@ -142,33 +143,12 @@ def _listen_tcp(address: MonitorAddress) -> socket.socket:
 def _listen_unix(address: MonitorAddress) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
-        try:
-            listener.bind(address.path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(address):
-                raise
-            os.unlink(address.path)
-            listener.bind(address.path)
+        SocketPath.bind(listener, address.path)
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
-
-
-def _is_stale(address: MonitorAddress) -> bool:
-    """Whether the file is a socket that nobody listens on."""
-    if not stat.S_ISSOCK(os.stat(address.path).st_mode):
-        return False
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            probe.connect(address.path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _adopt(address: MonitorAddress) -> socket.socket:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import stat
 from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
@@ -10,7 +9,7 @@ from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
-from sterna.socketpath import SocketPath
+from sterna.socketpath import SocketPath, what_is_no_socket
 
 FORM = "unix:PATH"
 _PATH_MAX = 107
@@ -29,7 +28,10 @@ class UnixUri:
     def connect(self, cancellation: Cancellation, timeout_seconds: float = CONNECT_SECONDS) -> SocketChannel:
         """
         :raise ConnectionRefused: When nobody listens there.
+        :raise ChannelError: When something else than a socket is there.
         """
+        if (reason := what_is_no_socket(self.path)) is not None:
+            raise ChannelError(f"cannot connect to {self}: {reason}")
         return connect_socket([(socket.AF_UNIX, self.path)], str(self), cancellation, timeout_seconds)
 
     def listen(self) -> Listener:
@@ -38,31 +40,13 @@ class UnixUri:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._remove_stale()
-            sock.bind(self.path)
-            bound = SocketPath.bound(self.path)
+            bound = SocketPath.bind(sock, self.path)
             sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()
             raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
         return Listener(sock, str(self), bound.remove)
-
-    def _remove_stale(self) -> None:
-        """A socket file that nobody listens on is left over from a process that died."""
-        try:
-            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
-                return
-        except OSError:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(self.path)
-            except ConnectionRefusedError:
-                os.unlink(self.path)
-            except OSError:
-                pass
 
 
 def parse(rest: str) -> UnixUri:
