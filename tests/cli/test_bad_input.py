@@ -302,6 +302,56 @@ def test_an_error_is_told_where_no_output_can_be_written(tmp_path: Path) -> None
     assert (done.stderr, done.returncode) == ("", 1)
 
 
+CLOSE = 'exec {0}; exec {1} -m sterna "$@"'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("stream", "digest", "memory={memory}"),
+        ("stream", "digest", "--json", "memory={memory}"),
+        ("testbed", "list"),
+    ],
+)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_if_nobody_looked(
+    arguments: tuple[str, ...], closed: str, tmp_path: Path
+) -> None:
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(4096))
+    done = subprocess.run(
+        ["sh", "-c", CLOSE.format(closed, sys.executable), "sh"]
+        + [text.format(memory=memory) for text in arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert bool(done.stdout) == (">&-" not in closed.split())
+
+
+def test_an_error_is_no_output_where_standard_error_is_closed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", CLOSE.format("2>&-", sys.executable), "sh", "run", "--nope"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("", 2)
+
+
+def test_no_descriptor_gets_the_number_of_a_closed_standard_input() -> None:
+    done = subprocess.run(
+        ["sh", "-c", CLOSE.format("<&-", sys.executable), "sh", "migrate", "fd:0", "tcp:127.0.0.1:1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert "fd:0: Socket operation on non-socket" in one_line(done.stderr)
+    assert done.returncode == 1
+
+
 def test_an_error_is_one_line_that_no_terminal_obeys(cli, tmp_path: Path) -> None:
     _, _, error = cli("migrate", f"unix:{tmp_path}/\x1b[2J\x07", "tcp:127.0.0.1:1")
     assert "\\x1b[2J\\x07" in one_line(error)

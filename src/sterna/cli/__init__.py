@@ -9,7 +9,7 @@ import click
 
 from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
-from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded
+from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
 from sterna.printable import printable
 
 COMMANDS = {
@@ -55,11 +55,11 @@ def _sterna() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 2 for a wrong call, 1 for a failure, or the command's own code."""
     given = sys.argv[1:] if arguments is None else arguments
+    open_closed_streams()
     with guarded() as out:
         try:
             code = _run(arguments)
-            if out is not None:
-                out.flush()
+            out.flush()
         except OutputError as error:
             discard_output()
             _fail(str(error), error.code, given, None)

@@ -220,7 +220,5 @@ def choose_display(*, json: bool) -> Display:
     """Nothing for machines, the live display on a terminal, lines otherwise."""
     if json:
         return Display()
-    drawn = (
-        sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    )
+    drawn = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return LiveDisplay() if drawn else PlainDisplay(sys.stderr)

@@ -48,20 +48,33 @@ class GuardedStream:
         return getattr(self._stream, name)
 
 
+def open_closed_streams() -> None:
+    """Standard streams that are closed lead to /dev/null from now on. A file or socket that is opened later would get their
+    number, and what is meant for standard output would go there.
+    """
+    for fd, mode in enumerate("rww"):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number, which is this one. Commands that are started inherit it as the rest.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(
+                sys, ("stdin", "stdout", "stderr")[fd], os.fdopen(fd, mode, encoding="utf-8", closefd=False)
+            )
+
+
 @contextmanager
-def guarded() -> Iterator[GuardedStream | None]:
+def guarded() -> Iterator[GuardedStream]:
     """In the body of the `with` statement a standard output that takes no more raises `OutputError`, and one that nobody
     reads any more BrokenPipeError. Standard error that takes no more is done without.
 
-    :return: the guarded standard output; None where there is none
+    :return: the guarded standard output
     """
     before = sys.stdout, sys.stderr
-    out = None if sys.stdout is None else GuardedStream(sys.stdout, _refuse)
+    out = GuardedStream(sys.stdout, _refuse)
     try:
-        if out is not None:
-            sys.stdout = out
-        if sys.stderr is not None:
-            sys.stderr = GuardedStream(sys.stderr, lambda error: None)
+        sys.stdout = out
+        sys.stderr = GuardedStream(sys.stderr, lambda error: None)
         yield out
     finally:
         sys.stdout, sys.stderr = before
