@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sterna
-from sterna.memory.kernel import COMPILED
+from sterna.memory.kernel import COMPILED, KernelError, kernel
 
 WITHOUT_A_COMPILER = """
 import sys
@@ -162,6 +163,16 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "Unknown attribute 'nothing'" in run(BAD)
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_results_that_python_would_get_wrong_are_refused() -> None:
+    @kernel(ahead=False)
+    def unsigned(x: int) -> tuple[int, np.uint64]:
+        return x, np.uint64(1) << np.uint64(63)
+
+    with pytest.raises(KernelError, match="which compiled code cannot give to Python"):
+        unsigned(1)
 
 
 WAITS = """

@@ -35,7 +35,7 @@ def compile_kernel(kernel: Kernel, key: Key) -> tuple[str, str, bytes]:
     result = compiled.signature.return_type
     returned = list(result) if isinstance(result, types.BaseTuple) else [result]
     codes = [_RETURNS.get(one) for one in returned]
-    if None in codes or (len(codes) > 1 and "b" in codes):
+    if None in codes or (len(codes) > 1 and not {"i"}.issuperset(codes)):
         raise KernelError(f"{kernel.name} returns {result}, which compiled code cannot give to Python")
     _check_convention(compiled)
     returns = "".join(code for code in codes if code is not None)
