@@ -1,6 +1,7 @@
 """Compiled code is at hand before a migration needs it: a guest that stands still would wait for it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,23 @@ for data in (bytes(4096), bytearray(4096)):  # as a decompressor gives it, and a
 def test_arrays_that_come_now_and_then_need_no_code_of_their_own(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+
+
+GLANCE = """
+from sterna.cli import kernels
+asked = []
+kernels.prepare_kernels = lambda *_: asked.append(True)
+kernels.compile_kernels()
+print(len(asked))
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+def test_another_compiler_compiles_again(tmp_path: Path) -> None:
+    def asked(**settings: str) -> int:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **settings}
+        return int(
+            subprocess.run([sys.executable, "-c", GLANCE], env=environment, capture_output=True).stdout
+        )
+
+    assert [asked(), asked(), asked(NUMBA_OPT="1"), asked(NUMBA_OPT="1")] == [1, 0, 1, 0]

@@ -88,12 +88,12 @@ def test_so_do_arguments() -> None:
 def test_so_do_the_compilers_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint(kernels(), KEY)
     monkeypatch.setenv(name, "1")
-    module._target.cache_clear()
+    module.target.cache_clear()
     try:
         assert fingerprint(kernels(), KEY) != before
     finally:
         monkeypatch.undo()
-        module._target.cache_clear()
+        module.target.cache_clear()
 
 
 def test_what_is_no_constant_is_refused() -> None:

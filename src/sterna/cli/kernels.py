@@ -39,8 +39,16 @@ def prepare_survey_kernels() -> None:
 
 
 def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
-    """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources will do."""
-    digest = hashlib.sha256(accel.encode())
+    """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources, and at
+    what they are compiled for, will do.
+    """
+    from sterna.memory.kernel import COMPILED
+
+    if not COMPILED:
+        return
+    from sterna.memory.fingerprint import target
+
+    digest = hashlib.sha256(f"{accel} {target()}\0".encode())
     for path in sorted(Path(sterna.__file__).parent.rglob("*.py")):
         found = path.stat()
         digest.update(f"{path} {found.st_size} {found.st_mtime_ns}\0".encode())

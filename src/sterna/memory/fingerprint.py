@@ -29,7 +29,7 @@ def fingerprint(kernel: Kernel, key: Key) -> str:
 
     :raise TypeError: When a kernel reads something that cannot be told apart.
     """
-    parts = [_target(), *map(_source, _MAKERS), _of_kernel(kernel), *map(_plain, key)]
+    parts = [target(), *map(_source, _MAKERS), _of_kernel(kernel), *map(_plain, key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -39,7 +39,7 @@ def sources_changed() -> bool:
 
 
 @functools.cache
-def _target() -> str:
+def target() -> str:
     """The processor, Python, and the compiler with its settings."""
     features = binding.get_host_cpu_features().flatten()
     settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
