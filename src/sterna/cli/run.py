@@ -252,7 +252,7 @@ class _RunningMachine:
         self._one_try = one_try
         self._lock = threading.Lock()
         self._migration: MigrationController | None = None
-        self._began_early = False
+        self._early_status = ""
         self._incoming_failed = False
         self._ended = threading.Event()
         self._reported = False
@@ -273,12 +273,13 @@ class _RunningMachine:
             migration = self._migration
             if migration is None:
                 # An incoming migration began before `main`, which tells it.
-                self._began_early = True
+                self._early_status = data["status"]
                 return
-        self._tell_migration(migration.info())
+        self._tell_migration(data["status"], migration.info())
 
-    def _tell_migration(self, info: "MigrationInfo") -> None:
-        match info.status.value:
+    def _tell_migration(self, status: str, info: "MigrationInfo") -> None:
+        """Tell people of a status; the migration may be further on by now, and will tell so itself."""
+        match status:
             case "active" if info.incoming and info.socket_address:
                 _tell(f"a guest comes in from {info.source}")
             case "failed":
@@ -318,8 +319,8 @@ class _RunningMachine:
         self._end = asyncio.Event()
         with self._lock:
             self._migration = migration
-        if self._began_early:
-            self._tell_migration(migration.info())
+            early_status = self._early_status
+        self._tell_migration(early_status, migration.info())
         control = Control(self._machine, migration, self._quit)
         server = QmpServer(Commands(control))
         self._emit_to = server.emit
