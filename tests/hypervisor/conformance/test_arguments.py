@@ -136,7 +136,7 @@ def test_a_bitmap_is_not_changed_and_its_last_bits_are_left_out(make_guest, vari
 
 
 @each(NO_NUMBERS | {"far from the next": (np.int64(1 << 40), r"the next of 1 vCPUs has index 1")})
-def test_numbers_of_vcpus(guest, number, message):
+def test_numbers_of_new_vcpus(guest, number, message):
     with pytest.raises(HypervisorError, match=f"vCPU.*{message}"):
         guest.vm.create_vcpu(number)
 
