@@ -302,7 +302,7 @@ def test_an_error_is_told_where_no_output_can_be_written(tmp_path: Path) -> None
     assert (done.stderr, done.returncode) == ("", 1)
 
 
-CLOSE = 'exec {0}; exec {1} -m sterna "$@"'
+CLOSE = 'exec {}; exec "$0" -m sterna "$@"'
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_closed_streams_are_as_if_nobody_looked(
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(4096))
     done = subprocess.run(
-        ["sh", "-c", CLOSE.format(closed, sys.executable), "sh"]
+        ["sh", "-c", CLOSE.format(closed), sys.executable]
         + [text.format(memory=memory) for text in arguments],
         capture_output=True,
         text=True,
@@ -333,7 +333,7 @@ def test_closed_streams_are_as_if_nobody_looked(
 
 def test_an_error_is_no_output_where_standard_error_is_closed() -> None:
     done = subprocess.run(
-        ["sh", "-c", CLOSE.format("2>&-", sys.executable), "sh", "run", "--nope"],
+        ["sh", "-c", CLOSE.format("2>&-"), sys.executable, "run", "--nope"],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -343,7 +343,7 @@ def test_an_error_is_no_output_where_standard_error_is_closed() -> None:
 
 def test_no_descriptor_gets_the_number_of_a_closed_standard_input() -> None:
     done = subprocess.run(
-        ["sh", "-c", CLOSE.format("<&-", sys.executable), "sh", "migrate", "fd:0", "tcp:127.0.0.1:1"],
+        ["sh", "-c", CLOSE.format("<&-"), sys.executable, "migrate", "fd:0", "tcp:127.0.0.1:1"],
         stderr=subprocess.PIPE,
         text=True,
         check=False,
