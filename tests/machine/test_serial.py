@@ -149,14 +149,6 @@ def test_unix_socket_serves_one_peer_after_another(tmp_path):
     assert not path.exists()
 
 
-def test_unix_socket_of_somebody_else_is_left_alone(tmp_path):
-    path = tmp_path / "serial"
-    path.write_text("precious")
-    with pytest.raises(SerialError, match="in use"):
-        open_serial(f"unix:{path}")
-    assert path.read_text() == "precious"
-
-
 def test_a_peer_that_does_not_read_never_blocks(tmp_path):
     path = tmp_path / "serial"
     line = open_serial(f"unix:{path}")

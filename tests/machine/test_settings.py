@@ -48,9 +48,9 @@ def test_texts_that_are_no_size(text):
         ({"cpu": "max"}, "cpu: 'max'"),
         ({"accel": "tcg"}, "accel: 'tcg'"),
         ({"kernel": ""}, "kernel: "),
-        ({"append": "a\nb"}, r"append: character 1 is '\\n'"),
-        ({"append": "a\0"}, "append: character 1"),
-        ({"append": "\udcff"}, "append: character 0"),
+        ({"append": "a\nb"}, r"append: character 2 is '\\n'"),
+        ({"append": "a\0"}, "append: character 2"),
+        ({"append": "\udcff"}, "append: character 1"),
         ({"append": "x" * 5000}, "append: 5000 characters"),
     ],
 )

@@ -125,7 +125,9 @@ def command(
             dirty_log=dirty_log,
             kernel=kernel,
             append=append,
-            serial=serial or ("null" if monitor == "stdio" or incoming == "fd:0" else "stdio"),
+            serial=("null" if monitor == "stdio" or incoming == "fd:0" else "stdio")
+            if serial is None
+            else serial,
             nics=tuple(card for text in nic if (card := parse_nic(text)) is not None),
             preallocated=mem_prealloc,
             paused=paused,

@@ -10,6 +10,7 @@ from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.accel import accelerator, accelerators
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa
 from sterna.machine.nicconfig import NicConfig, default_mac
+from sterna.machine.serial import SerialError, check_serial
 from sterna.memory.address import PAGE_SIZE
 
 MEBIBYTE = 1 << 20
@@ -84,6 +85,10 @@ class MachineConfig:
             raise ConfigError(f"smp: {self.smp} CPUs asked for, the board has 1 to {MAX_CPUS}")
         check_memory(self.memory_bytes, self.board)
         check_append(self.append)
+        try:
+            check_serial(self.serial)
+        except SerialError as error:
+            raise ConfigError(str(error)) from error
         object.__setattr__(self, "nics", _check_nics(self.nics, self.board))
         if self.kernel is not None and not self.kernel:
             raise ConfigError("kernel: the name is empty")
@@ -160,7 +165,9 @@ def check_append(text: str) -> None:
         )
     for i, character in enumerate(text):
         if not " " <= character <= "~":
-            raise ConfigError(f"append: character {i} is {character!r}; kernel arguments are printable ASCII")
+            raise ConfigError(
+                f"append: character {i + 1} is {character!r}; kernel arguments are printable ASCII"
+            )
 
 
 def _check_nics(nics: Sequence[NicConfig], board: Board) -> tuple[NicConfig, ...]:

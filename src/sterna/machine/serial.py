@@ -251,11 +251,25 @@ class UnixSerial:
         os.close(self._stop_write)
 
 
+def check_serial(text: str) -> None:
+    """Check that a setting names a line: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``.
+
+    :raise SerialError: When it does not.
+    """
+    kind, _, path = text.partition(":")
+    if kind in ("file", "unix"):
+        if not path:
+            raise SerialError(f"serial {text!r}: the path is missing")
+    elif text not in ("stdio", "memory", "null", "none"):
+        raise SerialError(f"serial {text!r} is not known; choose stdio, file:PATH, unix:PATH or null")
+
+
 def open_serial(text: str) -> SerialBackend:
-    """The line that a setting names: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``.
+    """The line that a setting names, as `check_serial` has it.
 
     :raise SerialError: When the setting is not known or the line cannot be opened.
     """
+    check_serial(text)
     if text in ("null", "none"):
         return NullSerial()
     if text == "memory":
@@ -264,17 +278,13 @@ def open_serial(text: str) -> SerialBackend:
         sys.stdout.flush()
         return DescriptorSerial(1, 0, owned=False)
     kind, _, path = text.partition(":")
-    if kind in ("file", "unix") and not path:
-        raise SerialError(f"serial {text!r}: the path is missing")
     if kind == "unix":
         return UnixSerial(Path(path.removesuffix(",server=on,wait=off").removesuffix(",server")))
-    if kind == "file":
-        try:
-            # A pipe that nobody reads is refused here (ENXIO), not waited for.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o644)
-        except (OSError, ValueError) as error:
-            raise SerialError(f"serial {text!r}: {getattr(error, 'strerror', None) or error}") from error
-        os.set_blocking(descriptor, True)
-        return DescriptorSerial(descriptor, None, owned=True)
-    raise SerialError(f"serial {text!r} is not known; choose stdio, file:PATH, unix:PATH, memory or null")
+    try:
+        # A pipe that nobody reads is refused here (ENXIO), not waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+    except (OSError, ValueError) as error:
+        raise SerialError(f"serial {text!r}: {getattr(error, 'strerror', None) or error}") from error
+    os.set_blocking(descriptor, True)
+    return DescriptorSerial(descriptor, None, owned=True)
