@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,17 @@ for multifd in (False, True):
 assert late or "numba" not in sys.modules
 print(json.dumps(late))
 """
+
+
+HEARD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from sterna.cli import main
+main(sys.argv[1:])
+"""
+"""The command line where none of its signals is ignored."""
 
 
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
@@ -108,3 +120,32 @@ def test_another_compiler_compiles_again(tmp_path: Path) -> None:
         )
 
     assert [asked(), asked(), asked(NUMBA_OPT="1"), asked(NUMBA_OPT="1")] == [1, 0, 1, 0]
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--kernel", "clock", "--serial", "unix:serial", "--qmp", "unix:socket,server"),
+        ("stream", "proxy", "unix:socket", "unix:destination"),
+    ],
+)
+def test_a_signal_meanwhile_leaves_no_socket(
+    arguments: tuple[str, ...], number: signal.Signals, tmp_path: Path
+) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", HEARD, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stderr is not None
+        assert "compiling kernels" in program.stderr.readline()
+        assert (tmp_path / "socket").is_socket()
+        program.send_signal(number)
+        assert program.stderr.read() == "sterna: error: interrupted\n"
+    assert program.returncode == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}

@@ -33,9 +33,9 @@ def prepare_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
     _prepare((*_MIGRATION, *(_KVM if accel == "kvm" else _EMULATED)), check)
 
 
-def prepare_survey_kernels() -> None:
+def prepare_survey_kernels(check: Callable[[], None] = lambda: None) -> None:
     """The same for those that look at a live stream."""
-    _prepare((*_MIGRATION, *_SURVEY), lambda: None)
+    _prepare((*_MIGRATION, *_SURVEY), check)
 
 
 def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:

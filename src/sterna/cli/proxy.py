@@ -66,9 +66,9 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
         proxy = Proxy(_listening_uri(listen), _listening_uri(destination), digests=digests, record=record)
     except MigrationError as error:
         raise CliError(str(error)) from error
-    prepare_survey_kernels()
-    share_heap()
     with proxy, Interrupts().caught() as interrupts:
+        prepare_survey_kernels(interrupts.check)
+        share_heap()
         print(f"sterna: listening on {proxy.uri}, forwarding to {destination}", file=sys.stderr, flush=True)
         with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
             view = proxy.run(display.show)

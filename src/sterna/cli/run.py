@@ -159,7 +159,6 @@ def _run(
     console: bool,
     ignored: tuple[str, ...],
 ) -> int:
-    from sterna.cli.kernels import prepare_kernels
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
     from sterna.migration.errors import MigrationError, UriError
@@ -175,7 +174,7 @@ def _run(
         # Addresses are checked and bound before the guest costs any time.
         listening = list(_listen(qmp, stack))
         # Compiled when all that may be wrong has been found, and before there is a VM that needs them; KVM's needs none.
-        prepare = functools.partial(prepare_kernels, config.accel)
+        prepare = functools.partial(_prepare, config.accel)
         machine = _make_machine(config, prepare if config.accel != "kvm" else lambda: None)
         stack.callback(machine.close)
         prepare()
@@ -191,6 +190,16 @@ def _run(
                 what = "'migrate_incoming URI' to say where" if incoming == DEFER else f"a guest at {address}"
                 _tell(f"waiting for {what}")
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
+
+
+def _prepare(accel: str) -> None:
+    """Have the kernels at hand. A signal meanwhile ends the command in order: sockets have been made by now."""
+    from sterna.cli.follow import Interrupts
+    from sterna.cli.kernels import prepare_kernels
+
+    with Interrupts().caught() as interrupts:
+        prepare_kernels(accel, interrupts.check)
+        interrupts.check()
 
 
 def _is_one_way(incoming: str | None) -> bool:
