@@ -45,7 +45,7 @@ MUTANTS ?= --sample 200
 mutants: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m tests.mutants $(MUTANTS)
 
-# Does a process of many migrations grow? Some five minutes.
+# Does a process of many migrations grow? Some fifteen minutes.
 MIGRATIONS ?= 3000
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.endurance.soak --migrations $(MIGRATIONS)
