@@ -37,7 +37,6 @@ SLOW = 200_000
 """Bytes per second: what is written between two passes takes QEMU a good part of a second, in which more is written. A pass after
 which nothing is dirty would be its last.
 """
-"""Bytes per second: a pass takes longer than it takes to write some pages, so none finds nothing to do."""
 FIRST = 0x400
 
 

@@ -32,11 +32,11 @@ def page_runs(times: "NDArray[np.uint32]") -> list[list[int]]:
 
 def show_page_maps(ledgers: "Sequence[PageLedger]") -> None:
     """A picture of each block: one character for so many pages, the most that one of them was sent."""
-    from sterna.cli.streamreport import plain
+    from sterna.printable import printable
 
     for ledger in ledgers:
         scale = max(1, -(-ledger.pages // (_COLUMNS * _LINES)))
-        click.echo(f"\nPages of {plain(ledger.name)}, {scale} to a character")
+        click.echo(f"\nPages of {printable(ledger.name)}, {scale} to a character")
         for first in range(0, ledger.pages, scale * _COLUMNS):
             cells = ledger.times[first : first + scale * _COLUMNS]
             row = "".join(_cell(cells[at : at + scale]) for at in range(0, cells.size, scale))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
-from sterna.cli.streamreport import plain, print_table, show_survey, survey_report
+from sterna.cli.streamreport import print_table, show_survey, survey_report
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -253,7 +254,7 @@ def _show(view: "ProxyView") -> None:
     if view.turned_away:
         click.echo(f"{view.turned_away} connections were too many, and turned away")
     reason = f": {view.verdict.reason}" if view.verdict.reason else ""
-    click.echo(plain(f"{view.verdict.outcome.value}{reason}"))
+    click.echo(printable(f"{view.verdict.outcome.value}{reason}"))
 
 
 def _exit(view: "ProxyView") -> int:
@@ -273,12 +274,12 @@ def _exit(view: "ProxyView") -> int:
     code = codes[view.verdict.outcome]
     flaw = view.survey.flaw() if view.survey else None
     if code is not ExitCode.OK:
-        raise CliError(f"{view.verdict.outcome.value}: {plain(view.verdict.reason)}", code)
+        raise CliError(f"{view.verdict.outcome.value}: {printable(view.verdict.reason)}", code)
     if view.analysis_fault or flaw:
         text = view.analysis_fault or (flaw.text if flaw else "")
         raise CliError(
-            f"completed, but the stream cannot be understood: {plain(text)}", ExitCode.NOT_VERIFIED
+            f"completed, but the stream cannot be understood: {printable(text)}", ExitCode.NOT_VERIFIED
         )
     if view.recording_fault:
-        raise CliError(f"completed, but the recording is not whole: {plain(view.recording_fault)}")
+        raise CliError(f"completed, but the recording is not whole: {printable(view.recording_fault)}")
     return ExitCode.OK

@@ -14,12 +14,12 @@ from sterna.cli.pagemap import show_page_maps
 from sterna.cli.streamreport import (
     counted,
     digest_report,
-    plain,
     show_difference,
     show_digest,
     show_survey,
     survey_report,
 )
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from sterna.stream.findings import Fault, StreamSurvey
@@ -101,7 +101,7 @@ def verify(file: Path, channels: tuple[Path, ...], json: bool) -> int:
         how = f"{decoded} decoded" if survey.described else "not decoded: the stream has no description"
         beside = f" on {len(survey.channels)} channels and the main stream" if survey.channels else ""
         click.echo(
-            f"{plain(str(file))}: ok: {survey.total_bytes} bytes{beside}, {counted(len(survey.blocks), 'RAM block')} with "
+            f"{printable(str(file))}: ok: {survey.total_bytes} bytes{beside}, {counted(len(survey.blocks), 'RAM block')} with "
             f"{counted(pages, 'page')} sent {counted(records, 'time')} in {counted(len(survey.passes), 'pass')}, "
             f"{counted(len(devices), 'device section')} ({how})"
         )
@@ -129,7 +129,7 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
                 found.append(digest_file(name, file))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise UsageError(f"{plain(path)}: {reason}") from error
+            raise UsageError(f"{printable(path)}: {reason}") from error
     whole = RamDigest(tuple(found))
     if json:
         click.echo(json_module.dumps(digest_report(whole)))
@@ -182,10 +182,10 @@ def _survey(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         name = error.filename if isinstance(error, OSError) and error.filename else file
-        raise UsageError(f"{plain(str(name))}: {reason or error}") from error
+        raise UsageError(f"{printable(str(name))}: {reason or error}") from error
     return survey
 
 
 def _failure(file: Path, fault: "Fault", broken: ExitCode = ExitCode.FAILURE) -> CliError:
-    text = "the file is empty" if fault.offset == 0 and fault.cut else plain(fault.text)
-    return CliError(f"{plain(str(file))}: {text}", ExitCode.UNSUPPORTED if fault.unsupported else broken)
+    text = "the file is empty" if fault.offset == 0 and fault.cut else printable(fault.text)
+    return CliError(f"{printable(str(file))}: {text}", ExitCode.UNSUPPORTED if fault.unsupported else broken)

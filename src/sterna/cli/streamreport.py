@@ -24,7 +24,6 @@ _WIDTH = 160
 _JSON_PASSES = 10_000
 
 
-plain = printable
 """Text of a stream without what a terminal would obey."""
 
 
@@ -132,7 +131,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         return
     table = _table(title, columns, texts)
     for row in rows[:_ROWS]:
-        table.add_row(*(Text(plain(str(cell))) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     with console.capture() as shown:
         console.print(table)
@@ -153,7 +152,7 @@ def show_survey(title: str, survey: "StreamSurvey") -> None:
         about.append(f"capabilities {', '.join(configuration.capabilities)}")
     if not survey.described:
         about.append("no description, so no fields")
-    click.echo(plain(f"{title}: {format_size(survey.total_bytes)}, {', '.join(about)}"))
+    click.echo(printable(f"{title}: {format_size(survey.total_bytes)}, {', '.join(about)}"))
     sections = [
         (
             str(section.header),

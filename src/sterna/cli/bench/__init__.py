@@ -63,7 +63,7 @@ def command(
     processes that only pass memory on, the raw ceiling.
 
     All migrate the same guest image with the same memory and limits, in turn. Without WORKLOAD all of them are
-    measured, which takes an hour and a half.
+    measured, which takes more than an hour.
 
     With --accel kvm: some minutes. WORKLOAD may also be dirty-log; its memory is its own.
     """
