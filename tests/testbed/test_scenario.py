@@ -1,5 +1,6 @@
 """Scenario files: strict, and every error says where."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,13 @@ def test_all_that_ship_are_good_for_every_kind() -> None:
     for file in scenario.shipped():
         for kind in KINDS:
             assert file.scenario(kind, reduced=True).title
+
+
+def test_what_may_never_end_is_no_scenario(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    for path in (tmp_path / "fifo.toml", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ScenarioError, match="it is no regular file, so no scenario"):
+            scenario.find(f"{path}")
 
 
 def test_a_file_of_the_users_own(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@
 Tables of a variant are laid over those of the file. Keys are strict: one that is not known is an error.
 """
 
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,12 @@ def read(path: Path) -> ScenarioFile:
     :raise ScenarioError: When it cannot be read, or as `parse`.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ScenarioError(
+                f"{path}: it is no regular file, so no scenario"
+            )  # a pipe or a device may never end
+        if found.st_size > _MAX_BYTES:
             raise ScenarioError(f"{path}: too large for a scenario")
         return parse(path.stem, str(path), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
