@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import sterna
-from sterna.memory.kernel import COMPILED, KernelError, kernel
+from sterna.memory.kernel import COMPILED, READONLY, Kernel, KernelError, kernel
+
+Bytes: TypeAlias = NDArray[np.uint8]
 
 WITHOUT_A_COMPILER = """
 import sys
@@ -269,3 +273,77 @@ def test_a_program_whose_sources_change_runs_what_it_has_loaded_and_leaves_it_to
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run(CHANGED)
     run(AFTERWARDS)
+
+
+@kernel()
+def weigh(
+    words: Annotated[NDArray[np.uint64], 2], some: Annotated[Bytes, READONLY], by: int, twice: bool
+) -> int:
+    total = 0
+    for i in range(words.shape[0]):
+        for j in range(words.shape[1]):
+            total += int(words[i, j]) * (3 * i + j + 1)
+    for i in range(some.size):
+        total += by * some[i]
+    return 2 * total if twice else total
+
+
+def weighed(words: NDArray[np.uint64], some: Bytes, by: int, twice: bool) -> int:
+    factors = np.arange(words.shape[0])[:, None] * 3 + np.arange(words.shape[1]) + 1
+    total = int((words * factors.astype(words.dtype)).sum()) + by * int(some.sum())
+    return 2 * total if twice else total
+
+
+WORDS = np.arange(12, dtype=np.uint64).reshape(3, 4)
+SOME = np.arange(7, dtype=np.uint8)
+
+
+class Derived(np.ndarray[Any, Any]):
+    """An array of another type."""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+@pytest.mark.parametrize(
+    ("arguments", "straight"),
+    [
+        ((WORDS, SOME, 5, True), True),
+        ((WORDS[1:], SOME[2:], -5, False), True),
+        ((WORDS[:0], SOME[:0], 5, False), True),
+        ((WORDS, np.frombuffer(b"abc", dtype=np.uint8), -(1 << 40), False), True),
+        ((WORDS[:, ::2], SOME, 5, True), False),
+        ((WORDS.T, SOME, 5, True), False),
+        ((WORDS, SOME[::-1], 5, True), False),
+        ((WORDS.astype(np.int64), SOME, 5, True), False),
+        ((WORDS, SOME.astype(np.uint16), 5, True), False),
+        ((WORDS.view(Derived), SOME, 5, True), False),
+        ((WORDS, SOME, np.int64(5), True), False),
+        ((WORDS, SOME, 5, 1), False),
+        ((WORDS, SOME, True, True), False),
+    ],
+)
+def test_arrays_are_taken_as_they_are_where_they_are_as_expected_and_taken_apart_where_not(
+    arguments: tuple[Any, ...], straight: bool
+) -> None:
+    made = cast(Kernel, weigh)
+    made.code(made.expected)
+    assert (made.code(made.expected).enter(arguments) is not NotImplemented) == straight
+    assert weigh(*arguments) == weighed(*arguments)
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_what_is_no_array_or_no_number_for_c_is_not_taken_straight() -> None:
+    made = cast(Kernel, weigh)
+    enter = made.code(made.expected).enter
+    for arguments in ((WORDS[0], SOME, 5, True), ([1, 2], SOME, 5, True), (WORDS, None, 5, True)):
+        assert enter(arguments) is NotImplemented
+    for number in (1 << 63, -(1 << 63) - 1, 1 << 70, 5.0, None):
+        assert enter((WORDS, SOME, number, True)) is NotImplemented
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_a_call_keeps_no_array() -> None:
+    some = SOME.copy()
+    before = sys.getrefcount(some)
+    for _ in range(3):
+        weigh(WORDS, some, 1, True)
+    assert sys.getrefcount(some) == before

@@ -1,7 +1,8 @@
 """From Python to object code: all that needs numba."""
 
+import functools
 import types as python_types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -9,20 +10,32 @@ from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from sterna.memory.kernel import CONTIGUOUS, WRITEABLE, Kernel, KernelError, Key, Late, names_in
+from sterna.memory.kernel import (
+    CONTIGUOUS,
+    MISFIT,
+    WRITEABLE,
+    ArrayHead,
+    Kernel,
+    KernelError,
+    Key,
+    Late,
+    names_in,
+)
 
 _RETURNS = {types.int64: "i", types.uint64: "u", types.boolean: "b", types.none: ""}
 
-_WORD = ir.IntType(64)
+_WORD, _INT, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
+
+_CALLBACK, _ENTRY = "callback", "entry"
 
 _dispatchers: dict[Kernel, Any] = {}
 
 
-def compile_kernel(kernel: Kernel, key: Key) -> tuple[str, str, bytes]:
+def compile_kernel(kernel: Kernel, key: Key) -> tuple[dict[str, str], bytes]:
     """Compile a kernel for these arguments.
 
-    :return: the name of its function, what it returns (`sterna.memory.kernel.Code`), and an object file with that function and
-        all that it calls but the C library's
+    :return: what `sterna.memory.kernel.Code` asks for: the names of its function (``symbol``) and of its entry (``entry``, empty
+        without one), and what it ``returns``; and an object file with these and all that they call but the C library's
     :raise KernelError: When numba cannot, or makes of it what cannot be called.
     """
     dispatcher = _dispatcher(kernel)
@@ -39,31 +52,102 @@ def compile_kernel(kernel: Kernel, key: Key) -> tuple[str, str, bytes]:
         raise KernelError(f"{kernel.name} returns {result}, which compiled code cannot give to Python")
     _check_convention(compiled)
     returns = "".join(code for code in codes if code is not None)
-    symbol = compiled.fndesc.llvm_func_name
+    names = {"symbol": compiled.fndesc.llvm_func_name, "entry": "", "returns": returns}
+    library = compiled.library
     if kernel.hook:
-        symbol, library = _as_callback(compiled)
-    else:
-        library = compiled.library
-    return symbol, returns, library._get_compiled_object()
+        names["symbol"] = _CALLBACK
+        library = _around(compiled, _write_callback)
+    elif kernel.ahead:
+        names["entry"] = _ENTRY
+        library = _around(compiled, functools.partial(_write_entry, key))
+    return names, library._get_compiled_object()
 
 
 @global_compiler_lock
-def _as_callback(compiled: Any) -> tuple[str, Any]:
-    """A C function of the same arguments around a compiled one: its name, and what holds both."""
-    context, description = compiled.target_context, compiled.fndesc
-    name = "callback"
-    library = context.codegen().create_library(name)
-    module = library.create_ir_module(name)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_WORD] * len(description.argtypes)), name)
-    builder = ir.IRBuilder(function.append_basic_block())
-    native = context.declare_function(module, description)
-    context.call_conv.call_function(builder, native, description.restype, description.argtypes, function.args)
-    builder.ret_void()
+def _around(compiled: Any, write: Callable[[Any, Any], None]) -> Any:
+    """A C function around a compiled one: what holds both."""
+    library = compiled.target_context.codegen().create_library(compiled.fndesc.qualname)
+    module = library.create_ir_module(compiled.fndesc.qualname)
+    write(compiled, module)
     library.add_ir_module(module)
     library.add_linking_library(compiled.library)
     library.enable_object_caching()
     library.finalize()
-    return name, library
+    return library
+
+
+def _write_callback(compiled: Any, module: Any) -> None:
+    """A function of the same arguments, which returns nothing."""
+    context, description = compiled.target_context, compiled.fndesc
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [_WORD] * len(description.argtypes)), _CALLBACK
+    )
+    builder = ir.IRBuilder(function.append_basic_block())
+    native = context.declare_function(module, description)
+    context.call_conv.call_function(builder, native, description.restype, description.argtypes, function.args)
+    builder.ret_void()
+
+
+def _write_entry(key: Key, compiled: Any, module: Any) -> None:
+    """A function that takes arrays as they are, and looks whether they are what they should be.
+
+    See `sterna.memory.kernel.Code`; `_check_convention` has seen how the compiled function takes its arguments.
+    """
+    native = compiled.target_context.declare_function(module, compiled.fndesc)
+    pointer = _BYTE.as_pointer()
+    kinds = [pointer if isinstance(part, tuple) else _WORD for part in key]
+    function = ir.Function(module, ir.FunctionType(_INT, [pointer, _WORD.as_pointer(), *kinds]), _ENTRY)
+    result, known, *arguments = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    misfit = function.append_basic_block()
+
+    def load(base: Any, offset: int, kind: Any) -> Any:
+        at = builder.gep(base, [ir.Constant(_WORD, offset)])
+        return builder.load(builder.bitcast(at, kind.as_pointer()))
+
+    def demand(found: Any, wanted: Any) -> None:
+        fits = function.append_basic_block()
+        builder.cbranch(builder.icmp_unsigned("==", found, wanted), fits, misfit)
+        builder.position_at_end(fits)
+
+    def known_at(index: int) -> Any:
+        return builder.load(builder.gep(known, [ir.Constant(_WORD, index)]))
+
+    taken: list[Any] = []
+    arrays = 0
+    for part, argument in zip(key, arguments, strict=True):
+        if not isinstance(part, tuple):
+            taken.append(builder.trunc(argument, ir.IntType(8)) if part is bool else argument)
+            continue
+        dtype, ndim, flags = part
+        arrays += 1
+        wanted = ir.Constant(_INT, flags)
+        demand(load(argument, ArrayHead.type.offset, _WORD), known_at(0))
+        demand(load(argument, ArrayHead.dtype.offset, _WORD), known_at(arrays))
+        demand(load(argument, ArrayHead.ndim.offset, _INT), ir.Constant(_INT, ndim))
+        demand(builder.and_(load(argument, ArrayHead.flags.offset, _INT), wanted), wanted)
+        shape, strides = (
+            [load(load(argument, offset, pointer), 8 * i, _WORD) for i in range(ndim)]
+            for offset in (ArrayHead.shape.offset, ArrayHead.strides.offset)
+        )
+        size = functools.reduce(builder.mul, shape, ir.Constant(_WORD, 1))
+        data = load(argument, ArrayHead.data.offset, pointer)
+        taken += [None, None, size, ir.Constant(_WORD, dtype.itemsize), data, *shape, *strides]
+    exception = builder.alloca(pointer)
+    words = [result, exception, *taken]
+    kinds = [one.type for one in native.args]
+    status = builder.call(
+        native,
+        [
+            ir.Constant(kind, None) if word is None else builder.bitcast(word, kind)
+            for word, kind in zip(words, kinds, strict=True)
+        ],
+        # It is called by itself as well, and would be there twice.
+        attrs=("noinline",),
+    )
+    builder.ret(status)
+    builder.position_at_end(misfit)
+    builder.ret(ir.Constant(_INT, MISFIT))
 
 
 def _dispatcher(kernel: Kernel) -> Any:

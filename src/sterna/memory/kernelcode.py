@@ -53,9 +53,8 @@ def compile_to_file(kernel: Kernel, key: Key) -> bytes:
     """
     from sterna.memory.compiler import compile_kernel
 
-    symbol, returns, code = compile_kernel(kernel, key)
-    head = {"symbol": symbol, "returns": returns, "sha256": hashlib.sha256(code).hexdigest()}
-    return json.dumps(head).encode() + b"\n" + code
+    head, code = compile_kernel(kernel, key)
+    return json.dumps({**head, "sha256": hashlib.sha256(code).hexdigest()}).encode() + b"\n" + code
 
 
 @functools.cache
@@ -74,14 +73,16 @@ def _link(kernel: Kernel, key: Key, stored: bytes) -> Code | None:
     line, _, code = stored.partition(b"\n")
     try:
         head = json.loads(line)
-        symbol, returns = str(head["symbol"]), str(head["returns"])
+        symbol, entry, returns = str(head["symbol"]), str(head["entry"]), str(head["returns"])
     except (ValueError, KeyError, TypeError):
         return None
     if head.get("sha256") != hashlib.sha256(code).hexdigest():
         return None
-    library = binding.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(symbol)
+    symbols = [symbol, entry] if entry else [symbol]
+    library = binding.JITLibraryBuilder().add_object_img(code).add_current_process()
+    for one in symbols:
+        library = library.export_symbol(one)
     tracker = library.link(_linker(), f"{kernel.name} {next(_number)}")
-    address = tracker[symbol]
+    addresses = [tracker[one] for one in symbols]
     tracker.detach()
-    words = sum(5 + 2 * part[1] if isinstance(part, tuple) else 1 for part in key)
-    return Code(kernel.name, address, returns, words)
+    return Code(kernel.name, addresses[0], returns, key, addresses[1] if entry else 0)
