@@ -143,6 +143,8 @@ def test_files_that_cannot_be_understood_bind_nobody(host: HostTree, nonsense: s
     for name in ("memory.max", "memory.high", "memory.current", "memory.stat", "cpu.max"):
         host.write(f"sys/fs/cgroup/vm/{name}", nonsense)
     host.write("proc/self/mountinfo", (host.root / "proc/self/mountinfo").read_text() + "nonsense\n - \n")
+    with (host.root / "proc/self/mountinfo").open("ab") as file:
+        file.write(b"1 1 0:1 / /mnt/\xff\x0bname rw - ext4 /dev/x rw\n")
     assert available_bytes() == 1024 * MIB
     assert usable_cpus() == len(os.sched_getaffinity(0))
 

@@ -25,8 +25,8 @@ def write_proc(proc: Path, cpu: str, processes: dict[int, tuple[int, int, int]],
     for pid, (parent, own, ended) in processes.items():
         (proc / str(pid)).mkdir(exist_ok=True)
         filler = " ".join("0" * 9)
-        (proc / str(pid) / "stat").write_text(
-            f"{pid} (a ) name) S {parent} {filler} {own} 0 0 {ended} 20 0\n"
+        (proc / str(pid) / "stat").write_bytes(
+            b"%d (a ) \xff name) S %d %b %d 0 0 %d 20 0\n" % (pid, parent, filler.encode(), own, ended)
         )
 
 

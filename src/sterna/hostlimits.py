@@ -144,9 +144,12 @@ def _meminfo() -> dict[str, int]:
 def _groups(controller: str) -> Iterator[_Group]:
     """The groups of this process for a controller, of both versions, each with those above it as far as they can be seen."""
     try:
-        memberships = (ROOT / "proc/self/cgroup").read_text().splitlines()
-        mounts = (ROOT / "proc/self/mountinfo").read_text().splitlines()
-    except (OSError, ValueError):
+        # Groups and what is mounted elsewhere may have any bytes for a name.
+        memberships, mounts = (
+            [line for line in os.fsdecode((ROOT / "proc/self" / name).read_bytes()).split("\n") if line]
+            for name in ("cgroup", "mountinfo")
+        )
+    except OSError:
         return
     # "hierarchy:controllers:path"; version 2 has hierarchy 0 and names no controllers.
     paths = {

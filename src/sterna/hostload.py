@@ -92,7 +92,8 @@ class HostWatch:
             if not entry.name.isdecimal():
                 continue
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                # The name before the bracket is any bytes.
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
             except OSError:
                 continue  # it has ended
             pid = int(entry.name)

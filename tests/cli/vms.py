@@ -1,7 +1,6 @@
 """Machines in processes of their own."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -119,7 +118,7 @@ def children(pid: int) -> set[int]:
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = re.sub(r"^\d+ \(.*\) ", "", stat.read_text()).split()
+            fields = stat.read_bytes().rpartition(b")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
@@ -130,7 +129,7 @@ def children(pid: int) -> set[int]:
 def alive(pid: int) -> bool:
     """Whether a process runs; one that waits to be reaped does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return False
 

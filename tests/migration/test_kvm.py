@@ -20,8 +20,8 @@ from sterna.testbed.vm import SternaVm
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
 TIMEOUT_S = 300
-LITTLE = 9 << 20
-"""Memory for one thread more, and not for two."""
+LITTLE = 15 << 20
+"""Memory for one thread more, and not for two, whose stacks have 8 MiB each; what is left of it serves all else."""
 
 
 @pytest.fixture

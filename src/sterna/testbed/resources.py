@@ -170,17 +170,19 @@ class FullDisk:
 
 def swapped_bytes(pid: int) -> int:
     """How much of a process is in swap."""
-    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+    with open(f"/proc/{pid}/status", "rb") as file:
         for line in file:
-            if line.startswith("VmSwap:"):
+            if line.startswith(b"VmSwap:"):
                 return int(line.split()[1]) << 10
     return 0
 
 
 def _memory_controller() -> tuple[Path, bool]:
     """The group in which this process may make others, and whether it is of version 2."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    # What is mounted elsewhere may have any bytes for a name.
+    mounts = [line.split() for line in os.fsdecode(Path("/proc/mounts").read_bytes()).split("\n") if line]
+    lines = os.fsdecode(Path("/proc/self/cgroup").read_bytes()).split("\n")
+    groups = dict(line.split(":", 2)[1:] for line in lines if line)
     for _, where, kind, options, *_ in mounts:
         if kind == "cgroup2" and "memory" in (Path(where) / "cgroup.controllers").read_text().split():
             return Path(where), True

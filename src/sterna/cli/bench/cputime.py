@@ -13,5 +13,5 @@ def cpu_seconds(pid: int) -> float:
 
     :raise OSError: When there is no such process.
     """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS
