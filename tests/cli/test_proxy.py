@@ -164,7 +164,11 @@ def test_nothing_came(tmp_path: Path, number: signal.Signals) -> None:
         (["tcp:127.0.0.1:0", "exec:cat"], 2, "a proxy forwards between tcp:HOST:PORT and unix:PATH"),
         (["nowhere", "tcp:127.0.0.1:1"], 2, "is not a migration URI"),
         (["tcp:192.0.2.1:5", "tcp:127.0.0.1:1"], 1, "cannot listen on tcp:192.0.2.1:5"),
-        (["tcp::0", "tcp:127.0.0.1:1", "--record", "/dev/null"], 1, "/dev/null"),
+        (
+            ["tcp::0", "tcp:127.0.0.1:1", "--record", "/dev/null"],
+            1,
+            "/dev/null: it is a file; a recording needs",
+        ),
     ],
 )
 def test_wrong_calls(cli, arguments: list[str], code: int, message: str) -> None:

@@ -541,12 +541,34 @@ def test_over_unix_sockets(tmp_path: Path) -> None:
     assert view.survey.digest is None
 
 
-def test_recordings_do_not_mix(tmp_path: Path) -> None:
+def test_where_nothing_can_be_recorded(tmp_path: Path) -> None:
     (tmp_path / "main.stream").touch()
-    with pytest.raises(RecordingError, match="with nothing in it"):
-        Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path)
-    with pytest.raises(RecordingError, match=r"Not a directory|File exists"):
-        Proxy(TcpUri("127.0.0.1", 0), TcpUri("127.0.0.1", 1), record=tmp_path / "main.stream")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for where, why in (
+        (tmp_path, "there is something in it; a recording needs an empty directory"),
+        (tmp_path / "main.stream", "it is a file; a recording needs an empty directory"),
+        (tmp_path / "main.stream" / "record", "Not a directory; a recording needs an empty directory"),
+        (tmp_path / "link", "No such file or directory; a recording needs an empty directory"),
+        (tmp_path / "a" / "b", f"there is no {tmp_path}/a to make it in"),
+    ):
+        with pytest.raises(RecordingError, match=f"^{where}: {why}"):
+            Proxy(UnixUri(f"{tmp_path}/proxy"), TcpUri("127.0.0.1", 1), record=where)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_directory_in_which_nothing_was_recorded_is_as_it_was(there_before: bool, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    if there_before:
+        record.mkdir()
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        with through(f"tcp:127.0.0.1:{deaf.getsockname()[1]}", record=record) as running:
+            assert record.exists()
+            with socket.create_connection(("127.0.0.1", running.port)):
+                assert running.result().verdict.outcome is Outcome.UNREACHABLE
+    assert record.exists() is there_before
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", None])

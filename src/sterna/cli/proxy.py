@@ -35,7 +35,7 @@ _LIVE_PASSES = 12
     "--record",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep all that goes through in DIR, for `info`, `verify` and `diff`.",
+    help="Keep all that goes through in DIR, an empty or a new directory, for `info`, `verify` and `diff`.",
 )
 @click.option(
     "--digests/--no-digests",

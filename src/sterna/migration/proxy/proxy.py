@@ -156,11 +156,13 @@ class Proxy:
         self._interrupts = 0
         self._cut_by_user = False
         self._started_ns = self._ended_ns = 0
+        self._recording: Recording | None = None
         self._listener = listen.listen()
         self._cut, self._late, self._enough = Cancellation(), Cancellation(), Cancellation()
         try:
             # Made when all else is there: a proxy that cannot listen leaves no directory.
-            self._recording = Recording(record) if record else None
+            if record is not None:
+                self._recording = Recording(record)
         except BaseException:
             self.close()
             raise
@@ -211,8 +213,10 @@ class Proxy:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop listening, if it was never run."""
+        """Stop listening, if it was never run, and leave no directory in which nothing was recorded."""
         self._listener.close()
+        if self._recording:
+            self._recording.close()
         for cancellation in (self._enough, self._cut, self._late):
             cancellation.close()
 

@@ -1,5 +1,8 @@
 """Keeping what went through the proxy: a directory as `sterna.stream.capture` reads it."""
 
+import contextlib
+import errno
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -27,8 +30,8 @@ class Recording:
     Writing is apart from forwarding, and its failure does not touch it. A file has its name when all that it is to hold is in
     it, also of a migration that was cut; one that could not be written to its end is not there.
 
-    :param directory: made if it is not there; only its owner may look into it then
-    :raise RecordingError: When it cannot be, or has files in it.
+    :param directory: made if it is not there, but not those above it; only its owner may look into it then
+    :raise RecordingError: When nothing can be recorded there, or something is there already.
 
     :ivar fault: why a file could not be written, if one could not
     """
@@ -36,12 +39,7 @@ class Recording:
     def __init__(self, directory: Path) -> None:
         self.fault = ""
         self._directory = directory
-        try:
-            directory.mkdir(0o700, parents=True, exist_ok=True)
-            if any(directory.iterdir()):
-                raise RecordingError(f"{directory}: a recording needs a directory with nothing in it")
-        except OSError as error:
-            raise RecordingError(f"{directory}: {error.strerror}") from error
+        self._made = _make(directory)
         self._counts: Counter[Kind] = Counter()
         self._stems: dict[Connection, str] = {}
         self._answers: dict[str, NewFile | None] = {}
@@ -125,3 +123,38 @@ class Recording:
         """Wait until all is written. All connections have ended by now."""
         for thread in self._threads:
             thread.join()
+
+    def close(self) -> None:
+        """Remove the directory again when it was made here and nothing was recorded."""
+        if self._made:
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
+
+
+def _make(directory: Path) -> bool:
+    """Have an empty directory at a path: whether it had to be made.
+
+    :raise RecordingError: When that cannot be.
+    """
+    wanted = "a recording needs an empty directory, or the name of a new one"
+    try:
+        directory.mkdir(0o700)
+        return True
+    except FileExistsError:
+        pass
+    except FileNotFoundError as error:
+        raise RecordingError(
+            f"{directory}: there is no {directory.parent} to make it in; {wanted}"
+        ) from error
+    except OSError as error:
+        raise RecordingError(f"{directory}: {error.strerror}; {wanted}") from error
+    try:
+        if any(directory.iterdir()):
+            raise RecordingError(f"{directory}: there is something in it; {wanted}")
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except NotADirectoryError as error:
+        raise RecordingError(f"{directory}: it is a file; {wanted}") from error
+    except OSError as error:
+        raise RecordingError(f"{directory}: {error.strerror}; {wanted}") from error
+    return False
