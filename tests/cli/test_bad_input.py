@@ -74,6 +74,7 @@ def one_line(error: str) -> str:
         (("migrate", "unix:/x"), "URI"),
         (("migrate", "unix:/x", "foo"), "'foo' is not a migration URI"),
         (("migrate", "unix:/x", "carrier-pigeon:home"), "carrier-pigeon"),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:0"), "tcp:1.2.3.4:0: nobody can be connected to at port 0"),
         (
             ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--downtime-limit", "300h"),
             "--downtime-limit: '300h' is too long; it is at most 2000 s",

@@ -163,6 +163,12 @@ def test_nothing_came(tmp_path: Path, number: signal.Signals) -> None:
     [
         (["tcp:127.0.0.1:0", "exec:cat"], 2, "a proxy forwards between tcp:HOST:PORT and unix:PATH"),
         (["nowhere", "tcp:127.0.0.1:1"], 2, "is not a migration URI"),
+        (["tcp::0", "tcp:127.0.0.1:0"], 2, "tcp:127.0.0.1:0: nobody can be connected to at port 0"),
+        (
+            ["tcp::4444", "tcp:127.0.0.1:4444"],
+            2,
+            "tcp:127.0.0.1:4444: that is where the proxy itself is to listen",
+        ),
         (["tcp:192.0.2.1:5", "tcp:127.0.0.1:1"], 1, "cannot listen on tcp:192.0.2.1:5"),
         (
             ["tcp::0", "tcp:127.0.0.1:1", "--record", "/dev/null"],

@@ -76,6 +76,35 @@ def test_malformed_uris_give_one_line_with_the_form(text: str) -> None:
     assert len(message) < 300
 
 
+def test_nobody_waits_at_port_0() -> None:
+    assert uris.parse_destination("tcp:127.0.0.1:1") == uris.parse("tcp:127.0.0.1:1")
+    with pytest.raises(UriError, match="nobody can be connected to at port 0"):
+        uris.parse_destination("tcp:127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("listen", "connect", "same"),
+    [
+        ("tcp:127.0.0.1:4444", "tcp:127.0.0.1:4444", True),
+        ("tcp::4444", "tcp:localhost:4444", True),
+        ("tcp:0.0.0.0:4444", "tcp:127.0.0.1:4444", True),
+        ("tcp:0.0.0.0:4444", "tcp:192.0.2.1:4444", False),
+        ("tcp:127.0.0.1:4444", "tcp:127.0.0.2:4444", False),
+        ("tcp:127.0.0.1:4444", "tcp:127.0.0.1:4445", False),
+        ("tcp:[::1]:4444", "tcp:127.0.0.1:4444", False),
+        ("tcp:[::]:4444", "tcp:127.0.0.1:4444", False),
+        ("tcp:127.0.0.1:4444", "unix:/run/here", False),
+        ("unix:/run/here", "tcp:127.0.0.1:4444", False),
+        ("unix:/run/here", "unix:/run/../run/./here", True),
+        ("unix:/run/here", "unix:/run/there", False),
+    ],
+)
+def test_who_connects_to_whom(listen: str, connect: str, same: bool) -> None:
+    listener = uris.parse(listen)
+    assert isinstance(listener, uris.ListeningUri)
+    assert listener.serves(uris.parse(connect)) is same
+
+
 def listening_pair(cancellation: Cancellation, uri: str) -> tuple[Channel, Channel]:
     with uris.parse(uri).listen() as listener:
         near = uris.parse(listener.uri).connect(cancellation)

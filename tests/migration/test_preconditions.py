@@ -17,6 +17,7 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, wai
 from tests.refusal import Refusal, refusing
 
 from sterna.migration.channels.tcp import TcpUri
+from sterna.migration.channels.unix import UnixUri
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.proxy.proxy import Proxy
@@ -54,6 +55,14 @@ def test_a_guest_that_has_left_uses_up_no_destination() -> None:
         assert there.migrate(address).status is COMPLETED
         assert_one_runs(there.guest, other.guest)
         assert other.statuses.count("active") == 1, "nobody else came"
+
+
+def test_a_guest_is_not_sent_where_nobody_can_wait() -> None:
+    with hosts(source_guest()) as (here,):
+        for ask in (here.controller.migrate, here.controller.resolve_doubt):
+            with pytest.raises(UriError, match="nobody can be connected to at port 0"):
+                ask(TCP)
+        assert here.statuses == []
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed", "full"])
@@ -159,6 +168,9 @@ def test_a_proxy_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
         Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
     with socket.create_server(("127.0.0.1", port)):
         pass  # it listens no more
+    with pytest.raises(UriError, match="that is where the proxy itself is to listen"):
+        Proxy(UnixUri(f"{tmp_path}/here"), UnixUri(f"{tmp_path}/here"), record=tmp_path / "new")
+    assert names(tmp_path) == {"record"}
 
 
 # -- nothing left, and next to nothing -------------------------------------------------------------------------

@@ -142,11 +142,11 @@ def _tell_started(in_force: "InForce", json: bool) -> None:
 
 
 def _check_uri(uri: str) -> None:
-    from sterna.migration.channels.uri import parse
+    from sterna.migration.channels.uri import parse_destination
     from sterna.migration.errors import UriError
 
     try:
-        parse(uri)
+        parse_destination(uri)
     except UriError as error:
         raise UsageError(str(error)) from error
 

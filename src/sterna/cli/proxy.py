@@ -5,6 +5,7 @@ import json as json_module
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from sterna.cli.follow import Interrupts
-    from sterna.migration.channels.uri import ListeningUri
+    from sterna.migration.channels.uri import ListeningUri, Uri
     from sterna.migration.proxy.proxy import Proxy, ProxyView
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,16 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     from sterna.cli.follow import Interrupts
     from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_survey_kernels
-    from sterna.migration.errors import MigrationError
+    from sterna.migration.channels import uri
+    from sterna.migration.errors import MigrationError, UriError
     from sterna.migration.proxy.proxy import Proxy
 
     try:
-        proxy = Proxy(_listening_uri(listen), _listening_uri(destination), digests=digests, record=record)
+        near = _listening_uri(listen, uri.parse)
+        far = _listening_uri(destination, uri.parse_destination)
+        proxy = Proxy(near, far, digests=digests, record=record)
+    except UriError as error:
+        raise UsageError(str(error)) from error
     except MigrationError as error:
         raise CliError(str(error)) from error
     with proxy, Interrupts().caught() as interrupts:
@@ -80,16 +86,11 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     return _exit(view)
 
 
-def _listening_uri(text: str) -> "ListeningUri":
+def _listening_uri(text: str, parse: "Callable[[str], Uri]") -> "ListeningUri":
     from sterna.migration.channels.tcp import TcpUri
     from sterna.migration.channels.unix import UnixUri
-    from sterna.migration.channels.uri import parse
-    from sterna.migration.errors import UriError
 
-    try:
-        uri = parse(text)
-    except UriError as error:
-        raise UsageError(str(error)) from error
+    uri = parse(text)
     if not isinstance(uri, TcpUri | UnixUri):
         raise UsageError(f"{text[:80]!r}: a proxy forwards between tcp:HOST:PORT and unix:PATH")
     return uri

@@ -59,11 +59,11 @@ class MigrationController:
         Whether there is a guest to migrate is known before anything is opened or connected.
 
         :raise Exception: The machine's own, when it has no guest that may go.
-        :raise UriError: When the URI is malformed.
+        :raise UriError: When the URI is malformed, or nobody can wait there.
         :raise StateError: When a migration is in progress, or this machine waits for a guest, or the capability
             multifd is on and the URI is not one that can be connected to more than once.
         """
-        target = uris.parse(uri)
+        target = uris.parse_destination(uri)
         if resume:
             raise StateError("a migration cannot be resumed: postcopy is not implemented")
         with self._lock:
@@ -262,7 +262,7 @@ class MigrationController:
         :raise StateError: When no migration is in doubt.
         :raise InDoubt: When it still is.
         """
-        address = None if uri is None else uris.parse(uri)
+        address = None if uri is None else uris.parse_destination(uri)
         with self._lock:
             self._check_open()
             self._check_not_asking()

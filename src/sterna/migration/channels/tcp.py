@@ -1,7 +1,7 @@
 """`tcp:HOST:PORT`: IPv4, IPv6 in brackets, or a name. A host left out is this one (loopback)."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sterna.hostlookup import LOOKUP_SECONDS, Address, look_up
 from sterna.migration.cancellation import Cancellation
@@ -11,6 +11,7 @@ from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 
 FORM = "tcp:HOST:PORT"
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,22 @@ class TcpUri:
             cancellation.check()
             raise
         return connect_socket(addresses, str(self), cancellation, timeout_seconds)
+
+    def serves(self, other: object) -> bool:
+        """Whether whoever connects to `other` comes to the one that listens here."""
+        if not isinstance(other, TcpUri) or other.port != self.port:
+            return False
+        try:
+            here = self._addresses(LOOKUP_SECONDS, passive=True)[0]
+            if here in (others := other._addresses(LOOKUP_SECONDS)):
+                return True
+            if self.host not in _EVERYWHERE or here[0] != others[0][0]:
+                return False
+            # Everywhere is each address of this machine's: those that can be bound.
+            replace(other, port=0).listen().close()
+        except ChannelError:
+            return False  # a host that is not known is told by whoever listens or connects
+        return True
 
     def listen(self) -> Listener:
         """

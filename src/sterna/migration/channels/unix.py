@@ -34,6 +34,10 @@ class UnixUri:
             raise ChannelError(f"cannot connect to {self}: {reason}")
         return connect_socket([(socket.AF_UNIX, self.path)], str(self), cancellation, timeout_seconds)
 
+    def serves(self, other: object) -> bool:
+        """Whether whoever connects to `other` comes to the one that listens here."""
+        return isinstance(other, UnixUri) and os.path.realpath(other.path) == os.path.realpath(self.path)
+
     def listen(self) -> Listener:
         """
         :raise ChannelError: When the path cannot be bound, or somebody listens there already.

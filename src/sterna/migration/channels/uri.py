@@ -34,3 +34,17 @@ def parse(uri: str) -> Uri:
     if kind not in _KINDS:
         raise UriError(f"{shown!r} is not a migration URI: no kind {kind[:20]!r}; expected one of {FORMS}")
     return _KINDS[kind](rest)
+
+
+def parse_destination(uri: str) -> Uri:
+    """The same of where somebody is to be connected to.
+
+    :raise UriError: As `parse`, and when nobody can wait there.
+    """
+    target = parse(uri)
+    if isinstance(target, tcp.TcpUri) and not target.port:
+        raise UriError(
+            f"{target}: nobody can be connected to at port 0, by which a destination has a free one chosen; "
+            "give the one that it waits at"
+        )
+    return target

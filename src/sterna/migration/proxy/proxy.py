@@ -18,7 +18,7 @@ from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
-from sterna.migration.errors import Cancelled, ChannelError
+from sterna.migration.errors import Cancelled, ChannelError, UriError
 from sterna.migration.proxy.answers import Answers
 from sterna.migration.proxy.connection import Connection, Kind
 from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
@@ -121,6 +121,7 @@ class Proxy:
 
     :param digests: hold guest RAM as the destination has it, and digest it at the end
     :param record: directory for what goes through
+    :raise UriError: When the proxy would connect to itself.
     :raise RecordingError: When nothing can be recorded there.
     :raise ChannelError: When it cannot be listened at `listen`.
     """
@@ -133,6 +134,10 @@ class Proxy:
         digests: bool = True,
         record: Path | None = None,
     ) -> None:
+        if listen.serves(destination):
+            raise UriError(
+                f"{destination}: that is where the proxy itself is to listen; give the address that the destination waits at"
+            )
         self._destination = destination
         self._digests = digests
         self._changed = threading.Condition()
