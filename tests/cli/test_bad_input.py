@@ -7,9 +7,13 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from sterna.cli import LazyGroup
 
 RUN = ("run", "--kernel", "dirtyram")
 
@@ -86,6 +90,11 @@ def one_line(error: str) -> str:
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "x"), "NAME=VALUE"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "frob=1"), "frob"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime-limit=long"), "downtime-limit"),
+        (("stream", "info", ""), "Invalid value for 'FILE': the path is empty"),
+        (("stream", "diff", "x", ""), "Invalid value for 'RIGHT': the path is empty"),
+        (("stream", "verify", "x", "--channel", ""), "Invalid value for '--channel': the path is empty"),
+        (("stream", "digest", "memory="), "expected BLOCK=FILE"),
+        (("migrate", "unix:/x", "file:"), "the path is missing"),
         (("demo", "--kernel", "/bin/true"), "/bin/true"),
         (("demo", "--memory", "64M"), "PAGES"),
         (("demo", "--append", "1 2 x"), "x"),
@@ -106,6 +115,29 @@ def test_wrong_calls(cli, arguments: tuple[str, ...], expected: str) -> None:
     assert expected in one_line(error)
     assert code == 2
     assert out == ""
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    """The commands of a group, and those of the groups in it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield from commands(command) if isinstance(command, click.Group) else [command]
+
+
+def test_no_path_may_be_empty() -> None:
+    """An empty one is the current directory to Python, or as if nothing had been said."""
+    paths = [
+        parameter
+        for command in commands(LazyGroup())
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path) or parameter.metavar in ("FILE", "PATH", "DIR")
+    ]
+    assert {"file", "channels", "record", "qemu", "dump_dtb", "html", "tree"} <= {one.name for one in paths}
+    for parameter in paths:
+        with pytest.raises(click.BadParameter, match="the path is empty"):
+            parameter.type.convert("", parameter, None)
 
 
 def elf(machine: int = 40, bits: int = 1, kind: int = 2, address: int = 0x4030_0000, size: int = 4) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.paths import NamedPath
 from sterna.cli.streamreport import print_table, show_survey, survey_report
 from sterna.printable import printable
 
@@ -35,7 +36,7 @@ _LIVE_PASSES = 12
 @click.option(
     "--record",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="Keep all that goes through in DIR, an empty or a new directory, for `info`, `verify` and `diff`.",
 )
 @click.option(

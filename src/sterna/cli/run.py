@@ -14,6 +14,7 @@ import click
 
 from sterna.cli import heap
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
 from sterna.printable import printable
 
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="A section or RAM block of an incoming guest's that it can do without, whatever it holds.",
 )
-@click.option("--dump-dtb", metavar="FILE", help="Write the device tree to FILE and exit.")
+@click.option("--dump-dtb", type=NamedPath(), metavar="FILE", help="Write the device tree to FILE and exit.")
 def command(
     machine: str,
     cpu: str,

@@ -11,6 +11,7 @@ import click
 from sterna.cli import proxy
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.pagemap import show_page_maps
+from sterna.cli.paths import NamedPath
 from sterna.cli.streamreport import (
     counted,
     digest_report,
@@ -31,13 +32,13 @@ def command() -> None:
 
 
 command.add_command(proxy.command)
-_file = click.argument("file", type=click.Path(path_type=Path))
+_file = click.argument("file", type=NamedPath(path_type=Path))
 _channels = click.option(
     "--channel",
     "channels",
     multiple=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="What a channel of multifd sent; once for each.",
 )
 _json = click.option("--json", is_flag=True, help="Print one JSON object.")
@@ -139,8 +140,8 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
 
 
 @command.command("diff")
-@click.argument("left", type=click.Path(path_type=Path))
-@click.argument("right", type=click.Path(path_type=Path))
+@click.argument("left", type=NamedPath(path_type=Path))
+@click.argument("right", type=NamedPath(path_type=Path))
 @_json
 def diff(left: Path, right: Path, json: bool) -> int:
     """Show which pages of guest RAM and which fields of devices differ between the streams LEFT and RIGHT.

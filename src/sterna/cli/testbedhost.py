@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _MAX_PORT = 65535
 )
 @click.option(
     "--tree",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=NamedPath(path_type=Path, exists=True, file_okay=False),
     help="The folder that COMMAND runs in a copy of; its src/ is where Python looks. Else sterna's own.",
 )
 @click.option(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.paths import NamedPath
 from sterna.newfile import check_report, write_report
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sterna.testbed.scenario import ScenarioFile
 
 _KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = NamedPath(path_type=Path, dir_okay=False)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
 
@@ -84,7 +85,7 @@ def clean(json: bool) -> int:
     show_default=True,
     help="The VM under test: sterna on the emulated CPU or on KVM, QEMU with sterna's guests, or QEMU with ARM Linux.",
 )
-@click.option("--qemu", metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
+@click.option("--qemu", type=NamedPath(), metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
 @click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
 @click.option("--audit", is_flag=True, help="Audit every harvest of the dirty log, in all scenarios.")
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.paths import NamedPath
 
 if TYPE_CHECKING:
     from sterna.cli.bench.kvm.modes import Modes
@@ -43,7 +44,10 @@ _WIDTH = 1000
     help="Seconds after which a migration counts as not converging.  [default: 60]",
 )
 @click.option(
-    "--qemu", metavar="PATH", help="The QEMU beside it; else qemu-system-arm where it is installed."
+    "--qemu",
+    type=NamedPath(),
+    metavar="PATH",
+    help="The QEMU beside it; else qemu-system-arm where it is installed.",
 )
 @click.option("--quick", is_flag=True, help="A small guest, few workloads and variants, one run.")
 @click.option("--json", is_flag=True, help="Print one JSON object.")
