@@ -117,12 +117,18 @@ def test_digests(cli, stream: Path, tmp_path: Path) -> None:
     assert out.count(digest) == 2
     report = json.loads(cli("stream", "digest", "--json", f"double.ram={memory}")[1])
     assert report == {"all": digest, "blocks": {"double.ram": digest}}
-    for argument, expected, text in (
-        ("memory", 2, "expected BLOCK=FILE"),
-        ("a=/none/such", 2, "No such file"),
+    empty, odd = tmp_path / "empty", tmp_path / "odd"
+    empty.touch()
+    odd.write_bytes(bytes(4097))
+    for arguments, text in (
+        (["memory"], "expected BLOCK=FILE"),
+        (["a=/none/such"], "No such file"),
+        ([f"a={empty}"], f"{empty}: the file is empty"),
+        ([f"a={odd}"], f"{odd}: 4097 bytes are not whole pages of 4096 bytes"),
+        ([f"a={memory}", f"b={memory}", f"a={memory}"], "block 'a' is given twice"),
     ):
-        code, _, error = cli("stream", "digest", argument)
-        assert code == expected
+        code, out, error = cli("stream", "digest", *arguments)
+        assert (code, out) == (2, "")
         assert text in one_line(error)
 
 

@@ -115,7 +115,7 @@ def verify(file: Path, channels: tuple[Path, ...], json: bool) -> int:
 def digest(blocks: tuple[str, ...], json: bool) -> int:
     """Digest RAM from files that hold a block each, as QEMU's pmemsave writes them.
 
-    BLOCK is the block's name, such as mach-virt.ram. The digests are those of `info --digests`, of `proxy`
+    BLOCK is the block's name, such as mach-virt.ram; FILE holds all of it. The digests are those of `info --digests`, of `proxy`
     and of a migration's report; that of all blocks needs all of them, in the guest's order.
     """
     from sterna.memory.digest import RamDigest, digest_file
@@ -125,6 +125,8 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
         name, equals, path = argument.partition("=")
         if not equals or not name or not path:
             raise UsageError(f"{argument[:80]!r}: expected BLOCK=FILE, such as mach-virt.ram=memory")
+        if any(one.block == name for one in found):
+            raise UsageError(f"{argument[:80]!r}: block {name[:80]!r} is given twice; each has one file")
         try:
             with open(path, "rb") as file:
                 found.append(digest_file(name, file))

@@ -126,6 +126,7 @@ def digest_file(name: str, file: BinaryIO) -> BlockDigest:
     """Digest a file that holds the bytes of a RAM block, as QEMU's pmemsave writes it.
 
     :raise OSError: When it cannot be read.
+    :raise ValueError: When no RAM block has its size.
     """
     size = 0
     digests: list[int] = []
@@ -135,6 +136,10 @@ def digest_file(name: str, file: BinaryIO) -> BlockDigest:
             xxhash.xxh3_64_intdigest(chunk[at : at + PIECE_SIZE]) for at in range(0, len(chunk), PIECE_SIZE)
         ]
         digests.append(chunk_digest(np.array(pieces, dtype=np.uint64)))
+    if not size:
+        raise ValueError("the file is empty")
+    if size % PAGE_SIZE:
+        raise ValueError(f"{size} bytes are not whole pages of {PAGE_SIZE} bytes, as a RAM block's are")
     return BlockDigest(name, size, np.array(digests, dtype=np.uint64))
 
 
