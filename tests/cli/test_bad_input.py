@@ -88,7 +88,19 @@ def one_line(error: str) -> str:
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--bandwidth", "fast"), "fast"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--downtime-limit", "soon"), "soon"),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "x"), "NAME=VALUE"),
-        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "frob=1"), "frob"),
+        (
+            ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "frob=1"),
+            "no migration parameter or capability 'frob'",
+        ),
+        (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime=1"), "there is 'downtime-limit'"),
+        (
+            ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "multifd=2"),
+            "'multifd' expects 'on' or 'off', not '2'",
+        ),
+        (
+            ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "x-sterna-audit=maybe"),
+            "'x-sterna-audit' expects 'on' or 'off', not 'maybe'",
+        ),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime-limit=long"), "downtime-limit"),
         (("stream", "info", ""), "Invalid value for 'FILE': the path is empty"),
         (("stream", "diff", "x", ""), "Invalid value for 'RIGHT': the path is empty"),

@@ -125,14 +125,18 @@ def test_the_source_dies_on_the_way(tmp_path: Path) -> None:
         assert "Traceback" not in errors
 
 
+ASKED = ("--set", "x-sterna-verify=on", "--set", "xbzrle=on")
+
+
 def test_detached_returns_at_once(tmp_path: Path) -> None:
     with pair(tmp_path) as (source, destination):
-        done = migrate(source.address, destination.incoming_uri(), "-d", "--set", "x-sterna-verify=on")
+        done = migrate(source.address, destination.incoming_uri(), "-d", *ASKED)
         assert done.returncode == 0
         assert done.stderr == ""
-        assert done.stdout == "started; these settings stay: x-sterna-verify\n"
+        assert done.stdout == "started; these settings stay: x-sterna-verify, xbzrle\n"
         wait_for(lambda: source.qmp.command("query-migrate")["status"] == "completed")
         assert source.qmp.command("query-migrate-parameters")["x-sterna-verify"] == "on"
+        assert {"capability": "xbzrle", "state": True} in source.qmp.command("query-migrate-capabilities")
 
 
 def test_what_the_vm_refuses(tmp_path: Path) -> None:
@@ -290,6 +294,8 @@ def test_settings_are_those_of_one_try(tmp_path: Path) -> None:
     options = ("--bandwidth", "4kB", "--downtime-limit", "7ms", "--policy", "fixed", "--no-verify", "--audit")
     with pair(tmp_path) as (source, destination):
         before = settings_of(source)
+        # An option of its own says more than --set does.
+        options = (*options, "--set", "downtime-limit=8", "--set", "auto-converge=true")
         for number, converge in enumerate(("--auto-converge", "--no-auto-converge")):
             done = migrate(source.address, "tcp:127.0.0.1:1", *options, converge)
             assert done.returncode == 3

@@ -8,7 +8,7 @@ import click
 from sterna.cli.errors import CliError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from sterna.cli.tries import InForce
+    from sterna.cli.tries import InForce, TrySettings
     from sterna.monitor.client import QmpClient
 
 _GREETING_SECONDS = 10.0
@@ -33,7 +33,13 @@ _GREETING_SECONDS = 10.0
     metavar="POLICY",
     help="adaptive (the default), fixed (QEMU's rules) or deadline:SECONDS (in time, or not at all).",
 )
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any migration parameter.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any migration parameter, or a capability as on or off.",
+)
 @click.option(
     "--verify/--no-verify",
     default=None,
@@ -72,14 +78,15 @@ def command(
     from sterna.cli.display import choose_display
     from sterna.cli.follow import Interrupts, follow
     from sterna.cli.result import exit_code, summarise
-    from sterna.cli.tries import TrySettings, applied
+    from sterna.cli.tries import applied
     from sterna.monitor.addresses import AddressError, parse_address
     from sterna.monitor.client import ConnectionLost, QmpClient
     from sterna.monitor.protocol import QmpError
 
-    parameters = _parameters(bandwidth, downtime_limit, policy, settings, verify)
-    if audit is not None:
-        parameters["x-sterna-audit"] = audit
+    wanted = _settings(settings)
+    wanted.parameters |= _parameters(bandwidth, downtime_limit, policy, verify, audit)
+    if auto_converge is not None:
+        wanted.capabilities["auto-converge"] = auto_converge
     _check_uri(uri)
     try:
         address = parse_address(qmp_address)
@@ -89,12 +96,11 @@ def command(
         client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
     except (AddressError, ConnectionLost) as error:
         raise CliError(str(error)) from error
-    capabilities = {} if auto_converge is None else {"auto-converge": auto_converge}
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:
         try:
             _check_source(client)
-            capabilities |= _return_path(client, uri)
-            with applied(client, TrySettings(parameters, capabilities)) as in_force:
+            wanted.capabilities = _return_path(client, uri) | wanted.capabilities
+            with applied(client, wanted) as in_force:
                 client.command("migrate", uri=uri)
                 if detach:
                     in_force.keep = True
@@ -151,27 +157,41 @@ def _check_uri(uri: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def _parameters(
-    bandwidth: str | None,
-    downtime_limit: str | None,
-    policy: str | None,
-    settings: tuple[str, ...],
-    verify: bool | None,
-) -> dict[str, Any]:
-    """The migration parameters to set, checked before anything is started."""
-    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
-    from sterna.monitor.parameters import parse_parameter
+def _settings(given: tuple[str, ...]) -> "TrySettings":
+    """What `--set` names, checked before anything is started."""
+    from sterna.cli.tries import TrySettings
+    from sterna.migration.parameters import CAPABILITIES, PARAMETERS
+    from sterna.monitor.parameters import parse_parameter, parse_switch, unknown
     from sterna.monitor.protocol import QmpError
 
-    parameters: dict[str, Any] = {}
-    for setting in settings:
+    settings = TrySettings()
+    for setting in given:
         name, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting[:80]!r}: expected NAME=VALUE")
         try:
-            parameters[name] = parse_parameter(name, text, default_unit="")
+            if name in CAPABILITIES:
+                settings.capabilities[name] = parse_switch(name, text)
+            elif name in PARAMETERS:
+                settings.parameters[name] = parse_parameter(name, text, default_unit="")
+            else:
+                raise unknown(name, "parameter or capability")
         except QmpError as error:
             raise UsageError(f"--set {setting[:80]!r}: {error.desc}") from error
+    return settings
+
+
+def _parameters(
+    bandwidth: str | None,
+    downtime_limit: str | None,
+    policy: str | None,
+    verify: bool | None,
+    audit: bool | None,
+) -> dict[str, Any]:
+    """The migration parameters that options of their own set, checked before anything is started."""
+    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
+
+    parameters: dict[str, Any] = {}
     if bandwidth is not None:
         parameters["max-bandwidth"] = bandwidth_value(bandwidth)
     if downtime_limit is not None:
@@ -180,4 +200,6 @@ def _parameters(
         parameters |= policy_values(policy)
     if verify is not None:
         parameters["x-sterna-verify"] = "on" if verify else "off"
+    if audit is not None:
+        parameters["x-sterna-audit"] = audit
     return parameters

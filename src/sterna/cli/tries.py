@@ -1,6 +1,6 @@
 """The settings of one migration: in force while it is tried, and as they were afterwards."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,12 @@ _SHOWN = ("max-bandwidth", "downtime-limit", "x-sterna-policy")
 _RATES = ("max-bandwidth", "max-postcopy-bandwidth")
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrySettings:
     """What a migration is tried with, by QEMU's names; what is not named stays as it is."""
 
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    capabilities: Mapping[str, bool] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    capabilities: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass

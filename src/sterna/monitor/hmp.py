@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sterna.migration.parameters import PARAMETERS
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
-from sterna.monitor.parameters import parse_parameter
+from sterna.monitor.parameters import parse_parameter, unknown
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
 from sterna.printable import printable
@@ -224,7 +223,7 @@ class HumanMonitor:
         if words[1] not in ("on", "off"):
             raise UsageError("Expected 'on' or 'off'")
         if words[0] not in self._control.migration.capabilities():
-            raise QmpError(f"invalid parameter value: {words[0][:80]}")
+            raise unknown(words[0], "capability")
         self._control.migration.set_capabilities({words[0]: words[1] == "on"})
         return ""
 
@@ -232,8 +231,6 @@ class HumanMonitor:
         name, _, text = rest.partition(" ")
         if not name:
             raise UsageError("migrate_set_parameter: string expected")
-        if name not in PARAMETERS:
-            raise QmpError(f"invalid parameter value: {name[:80]}")
         self._control.migration.set_parameters({name: parse_parameter(name, text.strip())})
         return ""
 
