@@ -110,7 +110,7 @@ def test_lines_that_cannot_be_opened(text, message):
 def test_descriptors_carry_both_ways():
     to_guest_read, to_guest_write = os.pipe()
     from_guest_read, from_guest_write = os.pipe()
-    line = DescriptorSerial(from_guest_write, to_guest_read, owned=False)
+    line = DescriptorSerial("stdio", from_guest_write, to_guest_read, owned=False)
     received = Input()
     line.start(received)
     os.write(to_guest_write, b"in")
@@ -123,12 +123,21 @@ def test_descriptors_carry_both_ways():
         os.close(descriptor)
 
 
-def test_a_broken_pipe_does_not_stop_the_guest():
+def test_output_that_is_lost_does_not_stop_the_guest_and_is_told_once(caplog):
     reader, writer = os.pipe()
     os.close(reader)
-    line = DescriptorSerial(writer, None, owned=True)
-    line.write(b"x")
-    line.close()
+    broken = DescriptorSerial("stdio", writer, None, owned=True)
+    for line, why in (
+        (broken, "serial stdio: what the guest writes is lost: Broken pipe"),
+        (
+            open_serial("file:/dev/full"),
+            "serial file:/dev/full: what the guest writes is lost: No space left on device",
+        ),
+    ):
+        line.write(b"x" * 8192)  # two writes
+        line.close()
+        assert [record.getMessage() for record in caplog.records] == [why]
+        caplog.clear()
 
 
 def test_unix_socket_serves_one_peer_after_another(tmp_path):
@@ -165,7 +174,7 @@ def test_a_peer_that_does_not_read_never_blocks(tmp_path):
 
 def test_a_reader_that_stops_reading_does_not_stop_the_guest():
     reader, writer = os.pipe()
-    line = DescriptorSerial(writer, None, owned=True)
+    line = DescriptorSerial("stdio", writer, None, owned=True)
     for _ in range(40):
         line.write(b"x" * 50_000)  # more than the pipe and the queue take
     line.close()
@@ -174,7 +183,7 @@ def test_a_reader_that_stops_reading_does_not_stop_the_guest():
 
 def test_output_is_all_written_before_the_line_closes():
     reader, writer = os.pipe()
-    line = DescriptorSerial(writer, None, owned=True)
+    line = DescriptorSerial("stdio", writer, None, owned=True)
     for number in range(1000):
         line.write(b"%d\n" % number)
     line.close()

@@ -1,5 +1,6 @@
 """Serial lines: where a UART's bytes go, and where its input comes from."""
 
+import logging
 import os
 import select
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sterna.socketpath import SocketPath
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 4096
 _OUTPUT_LIMIT = 1 << 20
@@ -96,9 +99,13 @@ class MemorySerial:
 
 
 class DescriptorSerial:
-    """A line on file descriptors: standard input and output, or a file."""
+    """A line on file descriptors: standard input and output, or a file.
 
-    def __init__(self, output: int, input: int | None, owned: bool) -> None:
+    :param name: as its user says it
+    """
+
+    def __init__(self, name: str, output: int, input: int | None, *, owned: bool) -> None:
+        self._name = name
         self._output = output
         self._changed = threading.Condition()
         self._unwritten = bytearray()
@@ -121,6 +128,7 @@ class DescriptorSerial:
         writable.register(self._output, select.POLLOUT)
         stop = select.poll()
         stop.register(self._stop_read, select.POLLIN)
+        told = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._unwritten or self._closed)
@@ -134,8 +142,11 @@ class DescriptorSerial:
                 continue
             try:
                 written = os.write(self._output, data)
-            except OSError:  # a closed pipe, a full disk
+            except OSError as error:  # a closed pipe, a full disk
                 written = len(data)
+                if not told:
+                    told = True
+                    log.warning("serial %s: what the guest writes is lost: %s", self._name, error.strerror)
             with self._changed:
                 del self._unwritten[:written]
                 self._changed.notify_all()
@@ -276,7 +287,7 @@ def open_serial(text: str) -> SerialBackend:
         return MemorySerial()
     if text == "stdio":
         sys.stdout.flush()
-        return DescriptorSerial(1, 0, owned=False)
+        return DescriptorSerial(text, 1, 0, owned=False)
     kind, _, path = text.partition(":")
     if kind == "unix":
         return UnixSerial(Path(path.removesuffix(",server=on,wait=off").removesuffix(",server")))
@@ -287,4 +298,4 @@ def open_serial(text: str) -> SerialBackend:
     except (OSError, ValueError) as error:
         raise SerialError(f"serial {text!r}: {getattr(error, 'strerror', None) or error}") from error
     os.set_blocking(descriptor, True)
-    return DescriptorSerial(descriptor, None, owned=True)
+    return DescriptorSerial(text, descriptor, None, owned=True)
