@@ -185,6 +185,26 @@ def test_wrong_kernels(cli, tmp_path: Path, content: bytes, expected: str) -> No
     assert code == 1
 
 
+@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",)])
+@pytest.mark.parametrize(
+    ("accel", "board"),
+    [("emulated", "pc-min"), ("kvm", "pc-min" if os.uname().machine != "x86_64" else "virt")],
+)
+def test_a_machine_that_cannot_be_here_is_refused_before_anything_is_compiled(
+    command_line,
+    command: tuple[str, ...],
+    accel: str,
+    board: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, out, error = command_line(*command, "--accel", accel, "--machine", board)
+    assert f"accel {accel}: " in one_line(error)
+    assert (code, out) == (7, "")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kernel", ["/nonexistent/kernel.elf", "/", "/dev/zero", "dirtyrom", ""])
 def test_missing_kernels(cli, kernel: str) -> None:
     code, _, error = cli("run", "--kernel", kernel)

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from sterna.cli.errors import ExitCode, UsageError
+from sterna.cli.errors import ExitCode, UsageError, hypervisor_refusals
 
 
 @click.command("demo")
@@ -74,6 +74,8 @@ def command(
     from sterna.cli.trial import TrialSettings, run_trial
     from sterna.cli.trialreport import report_lines
     from sterna.guests.catalog import PROGRAMS, GuestError, validate
+    from sterna.hypervisor.interface import DirtyLogMode
+    from sterna.machine.accel import check_board, create_vm
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
     if append is None:
@@ -101,6 +103,10 @@ def command(
         policy_values(policy),
         audit,
     )
+    with hypervisor_refusals():
+        check_board(accel, config.board)
+        if accel == "kvm":  # costs nothing; the emulated hypervisor's would need the kernels
+            create_vm(accel, config.board, smp, DirtyLogMode(dirty_log)).close()
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         compile_kernels(accel, interrupts.check)
         result = run_trial(settings, display, interrupts)

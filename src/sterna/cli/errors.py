@@ -1,7 +1,8 @@
 """How commands fail, and their exit codes."""
 
 import os.path
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 _ECHO_LIMIT = 80
@@ -45,6 +46,19 @@ class UsageError(CliError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ExitCode.USAGE)
+
+
+@contextmanager
+def hypervisor_refusals() -> Iterator[None]:
+    """What a hypervisor refuses in the body of the `with` statement is the command's error."""
+    from sterna.hypervisor.interface import HypervisorError, Unsupported
+
+    try:
+        yield
+    except Unsupported as error:
+        raise CliError(str(error), ExitCode.UNSUPPORTED) from error
+    except HypervisorError as error:
+        raise CliError(str(error)) from error
 
 
 def shorten_echo(message: str, arguments: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli import heap
-from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
 from sterna.printable import printable
@@ -100,7 +100,8 @@ def command(
 ) -> int:
     """Run a virtual machine.
 
-    Ends with `quit`, when the guest shuts down, or by SIGINT, SIGTERM or SIGHUP. Exit code 1 when the guest broke.
+    Ends with `quit`, when the guest shuts down, or by SIGINT, SIGTERM or SIGHUP. Exit code 1 when the guest broke,
+    7 when this host or this program cannot have such a machine.
     """
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory, parse_uuid
     from sterna.machine.nicconfig import NicConfigError, parse_nic
@@ -227,7 +228,6 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
 
 def _make_machine(config: "MachineConfig", prepare: Callable[[], None]) -> "Machine":
     from sterna.guests.catalog import GuestError
-    from sterna.hypervisor.interface import HypervisorError
     from sterna.machine.config import ConfigError
     from sterna.machine.loader import LoadError
     from sterna.machine.machine import Machine
@@ -235,10 +235,11 @@ def _make_machine(config: "MachineConfig", prepare: Callable[[], None]) -> "Mach
     from sterna.machine.tap import TapError
 
     try:
-        return Machine(config, prepare)
+        with hypervisor_refusals():
+            return Machine(config, prepare)
     except (GuestError, ConfigError) as error:
         raise UsageError(str(error)) from error
-    except (LoadError, SerialError, TapError, HypervisorError) as error:
+    except (LoadError, SerialError, TapError) as error:
         raise CliError(str(error)) from error
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""

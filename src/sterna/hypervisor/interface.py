@@ -19,6 +19,10 @@ class HypervisorError(Exception):
     """A call the hypervisor refuses; the text names the call and the argument that is wrong."""
 
 
+class Unsupported(HypervisorError):
+    """This host, or this program, has not what a VM needs; nothing failed. The text says what is missing."""
+
+
 class ArgumentError(HypervisorError):
     """An argument that no hypervisor takes: no integer, out of range, or no bitmap of the slot's."""
 

@@ -4,13 +4,14 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Vm
+from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, ManualProtect, Unsupported, Vm
 from sterna.machine.boards import PC_MIN, VIRT, VIRT_ARM64, ArmBoard, Board, Isa
 
 _KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
 """The hosts whose KVM runs such guests."""
 _KVM_BOARDS = {"x86_64": PC_MIN, "aarch64": VIRT_ARM64}
 
+CheckBoard = Callable[[Board], None]
 CreateVm = Callable[[Board, int, DirtyLogMode], Vm]
 
 
@@ -18,16 +19,26 @@ CreateVm = Callable[[Board, int, DirtyLogMode], Vm]
 class Accelerator:
     """What `--accel` names.
 
+    :ivar check: looks whether there can be such a board's CPUs here, and raises `Unsupported` when not. It costs nothing
     :ivar create: makes a VM of so many vCPUs, without memory and devices, that keeps its dirty log so. It raises
-        `HypervisorError` when this host cannot have it; the text says what is missing
+        `Unsupported` when this host cannot have it; the text says what is missing
     :ivar board: that of a machine whose user names none
     :ivar dirty_logs: the ways in which its VMs can keep a dirty log
     """
 
     name: str
+    check: CheckBoard
     create: CreateVm
     board: Board
     dirty_logs: Sequence[DirtyLogMode]
+
+
+def check_emulated(board: Board) -> None:
+    """Those that the emulated hypervisor has."""
+    if not isinstance(board, ArmBoard) or board.isa is not Isa.ARMV7:
+        raise Unsupported(
+            f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARMv7 board"
+        )
 
 
 def emulated_vm(make: Callable[..., Vm], board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
@@ -35,10 +46,7 @@ def emulated_vm(make: Callable[..., Vm], board: Board, smp: int, dirty_log: Dirt
 
     :param make: its class, or one of its kind
     """
-    if not isinstance(board, ArmBoard) or board.isa is not Isa.ARMV7:
-        raise HypervisorError(
-            f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARMv7 board"
-        )
+    assert isinstance(board, ArmBoard)
     vm = make(smp, secondaries_off=board.psci)
     if dirty_log is DirtyLogMode.MANUAL:
         vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
@@ -55,13 +63,16 @@ def _emulated(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
     return emulated_vm(make, board, smp, dirty_log)
 
 
-def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
+def _check_kvm(board: Board) -> None:
     host = _KVM_HOSTS[board.isa]
     if platform.machine() != host:
-        raise HypervisorError(
+        raise Unsupported(
             f"accel kvm: {board.isa.value} guests need a host that is {host}, this one is {platform.machine()}; "
             "use accel emulated, or another board"
         )
+
+
+def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
     try:
         if isinstance(board, ArmBoard):
             from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
@@ -71,6 +82,8 @@ def _kvm(board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
         from sterna.hypervisor.kvm.x86.vm import X86KvmVm
 
         return X86KvmVm(smp, dirty_log=dirty_log)
+    except Unsupported as error:
+        raise Unsupported(f"accel kvm: {error}") from error
     except HypervisorError as error:
         raise HypervisorError(f"accel kvm: {error}") from error
 
@@ -85,8 +98,8 @@ def register(accelerator: Accelerator) -> None:
     _ACCELERATORS[accelerator.name] = accelerator
 
 
-register(Accelerator("emulated", _emulated, VIRT, EMULATED_LOGS))
-register(Accelerator("kvm", _kvm, _KVM_BOARDS.get(platform.machine(), VIRT), tuple(DirtyLogMode)))
+register(Accelerator("emulated", check_emulated, _emulated, VIRT, EMULATED_LOGS))
+register(Accelerator("kvm", _check_kvm, _kvm, _KVM_BOARDS.get(platform.machine(), VIRT), tuple(DirtyLogMode)))
 
 
 def accelerators() -> tuple[str, ...]:
@@ -101,11 +114,21 @@ def accelerator(name: str) -> Accelerator:
     return _ACCELERATORS[name]
 
 
+def check_board(accel: str, board: Board) -> None:
+    """Look whether there can be a board's CPUs here, before anything is made for it.
+
+    :raise Unsupported: When not; the text says what would do.
+    """
+    accelerator(accel).check(board)
+
+
 def create_vm(accel: str, board: Board, smp: int, dirty_log: DirtyLogMode = DirtyLogMode.BITMAP) -> Vm:
     """A VM without memory, devices and vCPUs.
 
     :param accel: one of `accelerators`
     :param dirty_log: how it is to keep its dirty log
-    :raise HypervisorError: When this host cannot have it; the text says what is missing.
+    :raise Unsupported: When this host cannot have it; the text says what is missing.
+    :raise HypervisorError: When it cannot be made for another reason.
     """
+    check_board(accel, board)
     return accelerator(accel).create(board, smp, dirty_log)

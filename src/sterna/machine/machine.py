@@ -12,7 +12,7 @@ from typing import Any
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
 from sterna.hypervisor.traits import Trait
 from sterna.machine import devicetree, kernel
-from sterna.machine.accel import create_vm
+from sterna.machine.accel import check_board, create_vm
 from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
@@ -71,7 +71,8 @@ class Machine:
     :raise GuestError: When there is no such guest program or it cannot run so.
     :raise SerialError: When the serial line cannot be opened.
     :raise TapError: When a network card's tap cannot be opened.
-    :raise HypervisorError: When the hypervisor is not there.
+    :raise Unsupported: When this host cannot have such a machine.
+    :raise HypervisorError: When the hypervisor cannot make it for another reason.
     """
 
     def __init__(self, config: MachineConfig, prepare: Callable[[], None] = lambda: None) -> None:
@@ -96,6 +97,7 @@ class Machine:
 
     def _build(self, stack: ExitStack, prepare: Callable[[], None]) -> None:
         config, board = self.config, self.config.board
+        check_board(config.accel, board)
         boot = None
         if config.kernel is not None and not config.incoming:
             device_tree = devicetree.build(config)

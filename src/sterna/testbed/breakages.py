@@ -6,7 +6,7 @@ Only the program that the test bed starts for them (`sterna.cli.broken`) registe
 from functools import partial
 
 from sterna.hypervisor.emulated.broken import BREAKAGES, broken_vm
-from sterna.machine.accel import EMULATED_LOGS, Accelerator, emulated_vm, register
+from sterna.machine.accel import EMULATED_LOGS, Accelerator, check_emulated, emulated_vm, register
 from sterna.machine.boards import VIRT
 
 __all__ = ["BREAKAGES", "LAUNCHER", "accel_name", "register_all"]
@@ -24,4 +24,4 @@ def register_all() -> None:
     """Have every breakage as an accelerator."""
     for breakage in BREAKAGES:
         create = partial(emulated_vm, broken_vm(breakage))
-        register(Accelerator(accel_name(breakage), create, VIRT, EMULATED_LOGS))
+        register(Accelerator(accel_name(breakage), check_emulated, create, VIRT, EMULATED_LOGS))

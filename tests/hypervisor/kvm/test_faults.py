@@ -21,6 +21,7 @@ from sterna.hypervisor.interface import (
     ManualProtect,
     MemorySlot,
     SystemEvent,
+    Unsupported,
 )
 from sterna.hypervisor.kvm.ioctl import KvmError
 from sterna.hypervisor.kvm.run import ExitCode
@@ -33,7 +34,7 @@ PATHS = {"PYTHONPATH": str(Path(sterna.__file__).parent.parent)}
 
 
 def test_no_device():
-    with pytest.raises(HypervisorError, match=r"cannot open /dev/kvm-not: No such file .*module kvm"):
+    with pytest.raises(Unsupported, match=r"cannot open /dev/kvm-not: No such file .*module kvm"):
         System("/dev/kvm-not")
 
 
@@ -106,7 +107,7 @@ def test_clear_without_manual_protect(make_guest):
 
 def test_numbers_of_vcpus_that_cannot_be(x86):
     for smp in (0, 1 << 20):
-        with pytest.raises(HypervisorError, match=f"{smp} vCPUs: this host's KVM has 1 to"):
+        with pytest.raises(Unsupported, match=f"{smp} vCPUs: this host's KVM has 1 to"):
             x86.make_vm(smp, DirtyLogMode.BITMAP)
 
 

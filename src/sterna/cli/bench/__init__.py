@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
 
 if TYPE_CHECKING:
@@ -164,15 +164,15 @@ def _measure_kvm(
 ) -> "Modes":
     from sterna.cli.bench.kvm.modes import find_modes
     from sterna.cli.bench.workloads import Who
-    from sterna.hypervisor.interface import HypervisorError
     from sterna.memory.ram import RamError
 
-    modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
-    if not modes.there:
-        raise CliError("; ".join(dict.fromkeys(modes.missing.values())))
     try:
-        return modes.measured(quick, runs, check, note) if log else modes
-    except (HypervisorError, RamError) as error:
+        with hypervisor_refusals():
+            modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
+            if not modes.there:
+                raise CliError("; ".join(dict.fromkeys(modes.missing.values())), ExitCode.UNSUPPORTED)
+            return modes.measured(quick, runs, check, note) if log else modes
+    except RamError as error:
         raise CliError(str(error)) from error
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.hypervisor.interface import HypervisorError, MemorySlot
+from sterna.hypervisor.interface import HypervisorError, MemorySlot, Unsupported
 from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
 from sterna.memory.address import PAGE_SHIFT
@@ -49,7 +49,7 @@ def _make_fence() -> Callable[[], None]:
     number = numbers[platform.machine()]
     register, expedited = 1 << 4, 1 << 3  # membarrier(2): MEMBARRIER_CMD_(REGISTER_)PRIVATE_EXPEDITED
     if syscall(number, register, 0, 0) != 0:
-        raise HypervisorError("membarrier(2) is missing, which reading a dirty ring on this CPU needs")
+        raise Unsupported("membarrier(2) is missing, which reading a dirty ring on this CPU needs")
 
     def fence() -> None:
         syscall(number, expedited, 0, 0)
@@ -140,7 +140,7 @@ class RingLog:
     To be made before the VM has vCPUs and slots.
 
     :param entries: of each ring, a power of two
-    :raise HypervisorError: When the kernel has no rings, or none of this size.
+    :raise Unsupported: When the kernel has no rings, or none of this size.
     """
 
     def __init__(self, vm: Descriptor, entries: int = LARGEST_RING) -> None:
@@ -149,15 +149,15 @@ class RingLog:
         )
         largest = capability_of(vm, capability) // ctypes.sizeof(DirtyGfn)
         if not largest:
-            raise HypervisorError(f"this kernel's KVM lacks KVM_CAP_{capability.name}: no dirty rings")
+            raise Unsupported(f"this kernel's KVM lacks KVM_CAP_{capability.name}: no dirty rings")
         if entries > largest:
-            raise HypervisorError(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
+            raise Unsupported(f"a dirty ring of {entries} entries: this kernel's has at most {largest}")
         enable(vm, capability, entries * ctypes.sizeof(DirtyGfn))
         if capability is Capability.DIRTY_LOG_RING_ACQ_REL:
             # arm64's KVM takes a slot for logged when it has a bitmap: without one, a write maps its whole block writable.
             # All that is ever logged there is what its own interrupt translation tables write, which no guest of ours has.
             if not capability_of(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP):
-                raise HypervisorError(
+                raise Unsupported(
                     "this kernel's KVM lacks KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: its dirty rings lose writes"
                 )
             enable(vm, Capability.DIRTY_LOG_RING_WITH_BITMAP, 0)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from enum import IntEnum
 
-from sterna.hypervisor.interface import HypervisorError
+from sterna.hypervisor.interface import HypervisorError, Unsupported
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, Request, io, iow
 
 DEVICE = "/dev/kvm"
@@ -70,24 +70,25 @@ class System(Descriptor):
     """An open /dev/kvm.
 
     :param path: of the device
-    :raise HypervisorError: When it cannot be opened or speaks another version of the API.
+    :raise Unsupported: When this host, or this user, has no KVM, or it speaks another version of the API.
+    :raise HypervisorError: When it cannot be opened for another reason.
     """
 
     def __init__(self, path: str = DEVICE) -> None:
         try:
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            raise HypervisorError(
-                f"cannot open {path}: {error.strerror}{_advice(error.errno or 0)}"
-            ) from error
+            advice = _advice(error.errno or 0)
+            kind = Unsupported if advice else HypervisorError
+            raise kind(f"cannot open {path}: {error.strerror}{advice}") from error
         try:
             version = self.call(GET_API_VERSION)
         except KvmError as error:
             self.close()
-            raise HypervisorError(f"{path} is not KVM: {error}") from error
+            raise Unsupported(f"{path} is not KVM: {error}") from error
         if version != API_VERSION:
             self.close()
-            raise HypervisorError(f"{path} speaks version {version} of KVM's API, not {API_VERSION}")
+            raise Unsupported(f"{path} speaks version {version} of KVM's API, not {API_VERSION}")
 
     def check(self, capability: Capability) -> int:
         """What the kernel says of a capability: 0 when it is not there."""
@@ -96,11 +97,11 @@ class System(Descriptor):
     def require(self, capabilities: Iterable[Capability]) -> None:
         """Check that all of `capabilities` are there.
 
-        :raise HypervisorError: When some are not; the text names them.
+        :raise Unsupported: When some are not; the text names them.
         """
         missing = [f"KVM_CAP_{cap.name}" for cap in capabilities if not self.check(cap)]
         if missing:
-            raise HypervisorError(
+            raise Unsupported(
                 f"this kernel's KVM lacks {', '.join(missing)}, which sterna needs; a newer kernel has it"
             )
 

@@ -16,6 +16,7 @@ from sterna.hypervisor.interface import (
     MemorySlot,
     MmioDevice,
     SlotFlags,
+    Unsupported,
 )
 from sterna.hypervisor.kvm.dirtylog import BitmapLog
 from sterna.hypervisor.kvm.dirtyring import LARGEST_RING, RingLog
@@ -46,7 +47,7 @@ class KvmVm(ABC):
     :param dirty_log: how the kernel keeps the dirty log
     :param ring_entries: size of each dirty ring, a power of two
     :param device: KVM's device file
-    :raise HypervisorError: When this host cannot have the VM; the text says what is missing.
+    :raise Unsupported: When this host cannot have the VM; the text says what is missing.
     """
 
     counter_hz: int
@@ -80,7 +81,7 @@ class KvmVm(ABC):
             self.system.require(self._required)
             most = self.system.check(Capability.MAX_VCPUS) or self.system.check(Capability.NR_VCPUS)
             if not 1 <= arguments.integer("vCPUs", smp) <= most:
-                raise HypervisorError(f"{smp} vCPUs: this host's KVM has 1 to {most}")
+                raise Unsupported(f"{smp} vCPUs: this host's KVM has 1 to {most}")
             self.fd: Descriptor = stack.enter_context(self.system.create_vm(self._kind()))
             self.memory = MemoryMap(self._ipa_bits())
             self._bitmap = BitmapLog(self.fd)

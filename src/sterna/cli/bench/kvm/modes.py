@@ -11,7 +11,7 @@ from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.cli.bench.report import print_goals
 from sterna.cli.bench.summary import Judgement
 from sterna.hostload import HostLoad, HostWatch
-from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
+from sterna.hypervisor.interface import DirtyLogMode, Unsupported
 from sterna.machine.accel import accelerator, create_vm
 
 
@@ -66,12 +66,15 @@ class Modes:
 
 
 def find_modes(asked: Sequence[str]) -> Modes:
-    """Try each: a VM is made."""
+    """Try each: a VM is made.
+
+    :raise HypervisorError: When one cannot be made though this host has it.
+    """
     there, missing = [], {}
     for mode in dict.fromkeys(map(DirtyLogMode, asked)):
         try:
             create_vm("kvm", accelerator("kvm").board, 1, mode).close()
             there.append(mode)
-        except HypervisorError as error:
+        except Unsupported as error:
             missing[mode.value] = str(error)
     return Modes(there, missing)

@@ -9,7 +9,7 @@ It holds nothing that a guest could miss: the timer's level follows the timer, t
 import ctypes
 from enum import IntEnum
 
-from sterna.hypervisor.interface import HypervisorError
+from sterna.hypervisor.interface import Unsupported
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, iow, iowr
 
 
@@ -80,7 +80,7 @@ class Vgic:
     """The controller of a VM. To be made before its vCPUs; `start` once all are there.
 
     :param vm: the VM's descriptor
-    :raise HypervisorError: When this host's KVM has none.
+    :raise Unsupported: When this host's KVM has none.
     """
 
     def __init__(self, vm: Descriptor) -> None:
@@ -129,7 +129,7 @@ def _create(vm: Descriptor) -> tuple[int, Descriptor]:
         error, _ = vm.attempt(CREATE_DEVICE, request)
         if not error:
             return version, Descriptor(request.fd)
-    raise HypervisorError(f"this host's KVM has no GIC for guests: {KvmError(CREATE_DEVICE, request, error)}")
+    raise Unsupported(f"this host's KVM has no GIC for guests: {KvmError(CREATE_DEVICE, request, error)}")
 
 
 def _affinity(cpu: int) -> int:
