@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -108,6 +109,7 @@ def one_line(error: str) -> str:
         (("stream", "digest", "memory="), "expected BLOCK=FILE"),
         (("migrate", "unix:/x", "file:"), "the path is missing"),
         (("demo", "--kernel", "/bin/true"), "/bin/true"),
+        (("demo", "--kernel", "net"), "the demo knows dirtyram, clock, random; 'net' is none of them"),
         (("demo", "--memory", "64M"), "PAGES"),
         (("demo", "--append", "1 2 x"), "x"),
         (("demo", "--smp", "0"), "smp"),
@@ -150,6 +152,18 @@ def test_no_path_may_be_empty() -> None:
     for parameter in paths:
         with pytest.raises(click.BadParameter, match="the path is empty"):
             parameter.type.convert("", parameter, None)
+
+
+@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",)])
+@pytest.mark.parametrize("option", ["--machine", "--accel", "--dirty-log"])
+def test_what_an_error_offers_the_help_has_too(cli, command: tuple[str, ...], option: str) -> None:
+    _, _, error = cli(*command, option, "pc")
+    offered = set(one_line(error).rpartition("choose ")[2].split()) - {"or"}
+    asked = LazyGroup().get_command(click.Context(LazyGroup()), command[0])
+    assert asked is not None
+    [told] = [one.help for one in asked.params if isinstance(one, click.Option) and option in one.opts]
+    assert len(offered) > 1
+    assert offered <= set(re.findall(r"[\w-]+", told or ""))
 
 
 def elf(machine: int = 40, bits: int = 1, kind: int = 2, address: int = 0x4030_0000, size: int = 4) -> bytes:

@@ -5,22 +5,14 @@ import sys
 
 import click
 
+from sterna.cli import machineoptions
 from sterna.cli.errors import ExitCode, UsageError, hypervisor_refusals
 
 
 @click.command("demo")
-@click.option(
-    "--machine",
-    default="",
-    help="The board: virt or vexpress-a15; pc-min with kvm on x86_64.  [default: virt, or pc-min where kvm runs it]",
-)
-@click.option("--accel", default="emulated", show_default=True, help="The hypervisor: emulated or kvm.")
-@click.option(
-    "--dirty-log",
-    default="bitmap",
-    show_default=True,
-    help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
-)
+@machineoptions.board
+@machineoptions.accelerator
+@machineoptions.dirty_log
 @click.option("--kernel", default="dirtyram", show_default=True, help="The guest: dirtyram, clock or random.")
 @click.option("--append", help="The guest's arguments.  [default: 102580 812 30 for dirtyram]")
 @click.option("--memory", default="1792M", show_default=True, help="Size of RAM.")
@@ -80,8 +72,9 @@ def command(
 
     if append is None:
         append = {"dirtyram": "102580 812 30", "random": "1"}.get(kernel, "")
-    if kernel not in PROGRAMS:
-        raise UsageError(f"--kernel: the demo knows {', '.join(PROGRAMS)}; {kernel[:80]!r} is none of them")
+    known = [name for name, program in PROGRAMS.items() if not program.needs_nic]
+    if kernel not in known:
+        raise UsageError(f"--kernel: the demo knows {', '.join(known)}; {kernel[:80]!r} is none of them")
     try:
         config = MachineConfig(
             machine=machine,

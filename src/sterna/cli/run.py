@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sterna.cli import heap
+from sterna.cli import heap, machineoptions
 from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
@@ -27,23 +27,14 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option(
-    "--machine",
-    default="",
-    help="The board: virt or vexpress-a15; pc-min with kvm on x86_64.  [default: virt, or pc-min where kvm runs it]",
-)
+@machineoptions.board
 @click.option("--cpu", default="", help="The CPU model.  [default: cortex-a15, or host with kvm]")
 @click.option("--smp", type=int, default=1, show_default=True, help="Number of CPUs.")
 @click.option(
     "--memory", default="128M", show_default=True, help="Size of RAM, such as 1792M; a number is MiB."
 )
-@click.option("--accel", default="emulated", show_default=True, help="The hypervisor: emulated or kvm.")
-@click.option(
-    "--dirty-log",
-    default="bitmap",
-    show_default=True,
-    help="How the hypervisor keeps its dirty log: bitmap, manual, or ring with kvm.",
-)
+@machineoptions.accelerator
+@machineoptions.dirty_log
 @click.option("--kernel", help="The guest: dirtyram, clock, random, net, or the path of an ELF file.")
 @click.option("--append", default="", help="The kernel's arguments.")
 @click.option("--incoming", metavar="URI|defer", help="Wait for a migration instead of starting a guest.")
