@@ -200,7 +200,14 @@ def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path)
     [
         (["--forward", "80", "--", "true"], "write two ports"),
         (["--forward", "80:70000", "--", "true"], "write two ports"),
+        (
+            ["--forward", "80:81", "--forward", "80:82", "--", "true"],
+            "--forward: port 80 here is given twice",
+        ),
         (["--memory", "much", "--", "true"], "is not a size"),
+        (["--memory", "1", "--", "true"], "--memory: 1 MiB are too few"),
+        (["--memory", "511.9M", "--", "true"], "--memory: 511 MiB are too few"),
+        (["--memory", "4096G", "--", "true"], "--memory: 4194304 MiB is more than the"),
     ],
 )
 def test_wrong_calls(arguments: list[str], complaint: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -277,6 +277,7 @@ def test_a_guest_that_cannot_run_is_an_error(tmp_path: Path) -> None:
         (["nothing"], "no scenario 'nothing'"),
         (["date", "--vm", "xen"], "xen"),
         (["date", "--qemu", "x"], "--vm qemu"),
+        (["date", "--vm-arguments", "it's"], '--vm-arguments "it\'s": no closing quotation'),
         (["date", "--breakage", "nonsense"], "no breakage 'nonsense'; there are skip-tlb-flush, forget-mark"),
         (["date", "--breakage", "no-rebuild", "--vm", "kvm"], "--breakage goes with --vm emulated"),
         (["date", "--junit", "/nonexistent/x.xml"], "--junit: cannot write /nonexistent/x.xml"),

@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,13 @@ def host(
     if not words and not sys.stdin.isatty():
         raise UsageError("no COMMAND given, and no terminal for a shell")
     try:
-        memory_mib = parse_memory(memory) >> 20
+        memory_bytes = parse_memory(memory)
     except ConfigError as error:
         raise UsageError(str(error)) from error
+    _check_memory(memory_bytes)
     forwards = tuple(_parse_forward(text) for text in forward)
-    settings = Settings(cpu, smp, memory_mib, int(gic), forwards)
+    _check_forwards(forwards)
+    settings = Settings(cpu, smp, memory_bytes >> 20, int(gic), forwards)
 
     def progress(text: str) -> None:
         print(f"sterna: {architecture} host: {text}", file=sys.stderr, flush=True)
@@ -123,6 +126,26 @@ def _run(
         err=sys.stderr.buffer,
         timeout_s=timeout,
     )
+
+
+def _check_memory(size: int) -> None:
+    from sterna.hostlimits import most_bytes
+    from sterna.testbed.armhost.emulator import LEAST_MEMORY_MIB
+
+    if size >> 20 < LEAST_MEMORY_MIB:
+        raise UsageError(
+            f"--memory: {size >> 20} MiB are too few; the host's files are in its RAM, and it needs {LEAST_MEMORY_MIB} MiB"
+        )
+    most = most_bytes()
+    if most is not None and size > most.size:
+        raise UsageError(f"--memory: {size >> 20} MiB is more than the {most.size >> 20} MiB of {most.by}")
+
+
+def _check_forwards(forwards: "Sequence[Forward]") -> None:
+    taken = [one.here for one in forwards]
+    for port in taken:
+        if taken.count(port) > 1:
+            raise UsageError(f"--forward: port {port} here is given twice")
 
 
 def _parse_forward(text: str) -> "Forward":

@@ -135,9 +135,12 @@ def run(
     if breakage:
         _check_breakage(breakage, kind)
     try:
-        files = list(_find(names))
         options = KindOptions(qemu, tuple(shlex.split(vm_arguments)), breakage)
-    except (ScenarioError, ValueError) as error:
+    except ValueError as error:
+        raise UsageError(f"--vm-arguments {vm_arguments[:80]!r}: {str(error).lower()}") from error
+    try:
+        files = list(_find(names))
+    except ScenarioError as error:
         raise UsageError(str(error)) from error
     for option, path in (("--html", html), ("--junit", junit)):
         if path is not None:

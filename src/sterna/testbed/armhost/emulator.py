@@ -29,6 +29,8 @@ SVE, glibc copies that way, and guests then run what their memory held before.
 """
 # Bytecode that this Python has left beside the sources saves the host's Python, if it is of the same version, a lot of time.
 _BYTECODE = f".cpython-{PYTHON_VERSION.replace('.', '')}"
+LEAST_MEMORY_MIB = 512
+"""RAM with which it boots, and has some to spare: its file system is there twice until the kernel has unpacked it."""
 _KERNEL_LOG_LINES = 30
 _READ_BYTES = 1 << 16
 _NOT_IN_TREE = frozenset(
