@@ -33,6 +33,56 @@ def test_signals_end_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     assert not (tmp_path / "vm.qmp").exists()
 
 
+PLACED = """
+import importlib, os, signal, sys
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+place, number, *arguments = sys.argv[1:]
+module, _, name = place.rpartition(".")
+module = importlib.import_module(module)
+called = getattr(module, name)
+
+def signalled(*given, **named):
+    os.kill(os.getpid(), int(number))
+    return called(*given, **named)
+
+setattr(module, name, signalled)
+from sterna.cli import main
+main(arguments)
+"""
+"""The command line, which gets a signal as it comes to a place."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("place", "arguments"),
+    [
+        (
+            "sterna.machine.machine.create_vm",
+            ("run", *GUEST[:-1], "unix:serial", "--memory", "16M", "--qmp", "unix:socket,server"),
+        ),
+        (
+            "sterna.migration.proxy.proxy.Recording",
+            ("stream", "proxy", "unix:socket", "unix:destination", "--record", "record"),
+        ),
+    ],
+)
+def test_a_signal_before_there_is_anything_to_end_leaves_nothing(
+    place: str, arguments: tuple[str, ...], number: signal.Signals, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLACED, place, str(int(number)), *arguments],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (done.stderr.strip(), done.returncode) == ("sterna: error: interrupted", 130)
+    assert not list(tmp_path.iterdir())
+
+
 def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
     with vm(tmp_path, "vm", *GUEST) as machine:
         assert machine.qmp.command("quit") == {}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import sys
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ import click
 from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
+from sterna.cli.signals import ended_in_order
 from sterna.printable import printable
 
 COMMANDS = {
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 2 for a wrong call, 1 for a failure, or the command's own code."""
     given = sys.argv[1:] if arguments is None else arguments
     open_closed_streams()
-    with guarded() as out:
+    # Commands that have more to do then have handlers of their own, as soon as there is something to be done.
+    with ended_in_order(signal.SIGTERM, signal.SIGHUP), guarded() as out:
         try:
             code = _run(arguments)
             out.flush()

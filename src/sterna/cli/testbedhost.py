@@ -1,7 +1,6 @@
 """`sterna testbed host`: an emulated host with the kernel's own KVM."""
 
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.errors import CliError, UsageError
 from sterna.cli.paths import NamedPath
-from sterna.cli.signals import heard_hangup
 
 if TYPE_CHECKING:
     from sterna.testbed.armhost.emulator import Forward, Settings
@@ -113,9 +111,6 @@ def _run(
 
     if not words:
         return emulator.run_on_terminal(built.kernel, built.initramfs, ["sh"], settings=settings, tree=tree)
-    # They end the host as Ctrl-C does.
-    for number in (signal.SIGTERM, *heard_hangup()):
-        signal.signal(number, lambda _number, _frame: sys.exit(ExitCode.INTERRUPTED))
     return emulator.run(
         built.kernel,
         built.initramfs,

@@ -6,15 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
+from sterna.cli.signals import ended_in_order
 from sterna.newfile import check_report, write_report
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def run(
                 raise UsageError(f"{option}: cannot write {path}: {error.strerror}") from error
     results: list[Result] = []
     began, began_at = time.monotonic(), time.time()
-    with _signals():
+    with ended_in_order(*_SIGNALS):
         try:
             for line in clean_stale():
                 _say(f"removed what an earlier run left: {line}")
@@ -217,26 +216,6 @@ def _prepare(kind: "VmKind") -> None:
     from sterna.cli.kernels import compile_kernels
 
     compile_kernels()
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """The first signal ends the run, in order; those that follow do not disturb the clearing up."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for other in caught:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    caught = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
-    try:
-        for number in caught:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number in caught:
-            signal.signal(number, before[number])
 
 
 # -- for people -----------------------------------------------------------------------------------------------
