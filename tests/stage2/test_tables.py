@@ -239,6 +239,20 @@ def test_tables_do_not_leak_over_a_thousand_cycles(stage2):
     assert stage2.statistics()["blocks_rebuilt"] == 4000
 
 
+@pytest.mark.parametrize("size", [0, -PAGE_SIZE, PAGE_SIZE, 2 * PAGE_SIZE, 3 * PAGE_SIZE - 8])
+def test_a_pool_has_room_beside_the_root(size):
+    with pytest.raises(ValueError, match=f"a pool of {size} bytes: it has whole pages"):
+        make(pool_size=size)
+    assert make(pool_size=3 * PAGE_SIZE).free_tables == 1
+
+
+@pytest.mark.parametrize("cpus", [0, 9])
+def test_there_is_room_for_eight_cpus(cpus):
+    with pytest.raises(ValueError, match="1 to 8 are possible"):
+        make(cpus=cpus)
+    make(cpus=8)
+
+
 def test_pool_used_up():
     stage2 = make(pool_size=5 * PAGE_SIZE)  # the root's two pages, and three
     stage2.insert_slot(0, RAM, 4 * PMD_SIZE, RAM_PA + PAGE_SIZE, readonly=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PMD_SIZE, Ipa
+from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.stage2.atomics import lock, unlock
 from sterna.stage2.change import map_device, unmap_range
 from sterna.stage2.fault import Outcome, handle_fault
@@ -38,6 +38,8 @@ class Stage2:
 
     :param pool_pa: physical address at which the CPU sees the pool
     :param max_leaf: the largest leaf to install, in bytes: 4 KiB, 2 MiB or 1 GiB
+    :param pool_size: of the pool, in bytes: whole pages, the root table and at least one more
+    :raise ValueError: When compiled code would reach beyond the pool, or beyond what there is for each CPU.
     """
 
     def __init__(
@@ -49,6 +51,13 @@ class Stage2:
         max_leaf: int = PMD_SIZE,
         pool_size: int = _POOL_SIZE,
     ) -> None:
+        root_bytes = format.root_entries * 8
+        if pool_size % PAGE_SIZE or pool_size <= root_bytes:
+            raise ValueError(
+                f"a pool of {pool_size} bytes: it has whole pages of {PAGE_SIZE} bytes, more than the root's {root_bytes}"
+            )
+        if not 1 <= cpus <= MAX_CPUS:
+            raise ValueError(f"tables for {cpus} CPUs: 1 to {MAX_CPUS} are possible")
         self._memory = mmap.mmap(-1, pool_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         anchor = ctypes.c_char.from_buffer(self._memory)
         self.pool_hva = ctypes.addressof(anchor)
@@ -70,7 +79,7 @@ class Stage2:
             state[name] = getattr(format, name)
         state["root_entries"] = format.root_entries
         self.format = format
-        self._make_pool(pool_pa, pool_size // 4096, format.root_entries // 512)
+        self._make_pool(pool_pa, pool_size // PAGE_SIZE, root_bytes // PAGE_SIZE)
 
     def _make_pool(self, pool_pa: int, pages: int, root_pages: int) -> None:
         state = self.state[0]
@@ -119,7 +128,7 @@ class Stage2:
         :raise OutOfTablesError: When the pool has no page left.
         """
         with self._locked():
-            for offset in range(0, size, 4096):
+            for offset in range(0, size, PAGE_SIZE):
                 if not map_device(self.state, self.tables, ipa + offset, self.format.device | (pa + offset)):
                     raise OutOfTablesError(f"no page-table page left to map a device at {ipa:#x}")
 
