@@ -1,13 +1,14 @@
 """ARMv7 guests cross between KVM, on the emulated arm64 host, and the emulated hypervisor, here."""
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from tests.arm64 import crossing
 from tests.migration.pairs import TCP, Host
+from tests.ports import held_port
 
 from sterna.machine.runstate import RunState
 from sterna.testbed.armhost.emulator import Forward
@@ -23,17 +24,15 @@ def emulated() -> Iterator[list[Host]]:
         host.close()
 
 
-def free_ports(count: int) -> list[int]:
-    with_sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in with_sockets]
-    for each in with_sockets:
-        each.close()
-    return ports
+@pytest.fixture
+def ports() -> Iterator[list[int]]:
+    """Ports for the host."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(held_port()) for _ in crossing.PORTS]
 
 
-def test_guests_cross_from_kvm_to_the_emulated_hypervisor_and_back(in_arm64_host, emulated) -> None:
+def test_guests_cross_from_kvm_to_the_emulated_hypervisor_and_back(in_arm64_host, emulated, ports) -> None:
     arriving = [host.controller.incoming(TCP).rpartition(":")[2] for host in emulated]
-    ports = free_ports(len(crossing.PORTS))
     forwards = tuple(Forward(here, there) for here, there in zip(ports, crossing.PORTS, strict=True))
     said: list[tuple[int, str]] = []
     command = ("python3", "-m", "tests.arm64.crossing", *arriving)

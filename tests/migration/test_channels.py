@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.ports import held_port
 from tests.refusal import Refusal, refusing
 
 from sterna.hostlookup import Address
@@ -175,13 +176,12 @@ def test_cancelling_ends_a_write_that_nobody_reads_and_a_read_that_nobody_feeds(
 
 
 def test_errors_name_the_peer_and_the_cause(tmp_path: Path) -> None:
-    with Cancellation() as cancellation:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-            with pytest.raises(
-                ChannelError, match=f"cannot listen on tcp:127.0.0.1:{port}: address already in use"
-            ):
-                uris.parse(f"tcp:127.0.0.1:{port}").listen()
+    with held_port() as port, Cancellation() as cancellation:
+        taken = pytest.raises(
+            ChannelError, match=f"cannot listen on tcp:127.0.0.1:{port}: address already in use"
+        )
+        with socket.create_server(("127.0.0.1", port)), taken:
+            uris.parse(f"tcp:127.0.0.1:{port}").listen()
         with pytest.raises(ConnectionRefused, match=f"connection refused by tcp:127.0.0.1:{port}"):
             uris.parse(f"tcp:127.0.0.1:{port}").connect(cancellation)
         with pytest.raises(ConnectionRefused, match="connection refused by unix:"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
+from tests.ports import held_port
 
 from sterna.migration import doubt, handshake, incoming, verify
 from sterna.migration.cancellation import Cancellation
@@ -84,10 +85,11 @@ def test_a_listener_that_fails_stays_until_the_source_has_confirmed(
     pauses: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Peer, "confirm", lambda self: None)
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        held_port() as port,
+        hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there),
+    ):
         # A socket that asked for its port itself keeps it when it is shut down.
-        port = server.getsockname()[1]
-    with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
         uri = uris.parse(there.controller.incoming(f"tcp:127.0.0.1:{port}"))
         assert isinstance(uri, uris.ListeningUri)
         wait = there.controller._incoming

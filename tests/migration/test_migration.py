@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.ports import held_port
 
 from sterna.hypervisor.traits import Rule, Trait
 from sterna.memory.bitmap import DirtyBatch
@@ -180,9 +181,8 @@ def test_calls_that_do_not_fit_are_refused() -> None:
 
 
 def test_nobody_there() -> None:
-    with hosts(source_guest()) as (here,):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            uri = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+    with held_port() as port, hosts(source_guest()) as (here,):
+        uri = f"tcp:127.0.0.1:{port}"
         info = here.migrate(uri)
         assert (info.status, info.error) == (FAILED, f"connection refused by {uri}: nobody listens there")
         assert here.guest.running

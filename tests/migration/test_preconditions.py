@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.ports import held_port
 from tests.refusal import Refusal, refusing
 
 from sterna.migration.channels.tcp import TcpUri
@@ -158,16 +159,16 @@ def test_an_address_that_cannot_be_had_does_not_use_up_the_wait(tmp_path: Path) 
 
 
 def test_a_proxy_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ChannelError, match="address already in use"):
+    with held_port() as port:
+        taken = pytest.raises(ChannelError, match="address already in use")
+        with socket.create_server(("127.0.0.1", port)), taken:
             Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
-    assert not names(tmp_path)
-    (tmp_path / "record").touch()
-    with pytest.raises(RecordingError):
-        Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
-    with socket.create_server(("127.0.0.1", port)):
-        pass  # it listens no more
+        assert not names(tmp_path)
+        (tmp_path / "record").touch()
+        with pytest.raises(RecordingError):
+            Proxy(TcpUri("127.0.0.1", port), TcpUri("127.0.0.1", 1), record=tmp_path / "record")
+        with socket.create_server(("127.0.0.1", port)):
+            pass  # it listens no more
     with pytest.raises(UriError, match="that is where the proxy itself is to listen"):
         Proxy(UnixUri(f"{tmp_path}/here"), UnixUri(f"{tmp_path}/here"), record=tmp_path / "new")
     assert names(tmp_path) == {"record"}

@@ -17,6 +17,7 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
+from tests.ports import held_port
 from tests.refusal import Refusal, refusing
 
 from sterna.migration.cancellation import Cancellation
@@ -234,9 +235,7 @@ def test_refused_by_the_destination() -> None:
 
 
 def test_nobody_at_the_destination() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with hosts(source_guest(16)) as (here,), through(f"tcp:127.0.0.1:{port}") as running:
+    with held_port() as port, hosts(source_guest(16)) as (here,), through(f"tcp:127.0.0.1:{port}") as running:
         assert here.migrate(running.uri).status is FAILED
         view = running.result()
     assert view.verdict.outcome is Outcome.UNREACHABLE
@@ -562,12 +561,10 @@ def test_a_directory_in_which_nothing_was_recorded_is_as_it_was(there_before: bo
     record = tmp_path / "record"
     if there_before:
         record.mkdir()
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        with through(f"tcp:127.0.0.1:{deaf.getsockname()[1]}", record=record) as running:
-            assert record.exists()
-            with socket.create_connection(("127.0.0.1", running.port)):
-                assert running.result().verdict.outcome is Outcome.UNREACHABLE
+    with held_port() as port, through(f"tcp:127.0.0.1:{port}", record=record) as running:
+        assert record.exists()
+        with socket.create_connection(("127.0.0.1", running.port)):
+            assert running.result().verdict.outcome is Outcome.UNREACHABLE
     assert record.exists() is there_before
 
 
