@@ -96,6 +96,7 @@ def test_a_pipe_needs_a_reader(tmp_path):
         ("tty", "'tty' is not known"),
         ("file:", "path is missing"),
         ("unix:", "path is missing"),
+        ("unix:,server", "path is missing"),
         ("file:/nonexistent/x", "No such file"),
         ("unix:/nonexistent/x", "No such file"),
         ("unix:" + "x" * 200, "too long"),

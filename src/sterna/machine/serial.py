@@ -267,12 +267,20 @@ def check_serial(text: str) -> None:
 
     :raise SerialError: When it does not.
     """
-    kind, _, path = text.partition(":")
+    kind, path = _split(text)
     if kind in ("file", "unix"):
         if not path:
             raise SerialError(f"serial {text!r}: the path is missing")
     elif text not in ("stdio", "memory", "null", "none"):
         raise SerialError(f"serial {text!r} is not known; choose stdio, file:PATH, unix:PATH or null")
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A setting's kind, and what follows; of a socket only the path: it always listens, and never waits."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix":
+        rest = rest.removesuffix(",server=on,wait=off").removesuffix(",server")
+    return kind, rest
 
 
 def open_serial(text: str) -> SerialBackend:
@@ -288,9 +296,9 @@ def open_serial(text: str) -> SerialBackend:
     if text == "stdio":
         sys.stdout.flush()
         return DescriptorSerial(text, 1, 0, owned=False)
-    kind, _, path = text.partition(":")
+    kind, path = _split(text)
     if kind == "unix":
-        return UnixSerial(Path(path.removesuffix(",server=on,wait=off").removesuffix(",server")))
+        return UnixSerial(Path(path))
     try:
         # A pipe that nobody reads is refused here (ENXIO), not waited for.
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
