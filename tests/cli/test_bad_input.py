@@ -55,6 +55,7 @@ def one_line(error: str) -> str:
         ((*RUN, "--append", "x" * 10_000), "append"),
         ((*RUN, "--qmp", "nonsense"), "nonsense"),
         ((*RUN, "--qmp", "tcp:localhost:port,server"), "port"),
+        ((*RUN, "--qmp", "tcp::0,server"), "--qmp: tcp:127.0.0.1:0: nobody would learn which port that is"),
         ((*RUN, "--qmp", "unix:/tmp/x,frobnicate"), "frobnicate"),
         ((*RUN, "--monitor", "telnet"), "telnet"),
         ((*RUN, "--monitor", "stdio", "--serial", "stdio"), "both"),

@@ -209,6 +209,8 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
     except AddressError as error:
         raise UsageError(f"--qmp: {error}") from error
     for address in parsed:
+        if address.kind == "tcp" and not address.port:
+            raise UsageError(f"--qmp: {address}: nobody would learn which port that is; choose one")
         try:
             listening = Listening.on(address)
         except AddressError as error:
