@@ -118,9 +118,9 @@ def digest(blocks: tuple[str, ...], json: bool) -> int:
     BLOCK is the block's name, such as mach-virt.ram; FILE holds all of it. The digests are those of `info --digests`, of `proxy`
     and of a migration's report; that of all blocks needs all of them, in the guest's order.
     """
-    from sterna.memory.digest import RamDigest, digest_file
+    from sterna.memory.digest import BlockDigest, RamDigest, digest_file
 
-    found = []
+    found: list[BlockDigest] = []
     for argument in blocks:
         name, equals, path = argument.partition("=")
         if not equals or not name or not path:
