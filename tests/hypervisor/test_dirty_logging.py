@@ -100,6 +100,46 @@ def test_blocks_dissolve_and_come_back(guest):
     assert after["tables"] == before["tables"]
 
 
+def all_pages_wait_for_a_flush(guest):
+    """The pool's free pages become such as were taken out of the tables."""
+    state = guest.vm.stage2.state[0]
+    assert not state["pool_retired"]
+    state["pool_retired"], state["pool_free"] = state["pool_free"], 0
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_vcpus_that_need_tables_flush_for_those_taken_out(make_guest, generic):
+    guest = make_guest(smp=2, secondaries_off=False, generic_flush=generic)
+    guest.run(TOUCH, r0=WORK, r1=1024, r2=1)
+    guest.log()
+    all_pages_wait_for_a_flush(guest)
+    for cpu in (0, 1):
+        guest.program(TOUCH, cpu=cpu, r0=WORK + cpu * PMD_SIZE, r1=512, r2=2)
+    flushes = guest.vm.statistics()["flushes"]
+    guest.start()
+    assert powered_off(guest.finish(0))
+    assert powered_off(guest.finish(1))
+    assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 1024))
+    assert guest.vm.statistics()["flushes"] == flushes + 2, "one for the tables, one for the log"
+
+
+def test_a_device_gets_tables_that_wait_for_a_flush(guest):
+    all_pages_wait_for_a_flush(guest)
+    guest.vm.add_mmio(Ipa(0x900_0000), PAGE_SIZE, None)
+    assert guest.vm.statistics()["flushes"] == 1
+    guest.vm.add_mmio(Ipa(0xA00_0000), PAGE_SIZE, None)
+    assert guest.vm.statistics()["flushes"] == 1
+
+
+def test_without_tables_to_be_had_the_guest_stops(guest):
+    state = guest.vm.stage2.state[0]
+    free, state["pool_free"] = int(state["pool_free"]), 0
+    report = guest.run(TOUCH, r0=WORK, r1=1, r2=1)
+    state["pool_free"] = free
+    assert "no page-table page left: stage-2 translation fault in the page at IPA" in report.detail
+    assert guest.vm.statistics()["flushes"] == 0
+
+
 def test_flush_counters_of_the_two_forms(make_guest):
     for generic in (False, True):
         guest = make_guest(generic_flush=generic)

@@ -1,5 +1,7 @@
 """Stage 2 without a CPU: accesses made as the MMU would make them."""
 
+import numpy as np
+
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.stage2 import armv7
 from sterna.stage2.fault import Outcome
@@ -25,6 +27,23 @@ class RecordingFlush:
 
 def make(**arguments):
     return Stage2(armv7.FORMAT, POOL_PA, **arguments)
+
+
+def tables_in_use(stage2):
+    """The tables below the root: the position of each, and of the entry that points there."""
+    s2, found = stage2.state[0], {}
+    spans = [(0, int(s2["root_entries"]))]
+    for _ in range(2):
+        entries = np.array([at for first, count in spans for at in range(first, first + count)], dtype=int)
+        values = stage2.tables[entries]
+        pointers = (values & s2["present"] != 0) & (values & s2["kind"] == s2["table"])
+        below = {
+            ((int(value) & int(s2["address"])) - POOL_PA) >> 3: int(entry)
+            for entry, value in zip(entries[pointers], values[pointers], strict=True)
+        }
+        found |= below
+        spans = [(first, 512) for first in below]
+    return found
 
 
 def allowed(stage2, ipa, *, write):

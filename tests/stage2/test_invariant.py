@@ -1,11 +1,13 @@
-"""Every page is dirty in the current log or write-protected: whatever happens, in whatever order."""
+"""Every page is dirty in the current log or write-protected, and no table is used again while a CPU may be in a walk through it:
+whatever happens, in whatever order.
+"""
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, write
+from stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, tables_in_use, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.stage2.dirtylog import DirtyLog
@@ -13,10 +15,14 @@ from sterna.stage2.dirtylog import DirtyLog
 RAM = Ipa(0x4000_0000)
 PAGES = 1024 + 77
 pages = st.integers(0, PAGES - 1)
+meanwhile = st.lists(pages, max_size=3)
 
 
 class Stage2Machine(RuleBasedStateMachine):
-    """A slot, and a model of its log: the set of pages written since they were last cleared."""
+    """A slot, and a model of its log: the set of pages written since they were last cleared.
+
+    While a flush is awaited the guest goes on, and writes to the pages `meanwhile`.
+    """
 
     def __init__(self):
         super().__init__()
@@ -25,6 +31,29 @@ class Stage2Machine(RuleBasedStateMachine):
         self.log = None
         self.manual = False
         self.dirty = set()
+        self.flush = RecordingFlush(self.go_on)
+        self.meanwhile = ()
+        self.tables = {}
+        self.taken_out = set()
+
+    def watch_tables(self):
+        """No table that a walk may be in has become another's."""
+        now = tables_in_use(self.stage2)
+        for table, entry in now.items():
+            assert table not in self.taken_out, f"the table at {table} is used again before a flush"
+            assert self.tables.get(table, entry) == entry, f"the table at {table} has moved"
+        self.taken_out |= self.tables.keys() - now.keys()
+        self.tables = now
+
+    def go_on(self):
+        self.watch_tables()
+        flushed = set(self.taken_out)
+        for page in self.meanwhile:
+            write(self.stage2, RAM + page * PAGE_SIZE)
+            self.watch_tables()
+        self.dirty.update(self.meanwhile)
+        self.meanwhile = ()
+        self.taken_out -= flushed
 
     @rule(page=pages)
     def write(self, page):
@@ -47,24 +76,27 @@ class Stage2Machine(RuleBasedStateMachine):
     def age(self, page, count):
         self.stage2.age(Ipa(RAM + page * PAGE_SIZE), min(count, PAGES - page) * PAGE_SIZE)
 
-    @rule(page=pages, count=st.integers(1, 600))
-    def unmap(self, page, count):
+    @rule(page=pages, count=st.integers(1, 600), meanwhile=meanwhile)
+    def unmap(self, page, count, meanwhile):
+        self.meanwhile = meanwhile
         self.stage2.unmap(Ipa(RAM + page * PAGE_SIZE), min(count, PAGES - page) * PAGE_SIZE)
+        self.stage2.flush_tlbs(self.flush)
 
     @precondition(lambda self: self.log is None)
-    @rule(manual=st.booleans(), initially_set=st.booleans())
-    def enable(self, manual, initially_set):
+    @rule(manual=st.booleans(), initially_set=st.booleans(), meanwhile=meanwhile)
+    def enable(self, manual, initially_set, meanwhile):
         self.manual = manual
+        self.dirty = set(range(PAGES)) if manual and initially_set else set()
+        self.meanwhile = meanwhile
         self.log = DirtyLog(
             self.stage2,
-            RecordingFlush(),
+            self.flush,
             0,
             RAM,
             PAGES,
             manual_protect=manual,
             initially_set=manual and initially_set,
         )
-        self.dirty = set(range(PAGES)) if manual and initially_set else set()
 
     @precondition(lambda self: self.log is not None)
     @rule()
@@ -74,22 +106,25 @@ class Stage2Machine(RuleBasedStateMachine):
         self.dirty = set()
 
     @precondition(lambda self: self.log is not None)
-    @rule()
-    def get(self):
-        assert set(page_numbers(self.log.get()).tolist()) == self.dirty
+    @rule(meanwhile=meanwhile)
+    def get(self, meanwhile):
+        dirty = set(self.dirty)
         if not self.manual:
             self.dirty = set()
+        self.meanwhile = meanwhile
+        assert set(page_numbers(self.log.get()).tolist()) == dirty
 
     @precondition(lambda self: self.log is not None and self.manual)
-    @rule(first=st.integers(0, PAGES // 64), wanted=st.sets(st.integers(0, 255)))
-    def clear(self, first, wanted):
+    @rule(first=st.integers(0, PAGES // 64), wanted=st.sets(st.integers(0, 255)), meanwhile=meanwhile)
+    def clear(self, first, wanted, meanwhile):
         first *= 64
         count = min(256, PAGES - first)
         words = new_bitmap(256)
         for bit in wanted:
             words[bit // 64] |= np.uint64(1 << bit % 64)
-        self.log.clear(first, count, words)
         self.dirty -= {first + bit for bit in wanted if bit < count}
+        self.meanwhile = meanwhile
+        self.log.clear(first, count, words)
 
     @precondition(lambda self: self.log is not None)
     @rule(page=pages, count=st.integers(1, 200))
@@ -106,6 +141,10 @@ class Stage2Machine(RuleBasedStateMachine):
             if page not in self.dirty:
                 entry, _ = self.stage2.entry(Ipa(RAM + page * PAGE_SIZE))
                 assert not entry & WRITE, f"page {page} is clean and writable"
+
+    @invariant()
+    def tables_are_walkable(self):
+        self.watch_tables()
 
     @invariant()
     def accounts_agree(self):

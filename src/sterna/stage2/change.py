@@ -2,7 +2,8 @@
 
 An entry that is replaced by one of another size goes through break-before-make (ARM DDI 0406C, B3.10.1): invalid, TLB
 maintenance, new entry. The invalidation here is posted to the CPUs and not awaited: what a TLB may still hold maps the same
-memory with the same or fewer permissions than the new entry, so nothing can be lost through it. Changes that take
+memory with the same or fewer permissions than the new entry, so nothing can be lost through it. What a walk may still find in
+a table that was taken out does too, until its page is used again after a flush (pool.py). Changes that take
 something away (`unmap_range`, write protection) are followed by a flush that is awaited (tlb.py).
 """
 

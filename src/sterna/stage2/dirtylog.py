@@ -43,7 +43,7 @@ class DirtyLog:
         stage2.set_bitmap(number, self._bitmap)
         if not initially_set:
             self._protect_all()
-        flush.flush_remote_tlbs()
+        stage2.flush_tlbs(flush)
 
     def _protect_all(self) -> None:
         self._stage2.protect(self._ipa, self._pages << 12)
@@ -58,7 +58,7 @@ class DirtyLog:
             return self._bitmap.copy()
         out = np.empty_like(self._bitmap)
         if self._stage2.harvest(self._ipa, self._bitmap, out):
-            self._flush.flush_remote_tlbs()
+            self._stage2.flush_tlbs(self._flush)
         return out
 
     def peek(self) -> Words:
@@ -87,7 +87,7 @@ class DirtyLog:
         if num_pages % BITS_PER_WORD:
             mask[-1] &= np.uint64((1 << num_pages % BITS_PER_WORD) - 1)
         if self._stage2.clear(self._ipa, self._bitmap, first_page // BITS_PER_WORD, mask):
-            self._flush.flush_remote_tlbs()
+            self._stage2.flush_tlbs(self._flush)
 
     def mark(self, first_page: int, num_pages: int) -> None:
         """Log a write by the host to pages of the slot.

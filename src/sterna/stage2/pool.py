@@ -1,11 +1,16 @@
-"""Page-table pages: taken from a pool of physical memory that the CPU's table walker reads, accounted and given back."""
+"""Page-table pages: taken from a pool of physical memory that the CPU's table walker reads, accounted and given back.
+
+A CPU may be in the middle of a walk through a table that has just been taken out. So a page that is given back keeps its entries
+and is used again only when a flush that began afterwards has ended: then no CPU is in a walk from before (tlb.py).
+"""
 
 from sterna.memory.kernel import kernel
+from sterna.stage2.atomics import lock, unlock
 from sterna.stage2.state import State, Words
 
 _PAGE_WORDS = 512
-# A free page's first word links to the next: its page number and one, shifted so that a table walker that is still on its way
-# through the page sees an invalid entry.
+# The first word of a page on a list links to the next: its page number and one, shifted so that a table walker that is still on
+# its way through the page sees an invalid entry.
 LINK_SHIFT = 1
 
 
@@ -26,6 +31,42 @@ def allocate(s2: State, tables: Words) -> int:
 def release(s2: State, tables: Words, pa: int) -> None:
     """Give the table page at physical address `pa` back. The caller holds mmu_lock, and no entry points there."""
     page = (pa - s2[0].pool_pa) >> 12
-    tables[page * _PAGE_WORDS] = s2[0].pool_free << LINK_SHIFT
-    s2[0].pool_free = page + 1
+    tables[page * _PAGE_WORDS] = s2[0].pool_retired << LINK_SHIFT
+    s2[0].pool_retired = page + 1
     s2[0].tables -= 1
+
+
+@kernel(ahead=False)
+def _last(tables: Words, first: int) -> int:
+    """Position of the link that ends the list of pages that begins with `first`."""
+    at = (first - 1) * _PAGE_WORDS
+    while tables[at] != 0:
+        at = ((tables[at] >> LINK_SHIFT) - 1) * _PAGE_WORDS
+    return at
+
+
+@kernel()
+def begin_flush(s2: State, tables: Words) -> None:
+    """A flush is about to begin, one at a time: the pages released so far can be used again when it has ended."""
+    lock(s2[0].lock_address, s2[0].sched_yield)
+    retired = s2[0].pool_retired
+    if retired != 0:
+        if s2[0].pool_flushing != 0:  # a flush before this one failed
+            tables[_last(tables, retired)] = s2[0].pool_flushing << LINK_SHIFT
+        s2[0].pool_flushing = retired
+        s2[0].pool_retired = 0
+    unlock(s2[0].lock_address)
+
+
+@kernel()
+def end_flush(s2: State, tables: Words) -> None:
+    """The flush has ended: no CPU is in a walk from before `begin_flush`."""
+    first = s2[0].pool_flushing
+    if first == 0:
+        return
+    last = _last(tables, first)
+    lock(s2[0].lock_address, s2[0].sched_yield)
+    tables[last] = s2[0].pool_free << LINK_SHIFT
+    s2[0].pool_free = first
+    s2[0].pool_flushing = 0
+    unlock(s2[0].lock_address)

@@ -38,10 +38,13 @@ STAGE2 = np.dtype(
             "lock",
             "lock_address",
             "sched_yield",
-            # The table pool: physical address, size, the list of free pages (page number + 1; 0 ends it), and the root table.
+            # The table pool: physical address, size, and the root table. Its lists of pages (page number + 1; 0 ends one): free;
+            # released, with no flush begun since; released, with a flush begun since and not yet ended.
             "pool_pa",
             "pool_pages",
             "pool_free",
+            "pool_retired",
+            "pool_flushing",
             "root_pa",
             "root_entries",
             # The largest leaf that may be installed, in bytes.

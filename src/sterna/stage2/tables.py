@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,10 @@ from sterna.stage2.atomics import lock, unlock
 from sterna.stage2.change import map_device, unmap_range
 from sterna.stage2.fault import Outcome, handle_fault
 from sterna.stage2.format import DescriptorFormat
-from sterna.stage2.pool import LINK_SHIFT
+from sterna.stage2.pool import LINK_SHIFT, begin_flush, end_flush
 from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
 from sterna.stage2.state import COUNTERS, MAX_CPUS, MAX_SLOTS, SLOT, STAGE2
+from sterna.stage2.tlb import RemoteTlbFlush
 from sterna.stage2.walk import find_leaf
 
 _POOL_SIZE = 16 << 20
@@ -79,6 +81,8 @@ class Stage2:
             state[name] = getattr(format, name)
         state["root_entries"] = format.root_entries
         self.format = format
+        # Nobody who is in guest mode may wait for it: its holder waits for them.
+        self._flush_lock = threading.Lock()
         self._make_pool(pool_pa, pool_size // PAGE_SIZE, root_bytes // PAGE_SIZE)
 
     def _make_pool(self, pool_pa: int, pages: int, root_pages: int) -> None:
@@ -114,6 +118,24 @@ class Stage2:
             self.slots[at] = self.slots[last]
             self.state[0]["slot_count"] = last
             unmap_range(self.state, self.tables, int(slot["ipa"]), int(slot["ipa"] + slot["size"]))
+
+    def flush_tlbs(self, flush: RemoteTlbFlush) -> None:
+        """Flush the TLBs, and let the tables that were taken out before be used again. Not in guest mode, nor under mmu_lock."""
+        with self._flush_lock:
+            self._flush(flush)
+
+    def _flush(self, flush: RemoteTlbFlush) -> None:
+        begin_flush(self.state, self.tables)
+        flush.flush_remote_tlbs()
+        end_flush(self.state, self.tables)
+
+    def reclaim(self, flush: RemoteTlbFlush) -> bool:
+        """Flush the TLBs if a page of the pool waits for it: whether there is a free page then. Called as `flush_tlbs`."""
+        with self._flush_lock:
+            state = self.state[0]
+            if state["pool_retired"] or state["pool_flushing"]:
+                self._flush(flush)
+            return bool(state["pool_free"])
 
     def set_bitmap(self, number: int, bitmap: NDArray[np.uint64] | None) -> None:
         """Start logging into `bitmap`, which must outlive the logging, or stop it. Stopping walks nothing."""
@@ -173,7 +195,7 @@ class Stage2:
 
     @property
     def free_tables(self) -> int:
-        """Page-table pages left in the pool; the root is not counted."""
+        """Page-table pages that are not in use, also those that wait for a flush; the root is not counted."""
         return int(self.state[0]["pool_pages"] - self.format.root_entries // 512 - self.state[0]["tables"])
 
     def statistics(self) -> Mapping[str, int]:
@@ -183,7 +205,7 @@ class Stage2:
     def validate(self) -> None:
         """Check the tables against the accounts; for tests. No CPU may be running.
 
-        :raise AssertionError: When a counter disagrees with the tables, or the free list with both.
+        :raise AssertionError: When a counter disagrees with the tables, or the lists of pages not in use with both.
         """
         found = {1: 0, 2: 0, 3: 0}
         tables = 0
@@ -201,10 +223,12 @@ class Stage2:
                     pending.append((((value & self.format.address) - pool) >> 3, 512, level + 1))
                 else:
                     found[level] += 1
-        free, at = 0, int(self.state[0]["pool_free"])
-        while at:
-            free += 1
-            at = int(self.tables[(at - 1) * 512]) >> LINK_SHIFT
+        free = 0
+        for name in ("pool_free", "pool_retired", "pool_flushing"):
+            at = int(self.state[0][name])
+            while at:
+                free += 1
+                at = int(self.tables[(at - 1) * 512]) >> LINK_SHIFT
         statistics = self.statistics()
         mapped = {1: "blocks_1g", 2: "blocks_2m", 3: "pages_4k"}
         for level, name in mapped.items():
@@ -212,7 +236,7 @@ class Stage2:
                 f"{name}: {statistics[name]} counted, {found[level]} mapped"
             )
         assert statistics["tables"] == tables, f"{statistics['tables']} tables counted, {tables} in use"
-        assert free == self.free_tables, f"{free} pages on the free list, {self.free_tables} expected"
+        assert free == self.free_tables, f"{free} pages on the lists, {self.free_tables} expected"
 
     def _index(self, number: int) -> int:
         for at in range(int(self.state[0]["slot_count"])):

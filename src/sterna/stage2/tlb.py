@@ -2,7 +2,8 @@
 
 Generic (Linux, kvm_flush_remote_tlbs): a request to every vCPU; each leaves guest mode, flushes its own TLB and acknowledges.
 An architecture's own (CONFIG_HAVE_KVM_ARCH_TLB_FLUSH_ALL; Linux a6d51016cbd6): on ARM one TLBIALLIS, which the hardware
-broadcasts; no vCPU exits. Both return only when no CPU can write through an old entry any more.
+broadcasts; no vCPU exits. Both return only when no CPU can write through an old entry any more, nor is in a walk that began
+before.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class RemoteTlbFlush(Protocol):
     counters: FlushCounters
 
     def flush_remote_tlbs(self) -> None:
-        """Return when no CPU holds a translation from before the call."""
+        """Return when no CPU holds a translation from before the call, or is about to get one from a walk that began before."""
         ...
 
 

@@ -49,6 +49,10 @@ class VcpuOwner(Protocol):
         """CNTVCT now."""
         ...
 
+    def reclaim_tables(self) -> bool:
+        """No page-table page is left: whether there is one now."""
+        ...
+
     def await_release(self) -> None:
         """Return when the memory map is no longer being changed."""
         ...
@@ -137,6 +141,8 @@ class EmulatedVcpu:
         if kind is ExitKind.HYPERCALL:
             return self._hypercall()
         if kind is ExitKind.STAGE2:
+            if record["exit_outcome"] == Outcome.NO_MEMORY and self._vm.reclaim_tables():
+                return None
             return self._report(self._describe_abort())
         if kind is ExitKind.EXCEPTION:
             number = int(record["exit_exception"])

@@ -137,7 +137,7 @@ class EmulatedVm:
         self._stop_log(slot)
         del self._map.slots[slot.slot]
         self.stage2.remove_slot(slot.slot)
-        self.flush.flush_remote_tlbs()
+        self.stage2.flush_tlbs(self.flush)
 
     def _set_logging(self, slot: MemorySlot) -> None:
         self._map.slots[slot.slot] = slot
@@ -260,13 +260,19 @@ class EmulatedVm:
         ipa, size = self._map.check_range(ipa, size)
         with self._lock:
             self.stage2.unmap(ipa, size)
-            self.flush.flush_remote_tlbs()
+            self.stage2.flush_tlbs(self.flush)
 
     def age_range(self, ipa: Ipa, size: int) -> int:
         """The host asks which leaves were used (clear_young): how many, with their access flags cleared."""
         ipa, size = self._map.check_range(ipa, size)
         with self._lock:
             return self.stage2.age(ipa, size)
+
+    def reclaim_tables(self) -> bool:
+        """For a vCPU that found no page-table page, out of guest mode: whether there is one now. Takes no lock that a vCPU in
+        guest mode may wait for.
+        """
+        return self.stage2.reclaim(self.flush)
 
     # -- vCPUs, devices, time ------------------------------------------------------------------------------------------
 
@@ -288,6 +294,7 @@ class EmulatedVm:
         """Put a device at a page-aligned range."""
         with self._lock, self._vcpus_held():
             ipa, size = self._map.check_device(ipa, size)
+            self.reclaim_tables()
             try:
                 self.stage2.map_device(ipa, size, _DEVICE_PA + ipa)
             except OutOfTablesError as error:
