@@ -5,6 +5,7 @@ import pytest
 
 from hypervisor.conftest import LOG, powered_off, wait_until
 from hypervisor.programs import RAM, TOUCH, TOUCH_FOREVER, word
+from stage2.support import write as stage2_write
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import count, full_bitmap, page_numbers
@@ -197,6 +198,49 @@ def test_slot_moved(guest):
     guest.run(TOUCH, r0=0x9000_0000, r1=2, r2=9)
     assert second.data[0] == 9
     assert list(page_numbers(guest.vm.get_dirty_log(1))) == [0, 1, 2]
+
+
+def test_a_slot_that_moves_loses_no_write_of_meanwhile(guest):
+    """Whoever writes while it moves, before, between and after."""
+    there, other = Ipa(0x8000_0000), Ipa(0x9000_0000)
+    block = RamBlock("moves", PMD_SIZE)
+    guest.vm.set_memory_slot(MemorySlot(1, there, PMD_SIZE, block))
+    guest.run(TOUCH, r0=there, r1=512, r2=7)
+    guest.vm.set_memory_slot(MemorySlot(1, there, PMD_SIZE, block, flags=LOG))
+    stage2 = guest.vm.stage2
+    remove, insert = stage2.remove_slot, stage2.insert_slot
+
+    def remove_slot(number):
+        stage2_write(stage2, there + 3 * PAGE_SIZE)
+        guest.vm.mark_dirty(1, 5, 1)
+        remove(number)
+        guest.vm.mark_dirty(1, 7, 1)
+
+    def insert_slot(*arguments, **options):
+        guest.vm.mark_dirty(1, 9, 1)
+        insert(*arguments, **options)
+        stage2_write(stage2, other + 11 * PAGE_SIZE)
+        guest.vm.mark_dirty(1, 13, 1)
+
+    stage2.remove_slot, stage2.insert_slot = remove_slot, insert_slot
+    guest.vm.set_memory_slot(MemorySlot(1, other, PMD_SIZE, block, flags=LOG))
+    stage2.remove_slot, stage2.insert_slot = remove, insert
+    assert list(page_numbers(guest.vm.get_dirty_log(1))) == [3, 5, 7, 9, 11, 13]
+    guest.run(TOUCH, r0=other, r1=2, r2=9)
+    assert list(page_numbers(guest.vm.get_dirty_log(1))) == [0, 1]
+
+
+def test_a_slot_may_start_and_stop_its_log_as_it_moves(guest):
+    block = RamBlock("moves", PMD_SIZE)
+    for at, flags in ((0x8000_0000, SlotFlags.NONE), (0x9000_0000, LOG), (0xA000_0000, SlotFlags.NONE)):
+        guest.vm.set_memory_slot(MemorySlot(1, Ipa(at), PMD_SIZE, block, flags=flags))
+        guest.run(TOUCH, r0=at, r1=2, r2=9)
+        if flags == LOG:
+            assert list(page_numbers(guest.vm.get_dirty_log(1))) == [0, 1]
+        else:
+            with pytest.raises(HypervisorError, match="ENOENT"):
+                guest.vm.get_dirty_log(1)
+    assert guest.vm.stage2.entry(Ipa(0xA000_0000))[1] == 2, "a block, as without a log"
 
 
 def test_readonly_slot(guest):

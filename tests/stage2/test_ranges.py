@@ -154,20 +154,21 @@ def test_host_writes_mark_their_pages(first, count):
     assert list(page_numbers(bitmap)) == [*range(first, first + count), 300]
 
 
-def test_a_log_takes_over_another_s_pages(long):
+def test_a_log_goes_on_where_its_slot_has_moved(long):
     stage2, pages, written = long
     log = DirtyLog(stage2, RecordingFlush(), 0, BASE, pages)
     log.mark(5, 70)
     for page in written:
         write(stage2, BASE + page * PAGE_SIZE)
-    log.disable()
-    stage2.insert_slot(1, Ipa(BASE + 2 * PUD_SIZE), pages * PAGE_SIZE, RAM_PA, readonly=False)
-    other = DirtyLog(stage2, RecordingFlush(), 1, Ipa(BASE + 2 * PUD_SIZE), pages)
-    other.inherit(log)
-    assert list(page_numbers(other.get())) == sorted({*written, *range(5, 75)})
-    empty = DirtyLog(stage2, RecordingFlush(), 1, Ipa(BASE + 2 * PUD_SIZE), pages)
-    empty.inherit(other)
-    assert not empty.get().any()
+    stage2.remove_slot(0)
+    other = Ipa(BASE + 2 * PUD_SIZE)
+    stage2.insert_slot(
+        0, other, pages * PAGE_SIZE, RAM_PA + PAGE_SIZE, readonly=False, bitmap=log.move(other)
+    )
+    write(stage2, other + 100 * PAGE_SIZE)
+    assert list(page_numbers(log.get())) == sorted({*written, *range(5, 75), 100})
+    write(stage2, other + 100 * PAGE_SIZE)
+    assert list(page_numbers(log.get())) == [100]
 
 
 def test_slots_are_found_by_number_and_address():

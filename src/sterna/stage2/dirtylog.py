@@ -3,7 +3,7 @@
 import numpy as np
 
 from sterna.memory.address import BITS_PER_WORD, Ipa, bitmap_words
-from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
+from sterna.memory.bitmap import Words, full_bitmap, new_bitmap
 from sterna.stage2.tables import Stage2
 from sterna.stage2.tlb import RemoteTlbFlush
 
@@ -100,12 +100,10 @@ class DirtyLog:
             )
         self._stage2.mark(self._bitmap, first_page, num_pages)
 
-    def inherit(self, other: "DirtyLog") -> None:
-        """Take over the bits of a log of as many pages, which is off: its slot has moved here."""
-        dirty = page_numbers(other._bitmap)
-        for run in np.split(dirty, np.flatnonzero(np.diff(dirty) != 1) + 1):
-            if run.size:
-                self._stage2.mark(self._bitmap, int(run[0]), int(run.size))
+    def move(self, ipa: Ipa) -> Words:
+        """The slot is out of the tables and comes back at `ipa`: the bitmap to insert it with."""
+        self._ipa = ipa
+        return self._bitmap
 
     def disable(self) -> None:
         """Stop logging. Nothing is walked: pages still protected are let through, or rebuilt into blocks, as they fault."""

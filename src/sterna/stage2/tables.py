@@ -25,6 +25,10 @@ _POOL_SIZE = 16 << 20
 """Enough tables to map the 4 GiB a 32-bit guest can reach in 4 KiB pages, and as much again. Host pages come on first use."""
 
 
+def _address(bitmap: NDArray[np.uint64] | None) -> int:
+    return 0 if bitmap is None else bitmap.ctypes.data
+
+
 class OutOfTablesError(Exception):
     """The pool of page-table pages is used up."""
 
@@ -100,13 +104,22 @@ class Stage2:
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 
-    def insert_slot(self, number: int, ipa: Ipa, size: int, pa: int, *, readonly: bool) -> None:
-        """Let faults populate [ipa, ipa + size) from physical address `pa`."""
+    def insert_slot(
+        self,
+        number: int,
+        ipa: Ipa,
+        size: int,
+        pa: int,
+        *,
+        readonly: bool,
+        bitmap: NDArray[np.uint64] | None = None,
+    ) -> None:
+        """Let faults populate [ipa, ipa + size) from physical address `pa`, and log into `bitmap` as by `set_bitmap`."""
         with self._locked():
             at = int(self.state[0]["slot_count"])
             if at == MAX_SLOTS:
                 raise OutOfTablesError(f"memory slot {number}: at most {MAX_SLOTS} slots")
-            self.slots[at] = (number, ipa, size, pa, readonly, 0)
+            self.slots[at] = (number, ipa, size, pa, readonly, _address(bitmap))
             self.state[0]["slot_count"] = at + 1
 
     def remove_slot(self, number: int) -> None:
@@ -140,7 +153,7 @@ class Stage2:
     def set_bitmap(self, number: int, bitmap: NDArray[np.uint64] | None) -> None:
         """Start logging into `bitmap`, which must outlive the logging, or stop it. Stopping walks nothing."""
         with self._locked():
-            self.slots[self._index(number)]["bitmap"] = 0 if bitmap is None else bitmap.ctypes.data
+            self.slots[self._index(number)]["bitmap"] = _address(bitmap)
 
     # -- tables --------------------------------------------------------------------------------------------------------
 

@@ -74,13 +74,13 @@ class _SkipsTlbFlush(_WatchedVm):
         super().__init__(*arguments, **options)
         self.flush = _NoFlush()
 
-    def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
+    def _start_log(self, slot: MemorySlot) -> None:
         while self.tlb_sizing.active:  # its flushes would make good for those that are left out
             time.sleep(_POLL_SECONDS)
         # The last of them may have been a moment ago: an empty TLB has no older entries.
         ticks = self._ticks()
         self.await_guest(lambda: self._ticks() >= ticks + _FILLING_TICKS)
-        super()._start_log(slot, moved)
+        super()._start_log(slot)
 
     def _ticks(self) -> int:
         """How often the vCPUs have gone to sleep until their timer's next tick."""

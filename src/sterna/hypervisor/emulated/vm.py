@@ -115,23 +115,29 @@ class EmulatedVm:
             elif not slot.size:
                 self._delete(old)
             elif old.ipa != slot.ipa:
-                log = self._logs.get(slot.slot)
-                self._delete(old)
-                self._create(slot, log)
+                self._move(slot)
             else:
                 self._set_logging(slot)
 
-    def _create(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
+    def _create(self, slot: MemorySlot) -> None:
+        self._insert(slot, None)
+        self._set_logging(slot)
+
+    def _insert(self, slot: MemorySlot, bitmap: Words | None) -> None:
         pa = self._physical(slot.block) + slot.offset
+        readonly = bool(slot.flags & SlotFlags.READONLY)
         try:
-            self.stage2.insert_slot(
-                slot.slot, slot.ipa, slot.size, pa, readonly=bool(slot.flags & SlotFlags.READONLY)
-            )
+            self.stage2.insert_slot(slot.slot, slot.ipa, slot.size, pa, readonly=readonly, bitmap=bitmap)
         except OutOfTablesError as error:
             raise HypervisorError(str(error)) from error
-        self._map.slots[slot.slot] = slot
-        if slot.flags & SlotFlags.LOG_DIRTY_PAGES:
-            self._start_log(slot, moved)
+
+    def _move(self, slot: MemorySlot) -> None:
+        # The log goes on: its bitmap leaves with the slot's record and comes back with the new one.
+        self.stage2.remove_slot(slot.slot)
+        self.stage2.flush_tlbs(self.flush)
+        log = self._logs.get(slot.slot)
+        self._insert(slot, None if log is None else log.move(slot.ipa))
+        self._set_logging(slot)
 
     def _delete(self, slot: MemorySlot) -> None:
         self._stop_log(slot)
@@ -147,19 +153,16 @@ class EmulatedVm:
         elif not wanted:
             self._stop_log(slot)
 
-    def _start_log(self, slot: MemorySlot, moved: DirtyLog | None = None) -> None:
-        log = self.log_class(
+    def _start_log(self, slot: MemorySlot) -> None:
+        self._logs[slot.slot] = self.log_class(
             self.stage2,
             self.flush,
             slot.slot,
             slot.ipa,
             slot.size >> PAGE_SHIFT,
             manual_protect=bool(self._manual & ManualProtect.ENABLE),
-            initially_set=moved is None and bool(self._manual & ManualProtect.INITIALLY_SET),
+            initially_set=bool(self._manual & ManualProtect.INITIALLY_SET),
         )
-        if moved is not None:
-            log.inherit(moved)
-        self._logs[slot.slot] = log
 
     def _stop_log(self, slot: MemorySlot) -> None:
         log = self._logs.pop(slot.slot, None)
