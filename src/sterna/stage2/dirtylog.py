@@ -18,7 +18,7 @@ class DirtyLog:
     Every page of the slot is dirty in the log or write-protected, from the return of the constructor to `disable`; with
     `initially_set` every page starts dirty and is protected when its bit is cleared.
 
-    :param manual_protect: `get` leaves bits and protection alone, and `clear` does its work
+    :ivar manual: `get` leaves bits and protection alone, and `clear` does its work
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DirtyLog:
         self._number = number
         self._ipa = ipa
         self._pages = pages
-        self._manual = manual_protect
+        self.manual = manual_protect
         self._bitmap: Words = full_bitmap(pages) if initially_set else new_bitmap(pages)
         # The bitmap first, then the protection: a write between the two is logged (Linux edde99ce0529).
         stage2.set_bitmap(number, self._bitmap)
@@ -54,7 +54,7 @@ class DirtyLog:
         Unless protection is manual, the log starts anew: each word is swapped for zero, its pages are protected, and the TLBs
         are flushed before this returns, so that a later write cannot go unseen.
         """
-        if self._manual:
+        if self.manual:
             return self._bitmap.copy()
         out = np.empty_like(self._bitmap)
         if self._stage2.harvest(self._ipa, self._bitmap, out):
@@ -72,7 +72,7 @@ class DirtyLog:
         :param num_pages: a multiple of 64, or up to the end of the slot
         :raise DirtyLogError: When protection is not manual, or the range is not as above.
         """
-        if not self._manual:
+        if not self.manual:
             raise DirtyLogError("clear needs manual protect: enable it before logging starts")
         if first_page % BITS_PER_WORD or first_page < 0:
             raise DirtyLogError(f"first page {first_page} is not a multiple of 64")

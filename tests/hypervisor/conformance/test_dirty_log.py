@@ -7,7 +7,7 @@ import pytest
 
 from hypervisor.conformance.backends import CELL, Program
 from hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
-from sterna.hypervisor.interface import DirtyLogMode
+from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
 from sterna.memory.address import PAGE_SIZE
 
 ROUNDS = 8
@@ -161,6 +161,18 @@ def test_a_log_that_was_on_twice(guest):
     guest.store([5])
     guest.set_slot(flags=LOG)
     assert guest.harvest() == [5]
+
+
+def test_manual_protect_comes_and_goes_with_a_log_on(make_guest, variant):
+    if variant[1] is DirtyLogMode.RING:
+        return
+    guest = make_guest()
+    guest.log()
+    for page, flags in ((5, ManualProtect.ENABLE), (6, ManualProtect.OFF), (7, ManualProtect.ENABLE)):
+        guest.store([page])
+        guest.vm.enable_manual_protect(flags)
+        assert guest.harvest() == [page]
+        assert guest.harvest() == []
 
 
 def test_get_and_clear(make_guest, variant):

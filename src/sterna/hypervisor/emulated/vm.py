@@ -210,10 +210,10 @@ class EmulatedVm:
             return self._log(slot).get()
 
     def harvest_dirty_log(self, slot: int) -> Words:
-        """Take the log; with manual protect, clear what was found."""
+        """Take the log; where its protection is manual, clear what was found."""
         with self._lock:
             words = self.get_dirty_log(slot)
-            if self._manual:
+            if self._log(slot).manual:
                 self.clear_dirty_log(slot, 0, self._map.slot(slot).size >> PAGE_SHIFT, words)
             return words
 
@@ -248,7 +248,9 @@ class EmulatedVm:
 
     def enable_manual_protect(self, flags: ManualProtect) -> None:
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, for logs that start from now on."""
-        self._manual = arguments.manual_protect(flags)
+        flags = arguments.manual_protect(flags)
+        with self._lock:
+            self._manual = flags
 
     def _log(self, slot: int) -> DirtyLog:
         self._map.slot(slot)

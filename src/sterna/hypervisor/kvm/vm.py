@@ -238,7 +238,8 @@ class KvmVm(ABC):
             raise HypervisorError(
                 "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 as asked for; use another dirty log mode"
             )
-        self._bitmap.enable_manual(flags)
+        with self._lock:
+            self._bitmap.enable_manual(flags)
 
     def drain_rings(self) -> None:
         """Empty the dirty rings: one is full, and its vCPU cannot go on."""
