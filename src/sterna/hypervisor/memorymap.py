@@ -1,5 +1,7 @@
 """What is where in a VM's physical address space: memory slots and devices, and which of them may be added."""
 
+from collections.abc import Mapping
+
 from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.interface import ArgumentError, HypervisorError, MemorySlot, MmioDevice, SlotFlags
 from sterna.memory.address import PAGE_SIZE, Ipa
@@ -9,16 +11,16 @@ LARGEST_SLOT = (1 << 15) - 1
 
 
 class MemoryMap:
-    """The slots and devices of one VM. No lock of its own.
+    """The slots and devices of one VM. It has no lock: who changes it has one, who looks at it needs none.
 
-    :ivar slots: by number
+    :ivar slots: by number; a change leaves this mapping as it is, for those who look at it, and puts another in its place
 
     :param ipa_bits: width of a guest physical address
     :param device_end: devices end below this address
     """
 
     def __init__(self, ipa_bits: int, device_end: int = 1 << 32) -> None:
-        self.slots: dict[int, MemorySlot] = {}
+        self.slots: Mapping[int, MemorySlot] = {}
         self._ipa_bits = ipa_bits
         self._device_end = device_end
         self._devices: list[tuple[Ipa, int, MmioDevice]] = []
@@ -76,9 +78,18 @@ class MemoryMap:
 
         :raise HypervisorError: When there is none.
         """
-        if integer("memory slot", number, LARGEST_SLOT) not in self.slots:
+        slot = self.slots.get(integer("memory slot", number, LARGEST_SLOT))
+        if slot is None:
             raise HypervisorError(f"memory slot {number}: there is none")
-        return self.slots[number]
+        return slot
+
+    def put(self, slot: MemorySlot) -> None:
+        """Add a slot that `check_slot` has let through, or put it in the place of the one with its number."""
+        self.slots = {**self.slots, slot.slot: slot}
+
+    def drop(self, number: int) -> None:
+        """Forget a slot."""
+        self.slots = {key: slot for key, slot in self.slots.items() if key != number}
 
     def slot_at(self, ipa: int, size: int) -> MemorySlot | None:
         """The slot that a range is in, whole."""

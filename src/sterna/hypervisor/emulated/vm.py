@@ -141,12 +141,12 @@ class EmulatedVm:
 
     def _delete(self, slot: MemorySlot) -> None:
         self._stop_log(slot)
-        del self._map.slots[slot.slot]
+        self._map.drop(slot.slot)
         self.stage2.remove_slot(slot.slot)
         self.stage2.flush_tlbs(self.flush)
 
     def _set_logging(self, slot: MemorySlot) -> None:
-        self._map.slots[slot.slot] = slot
+        self._map.put(slot)
         wanted = bool(slot.flags & SlotFlags.LOG_DIRTY_PAGES)
         if wanted and slot.slot not in self._logs:
             self._start_log(slot)

@@ -141,7 +141,7 @@ class KvmVm(ABC):
             slot, old = self.memory.check_slot(slot)
             if old is not None and not slot.size:
                 set_memory_slot(self.fd, slot)
-                del self.memory.slots[slot.slot]
+                self.memory.drop(slot.slot)
                 self._stop_log(old)
                 return
             was_logged = old is not None and bool(old.flags & _LOG)
@@ -153,7 +153,7 @@ class KvmVm(ABC):
                 if not was_logged:
                     self._stop_log(slot)
                 raise
-            self.memory.slots[slot.slot] = slot
+            self.memory.put(slot)
             if was_logged and not slot.flags & _LOG:
                 self._stop_log(slot)
 
