@@ -30,8 +30,10 @@ from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated import psci
 from sterna.hypervisor.emulated.psci import Function, Result
 from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
-from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, SystemEvent
-from sterna.memory.address import Ipa
+from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SystemEvent
+from sterna.memory.address import PAGE_SIZE, Ipa
+from sterna.memory.ram import RamBlock
+from sterna.stage2 import armv7
 
 UART = Ipa(0x0900_0000)
 
@@ -211,6 +213,26 @@ def test_device_accesses_reach_the_device(guest):
     assert guest.cpus[0].get_state().regs[1] == 0x1234
     guest.run(STORE, r0=UART + 0x30, r1=0xABCD)
     assert device.accesses == [("read", 0x18, 4, 0), ("write", 0x30, 4, 0xABCD, 0)]
+
+
+@pytest.mark.parametrize("take", [lambda vm: vm.unmap_range, lambda vm: vm.age_range])
+def test_the_host_takes_no_devices_away(guest, take):
+    """It takes memory, of which there is some in the same 2 MiB as a device, before and behind it."""
+    at = Ipa(0x900_1000)
+    block = RamBlock("beside", 2 * PAGE_SIZE)
+    guest.vm.set_memory_slot(MemorySlot(1, Ipa(at - PAGE_SIZE), PAGE_SIZE, block))
+    guest.vm.set_memory_slot(MemorySlot(2, Ipa(at + PAGE_SIZE), PAGE_SIZE, block, PAGE_SIZE))
+    device = Register()
+    guest.vm.add_mmio(at, PAGE_SIZE, device)
+    for beside in (at - PAGE_SIZE, at + PAGE_SIZE):
+        assert powered_off(guest.run(STORE, r0=beside, r1=1))
+    taken = take(guest.vm)(Ipa(at - PAGE_SIZE), 3 * PAGE_SIZE)
+    assert taken in (None, 2)
+    for beside in (at - PAGE_SIZE, at + PAGE_SIZE):
+        entry, _ = guest.vm.stage2.entry(Ipa(beside))
+        assert not entry & armv7.FORMAT.access
+    guest.run(LOAD, r0=at)
+    assert device.accesses == [("read", 0, 4, 0)]
 
 
 def test_device_added_to_a_running_vm(guest):

@@ -98,6 +98,11 @@ class MemoryMap:
                 return slot
         return None
 
+    def memory_in(self, ipa: Ipa, size: int) -> list[tuple[Ipa, int]]:
+        """The parts of a range that memory slots have: address and size of each."""
+        ends = [(max(ipa, slot.ipa), min(ipa + size, slot.ipa + slot.size)) for slot in self.slots.values()]
+        return [(Ipa(start), end - start) for start, end in ends if start < end]
+
     def read(self, ipa: int, size: int) -> bytes | None:
         """Guest memory, or None when the range is not in one slot."""
         slot = self.slot_at(ipa, size)

@@ -258,20 +258,21 @@ class EmulatedVm:
             raise HypervisorError(f"memory slot {slot}: its dirty log is off (ENOENT)")
         return self._logs[slot]
 
-    # -- the host's own page management --------------------------------------------------------------------------------
+    # -- the host's own page management: of memory; a device in the range stays ----------------------------------------
 
     def unmap_range(self, ipa: Ipa, size: int) -> None:
         """The host takes pages away (an MMU notifier's invalidate): absent, and flushed, before this returns."""
         ipa, size = self._map.check_range(ipa, size)
         with self._lock:
-            self.stage2.unmap(ipa, size)
+            for start, length in self._map.memory_in(ipa, size):
+                self.stage2.unmap(start, length)
             self.stage2.flush_tlbs(self.flush)
 
     def age_range(self, ipa: Ipa, size: int) -> int:
         """The host asks which leaves were used (clear_young): how many, with their access flags cleared."""
         ipa, size = self._map.check_range(ipa, size)
         with self._lock:
-            return self.stage2.age(ipa, size)
+            return sum(self.stage2.age(start, length) for start, length in self._map.memory_in(ipa, size))
 
     def reclaim_tables(self) -> bool:
         """For a vCPU that found no page-table page, out of guest mode: whether there is one now. Takes no lock that a vCPU in
