@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from unicorn.arm_const import UC_ARM_REG_PC, UC_ARM_REG_R0
 
 from hypervisor.conftest import LOG, powered_off, wait_until
-from hypervisor.programs import RAM, TOUCH, TOUCH_FOREVER, word
+from hypervisor.programs import CODE, JUMP, POWER_OFF, RAM, TOUCH, TOUCH_FOREVER, load, word
 from stage2.support import write as stage2_write
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import count, full_bitmap, page_numbers
 from sterna.memory.ram import RamBlock
+from sterna.stage2.state import MAX_SLOTS
 
 WORK = RAM + 4 * PMD_SIZE
 FIRST = 4 * 512  # its page number
@@ -241,6 +243,79 @@ def test_a_slot_may_start_and_stop_its_log_as_it_moves(guest):
             with pytest.raises(HypervisorError, match="ENOENT"):
                 guest.vm.get_dirty_log(1)
     assert guest.vm.stage2.entry(Ipa(0xA000_0000))[1] == 2, "a block, as without a log"
+
+
+THERE = Ipa(0x8000_0000)
+
+
+def ram_regions(guest):
+    return sorted(region for region in guest.cpus[0].engine.uc.mem_regions() if region[0] >= 1 << 37)
+
+
+def test_new_ram_where_closed_ram_was(guest):
+    """The host gives memory out again: a block may begin where one did that is no more."""
+    before = ram_regions(guest)
+    larger = RamBlock("larger", 200 * PAGE_SIZE)
+    smaller = RamBlock("smaller", 100 * PAGE_SIZE)
+    smaller.hva, smaller.data = larger.hva, larger.data[: smaller.size]
+    for block in (smaller, larger, smaller):
+        guest.vm.set_memory_slot(MemorySlot(1, THERE, block.size, block))
+        pages = block.size // PAGE_SIZE
+        assert powered_off(guest.run(TOUCH, r0=THERE, r1=pages, r2=pages))
+        assert np.all(block.data.view(np.uint32)[:: PAGE_SIZE // 4] == pages)
+        guest.vm.set_memory_slot(MemorySlot(1, THERE, 0, block))
+        assert ram_regions(guest) == before, "a CPU still has memory that may be closed"
+
+
+def test_ram_stays_for_its_other_slots(guest):
+    block = RamBlock("halves", 2 * PMD_SIZE)
+    for number in (1, 2):
+        at = Ipa(THERE + number * PMD_SIZE)
+        guest.vm.set_memory_slot(MemorySlot(number, at, PMD_SIZE, block, (number - 1) * PMD_SIZE))
+    guest.vm.set_memory_slot(MemorySlot(1, THERE, 0, block))
+    assert powered_off(guest.run(TOUCH, r0=THERE + 2 * PMD_SIZE, r1=1, r2=5))
+    assert block.data[PMD_SIZE] == 5
+
+
+def test_a_slot_that_cannot_be_leaves_no_ram_behind(guest):
+    block = RamBlock("one", PAGE_SIZE)
+    for number in range(1, MAX_SLOTS):
+        guest.vm.set_memory_slot(MemorySlot(number, Ipa(THERE + number * PAGE_SIZE), PAGE_SIZE, block))
+    before = ram_regions(guest)
+    with pytest.raises(HypervisorError, match=f"at most {MAX_SLOTS} slots"):
+        guest.vm.set_memory_slot(MemorySlot(MAX_SLOTS, THERE, PAGE_SIZE, RamBlock("other", PAGE_SIZE)))
+    assert ram_regions(guest) == before
+
+
+def test_physical_memory_is_not_used_up_by_ram_that_goes(guest):
+    """There is room for 896 blocks of a GiB at a time."""
+    blocks = [RamBlock(name, PAGE_SIZE) for name in "abc"]
+    for number, block in enumerate(blocks, 1):
+        guest.vm.set_memory_slot(MemorySlot(number, Ipa(THERE + number * PAGE_SIZE), PAGE_SIZE, block))
+    before = ram_regions(guest)
+    slot = MemorySlot(2, Ipa(THERE + 2 * PAGE_SIZE), PAGE_SIZE, blocks[1])
+    for _ in range(900):
+        guest.vm.set_memory_slot(MemorySlot(2, THERE, 0, blocks[1]))
+        guest.vm.set_memory_slot(slot)
+    assert ram_regions(guest) == before
+    assert powered_off(guest.run(TOUCH, r0=THERE + PAGE_SIZE, r1=3, r2=9))
+    assert [int(block.data[0]) for block in blocks] == [9, 9, 9]
+
+
+def test_a_guest_runs_the_code_of_the_ram_that_is_there(guest):
+    """What a CPU has translated goes with its memory, also where its state, whose setting discards all, stays."""
+    guest.program(JUMP)
+    cpu = guest.cpus[0]
+    for value in (1, 2):
+        with RamBlock("code", PAGE_SIZE) as block:
+            load(block, [0xE3A05000 | value, *POWER_OFF], RAM)  # mov r5, #value
+            guest.vm.set_memory_slot(MemorySlot(1, THERE, PAGE_SIZE, block))
+            cpu.engine.uc.reg_write(UC_ARM_REG_PC, CODE)
+            cpu.engine.uc.reg_write(UC_ARM_REG_R0, THERE)
+            guest.start(0)
+            assert powered_off(guest.finish(0))
+            assert cpu.get_state().regs[5] == value
+            guest.vm.set_memory_slot(MemorySlot(1, THERE, 0, block))
 
 
 def test_readonly_slot(guest):

@@ -140,6 +140,12 @@ class Engine:
         except UcError as error:
             raise HypervisorError(f"RAM block {block.name!r} cannot be mapped at {pa:#x}: {error}") from error
 
+    def unmap_ram(self, pa: int, block: RamBlock) -> None:
+        """Take a RAM block away, with what was translated from its code. Emulation is stopped."""
+        self.uc.mem_unmap(pa, block.size)
+        # Unicorn itself discards what it finds at this address by the guest's translation.
+        self.uc.ctl_flush_tb()
+
     def map_device(self, pa: int, size: int, device: MmioDevice, cpu: int, stop: Callable[[], None]) -> None:
         """Put a device at physical address `pa`. What it raises stops the CPU by `stop` and is kept in `failure`."""
 

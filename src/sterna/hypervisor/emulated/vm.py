@@ -93,8 +93,8 @@ class EmulatedVm:
         self._map = MemoryMap(_IPA_BITS)
         self._logs: dict[int, DirtyLog] = {}
         self._manual = ManualProtect.OFF
-        self._ram: dict[int, tuple[RamBlock, int]] = {}
-        self._next_pa = _RAM_PA
+        # RAM blocks by the physical address at which the machine has them.
+        self._ram: dict[int, RamBlock] = {}
         self._counter_offset = 0
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()
@@ -129,6 +129,7 @@ class EmulatedVm:
         try:
             self.stage2.insert_slot(slot.slot, slot.ipa, slot.size, pa, readonly=readonly, bitmap=bitmap)
         except OutOfTablesError as error:
+            self._forget_unused(slot.block)
             raise HypervisorError(str(error)) from error
 
     def _move(self, slot: MemorySlot) -> None:
@@ -144,6 +145,7 @@ class EmulatedVm:
         self._map.drop(slot.slot)
         self.stage2.remove_slot(slot.slot)
         self.stage2.flush_tlbs(self.flush)
+        self._forget_unused(slot.block)
 
     def _set_logging(self, slot: MemorySlot) -> None:
         self._map.put(slot)
@@ -171,21 +173,31 @@ class EmulatedVm:
 
     def _physical(self, block: RamBlock) -> int:
         """Where the machine has a RAM block, put there on first use; 1 GiB aligned like the largest leaf."""
-        known = self._ram.get(block.hva)
-        if known is not None:
-            return known[1]
-        pa = self._next_pa
-        size = -(-block.size // PUD_SIZE) * PUD_SIZE
-        if pa + size > _PA_END:
+        pa = _RAM_PA
+        for start, known in sorted(self._ram.items()):
+            if known is block:
+                return start
+            if start - pa < block.size:
+                pa = start + -(-known.size // PUD_SIZE) * PUD_SIZE
+        if pa + block.size > _PA_END:
             raise HypervisorError(
                 f"RAM block {block.name!r}: no room left in the 40-bit physical address space"
             )
         with self._vcpus_held():
             for cpu in self.cpus:
                 cpu.engine.map_ram(pa, block)
-        self._next_pa = pa + size
-        self._ram[block.hva] = (block, pa)
+        self._ram[pa] = block
         return pa
+
+    def _forget_unused(self, block: RamBlock) -> None:
+        """Take a RAM block out of the machine unless a slot has it: its owner may close it. No TLB leads there any more."""
+        if any(slot.block is block for slot in self._map.slots.values()):
+            return
+        pa = self._physical(block)
+        with self._vcpus_held():
+            for cpu in self.cpus:
+                cpu.engine.unmap_ram(pa, block)
+        del self._ram[pa]
 
     @contextmanager
     def _vcpus_held(self) -> Iterator[None]:
@@ -287,7 +299,7 @@ class EmulatedVm:
         with self._lock:
             index = arguments.vcpu_index(index, len(self.cpus), self._smp)
             cpu = EmulatedVcpu(self, index, self.stage2, powered_off=self._secondaries_off and index > 0)
-            for block, pa in self._ram.values():
+            for pa, block in self._ram.items():
                 cpu.engine.map_ram(pa, block)
             for ipa, size, device in self._map.devices:
                 self._attach(cpu, ipa, size, device)
