@@ -155,6 +155,21 @@ def test_wfi_waits_without_burning_the_processor(guest):
     assert powered_off(guest.finish())
 
 
+def test_no_wfi_waits_while_an_interrupt_is_signalled(guest):
+    """The line is a level (ARM DDI 0406C, B1.8.14): it ends each wfi until it is low again, not only the first."""
+    guest.cpus[0].set_interrupt(True)
+    assert powered_off(guest.run(WFI[:1] + WFI))
+    guest.cpus[0].set_interrupt(False)
+    guest.program(WFI)
+    before = guest.cpus[0].record[0]["wfis"]
+    guest.start()
+    wait_until(lambda: guest.cpus[0].record[0]["wfis"] > before, "the wfi")
+    guest._threads[0].join(0.1)
+    assert guest._threads[0].is_alive()
+    guest.cpus[0].set_interrupt(True)
+    assert powered_off(guest.finish())
+
+
 def test_kick_reaches_a_vcpu_in_wfi(guest):
     guest.program(WFI)
     guest.start()

@@ -460,7 +460,8 @@ def test_pending_by_software_is_taken_once(board):
     assert board.get(CpuInterface.IAR) == SPURIOUS
 
 
-def test_a_cpu_hears_of_an_interrupt_once(board):
+def test_a_cpus_line_is_a_level(board):
+    """It rises with the first interrupt and falls with the last: others in between change nothing."""
     board.enable(40)
     board.enable(UART)
     board.write(Distributor.IPRIORITYR + 40, 0x80, size=1)
@@ -469,10 +470,25 @@ def test_a_cpu_hears_of_an_interrupt_once(board):
     board.write(Distributor.IPRIORITYR + 50, 0x80, size=1)
     assert board.cpus[0].wakes == 1
     board.gic.line(UART)(True)
-    assert board.cpus[0].wakes == 2, "another one, of a higher priority"
     board.gic.line(UART)(False)
+    assert (board.cpus[0].wakes, board.cpus[0].interrupt) == (1, True)
     board.gic.line(40)(False)
     assert board.cpus[0].interrupt is False
+
+
+@pytest.mark.parametrize(("priority", "preempts"), [(0x40, False), (0x20, True)])
+def test_what_is_active_holds_back_what_does_not_preempt_it(board, priority, preempts):
+    for irq in (40, 41):
+        board.enable(irq)
+        board.write(Distributor.IPRIORITYR + irq, 0x40 if irq == 40 else priority, size=1)
+    board.gic.line(40)(True)
+    assert board.get(CpuInterface.IAR) == 40
+    assert board.cpus[0].interrupt is False
+    board.gic.line(41)(True)
+    assert board.cpus[0].interrupt is preempts
+    board.gic.line(40)(False)
+    board.set(CpuInterface.EOIR, 40)
+    assert board.cpus[0].interrupt is True
 
 
 def test_sgis_by_the_sender(board):

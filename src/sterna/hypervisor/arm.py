@@ -44,7 +44,7 @@ class ArmInterrupts(Protocol):
     """What an interrupt controller tells a vCPU."""
 
     def set_interrupt(self, level: bool) -> None:
-        """The level of the CPU's interrupt line. Set to high, again for each new interrupt, it ends a `wfi`."""
+        """The level of the CPU's interrupt line. While it is high, no `wfi` waits."""
         ...
 
     def set_timer_wakes(self, enabled: bool) -> None:

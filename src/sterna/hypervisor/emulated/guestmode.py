@@ -61,6 +61,7 @@ _THUMB = 1 << 5
 _REQUESTS = offset_of("requests")
 _MODE = offset_of("mode")
 _WAKE = offset_of("wake")
+_INTERRUPT = offset_of("interrupt")
 _BEGUN = offset_of("stops_begun")
 _DONE = offset_of("stops_done")
 _SCRATCH = offset_of("scratch")
@@ -122,14 +123,20 @@ def flush_tlb(cpu: Vcpu) -> None:
 
 @kernel(ahead=False)
 def _wait_for_interrupt(cpu: Vcpu) -> None:
-    """`wfi`: wait, without burning the processor, for the timer, a wake-up or a request.
+    """`wfi`: wait, without burning the processor, for an interrupt, the timer, a wake-up or a request.
+
+    An interrupt that is signalled ends each `wfi`, masked or not, until it no longer is (ARM DDI 0406C, B1.8.14).
 
     Unicorn 2.1 drops what a guest writes to CNTV_CTL, so a timer that the guest has switched off cannot be told from one that
     has expired: an expired deadline ends one wfi at once, and later ones after a while, which the architecture allows of any wfi.
     """
     address = cpu[0].address
     cpu[0].wfis += 1
-    while atomic_load(address + _REQUESTS) == 0 and atomic_xchg(address + _WAKE, 0) == 0:
+    while (
+        atomic_load(address + _REQUESTS) == 0
+        and atomic_xchg(address + _WAKE, 0) == 0
+        and atomic_load(address + _INTERRUPT) == 0
+    ):
         timespec = 0
         expired = False
         if cpu[0].timer_wakes != 0:

@@ -23,6 +23,8 @@ VCPU = np.dtype(
             "stops_begun",
             "stops_done",
             "wake",
+            # The level of the CPU's interrupt line: 1 is high.
+            "interrupt",
             "timer_wakes",
             # What made guest code stop: an ExitKind, the exception's number, the faulting IPA, a stage-2 Outcome.
             "exit_kind",

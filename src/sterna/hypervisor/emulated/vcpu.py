@@ -210,9 +210,10 @@ class EmulatedVcpu:
         os.eventfd_write(self._event_fd, 1)
 
     def set_interrupt(self, level: bool) -> None:
-        """Interrupts are not taken here: one that comes ends a wfi, and that is all."""
+        """Interrupts are not taken here: the line ends each wfi while it is high, and that is all."""
+        self.record[0]["interrupt"] = level
         if level:
-            self.wake()
+            os.eventfd_write(self._event_fd, 1)
 
     def set_timer_wakes(self, enabled: bool) -> None:
         """Whether the virtual timer's interrupt ends a wfi."""

@@ -74,7 +74,7 @@ class InterruptTarget(Protocol):
     """A CPU as the GIC sees it."""
 
     def set_interrupt(self, level: bool) -> None:
-        """Whether an interrupt is signalled to the CPU; called again with True for each new one."""
+        """Whether an interrupt is signalled to the CPU. Called when that changes."""
         ...
 
     def set_timer_wakes(self, enabled: bool) -> None:
@@ -94,7 +94,7 @@ class Gic:
         self._targets = tuple(targets)
         self._cpus = len(self._targets)
         self._timer_wakes: list[bool | None] = [None] * self._cpus
-        self._signalled = [SPURIOUS] * self._cpus
+        self._signalled = [False] * self._cpus
         self.registers = GicRegisters.reset(self._cpus)
         self._update()
 
@@ -249,6 +249,12 @@ class Gic:
                 best, best_priority = irq, priority
         return best
 
+    def _signalled_interrupt(self, cpu: int) -> int:
+        """The highest pending interrupt where its priority is enough to preempt what is active (3.3.1), or `SPURIOUS`."""
+        irq = self._highest_pending(cpu)
+        enough = irq != SPURIOUS and self._preemption_level(irq, cpu) < self.registers.running_priority[cpu]
+        return irq if enough else SPURIOUS
+
     def _preemption_level(self, irq: int, cpu: int) -> int:
         """The part of a priority that decides about preemption (3.3.3)."""
         registers = self.registers
@@ -266,8 +272,8 @@ class Gic:
 
     def _acknowledge(self, cpu: int) -> int:
         registers = self.registers
-        irq = self._highest_pending(cpu)
-        if irq == SPURIOUS or self._preemption_level(irq, cpu) >= registers.running_priority[cpu]:
+        irq = self._signalled_interrupt(cpu)
+        if irq == SPURIOUS:
             return SPURIOUS
         value = self._with_source(irq, cpu)
         state, mask = registers.irqs[irq], self._mask(irq, cpu)
@@ -316,10 +322,10 @@ class Gic:
             if timer != self._timer_wakes[cpu]:
                 self._timer_wakes[cpu] = timer
                 target.set_timer_wakes(timer)
-            pending = self._highest_pending(cpu)
-            if pending != self._signalled[cpu]:
-                self._signalled[cpu] = pending
-                target.set_interrupt(pending != SPURIOUS)
+            signalled = self._signalled_interrupt(cpu) != SPURIOUS
+            if signalled != self._signalled[cpu]:
+                self._signalled[cpu] = signalled
+                target.set_interrupt(signalled)
 
     def _read_byte(self, offset: int, cpu: int) -> int:
         match _register_at(offset):

@@ -98,6 +98,7 @@ def test_an_interrupt_ends_a_wfi(guest):
     assert guest.running()
     guest.cpus[0].set_interrupt(True)
     assert guest.finish() == OFF
+    assert guest.run(WFI[:1] + WFI) == OFF, "the line is a level"
 
 
 def test_a_kick_ends_a_wfi(guest):
