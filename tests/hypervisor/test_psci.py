@@ -1,9 +1,11 @@
 """PSCI calls without a VM (ARM DEN 0022D, chapter 5)."""
 
+import threading
 from dataclasses import dataclass, field
 
 import pytest
 
+from hypervisor.conftest import wait_until
 from sterna.hypervisor.emulated import psci
 from sterna.hypervisor.interface import SystemEvent
 
@@ -18,11 +20,28 @@ SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, ALREADY_ON, ON_PENDING = (
 )
 
 
+class Lock:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.awaited = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 @dataclass
 class Cpu:
     powered_off: bool = False
     starting: bool = False
     started: list[tuple[int, int]] = field(default_factory=list)
+    power_lock: Lock = field(default_factory=Lock, compare=False)
 
     def power_on(self, entry: int, context: int) -> None:
         self.started.append((entry, context))
@@ -70,6 +89,27 @@ def test_a_cpu_is_started_where_the_caller_says() -> None:
     # The upper byte of an affinity is not one of its levels.
     assert board.call(CPU_ON, 0x8000_0001, 0x4020_0000, 7) == SUCCESS
     assert [cpu.started for cpu in board.cpus] == [[], [(0x4020_0000, 7)], []]
+
+
+def test_of_two_that_start_a_cpu_at_once_one_does() -> None:
+    """The second asks while the first has looked at the CPU and not yet started it."""
+    board = Board()
+    answers: list[int] = []
+    second = threading.Thread(target=lambda: answers.append(board.call(CPU_ON, 1, 0x2000, cpu=0)))
+
+    class Target(Cpu):
+        def power_on(self, entry: int, context: int) -> None:
+            if entry == 0x1000:
+                second.start()
+                wait_until(lambda: self.power_lock.awaited.is_set() or not second.is_alive(), "the second")
+            super().power_on(entry, context)
+            self.starting = True
+
+    board.cpus[1] = Target(powered_off=True)
+    assert board.call(CPU_ON, 1, 0x1000) == SUCCESS
+    second.join()
+    assert answers == [ON_PENDING]
+    assert board.cpus[1].started == [(0x1000, 0)]
 
 
 def test_a_cpu_switches_itself_off() -> None:

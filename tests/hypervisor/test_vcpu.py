@@ -1,5 +1,6 @@
 """vCPUs: exits and their reports, kicks, wfi, PSCI, devices, state, time."""
 
+import copy
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from hypervisor.programs import (
     LOAD,
     LOAD_DOUBLE,
     OUTPUT,
+    POWER_OFF,
     RAM,
     SET_REGISTERS,
     SLEEP,
@@ -24,6 +26,7 @@ from hypervisor.programs import (
     WFE_LOOP,
     WFE_UNDEFINED,
     WFI,
+    load,
     word,
 )
 from sterna.hypervisor.arm import COUNTER_HZ
@@ -353,3 +356,62 @@ def test_psci_says_when_a_start_is_pending(make_guest):
     assert psci.call(Function.AFFINITY_INFO, (1, 0, 0), guest.vm.cpus, first, None) == 2
     assert second.get_state().regs[15] == CODE
     assert psci.call(*call) == Result.ALREADY_ON & 0xFFFF_FFFF
+
+
+def test_a_cpu_starts_once_also_for_who_asks_while_it_does(make_guest, monkeypatch):
+    guest = make_guest(smp=2)
+    first, second = guest.vm.cpus
+    uc, answers = second.engine.uc, []
+
+    def cpu_on(entry):
+        return psci.call(Function.CPU_ON, (1, entry, 7), guest.vm.cpus, first, None)
+
+    def ask_and_write(*arguments):
+        answers.append(cpu_on(CODE + 0x100))
+        type(uc).reg_write(uc, *arguments)
+
+    assert cpu_on(CODE) == Result.SUCCESS
+    monkeypatch.setattr(uc, "reg_write", ask_and_write)
+    state = second.get_state()
+    starting = answers.index(Result.ALREADY_ON & 0xFFFF_FFFF)
+    assert starting > 0
+    assert set(answers[:starting]) == {Result.ON_PENDING & 0xFFFF_FFFF}
+    assert set(answers[starting:]) == {Result.ALREADY_ON & 0xFFFF_FFFF}, "get_state visits the modes"
+    assert (state.regs[0], state.regs[15], state.powered_off) == (7, CODE, False)
+    assert not second.starting
+
+
+def test_a_cpu_that_is_started_is_reset(make_guest):
+    """As the kernel's KVM does it: nothing of what it was before it went off is left."""
+    guest = make_guest(smp=2)
+    first, second = guest.vm.cpus
+    new = second.get_state()
+    used = copy.deepcopy(new)
+    used.regs = [*range(100, 115), CODE]
+    used.banked = {name: 0x1000 + i for i, name in enumerate(used.banked)}
+    used.vfp, used.fpscr, used.fpexc = [*range(32)], 0x0800_0000, 0x4000_0000
+    used.cp15 |= dict.fromkeys(_PLAIN, 0x500)
+    used.cp15[one_reg_id(0, 1, 0, 0, 0)] |= 1  # SCTLR.M
+    used.cpsr, used.powered_off = 0x6000_01D1, False
+    second.set_state(used)
+    psci.call(Function.CPU_OFF, (0, 0, 0), guest.vm.cpus, second, None)
+    psci.call(Function.CPU_ON, (1, CODE + 0x101, 7), guest.vm.cpus, first, None)
+    state = second.get_state()
+    assert (state.cpsr, state.powered_off) == (0x1F3, False), "supervisor mode, Thumb, all masked"
+    assert state.regs == [7, *new.regs[1:15], CODE + 0x100]
+    assert (state.banked, state.cp15) == (new.banked, new.cp15)
+    assert (state.vfp, state.fpscr, state.fpexc) == (new.vfp, new.fpscr, new.fpexc)
+
+
+def test_a_cpu_that_is_started_runs_what_is_there_now(make_guest):
+    """Its instruction cache is empty after a reset."""
+    guest = make_guest(smp=2)
+    first, second = guest.vm.cpus
+    guest.program([0xE3A05001, *POWER_OFF], cpu=1)  # mov r5, #1
+    for value in (1, 2):
+        guest.start(1)
+        assert powered_off(guest.finish(1))
+        assert second.get_state().regs[5] == value
+        psci.call(Function.CPU_OFF, (0, 0, 0), guest.vm.cpus, second, None)
+        load(guest.block, [0xE3A05002, *POWER_OFF])
+        psci.call(Function.CPU_ON, (1, CODE, 0), guest.vm.cpus, first, None)

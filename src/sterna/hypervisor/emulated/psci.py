@@ -1,6 +1,7 @@
 """PSCI: the calls by which a guest starts and stops its CPUs and itself (ARM DEN 0022, over `hvc`)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Protocol
 
@@ -38,6 +39,11 @@ class PsciCpu(Protocol):
     """A CPU that PSCI can start."""
 
     powered_off: bool
+
+    @property
+    def power_lock(self) -> AbstractContextManager[object]:
+        """Held by who decides whether to start it."""
+        ...
 
     @property
     def starting(self) -> bool:
@@ -98,10 +104,11 @@ def _serve(
             if cpus[index].starting:
                 return _AFFINITY_ON_PENDING
             return _AFFINITY_OFF if cpus[index].powered_off else _AFFINITY_ON
-        if cpus[index].starting:
-            return Result.ON_PENDING
-        if not cpus[index].powered_off:
-            return Result.ALREADY_ON
-        cpus[index].power_on(arguments[1], arguments[2])
-        return Result.SUCCESS
+        with cpus[index].power_lock:
+            if cpus[index].starting:
+                return Result.ON_PENDING
+            if not cpus[index].powered_off:
+                return Result.ALREADY_ON
+            cpus[index].power_on(arguments[1], arguments[2])
+            return Result.SUCCESS
     return Result.NOT_SUPPORTED

@@ -4,6 +4,7 @@ import os
 import select
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,7 @@ class EmulatedVcpu:
     """One vCPU. `run` belongs to one thread; the requests may come from any.
 
     :ivar powered_off: waits for PSCI to start it
+    :ivar power_lock: one caller of PSCI at a time decides whether to start it
     """
 
     def __init__(self, vm: VcpuOwner, index: int, stage2: Stage2, *, powered_off: bool) -> None:
@@ -78,7 +80,9 @@ class EmulatedVcpu:
         self._tlbi = stage2.tlbi_pending.ctypes.data + 8 * index
         self._stage2 = stage2
         self._thread = 0
+        self._reset = registers.save(self.engine.uc, 0, powered_off)
         self._boot: tuple[int, int] | None = None
+        self.power_lock = threading.Lock()
 
     @property
     def running(self) -> bool:
@@ -123,14 +127,14 @@ class EmulatedVcpu:
             pass
 
     def _start(self) -> None:
+        """Begin as PSCI has told it: at the entry, all else as after a reset (ARM DEN 0022, CPU_ON)."""
         assert self._boot is not None
         entry, context = self._boot
-        self._boot = None
-        uc = self.engine.uc
-        uc.reg_write(arm.UC_ARM_REG_CPSR, _SVC_MODE_IRQS_MASKED | (entry & 1) << 5)
-        uc.reg_write(arm.UC_ARM_REG_R0, context)
-        uc.reg_write(arm.UC_ARM_REG_PC, entry)
+        cpsr = _SVC_MODE_IRQS_MASKED | (entry & 1) << 5
+        self._replace(replace(self._reset, cpsr=cpsr, regs=[context, *self._reset.regs[1:15], entry & ~1]))
         self.powered_off = False
+        # Last: until then the start is pending for whoever asks.
+        self._boot = None
 
     def _handle_exit(self) -> Exit | None:
         if self.engine.failure is not None:
@@ -265,9 +269,12 @@ class EmulatedVcpu:
 
     def set_state(self, state: ArmVcpuState) -> None:
         """Replace all registers."""
-        registers.restore(self.engine.uc, state)
+        self._replace(state)
         self.powered_off = state.powered_off
         self._boot = None
+
+    def _replace(self, state: ArmVcpuState) -> None:
+        registers.restore(self.engine.uc, state)
         # Nothing translated from another state's memory may survive it: neither addresses nor code, which the emulator
         # keeps translated until the guest itself writes to it.
         guestmode.flush_tlb(self.record)
