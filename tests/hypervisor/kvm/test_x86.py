@@ -90,7 +90,8 @@ def test_the_clock_is_the_guests_counter(make_guest):
     assert 77_000_000_000 <= shown <= vm.counter()
 
 
-def test_a_sleeping_vcpu_wakes_and_can_be_kicked(make_guest):
+@pytest.mark.parametrize("ns", [3600 * 10**9, (1 << 64) - 1], ids=["an hour", "for ever"])
+def test_a_sleeping_vcpu_wakes_and_can_be_kicked(make_guest, ns):
     guest = make_guest()
 
     class Sleep:
@@ -101,7 +102,7 @@ def test_a_sleeping_vcpu_wakes_and_can_be_kicked(make_guest):
     # again: mov [rdi], rsi; inc dword [rdx]; jmp again
     guest.write(CODE, bytes.fromhex("488937 ff02 ebf9"))
     cell = lambda: int.from_bytes(guest.blocks[0].view[CELL - RAM : CELL - RAM + 4], "little")  # noqa: E731
-    guest.backend.begin(guest.cpus[0], CODE, (0x0B00_0000, 3600 * 10**9, CELL))
+    guest.backend.begin(guest.cpus[0], CODE, (0x0B00_0000, ns, CELL))
     guest.resume()
     for count in range(1, 5):
         wait_until(lambda: not guest.cpus[0]._in_guest, "sleep")

@@ -215,7 +215,8 @@ class KvmVcpu(ABC):
         `kick` ends it.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._kicked or self._woken, ns / 1e9)
+            # A guest may ask for more than Python can wait: 292 years.
+            self._changed.wait_for(lambda: self._kicked or self._woken, min(ns / 1e9, threading.TIMEOUT_MAX))
             self._woken = False
 
     def leave_guest(self) -> None:
