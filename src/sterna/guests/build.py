@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from sterna.guests.catalog import BOARDS, IMAGES, LINUX, LINUX_PROGRAMS, PROGRAMS
+from sterna.pythonprogram import module_command
 
 SOURCES = Path(__file__).parent / "src"
 COMPILER_FILE = "COMPILER"
@@ -136,7 +137,7 @@ def _zig(arguments: list[str], directory: Path) -> str:
         # A cache of its own: what earlier builds left cannot make the images look as if they agreed with the sources.
         environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": cache, "ZIG_GLOBAL_CACHE_DIR": cache}
         result = subprocess.run(
-            [sys.executable, "-m", "ziglang", *arguments],
+            module_command("ziglang", *arguments),
             cwd=directory,
             env=environment,
             capture_output=True,

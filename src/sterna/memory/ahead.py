@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from sterna.memory import kernelcache
 from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
 from sterna.private import UnsafeError
+from sterna.pythonprogram import module_command, own_environment
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
@@ -105,13 +105,8 @@ def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    # -P: the directory that the user is in is not searched for modules.
-    command = [sys.executable, "-P", "-m", __spec__.name, str(os.getpid())]
-    package = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
-    )
+    command = module_command(__spec__.name, str(os.getpid()))
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment())
 
 
 def _have_compiled(

@@ -6,17 +6,17 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
+from sterna.pythonprogram import module_command, own_environment
 from sterna.testbed.console import Console
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.network import Host
@@ -77,6 +77,9 @@ class Vm(ABC):
         :param serial: descriptor of the pipe that its first serial line goes to
         """
 
+    def _environment(self) -> Mapping[str, str]:
+        return os.environ
+
     def _start(self, qmp: int, serial: int, errors: int) -> "subprocess.Popen[bytes]":
         """The process.
 
@@ -88,6 +91,7 @@ class Vm(ABC):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
+            env=self._environment(),
             # Ctrl-C at the terminal is ours to handle.
             process_group=0,
             preexec_fn=self._enter,
@@ -289,10 +293,13 @@ class SternaVm(Vm):
         super().__init__(name, host)
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:
-        command = [sys.executable, "-m", self._module, "run", *self._arguments, "--name", self.name]
+        command = module_command(self._module, "run", *self._arguments, "--name", self.name)
         if "--serial" not in self._arguments:
             command += ["--serial", f"file:/dev/fd/{serial}"]
         return [*command, "--qmp", f"fd:{qmp}"]
+
+    def _environment(self) -> Mapping[str, str]:
+        return own_environment()
 
 
 class QemuVm(Vm):

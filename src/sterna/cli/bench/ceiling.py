@@ -24,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 
 from sterna.memory.ram import RamBlock
+from sterna.pythonprogram import module_command, own_environment
 from sterna.testbed.vm import die_with_parent
 
 _POLL_SECONDS = 0.1
@@ -81,7 +82,8 @@ def _connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
 def _start(role: str, size: int, ends: list[socket.socket], stack: ExitStack) -> "subprocess.Popen[bytes]":
     fds = [end.fileno() for end in ends]
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, role, str(size), *map(str, fds)],
+        module_command(__name__, role, str(size), *map(str, fds)),
+        env=own_environment(),
         pass_fds=fds,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,11 +1,11 @@
 """Debian packages and Python wheels for arm64, fetched by apt and pip without touching this machine's own."""
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sterna.pythonprogram import module_command
 from sterna.testbed.armhost.recipe import (
     DEBIAN_PACKAGES,
     KERNELS,
@@ -55,9 +55,9 @@ def _fetch_wheels(wanted: Sequence[str], directory: Path) -> tuple[Path, ...]:
     directory.mkdir(parents=True)
     platforms = [part for platform in WHEEL_PLATFORMS for part in ("--platform", platform)]
     python = ["--python-version", PYTHON_VERSION, "--implementation", "cp"]
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip = module_command("pip", "--disable-pip-version-check", "download")
     run(
-        [*pip, "download", "--dest", str(directory), *python, *platforms, "--only-binary=:all:", *wanted],
+        [*pip, "--dest", str(directory), *python, *platforms, "--only-binary=:all:", *wanted],
         "wheels for arm64",
     )
     return tuple(sorted(directory.glob("*.whl")))

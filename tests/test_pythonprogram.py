@@ -1,0 +1,66 @@
+"""Programs in Python that are started."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sterna
+from sterna.cli.bench.ceiling import measure_ceiling
+from sterna.pythonprogram import own_environment
+from sterna.testbed.armhost.packages import _fetch_wheels
+from sterna.testbed.vm import SternaVm
+
+SOURCES = Path(sterna.__file__).resolve().parent.parent
+
+
+def start_a_machine(directory: Path) -> None:
+    with SternaVm("vm", ["--memory", "16M", "--kernel", "clock", "--paused"]) as vm:
+        vm.ready()
+
+
+def measure_the_ceiling(directory: Path) -> None:
+    measure_ceiling(1 << 16, 1, lambda: None)
+
+
+def fetch_wheels(directory: Path) -> None:
+    _fetch_wheels(("--help",), directory / "wheels")
+
+
+@pytest.mark.parametrize(
+    ("start", "modules"),
+    [
+        (start_a_machine, ("click", "msgspec")),
+        (measure_the_ceiling, ("numpy", "threading")),
+        (fetch_wheels, ("pip",)),
+    ],
+)
+def test_modules_of_the_directory_that_the_user_is_in_are_not_run(
+    start: Callable[[Path], None],
+    modules: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, mark = tmp_path / "here", tmp_path / "mark"
+    here.mkdir()
+    for module in modules:
+        (here / f"{module}.py").write_text(f"open({str(mark)!r}, 'a').write(f'{{__file__}}\\n')\n")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    try:
+        start(tmp_path)
+    finally:
+        assert not mark.exists(), mark.read_text()
+
+
+@pytest.mark.parametrize("before", ["", "/elsewhere"])
+def test_their_sterna_is_this_one(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", before)
+    # -S: what is installed is not found.
+    command = [sys.executable, "-P", "-S", "-c", "import sterna, sys; print(sterna.__file__, *sys.path[:3])"]
+    done = subprocess.run(command, env=own_environment(), capture_output=True, text=True, check=True)
+    file, *path = done.stdout.split()
+    assert Path(file) == SOURCES / "sterna" / "__init__.py"
+    assert path[: 1 + bool(before)] == [str(SOURCES), *filter(None, [before])]
