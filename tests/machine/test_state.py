@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.boards import VEXPRESS_A15, VIRT
+from sterna.machine.devices.gic import CpuInterface, Distributor, Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
-from sterna.machine.devices.pl011 import Pl011Registers
+from sterna.machine.devices.pl011 import Pl011, Pl011Registers
 from sterna.machine.runstate import RunState
+from sterna.machine.serial import MemorySerial
 from sterna.machine.state import sections
 from sterna.machine.state.cortexa15 import reset_values
 from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, WIRE, from_wire, to_wire
 from sterna.machine.state.cpu import timer_line
+from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
+from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
 from sterna.stream.vmstate import DeviceState, StreamError
 
 KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
@@ -195,6 +199,8 @@ def without_subsections(section):
             "'cpu 0'.*system register .* is missing",
         ),
         ("arm_gic", lambda s: changed(s, bpr=[0, 9, 0, 0, 0, 0, 0, 0]), r"'arm_gic'.*'bpr\[1\]'"),
+        ("arm_gic", lambda s: changed(s, ctlr=4), "'arm_gic'.*'ctlr'.*0x4 is beyond 0x3"),
+        ("arm_gic", lambda s: changed(s, ctlr=0x100), "'arm_gic'.*'ctlr'.*0x100 is beyond 0x3"),
         ("pl011", lambda s: changed(s, read_pos=16), "'pl011'.*'read_pos'"),
         ("pl011", lambda s: changed(s, read_pos=-1), "'pl011'.*'read_pos'"),
         ("pl011", lambda s: changed(s, read_count=2), "'pl011'.*'read_count'"),
@@ -215,6 +221,66 @@ def test_values_that_a_device_cannot_have(name, change, message):
     states = [change(section) if section.name == name else section for section in save(example())]
     with pytest.raises(StreamError, match=message):
         sections.load(states, VIRT, 1, KNOWN)
+
+
+class Cpu:
+    """What the GIC signals to a CPU does not matter."""
+
+    def set_interrupt(self, level):
+        pass
+
+    def set_timer_wakes(self, enabled):
+        pass
+
+
+def use_gic(registers):
+    gic = Gic(288, [Cpu(), Cpu()])
+    gic.load(registers)
+    distributor, interface = GicDistributor(gic), GicCpuInterface(gic)
+    for register in (0, *map(int, CpuInterface)):  # acknowledged and ended, too
+        interface.mmio_write(register, 4, interface.mmio_read(register, 4, 0), 0)
+    for offset in range(0, 0x1000, 4):
+        distributor.mmio_read(offset, 4, 0)
+    for offset in Distributor:
+        distributor.mmio_write(offset, 4, distributor.mmio_read(offset, 4, 0), 0)
+    return save_gic(*gic.save([False, True]))
+
+
+def use_uart(registers):
+    uart = Pl011(MemorySerial(), lambda level: None)
+    uart.load(registers)
+    uart.receive(b"received")
+    for offset in range(0, 0x1000, 4):
+        uart.mmio_write(offset, 4, uart.mmio_read(offset, 4, 0), 0)
+    return save_pl011(uart.save(), 0)
+
+
+@pytest.mark.parametrize(
+    ("description", "load", "use", "field"),
+    [
+        pytest.param(description, load, use, field.name, id=f"{description.name} {field.name}")
+        for description, load, use in (
+            (ARM_GIC, lambda state: load_gic(state, 2), use_gic),
+            (PL011, load_pl011, use_uart),
+        )
+        for field in description.fields
+    ],
+)
+def test_a_field_of_ones_is_refused_or_the_device_works_with_it(description, load, use, field):
+    section = next(section for section in save(example(2)) if section.name == description.name)
+    before, values = bytearray(), bytearray()
+    for part in description.fields:
+        if part.name == field:
+            part.write(values, section.fields[field], section.fields)
+            break
+        part.write(before, section.fields[part.name], section.fields)
+    body = bytearray(description.encode(section))
+    body[len(before) : len(before) + len(values)] = b"\xff" * len(values)
+    try:
+        registers = load(description.decode(body))
+    except StreamError:
+        return
+    description.encode(use(registers))
 
 
 @pytest.mark.parametrize("left_out", ["timer", "cpu_common", "cpu", "arm_gic", "pl011"])

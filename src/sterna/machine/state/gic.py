@@ -70,6 +70,8 @@ _MATRICES = {
     "nsapr": "nsapr",
 }
 """Lists of lists per CPU, which the section has in one piece."""
+_CTLR_LIMIT = 0x3
+"""GICD_CTLR enables the two groups of interrupts (ARM IHI 0048B, 4.3.1)."""
 
 
 def save_gic(registers: GicRegisters, current_pending: Sequence[int]) -> DeviceState:
@@ -97,9 +99,11 @@ def load_gic(state: DeviceState, cpus: int) -> GicRegisters:
     """A GIC's registers.
 
     :param cpus: number of CPUs; targets that a single one cannot read are not kept
-    :raise StreamError: When a priority or binary point is beyond what the hardware has.
+    :raise StreamError: When a value is beyond what its register has room for.
     """
     fields = state.fields
+    if fields["ctlr"] > _CTLR_LIMIT:
+        raise StreamError(f"{fields['ctlr']:#x} is beyond {_CTLR_LIMIT:#x}", state.name).inside("ctlr")
     limits = {
         "priority_mask": 0xFF,
         "running_priority": IDLE_PRIORITY,
