@@ -115,6 +115,15 @@ def test_a_capture_is_read_as_a_whole(tmp_path: Path) -> None:
     assert (found.blocks, found.passes, found.channels) == (again.blocks, again.passes, again.channels)
 
 
+def test_a_page_that_comes_on_a_channel_and_beside_it_makes_one_pass_more() -> None:
+    one = Sender(0).sync().pages({2: 1}, sync=True).sync()
+    found = survey_all(ram_stream(records("0 1 2! 3 4 5 6 7")), one)
+    assert found.flaw() is None
+    assert [(one.normal, one.zero) for one in found.passes] == [(3, 0), (5, 1)]
+    [block] = found.blocks
+    assert (block.sent, block.repeated, block.most) == (8, 1, 2)
+
+
 def broken(at: int, *channels: Sender | bytes) -> list[Sender | bytes]:
     _, good = whole()
     result: list[Sender | bytes] = list(good)

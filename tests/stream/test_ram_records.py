@@ -370,9 +370,15 @@ GOOD = word(0, 0x08) + NAME + bytes(4096)
         (word(0x1000, 0x10), r"a record with flags 0x10 \(EOS\), which are not supported"),
         (word(0x1000, 0x0A), r"a record with flags 0xa \(ZERO\|PAGE\), which are not supported"),
         (word(0x1000, 0x22) + b"\1", "a record of a zero page is filled with another byte than zero"),
-        (word(0x1000, 0x02) + b"\4disk\0", "a page of RAM block 'disk', which does not exist here"),
-        (word(0x1000, 0x02) + b"\0\0", "a page of RAM block '', which does not exist here"),
-        (word(0x1000, 0x02) + b"\1\xff\0", r"a page of RAM block '\\\\xff', which does not exist here"),
+        (
+            word(0x1000, 0x02) + b"\4disk\0",
+            "a page of RAM block 'disk', which is not in the list of RAM blocks",
+        ),
+        (word(0x1000, 0x02) + b"\0\0", "a page of RAM block '', which is not in the list of RAM blocks"),
+        (
+            word(0x1000, 0x02) + b"\1\xff\0",
+            r"a page of RAM block '\\\\xff', which is not in the list of RAM blocks",
+        ),
     ],
 )
 def test_bad_records_are_refused_before_anything_is_written(record: bytes, message: str) -> None:
@@ -383,6 +389,12 @@ def test_bad_records_are_refused_before_anything_is_written(record: bytes, messa
                 read(decoder, GOOD + record + END_OF_RECORDS, step)
             assert decoder.statistics().records == 1
             assert not target.data.any()
+
+
+def test_a_block_is_not_found_by_another_spelling_of_its_name() -> None:
+    """The kernel, which compares bytes, would ask for it for ever."""
+    with RamBlock(r"\xff", 4096) as target, pytest.raises(StreamError, match="not in the list of RAM blocks"):
+        read(RamDecoder([target]), word(0, 0x02) + b"\1\xff\0" + END_OF_RECORDS)
 
 
 def test_a_first_record_must_name_its_block() -> None:
@@ -426,6 +438,8 @@ def test_setup_comes_back(blocks: dict[str, int]) -> None:
         (word(0x3000, 0x04) + b"\1a" + word(0x1001, 0), "RAM block 'a' has 0x1001 bytes"),
         (word(0x3000, 0x04) + b"\1a" + word(0, 0), "RAM block 'a' has 0x0 bytes"),
         (word(0x2000, 0x04) + b"\1a" + word(0x2000, 0) + word(0, 8), "does not end where its sizes add up"),
+        (word(0x1000, 0x04) + b"\0" + word(0x1000, 0), "RAM block '': a name is 1 to 255 bytes of UTF-8"),
+        (word(0x1000, 0x04) + b"\1\xff" + word(0x1000, 0), r"RAM block '\\\\xff': a name is 1 to 255 bytes"),
         (word(0x2000, 0x08), "a list of RAM blocks belongs here, not a record with flags 0x8"),
         (ram_setup([(f"{i}", 0x1000) for i in range(1025)]), "more than 1024 RAM blocks"),
     ],

@@ -366,6 +366,14 @@ def record(flags: int, body: bytes = b"") -> bytes:
     return (0 << 12 | flags).to_bytes(8, "big") + b"\7toy.ram" + body
 
 
+def nameless_stream(name: bytes) -> bytes:
+    """One block of one page, whose name nobody else writes, and a record that names it."""
+    spelt = bytes((len(name),)) + name
+    stream = ram_stream(records("0", "@"), blocks=(("@", 4096),))
+    assert stream.count(b"\1@") == 2
+    return stream.replace(b"\1@", spelt)
+
+
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
@@ -399,6 +407,19 @@ def record(flags: int, body: bytes = b"") -> bytes:
         (ram_stream(WHOLE) + b"\0" * 70_000, "70000 bytes after the end of the stream"),
         (ram_stream(WHOLE)[: -len(END)] + b"\0garbage", "7 bytes after the end of the stream"),
         (ram_stream(records("0 1 2 4 5 6 7")), "RAM block 'toy.ram': page at 0x3000 never came"),
+        (nameless_stream(b""), "section 'ram', offset .*: RAM block '': a name is 1 to 255 bytes of UTF-8"),
+        (
+            nameless_stream(b"\xff"),
+            r"section 'ram', offset .*: RAM block '\\\\xff': a name is 1 to 255 bytes",
+        ),
+        (
+            ram_stream(record(0x02, b"\0").replace(b"\7toy.ram", b"\0")),
+            "a page of RAM block '', which is not in",
+        ),
+        (
+            ram_stream(records("0", "@").replace(b"\1@", b"\1\xff"), blocks=((r"\xff", 4096),)),
+            r"a page of RAM block '\\\\xff', which is not in the list of RAM blocks",
+        ),
         (HEADER + END, "no guest RAM"),
         (ram_stream(WHOLE, blocks=(("toy.ram", 1 << 60),)), "at most 67108864 can be surveyed"),
         (HEADER + sections.command(Command.PACKAGED, bytes(4)), "section 'command', .*: a packaged stream"),

@@ -10,8 +10,9 @@ Received records are taken apart by a compiled kernel that copies pages from the
 RAM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from sterna.stream.wire import (
 END_OF_RECORDS = int(RamFlag.EOS).to_bytes(8, "big")
 """Ends the body of each part of the section."""
 _MULTIFD_FLUSH = int(RamFlag.MULTIFD_FLUSH).to_bytes(8, "big")
+_Block = TypeVar("_Block")
 MULTIFD_FLUSH_TEXT = "a flush of multifd channels; those of QEMU 8 and later cannot be read"
 
 
@@ -67,7 +69,10 @@ def read_setup(reader: StreamReader, page_bits: int = PAGE_SHIFT) -> list[tuple[
     blocks: list[tuple[str, int]] = []
     while left:
         at = reader.offset
-        name = reader.take(reader.take(1)[0]).decode("utf-8", "backslashreplace")
+        raw = reader.take(reader.take(1)[0])
+        name = raw.decode("utf-8", "backslashreplace")
+        if not _is_name(raw, name):
+            raise reader.error(f"RAM block {name!r}: a name is 1 to {NAME_LIMIT} bytes of UTF-8", at)
         size = int.from_bytes(reader.take(8), "big")
         if size == 0 or size & page_mask or size > left:
             raise reader.error(f"RAM block {name!r} has {size:#x} bytes of the {total:#x} in all", at)
@@ -84,6 +89,19 @@ def read_setup(reader: StreamReader, page_bits: int = PAGE_SHIFT) -> list[tuple[
     if end != END_OF_RECORDS:
         raise reader.error("the list of RAM blocks does not end where its sizes add up", at)
     return blocks
+
+
+def named_block(reader: StreamReader, blocks: Mapping[str, _Block]) -> _Block:
+    """The block that the record at hand names: exactly so, or a kernel that looks for its records would never find the first.
+
+    :param blocks: by their names
+    :raise StreamError: When there is no such block.
+    """
+    raw = reader.peek(9 + reader.peek(9)[8])[9:]
+    name = raw.decode("utf-8", "backslashreplace")
+    if name not in blocks or not _is_name(raw, name):
+        raise reader.error(f"a page of RAM block {name!r}, which is not in the list of RAM blocks")
+    return blocks[name]
 
 
 @dataclass(frozen=True)
@@ -279,17 +297,10 @@ class RamDecoder:
         if status == Status.MORE:
             reader.fill()
         elif status == Status.BLOCK:
-            self._switch_block(reader)
+            self._block = named_block(reader, self._blocks)
         elif status != Status.END:
             raise self._explain(reader, Status(status))
         return bool(status == Status.END)
-
-    def _switch_block(self, reader: StreamReader) -> None:
-        raw = reader.peek(9 + reader.peek(9)[8])[9:]
-        name = raw.decode("utf-8", "backslashreplace")
-        if name not in self._blocks:
-            raise reader.error(f"a page of RAM block {name!r}, which does not exist here")
-        self._block = self._blocks[name]
 
     def _explain(self, reader: StreamReader, status: Status) -> StreamError:
         word = int.from_bytes(reader.peek(8), "big")
@@ -348,6 +359,11 @@ def _pieces(size: int) -> NDArray[np.uint8]:
 
 def _bytes_array(data: bytes) -> NDArray[np.uint8]:
     return np.array(bytearray(data), dtype=np.uint8)
+
+
+def _is_name(raw: bytes, name: str) -> bool:
+    """Whether a name on the wire is one: not empty, and the only bytes that are read as `name`."""
+    return bool(raw) and name.encode() == raw
 
 
 def _wire_name(name: str) -> bytes:

@@ -23,6 +23,7 @@ from sterna.stream.ram import (
     CHANGE_FAULTS,
     MULTIFD_FLUSH_TEXT,
     explain_change,
+    named_block,
     read_setup,
 )
 from sterna.stream.ram_kernels import Bytes, Status
@@ -257,7 +258,8 @@ class RamSurveyor:
         elif status == NEW_PASS:
             self._end_pass()
         elif status == Status.BLOCK:
-            self._switch_block(reader)
+            self._block = named_block(reader, self._blocks)
+            self._name = np.array(bytearray(self._block.name.encode()), dtype=np.uint8)
         elif status != Status.END:
             raise self._explain(reader, Status(status))
         return bool(status == Status.END)
@@ -356,14 +358,6 @@ class RamSurveyor:
             int(block.times.max(initial=0)),
             int((block.times == 0).argmax()) if sent < block.pages else None,
         )
-
-    def _switch_block(self, reader: StreamReader) -> None:
-        raw = reader.peek(9 + reader.peek(9)[8])[9:]
-        name = raw.decode("utf-8", "backslashreplace")
-        if name not in self._blocks:
-            raise reader.error(f"a page of RAM block {name!r}, which is not in the list of RAM blocks")
-        self._block = self._blocks[name]
-        self._name = np.frombuffer(raw, dtype=np.uint8).copy()
 
     def _explain(self, reader: StreamReader, status: Status) -> StreamError:
         word = int.from_bytes(reader.peek(8), "big")

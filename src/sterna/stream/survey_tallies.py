@@ -121,7 +121,7 @@ def _note_page_twin(
     times: NDArray[np.uint32],
     tallies: NDArray[np.int64],
 ) -> bool:
-    if first + page <= tallies[_PREVIOUS]:
+    if first + page <= tallies[_PREVIOUS] or turns[page] == tallies[_TURN]:
         _next_turn_twin(offset, tallies)
     elif tallies[_PASS_OFFSET] < 0:
         tallies[_PASS_OFFSET] = tallies[_TURN_OFFSET] = offset
@@ -150,7 +150,9 @@ def note_page(
         the pass has been ended
     """
     position = first + page
-    if position <= tallies[_PREVIOUS]:
+    # A page of this turn that the order does not tell came on a channel of multifd. With a turn of its own it is noted when it
+    # is tried again, however often it comes.
+    if position <= tallies[_PREVIOUS] or np.int64(turns[page]) == tallies[_TURN]:
         next_turn(offset, tallies)
     elif tallies[_PASS_OFFSET] < 0:
         tallies[_PASS_OFFSET] = offset
