@@ -1,0 +1,78 @@
+"""What the proxy says of a migration's end: never more than it has seen."""
+
+import pytest
+
+from sterna.migration.handshake import PrivateCommand
+from sterna.migration.proxy.answers import Answers
+from sterna.migration.proxy.outcome import Outcome, judge
+from sterna.ownership import Outcome as Answered
+from sterna.stream import sections
+from sterna.stream.ram import END_OF_RECORDS, ram_setup
+from sterna.stream.return_path import shut
+from sterna.stream.survey import survey
+from sterna.stream.wire import Command
+from stream.streams import PieceSource
+from stream.test_survey import END, HEADER, records
+
+RETURN_PATH = sections.command(Command.OPEN_RETURN_PATH)
+OFFER = RETURN_PATH + sections.command(PrivateCommand.OFFER, b"{}")
+COMMIT = sections.command(PrivateCommand.COMMIT, b"{}")
+RAM = (
+    sections.section_start(2, "ram", 0, 4)
+    + ram_setup([("toy.ram", 4096)])
+    + sections.footer(2)
+    + sections.section_end(2)
+    + records("0")
+    + END_OF_RECORDS
+    + sections.footer(2)
+)
+JUNK = b"\x7f"
+"""No part of a stream begins so."""
+
+STREAMS = {
+    "cut": (HEADER + RAM, Outcome.FAILED, Outcome.CANCELLED),
+    "cut in a section": (HEADER + RAM[:-100], Outcome.FAILED, Outcome.CANCELLED),
+    "cut, offered": (HEADER + OFFER + RAM, Outcome.FAILED, Outcome.CANCELLED),
+    "unreadable": (HEADER + RAM + JUNK + END, Outcome.UNKNOWN, Outcome.UNKNOWN),
+    "unreadable behind its end": (HEADER + OFFER + RAM + END + JUNK, Outcome.UNKNOWN, Outcome.UNKNOWN),
+    "whole": (HEADER + RAM + END, Outcome.UNCONFIRMED, Outcome.UNCONFIRMED),
+    "whole but for its description": (HEADER + RAM + END[:-1], Outcome.UNCONFIRMED, Outcome.UNCONFIRMED),
+    "whole, with a return path": (HEADER + RETURN_PATH + RAM + END, Outcome.IN_DOUBT, Outcome.IN_DOUBT),
+    "whole, offered": (HEADER + OFFER + RAM + END, Outcome.FAILED, Outcome.FAILED),
+    "committed": (HEADER + OFFER + RAM + END + COMMIT, Outcome.IN_DOUBT, Outcome.IN_DOUBT),
+    "not looked at": (None, Outcome.UNKNOWN, Outcome.UNKNOWN),
+}
+
+
+def outcome(
+    stream: bytes | None, answers: Answers, *, interrupted: bool, answer: Answered | None = None
+) -> Outcome:
+    found = None if stream is None else survey(PieceSource(stream))
+    return judge(
+        found, answers, "it ended", closed_first=False, interrupted=interrupted, answer=answer
+    ).outcome
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_without_an_answer(kind: str) -> None:
+    """To interrupt the proxy does not keep a destination from running what it has: only a stream that was cut shows that."""
+    stream, left_alone, interrupted = STREAMS[kind]
+    assert outcome(stream, Answers(), interrupted=False) is left_alone
+    assert outcome(stream, Answers(), interrupted=True) is interrupted
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_the_destinations_word_counts_whatever_was_seen(kind: str, interrupted: bool) -> None:
+    stream = STREAMS[kind][0]
+    for status, expected in ((0, Outcome.COMPLETED), (1, Outcome.FAILED)):
+        answers = Answers()
+        answers.feed(memoryview(shut(status).encode()))
+        if kind != "committed" or status:
+            assert outcome(stream, answers, interrupted=interrupted) is expected
+    if kind == "committed":
+        for answer, expected in (
+            (Answered.RUNNING, Outcome.COMPLETED),
+            (Answered.ABANDONED, Outcome.FAILED),
+        ):
+            assert outcome(stream, Answers(), interrupted=interrupted, answer=answer) is expected
