@@ -6,9 +6,11 @@ and the last pages, the devices and the end follow. How the guest changes hands 
 subject.
 
 Whatever goes wrong, and whenever: logging is off, the channel closed, and the guest runs if it ran before,
-unless the destination runs it or cannot be asked.
+unless the destination runs it or cannot be asked. What goes wrong after the guest has changed hands is logged, and the
+migration has succeeded.
 """
 
+import logging
 import secrets
 import threading
 import time
@@ -58,10 +60,15 @@ from sterna.stream.multifd import NO_TOKEN, NO_UUID
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, RAM_SECTION, RAM_VERSION
 
+log = logging.getLogger(__name__)
+
 _FIRST_DEVICE_ID = 2
 
 _QUESTION_SECONDS = 5.0
 """How long the user's own question to the destination may take."""
+
+_HANDED_OVER = frozenset({Standing.AWAY, Standing.SAVED, Standing.HANDED_ON})
+"""Once it has come to that, nothing that fails here is a failure of the migration."""
 
 
 @dataclass
@@ -192,7 +199,7 @@ class Source:
         except Exception as error:
             self._recover(error)
         else:
-            self.progress.enter(MigrationStatus.COMPLETED)
+            self._leave()
         finally:
             if self._rolling is not None:
                 self._rolling.stop()
@@ -204,11 +211,29 @@ class Source:
             self._audit.close()
             self._cancellation.close()
 
+    def _leave(self) -> None:
+        """The guest has changed hands: what fails from here on is told, and the migration has succeeded."""
+        for step, fault in (
+            (self.guest.migrated_away, "the machine cannot be left"),
+            (self._stop_logging, "dirty logging cannot be stopped"),
+        ):
+            try:
+                step()
+            except Exception as error:
+                log.error("%s after the guest has left: %s", fault, describe(error))
+        self.progress.enter(MigrationStatus.COMPLETED)
+
     def _recover(self, error: Exception) -> None:
         """The migration failed: logging off; if the guest is still this machine's, it runs if it ran before."""
-        ownership = self.guest.ownership
-        text = describe(error)
-        if self._overdue and ownership.may_run:
+        text, standing = describe(error), self.guest.ownership.standing
+        if standing in _HANDED_OVER:
+            log.error("after the guest has left: %s", text)
+            self._leave()
+            return
+        in_doubt = standing is Standing.IN_DOUBT
+        if in_doubt and not isinstance(error, InDoubt):
+            text += f"; {self.doubt.advice}"
+        elif self._overdue and not in_doubt:
             seconds = self.parameters.switchover_timeout_seconds
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         try:
@@ -217,24 +242,17 @@ class Source:
             text += f"; and dirty logging cannot be stopped: {worse}"
         if self._stopped:
             try:
-                self._leave_switchover()
+                if in_doubt:
+                    self.guest.leave_in_doubt()
+                else:
+                    self.guest.resume()
             except Exception as worse:
                 text += f"; and the guest cannot be resumed: {worse}"
-        if self._cancellation.is_set and not self._overdue and ownership.may_run:
+        if self._cancellation.is_set and not self._overdue and not in_doubt:
             self.progress.cancelling()
             self.progress.enter(MigrationStatus.CANCELLED)
         else:
-            in_doubt = ownership.standing is Standing.IN_DOUBT
             self.progress.enter(MigrationStatus.FAILED, error=text, in_doubt=in_doubt)
-
-    def _leave_switchover(self) -> None:
-        match self.guest.ownership.standing:
-            case Standing.OWNER:
-                self.guest.resume()
-            case Standing.IN_DOUBT:
-                self.guest.leave_in_doubt()
-            case _:
-                self.guest.migrated_away()
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
@@ -300,8 +318,6 @@ class Source:
                 if isinstance(reason, NackError):
                     reason = self._explain(reason.nack)
                 raise reason from error
-        self.guest.migrated_away()
-        self._stop_logging()
 
     def _tell_cancelled(self) -> None:
         """Unless the guest stands still for it: the destination also goes by the stream's end."""
