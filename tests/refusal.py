@@ -51,14 +51,15 @@ def refusing(refusal: Refusal, body: Callable[[], _Result]) -> _Result:
     """
 
     def run() -> _Result:
-        _install(refusal)
+        refuse(refusal)
         return body()
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(run).result()
 
 
-def _install(refusal: Refusal) -> None:
+def refuse(refusal: Refusal) -> None:
+    """From now on the call fails in the caller's thread: one that ends soon."""
     number = _CALLS[platform.machine()][refusal.call]
     program = [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 3, number)]
     if refusal.fd is not None:

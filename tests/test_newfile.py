@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.refusal import Refusal, refusing
 
-from sterna.newfile import NewFile, NotAFileError, check_report, open_for_reading, write_report
+from sterna.newfile import NewFile, NotAFileError, UnsyncedError, check_report, open_for_reading, write_report
 
 OLD, NEW = b"what was there", b"what is new"
 TIMEOUT = 60.0
@@ -127,8 +127,11 @@ def test_a_disk_that_fails_at_any_step_leaves_what_was_there(call: str, target: 
 
 def test_the_directory_is_written_to_the_disk_too(target: Path) -> None:
     file = NewFile(target, private=True)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(UnsyncedError, match=r"in its place.*Input/output error") as caught:
         refusing(Refusal("fsync", errno.EIO, other_than=file.fileno()), lambda: write_and_commit(file))
+    assert caught.value.errno == errno.EIO
+    assert target.read_bytes() == NEW
+    target.write_bytes(OLD)
     file = NewFile(target, private=True)
     refusing(Refusal("fsync", errno.EINVAL, other_than=file.fileno()), lambda: write_and_commit(file))
     assert target.read_bytes() == NEW, "a file system that cannot be asked for it"

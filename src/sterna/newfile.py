@@ -42,6 +42,17 @@ class NotAFileError(OSError):
         self.takes_bytes = number != errno.EISDIR
 
 
+class UnsyncedError(OSError):
+    """A file is complete and has taken its place, but whether that outlasts a power failure is not known; `strerror` says so."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(
+            cause.errno,
+            "it is in its place, but a power failure may undo that: its directory cannot be written to the disk: "
+            f"{cause.strerror}",
+        )
+
+
 class NewFile:
     """A file being written. `with` gives it up unless it was committed.
 
@@ -90,8 +101,8 @@ class NewFile:
     def commit(self) -> None:
         """The file is complete: it is on the disk, in its place, when this returns.
 
-        :raise OSError: When it cannot be had there; but for a failure of the very last step, which writes the directory to
-            the disk, what was there before still is.
+        :raise UnsyncedError: When it is in its place, and the directory cannot be written to the disk.
+        :raise OSError: When it cannot be had there; what was there before still is.
         """
         fd, directory = self.fileno(), self._directory
         try:
@@ -105,10 +116,9 @@ class NewFile:
             try:
                 os.fsync(directory)
             except OSError as error:
-                if (
-                    error.errno != errno.EINVAL
-                ):  # some file systems write a directory with its files, and cannot be asked to
-                    raise
+                # Some file systems write a directory with its files, and cannot be asked to.
+                if error.errno != errno.EINVAL:
+                    raise UnsyncedError(error) from error
         finally:
             self.close()
 

@@ -15,7 +15,7 @@ import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.ports import held_port
-from tests.refusal import Refusal, refusing
+from tests.refusal import Refusal, refuse, refusing
 
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.unix import UnixUri
@@ -24,7 +24,8 @@ from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.proxy.proxy import Proxy
 from sterna.migration.proxy.recording import RecordingError
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import NotTheOwner
+from sterna.ownership import Event, NotTheOwner, Standing
+from sterna.stream.vmstate import DeviceState
 
 COMPLETED, FAILED, CANCELLED = MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED
 OLD = b"a guest, and its only copy"
@@ -93,6 +94,40 @@ def test_a_save_that_comes_to_nothing_leaves_what_was_there(end: str, tmp_path: 
         assert not here.guest.away
     assert saved.read_bytes() == OLD
     assert names(tmp_path) == {"saved"}
+
+
+def test_a_save_whose_directory_cannot_be_synced_is_there_all_the_same(tmp_path: Path) -> None:
+    """The old file is gone by then, and the new one can be loaded: it is not as if nothing had been saved."""
+    saved = tmp_path / "saved"
+    saved.write_bytes(OLD)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        save_devices = here.guest.save_devices
+
+        def disk_fails() -> list[DeviceState]:
+            [file] = [fd for fd in descriptors() if os.readlink(f"/proc/self/fd/{fd}").endswith(".part")]
+            refuse(Refusal("fsync", errno.EIO, other_than=file))
+            return save_devices()
+
+        here.guest.save_devices = disk_fails  # type: ignore[method-assign]
+        info = here.migrate(f"file:{saved}")
+        assert (info.status, info.error) == (
+            FAILED,
+            f"completing file:{saved}: it is in its place, but a power failure may undo that: its directory cannot be written "
+            "to the disk: input/output error; the guest was saved, and stands still: 'cont' runs it",
+        )
+        assert here.guest.ownership.standing is Standing.SAVED
+        assert (here.guest.running, here.guest.away, here.guest.logging) == (False, True, False)
+        there.controller.incoming(f"file:{saved}")
+        assert there.outcome().status is COMPLETED
+        there.guest.check_ram()
+        assert here.guest.ownership.apply(Event.CONT) is Standing.OWNER
+    assert names(tmp_path) == {"saved"}
+
+
+def descriptors() -> list[int]:
+    """Of this process, regular files only."""
+    with os.scandir("/proc/self/fd") as found:
+        return [int(entry.name) for entry in found if entry.is_file()]
 
 
 def test_a_pipe_does_not_hold_a_migration(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@
     ├── ParameterError      a parameter or capability is unknown, out of its limits, or not implemented
     ├── StateError          the call does not fit the migration's state (one is running already)
     ├── ChannelError        the host or the network: connecting, reading or writing failed
-    │   └── ConnectionRefused   nobody listens there
+    │   ├── ConnectionRefused   nobody listens there
+    │   └── Unsynced            the file with the guest is complete, but a power failure may undo that
     ├── Cancelled           the user cancelled
     ├── ProtocolError       the peer breaks the rules of the handover (`sterna.migration.handshake`)
     ├── Refused             the destination refused the guest; the text carries its reason
@@ -46,6 +47,10 @@ class ChannelError(MigrationError):
 
 class ConnectionRefused(ChannelError):
     """The address refuses connections. That tells nothing about whoever listened there before."""
+
+
+class Unsynced(ChannelError):
+    """The file is complete and in its place; whether that outlasts a power failure is not known."""
 
 
 class Cancelled(MigrationError):

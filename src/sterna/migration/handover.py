@@ -10,7 +10,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.file import FileUri
-from sterna.migration.errors import Cancelled, ChannelError, InDoubt, MigrationError
+from sterna.migration.errors import Cancelled, ChannelError, InDoubt, MigrationError, Unsynced
 from sterna.migration.handshake import Commit, Ready
 from sterna.migration.peer import NackError, Peer, ShutError
 from sterna.migration.process import ProcessWatch
@@ -193,7 +193,11 @@ class HandOver:
         if isinstance(self.doubt.uri, FileUri):
             # Nobody reads it before it is complete.
             self.channel.send(end)
-            self.channel.finish()
+            try:
+                self.channel.finish()
+            except Unsynced:
+                self.doubt.apply(Event.SAVED)
+                raise
             self.doubt.apply(Event.SAVED)
             return
         self.channel.await_reader()

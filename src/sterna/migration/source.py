@@ -36,6 +36,7 @@ from sterna.migration.errors import (
     InDoubt,
     MigrationError,
     Refused,
+    Unsynced,
     VerificationError,
     describe,
 )
@@ -226,14 +227,16 @@ class Source:
     def _recover(self, error: Exception) -> None:
         """The migration failed: logging off; if the guest is still this machine's, it runs if it ran before."""
         text, standing = describe(error), self.guest.ownership.standing
-        if standing in _HANDED_OVER:
+        if isinstance(error, Unsynced):
+            text += "; the guest was saved, and stands still: 'cont' runs it"
+        elif standing in _HANDED_OVER:
             log.error("after the guest has left: %s", text)
             self._leave()
             return
         in_doubt = standing is Standing.IN_DOUBT
         if in_doubt and not isinstance(error, InDoubt):
             text += f"; {self.doubt.advice}"
-        elif self._overdue and not in_doubt:
+        elif self._overdue and standing is Standing.OWNER:
             seconds = self.parameters.switchover_timeout_seconds
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         try:
@@ -242,13 +245,16 @@ class Source:
             text += f"; and dirty logging cannot be stopped: {worse}"
         if self._stopped:
             try:
-                if in_doubt:
-                    self.guest.leave_in_doubt()
-                else:
-                    self.guest.resume()
+                match standing:
+                    case Standing.OWNER:
+                        self.guest.resume()
+                    case Standing.IN_DOUBT:
+                        self.guest.leave_in_doubt()
+                    case _:
+                        self.guest.migrated_away()
             except Exception as worse:
                 text += f"; and the guest cannot be resumed: {worse}"
-        if self._cancellation.is_set and not self._overdue and not in_doubt:
+        if self._cancellation.is_set and not self._overdue and standing is Standing.OWNER:
             self.progress.cancelling()
             self.progress.enter(MigrationStatus.CANCELLED)
         else:

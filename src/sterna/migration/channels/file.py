@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
-from sterna.migration.errors import ChannelError, UriError
-from sterna.newfile import NewFile, NotAFileError, open_for_reading
+from sterna.migration.errors import ChannelError, Unsynced, UriError
+from sterna.newfile import NewFile, NotAFileError, UnsyncedError, open_for_reading
 
 FORM = "file:PATH"
 
@@ -19,11 +19,15 @@ class FileChannel(Channel):
         self._file = file
 
     def finish(self) -> None:
+        """
+        :raise Unsynced: When all that failed is to write its directory to the disk.
+        """
         self._write_fd = None
         try:
             self._file.commit()
         except OSError as error:
-            raise ChannelError(f"completing {self.peer}: {describe(error)}") from error
+            kind = Unsynced if isinstance(error, UnsyncedError) else ChannelError
+            raise kind(f"completing {self.peer}: {describe(error)}") from error
 
 
 @dataclass(frozen=True)
