@@ -13,6 +13,8 @@ from sterna.migration.statistics import MigrationInfo, MigrationStatus
 
 TIMEOUT = 300.0
 TCP = "tcp:127.0.0.1:0"
+ANYWHERE = "tcp:127.0.0.1:9"
+"""Nobody connects there: what is to be refused is refused before."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import xxhash
 from tests.migration.double import DoubleGuest
-from tests.migration.pairs import TCP, Host, hosts
+from tests.migration.pairs import ANYWHERE, TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration.cancellation import Cancellation
@@ -86,7 +86,7 @@ def in_doubt(here: Host, info: MigrationInfo) -> None:
     with pytest.raises(NotTheOwner):
         here.guest.resume()
     with pytest.raises(NotTheOwner, match="may run at"):
-        here.controller.migrate(TCP)
+        here.controller.migrate(ANYWHERE)
 
 
 def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
         found = pool.submit(here.controller.resolve_doubt, f"unix:{asked}")
         connection, _ = silent.accept()
         with connection:
-            for call in (here.controller.resolve_doubt, lambda: here.controller.migrate(TCP)):
+            for call in (here.controller.resolve_doubt, lambda: here.controller.migrate(ANYWHERE)):
                 with pytest.raises(StateError, match="is being asked who runs the guest"):
                     call()
             here.controller.set_capabilities({"events": True})
@@ -221,7 +221,7 @@ def test_a_guest_moves_on_only_when_its_source_asks_no_more() -> None:
         ownership.apply(Event.ABANDONED, migration)
         there.guest.ownership.apply(Event.TAKEN_OVER, migration, watched=True)
         with pytest.raises(StateError, match=r"has not confirmed that it knows.*end that source"):
-            there.controller.migrate(TCP)
+            there.controller.migrate(ANYWHERE)
         there.guest.ownership.apply(Event.CONFIRMED, migration)
         with pytest.raises(Exception, match="port"):
             there.controller.migrate("tcp:127.0.0.1")
