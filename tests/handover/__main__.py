@@ -15,7 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.handover.case import CUTS, STOPS, Case, Done, Ends, Verdict, a_second, draw, measure, run_case
+from tests.handover.case import (
+    CUTS,
+    KILLS,
+    STOPS,
+    Case,
+    Done,
+    Ends,
+    Verdict,
+    a_second,
+    draw,
+    measure,
+    run_case,
+)
 from tests.handover.relay import Address, Direction, Place
 from tests.handover.vms import run_vms
 
@@ -61,7 +73,7 @@ def plan(options: argparse.Namespace) -> list[tuple[Case, bool]]:
     with a_second() as second:
         lengths = measure(second)
     alone_too = os.geteuid() == 0
-    counts = {Done.KILL_SOURCE: options.kills, Done.KILL_DESTINATION: options.kills}
+    counts = dict.fromkeys((*KILLS, Done.QUIT_DESTINATION), options.kills)
     for kinds, total in ((CUTS, options.cuts), (STOPS, options.stops)):
         counts |= {kind: total // len(kinds) + (at < total % len(kinds)) for at, kind in enumerate(kinds)}
     doubles = [
@@ -86,7 +98,7 @@ def _real(rng: random.Random, number: int) -> Case:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.handover", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="of each side")
+    parser.add_argument("--kills", type=int, default=100, help="of each side, and quits of the destination")
     parser.add_argument("--cuts", type=int, default=200, help="of the connection, in four ways")
     parser.add_argument("--stops", type=int, default=50, help="of both sides together")
     parser.add_argument("--vms", type=int, default=16, help="cases more with real machines")

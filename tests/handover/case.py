@@ -26,6 +26,7 @@ class Done(Enum):
 
     KILL_SOURCE = "kill source"
     KILL_DESTINATION = "kill destination"
+    QUIT_DESTINATION = "quit destination"
     CUT = "cut"
     RESET = "reset"
     HALF_FORWARD = "half cut forward"
@@ -36,6 +37,7 @@ class Done(Enum):
 
 KILLS = (Done.KILL_SOURCE, Done.KILL_DESTINATION)
 CUTS = (Done.CUT, Done.RESET, Done.HALF_FORWARD, Done.HALF_BACK)
+ENDS = (Done.KILL_DESTINATION, Done.QUIT_DESTINATION)
 STOPS = (Done.STOP_SOURCE, Done.STOP_DESTINATION)
 
 DESTINATION_CALLS = ("load_devices", "advance_counter", "announce", "resume")
@@ -74,7 +76,7 @@ class Case:
     @property
     def parameters(self) -> dict[str, object]:
         waits = self.long or self.silent
-        unanswered = self.long or self.address is not Address.NOTHING or self.done is Done.KILL_DESTINATION
+        unanswered = self.long or self.address is not Address.NOTHING or self.done in ENDS
         return {
             "x-sterna-policy": "fixed",
             "downtime-limit": 2_000_000,
@@ -154,6 +156,7 @@ class Run:
         place = case.place if isinstance(case.place, Place) else None
         self.relay = Relay(folder, case.unix, address, second.end.address, place, self._act)
         self._stopped: int | None = None
+        self._committed = False
         self._timer: threading.Timer | None = None
         self._acted = threading.Event()
         self._failed: list[BaseException] = []
@@ -189,11 +192,14 @@ class Run:
     def _really_act(self) -> Mode:
         case = self.case
         self.relay.set_address(case.address)
+        self._committed = self.relay.committed
         match case.done:
             case Done.KILL_SOURCE:
                 kill(self.source.pid)
             case Done.KILL_DESTINATION:
                 kill(self.destination.pid)
+            case Done.QUIT_DESTINATION:
+                self.destination.quit()
             case Done.STOP_SOURCE | Done.STOP_DESTINATION:
                 pid = (self.source if case.done is Done.STOP_SOURCE else self.destination).pid
                 stop(pid)
@@ -256,7 +262,7 @@ class Run:
 
     def _who(self, told: State | None) -> Ends:
         with_word = told is not None and told.in_doubt
-        if self.case.done is not Done.KILL_DESTINATION:
+        if self.case.done not in ENDS:
             self.destination.settle()
         running = [self._runs(self.source), self._runs(self.destination), self.second.runs]
         if sum(running) > 1:
@@ -270,7 +276,7 @@ class Run:
     def _can_be_asked(self) -> bool:
         """Whether the source can have learnt who runs the guest otherwise than by its migration's connection."""
         case = self.case
-        if case.done is Done.KILL_DESTINATION:
+        if case.done in ENDS:
             return not case.alone
         stopped = case.done is Done.STOP_DESTINATION and case.long
         return case.address is Address.NOTHING and not stopped
@@ -297,9 +303,10 @@ class Run:
 
     def _check_end(self, last: Ends) -> Iterator[str]:
         case, returned = self.case, self.relay.returned
-        if last is Ends.IN_DOUBT and not (case.done is Done.KILL_DESTINATION and case.alone):
+        if last is Ends.IN_DOUBT and not (case.done in ENDS and case.alone):
             yield "asking at the destination's true address does not end the doubt"
-        if case.done not in KILLS and last is Ends.NONE:
+        ended_with_it = case.done is Done.QUIT_DESTINATION and self._committed
+        if case.done not in KILLS and last is Ends.NONE and not ended_with_it:
             yield "none runs, though none was killed"
         if case.done is Done.KILL_SOURCE and returned.running and last is not Ends.DESTINATION:
             yield "the destination said that it runs the guest, and does not"
@@ -375,7 +382,7 @@ def draw(rng: random.Random, done: Done, number: int, lengths: Lengths, *, alone
         place,
         unix=address is Address.GONE or rng.random() < 0.4,
         alone=alone_too and rng.random() < 0.5,
-        cut_too=done in (*KILLS, *STOPS) and rng.random() < 0.4,
+        cut_too=done in (*KILLS, *ENDS, *STOPS) and rng.random() < 0.4,
         # Before the guest has stopped, whoever is silent is waited for.
         long=done is Done.STOP_DESTINATION and at_end and not _early(place) and rng.random() < 0.7,
         silent=done in (Done.HALF_FORWARD, Done.HALF_BACK) and at_end and not _early(place),

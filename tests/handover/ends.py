@@ -68,6 +68,10 @@ class End(Protocol):
         """``cont``."""
         ...
 
+    def quit(self) -> None:
+        """Tell it to end. When this returns it takes no guest over any more; it has its time for the rest."""
+        ...
+
     def problem(self) -> str:
         """What is wrong with the content of a guest that runs, which may write some more first; empty for nothing."""
         ...
@@ -179,6 +183,9 @@ class DoubleEnd:
     def go_on(self) -> None:
         self._call("go_on")
 
+    def quit(self) -> None:
+        self._call("quit")
+
     def problem(self) -> str:
         return self._call("problem")
 
@@ -240,6 +247,7 @@ class _Served:
         self, control: Connection, calls: Connection, incoming: str, moving: bool, at_call: str
     ) -> None:
         self._control, self._calls = control, calls
+        self._ends = False
         self.guest = DoubleGuest(16, running=not incoming, steps_per_ms=5 if moving else 0)
         self._events: list[Event] = []
         apply = self.guest.ownership.apply
@@ -270,7 +278,7 @@ class _Served:
         setattr(self.guest, name, wait)
 
     def loop(self) -> None:
-        while True:
+        while not self._ends:
             try:
                 command, *arguments = self._control.recv()
             except EOFError:
@@ -280,6 +288,11 @@ class _Served:
             except Exception as error:
                 result = AssertionError(f"{command}: {type(error).__name__}: {error}")
             self._control.send(result)
+        self.controller.close()
+
+    def _do_quit(self) -> None:
+        self._ends = True
+        self.controller.refuse_guests()
 
     def _do_migrate(self, uri: str, parameters: dict[str, object]) -> None:
         self.controller.set_parameters(parameters)

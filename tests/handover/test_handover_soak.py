@@ -69,6 +69,14 @@ def test_a_source_killed(address: Address, place: Place | Call, ends: Ends, seco
     check(Case(Done.KILL_SOURCE, address, place, unix=True), second, ends)
 
 
+@pytest.mark.parametrize(
+    ("place", "ends"), [(LEAVES, Ends.SOURCE), (HALF_OF_COMMIT, Ends.SOURCE), (STARTS, Ends.NONE)]
+)
+def test_a_destination_told_to_end(root: None, place: Place | Call, ends: Ends, second: Second) -> None:
+    """Its process is not seen to end, so what it says decides."""
+    check(Case(Done.QUIT_DESTINATION, Address.REFUSES, place, unix=True, alone=True), second, ends)
+
+
 @pytest.mark.parametrize("done", [Done.CUT, Done.HALF_FORWARD])
 @pytest.mark.parametrize(
     ("address", "ends"),
@@ -100,6 +108,11 @@ def test_a_source_stopped_for_a_moment(place: Place | Call, second: Second) -> N
 def test_with_real_machines(second: Second) -> None:
     verdict = run_vms(Case(Done.CUT, Address.REFUSES, HALF_OF_COMMIT), second)
     assert (verdict.first, verdict.last, verdict.wrong) == (Ends.IN_DOUBT, Ends.SOURCE, [])
+
+
+def test_a_real_machine_told_to_end_while_a_monitor_holds_it_up(second: Second) -> None:
+    verdict = run_vms(Case(Done.QUIT_DESTINATION, Address.NOTHING, HALF_OF_COMMIT), second)
+    assert (verdict.first, verdict.last, verdict.wrong) == (Ends.SOURCE, Ends.SOURCE, [])
 
 
 def test_the_table_shows_what_must_not_be() -> None:

@@ -1,7 +1,11 @@
 """The same with real machines: ``sterna run`` with the guest `random`, whose whole RAM follows from its step count."""
 
+import os
+import signal
+import socket
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from sterna.monitor.protocol import QmpError
 _MEMORY = 16 << 20
 _RAM_BASE = 0x40000000
 _STEPS = 200
+_QUESTIONS = 500
+"""Answered with 3 kB each: more than a socket holds."""
 
 
 class VmEnd:
@@ -66,6 +72,25 @@ class VmEnd:
 
     def go_on(self) -> None:
         self._command("cont")
+
+    def quit(self) -> None:
+        with self._client_that_does_not_read():
+            os.kill(self.pid, signal.SIGTERM)
+            # This client's connection is ended at once, the other is waited for.
+            with suppress(ConnectionLost):
+                self.vm.qmp.wait_event(lambda event: False, TIMEOUT)
+
+    @contextmanager
+    def _client_that_does_not_read(self) -> Iterator[None]:
+        """It has asked for so much that its answers do not fit its socket."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self.vm.address.removeprefix("unix:"))
+            client.setblocking(False)
+            client.send(b'{"execute": "qmp_capabilities"}\n')
+            with suppress(BlockingIOError):
+                for _ in range(_QUESTIONS):
+                    client.send(b'{"execute": "query-commands"}\n')
+            yield
 
     def _ram(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         path = self._folder / f"{self._name}.ram"

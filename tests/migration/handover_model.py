@@ -9,7 +9,8 @@ program's threads, sockets and users do, in steps as small as another can come b
   step;
 - the listening address leads to the destination, to nobody (refused), or to a second sterna that knows nothing;
 - the destination may pass its guest on to a third machine;
-- the user cancels, quits (a kill), lets the guest go on (`cont`), asks once more (`resolve_doubt`), and migrates again;
+- the user quits a destination, which takes its time: what is under way there goes on until its threads have ended;
+- the user cancels, quits a source (a kill), lets the guest go on (`cont`), asks once more (`resolve_doubt`), and migrates again;
 - deadlines pass whenever they like.
 """
 
@@ -54,6 +55,8 @@ class State(NamedTuple):
     :ivar outcomes: the destination's record, by attempt
     :ivar taking: the attempt whose thread has come how far at the destination
     :ivar third: whether a third machine has been given the guest
+    :ivar end: the destination ends: "told" to, before any guest was its own, or "done" with that; a kill is none
+    :ivar heard: nothing that the destination said of the attempt was lost on its way where its end cannot be seen
     """
 
     source_alive: bool
@@ -67,6 +70,8 @@ class State(NamedTuple):
     taking: tuple[int, str, bool]
     third: bool
     network: frozenset[Message]
+    end: str = ""
+    heard: bool = True
 
 
 def identity(attempt: int) -> bytes:
@@ -77,11 +82,15 @@ def identity(attempt: int) -> bytes:
 class Model:
     """:ivar one_host: each process can see the other end
     :ivar attempts: how often the user migrates at the most
+    :ivar refuses: a destination that is told to end abandons what is pending before anything else
+    :ivar says_so: and tells the source
     """
 
     one_host: bool
     attempts: int = 1
     rules: Rules = field(default_factory=Rules)
+    refuses: bool = True
+    says_so: bool = True
 
     def first(self) -> State:
         return State(
@@ -124,7 +133,10 @@ class Model:
             yield from self._destination(state)
         for message in state.network:
             rest = state.network - {message}
-            yield f"lost: {message.kind} {message.migration}", state._replace(network=rest), False
+            lost = state._replace(network=rest)
+            if message.kind == "NACK" and message.flag:
+                lost = self._unheard(lost)
+            yield f"lost: {message.kind} {message.migration}", lost, False
             deliver = self._to_source if message.to == "source" else self._to_destination
             told = f"{message.to} reads {message.kind} {message.migration}"
             after = deliver(state, message)
@@ -174,11 +186,14 @@ class Model:
                     False,
                 )
             case "RUNNING":
+                # The connection of a destination that has ended ends by itself, behind all that it has said.
+                spoke = any(message.to == "source" for message in state.network)
+                left = state if state.end == "done" and not spoke else self._unheard(state)
                 for event in (Event.CONNECTION_LOST, Event.DEADLINE):
                     after = self._hold(state.source, event, number)
                     yield (
                         f"the source waits no longer: {event.value}",
-                        state._replace(source=after, doing="ask"),
+                        left._replace(source=after, doing="ask"),
                         True,
                     )
             case "ask":
@@ -198,12 +213,18 @@ class Model:
                 True,
             )
 
+    def _unheard(self, state: State) -> State:
+        """Something that the destination says does not reach the source, which can still see its process end on this host."""
+        return state if self.one_host else state._replace(heard=False)
+
     def _settled(self, state: State, event: Event) -> State:
         after = self._hold(state.source, event, state.attempt)
         return state._replace(source=after, doing="ask" if after.standing is Standing.IN_DOUBT else "idle")
 
     def _to_source(self, state: State, message: Message) -> State | None:
         waits = message.migration == state.attempt
+        if state.doing == "COMMIT" and waits:
+            return None  # it is read when COMMIT is sent
         match message.kind:
             case "READY" if waits and state.doing == "READY":
                 after = self._hold(state.source, Event.COMMIT_SENT, state.attempt)
@@ -212,12 +233,13 @@ class Model:
                 return state._replace(doing="idle")
             case "NACK" if state.doing == "RUNNING" and not message.flag:
                 # It was refused, and nothing decided: the source asks.
-                return state._replace(doing="ask")
+                return self._unheard(state)._replace(doing="ask")
             case "NACK" if state.doing == "RUNNING":
                 # It may be of an earlier migration: whether it counts is not decided here.
                 hold = self._hold(state.source, Event.ABANDONED, message.migration)
-                doing = "ask" if hold.standing is Standing.IN_DOUBT else "idle"
-                return state._replace(source=hold, doing=doing)
+                if hold.standing is Standing.IN_DOUBT:
+                    return self._unheard(state)._replace(doing="ask")
+                return state._replace(source=hold, doing="idle")
             case "RUNNING" if waits and state.doing == "RUNNING":
                 after = self._settled(state, Event.RUNS)
                 return after._replace(
@@ -237,7 +259,12 @@ class Model:
 
     def _destination(self, state: State) -> Iterator[tuple[str, State, bool]]:
         number, step, watched = state.taking
-        yield "the destination is killed", state._replace(destination_alive=False), False
+        yield "the destination is killed", state._replace(destination_alive=False, end=""), False
+        here = step in ("committed", "taken over") or state.destination.standing is not Standing.ABSENT
+        if not state.end and not here:
+            yield "the destination is told to end", self._end(state), False
+        if state.end and step in ("", "started"):
+            yield "the destination has ended", state._replace(destination_alive=False, end="done"), True
         match step:
             case "loading":
                 ready = Message("source", "READY", number, self.one_host)
@@ -246,7 +273,7 @@ class Model:
                     state._replace(taking=(number, "ready", False), network=state.network | {ready}),
                     True,
                 )
-                yield "the destination gives up", self._give_up(state), False
+                yield "the destination gives up", self._give_up(state), bool(state.end)
             case "ready":
                 # Cancelled, a deadline, a lost connection, an error.
                 yield "the destination gives up", self._give_up(state), True
@@ -296,6 +323,12 @@ class Model:
             hold = self.rules.next_hold(hold, Event.RUNS, ON)
             yield "the destination passes the guest on", state._replace(destination=hold, third=True), False
 
+    def _end(self, state: State) -> State:
+        if self.refuses:
+            for number in range(1, len(state.outcomes)):
+                state = state._replace(outcomes=self._record(state, number, AttemptEvent.GIVEN_UP))
+        return state._replace(end="told")
+
     def _record(self, state: State, number: int, event: AttemptEvent) -> tuple[Outcome, ...]:
         outcomes = list(state.outcomes)
         outcomes[number] = self.rules.next_outcome(outcomes[number], event)
@@ -306,14 +339,16 @@ class Model:
         outcomes = self._record(state, number, AttemptEvent.GIVEN_UP)
         if outcomes[number] is not Outcome.ABANDONED:
             return state
-        nack = Message("source", "NACK", number, True)
+        nack = {Message("source", "NACK", number, True)} if self.says_so or not state.end else set()
         taking = (0, "", False) if state.taking[1] != "taken over" else state.taking
-        return state._replace(outcomes=outcomes, taking=taking, network=state.network | {nack})
+        return state._replace(outcomes=outcomes, taking=taking, network=state.network | nack)
 
     def _to_destination(self, state: State, message: Message) -> State | None:
         number = message.migration
         nack = Message("source", "NACK", number)
         match message.kind:
+            case "OFFER" if state.end and self.refuses:
+                return state._replace(network=state.network | {nack})
             case "OFFER":
                 outcomes = self._record(state, number, AttemptEvent.OFFER)
                 if state.taking[1] or outcomes == state.outcomes:
@@ -455,7 +490,8 @@ def search(model: Model | QemuModel) -> Found:
     """Look at every state that can come about.
 
     There are never two owners. And between two sternas, as long as no process was killed, everything that is still possible when
-    nothing goes wrong any more leads to exactly one.
+    nothing goes wrong any more leads to exactly one; so it does where a destination ended by its user's word before the guest was
+    its own, unless what it said last was lost and nobody sees its process end.
     """
     first: Any = model.first()
     came: dict[Any, tuple[Any, str] | None] = {first: None}
@@ -495,8 +531,10 @@ def search(model: Model | QemuModel) -> Found:
 
 
 def _is_whole(state: Any) -> bool:
-    """Whether no process was lost for ever, and the destination can be asked."""
-    return isinstance(state, State) and state.source_alive and state.destination_alive
+    """Whether no process was lost for ever, and the source can know of the destination's end."""
+    if not isinstance(state, State) or not state.source_alive:
+        return False
+    return state.heard if state.end else state.destination_alive
 
 
 def _timeline(came: dict[Any, tuple[Any, str] | None], state: Any) -> list[str]:

@@ -14,7 +14,7 @@ from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.doubt import OutcomeRecord
-from sterna.migration.errors import Cancelled, ChannelError, InDoubt, ProtocolError
+from sterna.migration.errors import Cancelled, ChannelError, InDoubt, ProtocolError, Refused
 from sterna.migration.handshake import Commit, Hello, Nack, Offer, Running
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event, Outcome
@@ -51,6 +51,22 @@ def test_a_question_before_commit_abandons_for_ever() -> None:
     record.begin(ID)
     assert record.ask(ID) == (Outcome.ABANDONED, 0)
     assert not record.commit(ID), "a COMMIT that comes later starts nothing"
+
+
+def test_whoever_ends_takes_no_commit() -> None:
+    """It had all that was sent, and COMMIT is on its way."""
+    record = OutcomeRecord()
+    started = bytes(16)
+    for migration_id in (started, ID):
+        record.begin(migration_id)
+    record.commit(started)
+    record.end()
+    assert not record.commit(ID)
+    assert record.ask(ID) == (Outcome.ABANDONED, 0)
+    record.running(started, 3)
+    assert record.ask(started) == (Outcome.RUNNING, 3), "what came before is here"
+    with pytest.raises(Refused, match="it is ending"):
+        record.begin(b"another id 16 by")
 
 
 def test_the_record_does_not_grow_without_bound() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import xxhash
+from tests.handover.relay import Direction, Mode, Place, Relay
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import ANYWHERE, TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
@@ -260,6 +261,44 @@ def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         for thread in waiting:
             thread.join(30)
+
+
+# -- a destination that ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "told to end"])
+def test_a_destination_that_ends_before_it_has_all_of_commit_says_that_it_never_starts(
+    tmp_path: Path, close: bool
+) -> None:
+    """Nobody sees the other's process here, and the address refuses afterwards: there is no other word."""
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        address = there.controller.incoming(TCP)
+
+        def end() -> Mode:
+            if close:
+                there.controller.close()
+            else:
+                there.controller.refuse_guests()
+            return Mode.GO_ON
+
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
+        with Relay(tmp_path, False, address, address, Place(Direction.AFTER_READY, 20), end) as relay:
+            info = here.migrate(relay.uri)
+        assert (info.status, info.in_doubt) == (FAILED, False), info.error
+        assert info.error == "destination refused: it is ending"
+        assert here.guest.running
+        there.controller.close()
+        assert not there.guest.running
+        assert there.controller.info().status is MigrationStatus.CANCELLED
+
+
+def test_a_destination_that_was_told_to_end_takes_no_guest_over_at_a_new_address() -> None:
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        there.controller.refuse_guests()
+        info = here.migrate(there.controller.incoming(TCP))
+        assert (info.status, info.in_doubt) == (FAILED, False), info.error
+        assert info.error == "destination refused: it is ending"
+        assert here.guest.running
 
 
 # -- processes -----------------------------------------------------------------------------------------------

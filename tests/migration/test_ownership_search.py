@@ -62,6 +62,28 @@ def any_migration(hold: Hold, event: Event, migration: bytes = b"", *, watched: 
     return ownership.next_hold(hold, event, about, watched=watched)
 
 
+@pytest.mark.parametrize("one_host", [True, False])
+def test_a_destination_that_ends_refuses_first(one_host: bool) -> None:
+    """What was the order once: its monitor's clients first, the wait for a guest last."""
+    found = search(Model(one_host, refuses=False))
+    assert found.problem == "nobody has the guest"
+    steps = [line[5:] for line in found.timeline]
+    assert steps.index("the destination is told to end") < steps.index("destination reads COMMIT 1")
+    assert steps.index("the destination starts the guest") < steps.index("the destination has ended")
+    assert "source reads RUNNING 1" in steps
+    assert steps[-1] in ("the destination has ended", "source reads RUNNING 1")
+
+
+def test_a_destination_that_ends_says_that_it_abandons() -> None:
+    """Where its process can be seen to end it need not; elsewhere nobody else says so."""
+    assert not search(Model(True, says_so=False)).problem
+    found = search(Model(False, says_so=False))
+    assert found.problem == "nobody has the guest"
+    steps = [line[5:] for line in found.timeline]
+    assert {"the kernel takes COMMIT", "the destination has ended"} <= set(steps)
+    assert steps[-1] == f"the source waits no longer: {Event.CONNECTION_LOST.value}"
+
+
 WRONG = {
     # What was the rule once: a refused connection means that the process is gone.
     "a refusal is taken for death": holds(Event.CONNECTION_REFUSED, Standing.IN_DOUBT, Standing.OWNER),

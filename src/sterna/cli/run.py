@@ -344,6 +344,8 @@ class _RunningMachine:
             await self._end.wait()
         finally:
             unsubscribe()
+            # First of all: what comes from here on would come to a program that has gone when it is here.
+            migration.refuse_guests()
             # Before the connections of a migration end: who sees them end must not find the guest running here.
             self._machine.stop()
             control.closing.set()

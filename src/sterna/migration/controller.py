@@ -141,6 +141,15 @@ class MigrationController:
             self._deferred = False
             return self._incoming.uri
 
+    def refuse_guests(self) -> None:
+        """The program ends: from now on no guest is taken over, whatever arrives. The source of one that is coming in is told;
+        `close` waits for that. A guest that is here is not touched.
+        """
+        self._record.end()
+        incoming = self._incoming
+        if incoming is not None:
+            incoming.refuse()
+
     # -- settings and state ----------------------------------------------------------------------------------
 
     def info(self) -> MigrationInfo:
@@ -198,6 +207,7 @@ class MigrationController:
         afterwards.
         """
         self._closing.set()
+        self._record.end()
         with self._asked:
             if self._closed:
                 return

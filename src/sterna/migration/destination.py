@@ -8,8 +8,9 @@ sternas, and otherwise at the end of the stream. After any failure the guest's R
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -58,6 +59,9 @@ from sterna.stream.wire import (
 )
 
 log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 2.0
+"""How long a source may not take what it has to hear. The few bytes have room where little else goes that way."""
 
 
 class _Source:
@@ -196,6 +200,8 @@ class Destination:
         text = describe(error)
         if self.record.was_cancelled(self._id):
             text = "the source cancelled the migration"
+        elif self.cancellation.is_set:
+            text = "it is ending"
         elif isinstance(error, StreamCut):
             text += "; the source gave it up or ended, or the connection broke"
         abandoned = bool(self._id) and self.record.give_up(self._id) is Outcome.ABANDONED
@@ -219,17 +225,29 @@ class Destination:
         if not (self._greeted or self._return_path):
             return
         try:
-            if self._greeted:
-                nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
-                self._answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=abandoned))
-            else:
-                self.channel.send(shut(1).encode())
-            self.channel.end_writing()
-            # A source that is busy on another channel comes to read why.
-            self._multifd.close()
-            self.channel.drain()
-        except (ChannelError, Cancelled, MemoryError):
-            pass  # the connection is what failed, or there is no memory for talking either
+            with self._last_words():
+                if self._greeted:
+                    nack = error.nack if isinstance(error, _Mismatch) else Nack(text)
+                    self._answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=abandoned))
+                else:
+                    self.channel.send(shut(1).encode())
+                self.channel.end_writing()
+                # A source that is busy on another channel comes to read why.
+                self._multifd.close()
+                self.channel.drain()
+        except (ChannelError, Cancelled, MemoryError, OSError):
+            pass  # the connection is what failed, or there is no memory or descriptor for talking either
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """What the source has to know is said even when this program is ending, which waits for it for a moment."""
+        with Cancellation() as never:
+            self.channel.watch(never)
+            self.channel.patience_seconds = _LAST_WORDS_SECONDS
+            try:
+                yield
+            finally:
+                self.channel.watch(self.cancellation)
 
     def _answer(self, kind: PrivateMessage, payload: Hello | Ready | Nack | Running) -> None:
         self.channel.send(ReturnMessage(kind, handshake.encode(payload)).encode())
@@ -506,7 +524,7 @@ class Destination:
         elapsed_ns = time.time_ns() - (commit.stop_ns + commit.clock_offset_ns)
         elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
         if not self.record.commit(self._id):
-            raise Refused("the source gave this migration up before its COMMIT arrived")
+            raise Refused("the migration was given up before its COMMIT arrived")
         clock_ns = self._start(elapsed_ns, watched=commit.watched)
         self._runs = True
         self.record.running(self._id, clock_ns)
@@ -515,11 +533,9 @@ class Destination:
         self._quietly(self._wait_confirm)
 
     def _say(self, action: Callable[[], object]) -> None:
-        """Tell the source that the guest runs, even if this program is about to end."""
-        with Cancellation() as never:
-            self.channel.watch(never)
+        """Tell the source that the guest runs."""
+        with self._last_words():
             self._quietly(action)
-            self.channel.watch(self.cancellation)
 
     def _wait_confirm(self) -> None:
         self._private_command(PrivateCommand.CONFIRM)

@@ -19,7 +19,7 @@ import xxhash
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.uri import ListeningUri
-from sterna.migration.errors import ChannelError, ConnectionRefused, InDoubt
+from sterna.migration.errors import ChannelError, ConnectionRefused, InDoubt, Refused
 from sterna.ownership import AttemptEvent, Event, Outcome, next_outcome, told
 from sterna.ownership import answer as answer_to
 
@@ -46,10 +46,16 @@ class OutcomeRecord:
         self._changed = threading.Condition()
         self._outcomes: dict[bytes, tuple[Outcome, int]] = {}
         self._cancelled = b""
+        self._ended = False
 
     def begin(self, migration_id: bytes) -> bool:
-        """A stream names its id. False when that id was seen before: an id is good for one attempt."""
+        """A stream names its id. False when that id was seen before: an id is good for one attempt.
+
+        :raise Refused: When the program is ending.
+        """
         with self._changed:
+            if self._ended:
+                raise Refused("it is ending")
             if migration_id in self._outcomes:
                 return False
             self._apply(migration_id, AttemptEvent.OFFER)
@@ -82,6 +88,13 @@ class OutcomeRecord:
         """The attempt has failed: the guest will not run here under this id, unless COMMIT came before."""
         with self._changed:
             return self._apply(migration_id, AttemptEvent.GIVEN_UP)
+
+    def end(self) -> None:
+        """The program ends: what is pending is abandoned, and nothing begins any more. So no COMMIT counts from here on."""
+        with self._changed:
+            self._ended = True
+            for migration_id in self._outcomes:
+                self._apply(migration_id, AttemptEvent.GIVEN_UP)
 
     def ask(self, migration_id: bytes) -> tuple[Outcome, int]:
         """The source asks: a pending migration is abandoned, a committed one is waited for.

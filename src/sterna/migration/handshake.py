@@ -35,6 +35,8 @@ that is watched does not migrate the guest on before CONFIRM, or before the sour
 source gives the attempt up, which is its own to give up; after COMMIT it asks.
 - A source that falls silent, or only drips, does not keep others out of a destination that listens: once it has been waited
 for a minute for less than a page its attempt fails, and its id is abandoned.
+- A destination that is told to end abandons what is pending before anything else, and says so: a COMMIT that arrives while the
+rest of it ends counts for nothing.
 - A destination that takes in, or runs, another guest answers the greeting with NACK instead of HELLO.
 
 With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when it has read the end of the stream. So the end

@@ -126,11 +126,15 @@ class Incoming:
             self._changed.wait_for(lambda: not self._progress.snapshot().status.running, timeout)
         return self.info()
 
-    def close(self) -> None:
-        """Stop waiting; an attempt under way is given up. Returns when all threads have ended."""
+    def refuse(self) -> None:
+        """Stop waiting; an attempt under way is given up, and its source told, while the caller goes on."""
         self._set_slot(_Slot.CLOSED)
         self._cancellation.set()
         self._enough.set()
+
+    def close(self) -> None:
+        """Stop waiting; an attempt under way is given up. Returns when all threads have ended."""
+        self.refuse()
         self._thread.join()
         self._lobby.close()
         for thread in list(self._connections):
