@@ -17,9 +17,12 @@ TIMEOUT = 300.0
 
 
 class Vm:
-    """A `sterna run` with QMP at `address`."""
+    """A `sterna run` with QMP at `address`.
 
-    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
+    :param stderr: a descriptor for its standard error; by default that is kept, for `errors`
+    """
+
+    def __init__(self, directory: Path, name: str, *arguments: str, stderr: int | None = None) -> None:
         self.address = f"unix:{directory}/{name}.qmp"
         self._errors = (directory / f"{name}.stderr").open("w+b")
         command = [
@@ -33,7 +36,10 @@ class Vm:
             f"{self.address},server",
         ]
         self.process = subprocess.Popen(
-            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            [*command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors if stderr is None else stderr,
         )
         self.qmp: QmpClient
 
@@ -77,9 +83,9 @@ class Vm:
 
 
 @contextmanager
-def vm(directory: Path, name: str, *arguments: str) -> Iterator[Vm]:
+def vm(directory: Path, name: str, *arguments: str, stderr: int | None = None) -> Iterator[Vm]:
     """A machine that answers."""
-    machine = Vm(directory, name, *arguments)
+    machine = Vm(directory, name, *arguments, stderr=stderr)
     try:
         machine.connect()
         yield machine

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from sterna.cli import heap, machineoptions
 from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
-from sterna.printable import printable
+from sterna.cli.teller import Teller
 
 if TYPE_CHECKING:
     from sterna.machine.config import MachineConfig
@@ -171,7 +171,10 @@ def _run(
         machine = _make_machine(config, prepare if config.accel != "kvm" else lambda: None)
         stack.callback(machine.close)
         prepare()
-        session = _RunningMachine(machine, listening, console, one_try=_is_one_way(incoming))
+        teller = Teller()
+        logging.getLogger().addHandler(teller)
+        stack.callback(logging.getLogger().removeHandler, teller)
+        session = _RunningMachine(machine, listening, console, teller, one_try=_is_one_way(incoming))
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
         if incoming is not None:
             try:
@@ -181,7 +184,7 @@ def _run(
                 raise CliError(f"--incoming: {error}") from error
             if not _is_one_way(incoming):
                 what = "'migrate_incoming URI' to say where" if incoming == DEFER else f"a guest at {address}"
-                _tell(f"waiting for {what}")
+                teller.tell(f"waiting for {what}")
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
 
 
@@ -248,14 +251,22 @@ class _RunningMachine:
     """
 
     def __init__(
-        self, machine: "Machine", listening: "list[Listening]", console: bool, *, one_try: bool
+        self,
+        machine: "Machine",
+        listening: "list[Listening]",
+        console: bool,
+        teller: Teller,
+        *,
+        one_try: bool,
     ) -> None:
+        self._teller = teller
         self._machine = machine
         self._listening = listening
         self._console = console
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emit_to: Callable[[str, dict[str, Any]], None] | None = None
         self._one_try = one_try
+        self._comes_in = False
         self._lock = threading.Lock()
         self._migration: MigrationController | None = None
         self._early_status = ""
@@ -287,22 +298,31 @@ class _RunningMachine:
         """Tell people of a status; the migration may be further on by now, and will tell so itself."""
         match status:
             case "active" if info.incoming and info.socket_address:
-                _tell(f"a guest comes in from {info.source}")
+                self._comes_in = True
+                self._teller.tell_often("comes in", f"a guest comes in from {info.source}")
             case "failed":
                 self._tell_failure(info)
             case "completed" if info.incoming:
                 if info.socket_address:
-                    _tell(f"the guest from {info.source} is here: {self._machine.run_state.value}")
+                    self._teller.tell(
+                        f"the guest from {info.source} is here: {self._machine.run_state.value}"
+                    )
                 for leftover in info.left_behind:
-                    _tell(f"left behind: {leftover}")
+                    self._teller.tell(f"left behind: {leftover}")
             case "completed" if info.peer:
-                _tell(f"the guest has migrated to {info.uri}: end this one with 'quit'")
+                self._teller.tell(f"the guest has migrated to {info.uri}: end this one with 'quit'")
 
     def _tell_failure(self, info: "MigrationInfo") -> None:
-        direction = "incoming migration" if info.incoming else "migration"
+        if not info.incoming:
+            self._teller.tell(f"migration failed: {info.error}")
+            return
+        whence = f" from {info.source}" if info.socket_address and info.source else ""
         waiting = f"; waiting for another at {info.socket_address}" if info.socket_address else ""
-        _tell(f"{direction} failed: {info.error}{waiting}")
-        if info.incoming and self._one_try and self._is_unattended:
+        # Those that bring no guest hide none that do.
+        kind = "failed guest" if self._comes_in else "failed"
+        self._comes_in = False
+        self._teller.tell_often(kind, f"incoming migration{whence} failed: {info.error}{waiting}")
+        if self._one_try and self._is_unattended:
             self._incoming_failed = True
             self._quit("host-error")
 
@@ -379,7 +399,9 @@ class _RunningMachine:
         self.emit(name, data)
         if self._machine.run_state.value == "internal-error" and not self._reported:
             self._reported = True
-            _tell(f"error: the guest stopped: {self._machine.error}", lines=True)  # and its registers
+            self._teller.tell(
+                f"error: the guest stopped: {self._machine.error}", lines=True
+            )  # and its registers
             if self._is_unattended:
                 self._quit("guest-panic")  # nobody could look at it
 
@@ -400,10 +422,6 @@ class _RunningMachine:
 
 _PROMPT = "(sterna) "
 _MAX_LINE = 1 << 16
-
-
-def _tell(text: str, *, lines: bool = False) -> None:
-    print(f"sterna: {printable(text, lines=lines)}", file=sys.stderr, flush=True)
 
 
 def _version() -> str:

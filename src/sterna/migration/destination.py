@@ -255,7 +255,6 @@ class Destination:
     # -- the stream ------------------------------------------------------------------------------------------
 
     def _take_in(self) -> None:
-        self.progress.enter(MigrationStatus.ACTIVE)
         if self.parameters.multifd and self.lobby is None:
             raise Refused(
                 f"multifd is on here, and needs several connections: {self.channel.peer} is one; use tcp: or unix:"
@@ -301,6 +300,8 @@ class Destination:
         self._disagreement = disagreement(configuration, self.guest)
         self._page_bits = page_bits(configuration)
         if self._disagreement is None:
+            # Not before: what connects is no guest yet, and people are told of this status.
+            self.progress.enter(MigrationStatus.ACTIVE)
             self._decoder = RamDecoder(
                 self.guest.ram_blocks, self._page_bits, fresh=True, adopt=self._leftovers.adopt
             )

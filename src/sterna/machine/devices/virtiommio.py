@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
+from sterna.complaints import Complaints
 from sterna.machine.boards import TRANSPORT_BYTES
-from sterna.machine.devices.complaints import Complaints
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.virtqueue import GuestMemory, QueueError, QueueState, Virtqueue
 
@@ -132,7 +132,7 @@ class VirtioMmio:
         self._offered = device.features | VERSION_1
         self._irq = irq
         self._state = TransportState()
-        self._complaints = Complaints(log)
+        self._complaints = Complaints(log.warning)
 
     # -- for the device ----------------------------------------------------------------------------------------------------
 
