@@ -97,11 +97,11 @@ def one_line(error: str) -> str:
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime=1"), "there is 'downtime-limit'"),
         (
             ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "multifd=2"),
-            "'multifd' expects 'on' or 'off', not '2'",
+            "--set 'multifd=2': Parameter 'multifd' expects 'on' or 'off'",
         ),
         (
             ("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "x-sterna-audit=maybe"),
-            "'x-sterna-audit' expects 'on' or 'off', not 'maybe'",
+            "Parameter 'x-sterna-audit' expects 'on' or 'off'",
         ),
         (("migrate", "unix:/x", "tcp:1.2.3.4:5", "--set", "downtime-limit=long"), "downtime-limit"),
         (("stream", "info", ""), "Invalid value for 'FILE': the path is empty"),

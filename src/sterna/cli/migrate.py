@@ -1,5 +1,6 @@
 """`sterna migrate`: a running VM moves, and one watches."""
 
+import difflib
 import json as json_module
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ def _settings(given: tuple[str, ...]) -> "TrySettings":
     """What `--set` names, checked before anything is started."""
     from sterna.cli.tries import TrySettings
     from sterna.migration.parameters import CAPABILITIES, PARAMETERS
-    from sterna.monitor.parameters import parse_parameter, parse_switch, unknown
+    from sterna.monitor.parameters import parse_parameter, parse_switch
     from sterna.monitor.protocol import QmpError
 
     settings = TrySettings()
@@ -175,7 +176,9 @@ def _settings(given: tuple[str, ...]) -> "TrySettings":
             elif name in PARAMETERS:
                 settings.parameters[name] = parse_parameter(name, text, default_unit="")
             else:
-                raise unknown(name, "parameter or capability")
+                alike = difflib.get_close_matches(name[:80], [*PARAMETERS, *CAPABILITIES], 1)
+                told = "".join(f"; there is {one!r}" for one in alike)
+                raise UsageError(f"--set: no migration parameter or capability {name[:80]!r}{told}")
         except QmpError as error:
             raise UsageError(f"--set {setting[:80]!r}: {error.desc}") from error
     return settings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
-from sterna.monitor.parameters import parse_parameter, unknown
+from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
 from sterna.printable import printable
@@ -223,7 +223,7 @@ class HumanMonitor:
         if words[1] not in ("on", "off"):
             raise UsageError("Expected 'on' or 'off'")
         if words[0] not in self._control.migration.capabilities():
-            raise unknown(words[0], "capability")
+            raise QmpError(f"invalid parameter value: {words[0][:80]}")
         self._control.migration.set_capabilities({words[0]: words[1] == "on"})
         return ""
 
