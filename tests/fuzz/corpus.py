@@ -57,6 +57,7 @@ QMP_SERVER = (
 def build(directory: Path) -> None:
     """Record everything into `directory`: a folder for each kind, a file for each input."""
     fetch_kernels()
+    (directory / "captures").mkdir(parents=True)
     for name, (capabilities, parameters) in ENCODINGS.items():
         # Compiling kernels for the first time may take longer than a test would wait.
         with patch.object(pairs, "TIMEOUT", 300.0):
