@@ -24,6 +24,8 @@ CELL = RAM + 0x9000
 LIST = RAM + 0x10_0000
 TABLES = RAM + 0x20_0000
 STOP = Ipa(0x0A00_0000)
+NOWHERE = Ipa(0x2000_0000)
+"""No slot and no device is there."""
 
 
 class Program(Enum):
@@ -66,6 +68,10 @@ class Backend(ABC):
     @abstractmethod
     def begin(self, vcpu, entry: int, parameters: tuple[int, ...]) -> None:
         """Let a vCPU start at `entry`."""
+
+    @abstractmethod
+    def general(self, state):
+        """A state's general registers, program counter and flags."""
 
     @abstractmethod
     def prepare(self, write) -> None:
@@ -121,6 +127,9 @@ class Armv7(Backend):
         state.regs[15] = entry
         state.cpsr = 0x1D3
         vcpu.set_state(state)
+
+    def general(self, state):
+        return state.regs, state.cpsr
 
     def prepare(self, write):
         pass
@@ -239,6 +248,9 @@ class KvmArm64(Backend):
         state.pc, state.pstate = entry, 0x3C5
         vcpu.set_state(state)
 
+    def general(self, state):
+        return state.x, state.pc, state.pstate
+
     def prepare(self, write):
         pass
 
@@ -294,6 +306,9 @@ class KvmX86(Backend):
 
     def code(self, program):
         return bytes.fromhex(_X86_CODE[program])
+
+    def general(self, state):
+        return state.regs
 
     def prepare(self, write):
         from sterna.machine import longmode

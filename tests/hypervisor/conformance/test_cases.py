@@ -1,11 +1,12 @@
 """Bugs that the kernel has had, each named after the commit that ended it, and what must hold instead."""
 
+import struct
 import threading
 
 import numpy as np
 import pytest
 
-from hypervisor.conformance.backends import CELL, RAM, TABLES, Program
+from hypervisor.conformance.backends import CELL, LIST, NOWHERE, RAM, TABLES, Program
 from hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, Guest, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
@@ -369,6 +370,24 @@ def test_kicked_before_it_runs(guest):
     guest.cpus[0].kick()
     guest.start(Program.SPIN)
     assert guest.join().reason is ExitReason.INTR
+
+
+def test_an_access_that_was_not_finished_is_no_part_of_a_state_that_is_set(guest):
+    """A load from nowhere ends the run in the middle: what is left of it belongs to the state that is given up."""
+    guest.start(Program.SPIN)
+    guest.stop()
+    cpu = guest.cpus[0]
+    state = cpu.get_state()
+    for get_between in (False, True):
+        guest.write(LIST, struct.pack("<I", NOWHERE))
+        guest.start(Program.LOAD_LIST, LIST, 1)
+        assert "access outside memory" in guest.join().detail
+        if get_between:
+            cpu.get_state()
+        cpu.set_state(state)
+        cpu.kick()
+        assert cpu.run().reason is ExitReason.INTR
+        assert guest.backend.general(cpu.get_state()) == guest.backend.general(state)
 
 
 def test_kicked_again_and_again(make_guest):

@@ -239,6 +239,23 @@ def test_ioctls_are_made_again_when_a_signal_interrupts_them(make_guest):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_kick_while_an_access_is_finished_is_not_lost(make_guest, monkeypatch):
+    guest = make_guest()
+    cpu = guest.cpus[0]
+    assert "access outside memory" in run_code(guest, "8b07", 0x2000_0000).detail  # mov eax, [rdi]
+    attempt = cpu.fd.attempt
+
+    def kick_and_attempt(*arguments):
+        cpu.kick()
+        return attempt(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu.fd, "attempt", kick_and_attempt)
+        cpu.finish_access()
+    assert cpu.shared.immediate_exit
+    assert cpu.run().reason is ExitReason.INTR
+
+
 def test_the_threads_signal_mask_is_left_alone(make_guest):
     guest = make_guest()
     masks = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sterna
-from hypervisor.conformance.backends import CELL, CODE, RAM, Program
+from hypervisor.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
 from hypervisor.conformance.conftest import WORK, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError
 from sterna.hypervisor.kvm.x86 import traits
@@ -63,6 +63,26 @@ def test_a_read_from_a_device_is_done_before_the_state_is_taken(make_guest):
     state = guest.cpus[0].get_state()
     assert state.regs["rax"] == 0x1234_5678
     assert state.regs["rip"] == CODE + 2
+
+
+@pytest.mark.parametrize("get_between", [False, True])
+def test_an_access_of_two_pages_is_given_up_as_a_whole(make_guest, get_between):
+    """KVM asks for its parts one after the other; the first is refused."""
+    guest = make_guest()
+    guest.start(Program.SPIN)
+    guest.stop()
+    cpu = guest.cpus[0]
+    state = cpu.get_state()
+    guest.write(CODE, bytes.fromhex("488b07 ebfe"))  # mov rax, [rdi]; jmp .
+    guest.backend.begin(cpu, CODE, (NOWHERE + PAGE_SIZE - 4,))
+    assert "access outside memory at IPA 0x20000ffc" in cpu.run().detail
+    if get_between:
+        assert cpu.get_state().regs["rip"] == CODE + 3
+    cpu.set_state(state)
+    cpu.kick()
+    assert cpu.run().reason is ExitReason.INTR
+    after = cpu.get_state()
+    assert (after.regs, after.segments, after.control) == (state.regs, state.segments, state.control)
 
 
 def test_the_clock_is_the_guests_counter(make_guest):

@@ -69,6 +69,7 @@ class KvmVcpu(ABC):
         self._woken = False
         self._in_guest = False
         self._exits = 0
+        self._unfinished = False
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ class KvmVcpu(ABC):
                 error, _ = self.fd.attempt(RUN)
                 self._exits += 1
                 self._in_guest = False
+                self._unfinished = error != errno.EINTR
                 if error == errno.EINTR:
                     # Also what an access to a device left to be done in the CPU is done by now.
                     if self._take_kick():
@@ -242,14 +244,20 @@ class KvmVcpu(ABC):
     def finish_access(self) -> None:
         """Have the kernel do in the CPU what an access to a device has left to be done there; no guest code runs.
 
-        Registers read before would not show it. A vCPU that returned INTR from `run` has none left.
+        Registers read before would not show it, and it would spoil those that are set. A vCPU that returned INTR from `run` has
+        nothing left. One that never ran has not either, and KVM_RUN would fix what its CPU is (arm64's ID registers).
         """
-        before = self.shared.immediate_exit
-        self.shared.immediate_exit = 1
-        error, _ = self.fd.attempt(RUN)
-        self.shared.immediate_exit = before
-        if error not in (errno.EINTR, 0):
-            raise HypervisorError(f"vCPU {self.index}: KVM_RUN failed: {os.strerror(error)}")
+        with self._changed:
+            self.shared.immediate_exit = 1
+            try:
+                # Each call does a part: an access may be one of several pages. EINTR says that none is left.
+                while self._unfinished:
+                    error, _ = self.fd.attempt(RUN)
+                    if error not in (errno.EINTR, 0):
+                        raise HypervisorError(f"vCPU {self.index}: KVM_RUN failed: {os.strerror(error)}")
+                    self._unfinished = error != errno.EINTR
+            finally:
+                self.shared.immediate_exit = int(self._kicked)
 
 
 assert ctypes.sizeof(KvmRun) <= 4096

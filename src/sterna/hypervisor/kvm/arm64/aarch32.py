@@ -162,5 +162,6 @@ class Aarch32KvmVcpu(Arm64KvmVcpu):
 
     def set_state(self, state: ArmVcpuState) -> None:
         """Replace all registers."""
+        self.finish_access()
         write_state(state, lambda register, value: onereg.put(self.fd, register, value))
         init.set_powered_off(self.fd, state.powered_off)

@@ -38,6 +38,7 @@ class Aarch64KvmVcpu(Arm64KvmVcpu):
 
     def set_state(self, state: Arm64VcpuState) -> None:
         """Replace all registers; all but the counter."""
+        self.finish_access()
         for number, value in enumerate(state.x):
             self._put(onereg.general(number), value)
         for register, value in zip(onereg.SPSR.values(), state.spsr, strict=True):

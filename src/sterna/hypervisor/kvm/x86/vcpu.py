@@ -93,6 +93,7 @@ class X86KvmVcpu(KvmVcpu):
 
     def set_state(self, state: X86VcpuState) -> None:
         """Replace all registers, in an order that each finds what it is checked against in place."""
+        self.finish_access()
         self._show(state.cpuid)
         self._set_tsc_khz(state.tsc_khz)
         sregs = registers.Sregs(**state.control)
