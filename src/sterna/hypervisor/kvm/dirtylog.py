@@ -87,16 +87,16 @@ class BitmapLog:
             CLEAR_DIRTY_LOG, ClearDirtyLogArgument(slot.slot, num_pages, first_page, words.ctypes.data)
         )
 
-    def harvest(self, slot: MemorySlot) -> Words:
-        """Take the log; with manual protect, clear what was found, where there is any."""
-        words = self.get(slot)
-        if self.manual:
-            pages = slot.size >> PAGE_SHIFT
-            starts = range(0, words.size, CLEAR_PAGES // BITS_PER_WORD)
-            for start, found in zip(starts, np.bitwise_or.reduceat(words, starts), strict=True):
-                if found:
-                    self._clear(slot, start, pages, words)
-        return words
+    def clear_found(self, slot: MemorySlot, words: Words) -> None:
+        """The second half of a harvest with manual protect: clear what `get` found, where there is any.
+
+        :raise KvmError: When the kernel refuses; a part may be cleared.
+        """
+        pages = slot.size >> PAGE_SHIFT
+        starts = range(0, words.size, CLEAR_PAGES // BITS_PER_WORD)
+        for start, found in zip(starts, np.bitwise_or.reduceat(words, starts), strict=True):
+            if found:
+                self._clear(slot, start, pages, words)
 
     def _clear(self, slot: MemorySlot, start: int, pages: int, words: Words) -> None:
         first = start * BITS_PER_WORD

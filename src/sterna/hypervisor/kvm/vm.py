@@ -72,7 +72,7 @@ class KvmVm(ABC):
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()
         # What the next harvest has besides the kernel's log: what the host itself has written, which the kernel does not log,
-        # and what a peek has taken from it.
+        # and what a peek, or a harvest that failed, has taken from it.
         self._host: dict[int, Words] = {}
         self._statistics: list[Statistics] = []
         with ExitStack() as stack:
@@ -197,7 +197,13 @@ class KvmVm(ABC):
         with self._lock:
             there = self.memory.slot(slot)
             if self._ring is None:
-                words = self._bitmap.harvest(there)
+                words = self._bitmap.get(there)
+                if self._bitmap.manual:
+                    try:
+                        self._bitmap.clear_found(there, words)
+                    except HypervisorError:
+                        self._keep(slot, words)
+                        raise
             else:
                 for cpu in self.cpus:
                     cpu.leave_guest()
@@ -216,11 +222,13 @@ class KvmVm(ABC):
             else:
                 words = self._bitmap.get(there)
                 if not self._bitmap.manual:
-                    # The kernel has cleared it: from now on these bits are ours to keep for the harvest.
-                    np.bitwise_or(words, self._host.get(slot, np.uint64(0)), out=words)
-                    self._host[slot] = words
+                    self._keep(slot, words)
             host = self._host.get(slot)
             return words if host is None else words | host
+
+    def _keep(self, slot: int, words: Words) -> None:
+        """Keep bits for the next harvest that the kernel has cleared."""
+        self._host[slot] = words | self._host.get(slot, np.uint64(0))
 
     def mark_dirty(self, slot: int, first_page: int, num_pages: int) -> None:
         """Log a write by the host; without a log there is nothing to do."""
