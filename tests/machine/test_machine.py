@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,13 +12,18 @@ import numpy as np
 import pytest
 from tests.hosttree import HostTree
 
+from hypervisor.conftest import wait_until
 from hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from sterna import hostlimits
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
 from sterna.hypervisor.arm import COUNTER_HZ
+from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
+from sterna.machine.boards import VIRT
 from sterna.machine.config import ConfigError
+from sterna.machine.devices.gic import CpuInterface, Distributor
+from sterna.machine.devices.pl011 import Interrupt, Register
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError
 from sterna.machine.runstate import RunState, RunStateError
@@ -597,3 +603,34 @@ def test_what_fails_to_load_leaves_no_trace(make_machine):
     with pytest.raises(StreamError):
         destination.load_devices([])
     assert gc.isenabled()
+
+
+def test_input_that_comes_while_the_machine_closes_is_nobodys(make_machine, tmp_path, monkeypatch):
+    """It would raise the UART's interrupt at a vCPU that is gone."""
+    machine = make_machine(serial=f"unix:{tmp_path}/line")
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.connect(f"{tmp_path}/line")
+    machine._uarts[0].mmio_write(Register.IMSC, 4, Interrupt.RX, 0)
+    gic, irq = machine._platform._gic, VIRT.uarts[0].irq
+    gic.write_distributor(Distributor.CTLR, 4, 1, 0)
+    gic.write_distributor(Distributor.ISENABLER + 4 * (irq // 32), 4, 1 << irq % 32, 0)
+    gic.write_cpu_interface(CpuInterface.CTLR, 1, 0)
+    gic.write_cpu_interface(CpuInterface.PMR, 0xFF, 0)
+    reader = machine.serial._thread
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    close = EmulatedVcpu.close
+
+    def close_and_send(vcpu):
+        close(vcpu)
+        try:
+            peer.send(b"x")
+        except ConnectionError:
+            return
+        wait_until(lambda: machine._uarts[0].save().read_count or not reader.is_alive())
+
+    with peer, monkeypatch.context() as patch:
+        patch.setattr(EmulatedVcpu, "close", close_and_send)
+        machine.close()
+    assert not failed
+    assert machine._uarts[0].save().read_count == 0

@@ -107,11 +107,14 @@ class Machine:
             block = stack.enter_context(ram)
         except RamError as error:
             raise ConfigError(f"memory: {error}") from error
-        self.serial: SerialBackend = open_serial(config.serial)
-        stack.callback(self.serial.close)
-        prepare()
-        self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))
-        stack.callback(self._vm.close)
+        with ExitStack() as line:
+            self.serial: SerialBackend = open_serial(config.serial)
+            line.callback(self.serial.close)
+            prepare()
+            self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))
+            stack.callback(self._vm.close)
+            # Opened before the VM, and closed before it too: input raises an interrupt at a vCPU.
+            stack.enter_context(line.pop_all())
         self.ram_blocks: Sequence[RamBlock] = (block,)
         self._ram = GuestRam(
             self._vm, block, board.ram_base, initially_set=config.dirty_log == DirtyLogMode.MANUAL
