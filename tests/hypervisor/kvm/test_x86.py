@@ -65,6 +65,20 @@ def test_a_read_from_a_device_is_done_before_the_state_is_taken(make_guest):
     assert state.regs["rip"] == CODE + 2
 
 
+def test_cr8_outlives_the_first_run(make_guest):
+    """Without a local APIC in the kernel, KVM_RUN takes it from the page that is shared (api.rst, 5)."""
+    guest = make_guest()
+    guest.write(CODE, guest.backend.code(Program.TOUCH))
+    guest.backend.begin(guest.cpus[0], CODE, (WORK, 1, 1))
+    state = guest.cpus[0].get_state()
+    state.control["cr8"] = 5
+    guest.cpus[0].set_state(state)
+    assert guest.cpus[0].get_state().control["cr8"] == 5
+    assert guest.cpus[0].run().reason is ExitReason.INTR
+    assert guest.words[0] == 1
+    assert guest.cpus[0].get_state().control["cr8"] == 5
+
+
 @pytest.mark.parametrize("get_between", [False, True])
 def test_an_access_of_two_pages_is_given_up_as_a_whole(make_guest, get_between):
     """KVM asks for its parts one after the other; the first is refused."""

@@ -103,6 +103,8 @@ class X86KvmVcpu(KvmVcpu):
         sregs.idt = registers.DescriptorTable(*state.idt)
         sregs.interrupt_bitmap = (ctypes.c_uint64 * 4)(*state.interrupts)
         self.fd.call(registers.SET_SREGS, sregs)
+        # Without a local APIC in the kernel, KVM_RUN takes CR8 from here (Documentation/virt/kvm/api.rst, 5).
+        self.shared.cr8 = sregs.cr8
         fpu.set_xcrs(self.fd, state.xcrs)
         fpu.set_xsave(self.fd, state.xsave, self._xsave_bytes)
         msrs.set_msrs(self.fd, state.msrs)
