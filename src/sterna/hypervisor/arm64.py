@@ -1,6 +1,6 @@
 """The state of an AArch64 vCPU, and what such a vCPU answers besides the calls that all have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sterna.hypervisor.arm import ArmInterrupts
@@ -8,6 +8,9 @@ from sterna.hypervisor.interface import Vcpu
 
 CNTV_CTL, CNTV_CVAL = 0x6030_0000_0013_DF19, 0x6030_0000_0013_DF02
 """The virtual timer among `Arm64VcpuState.system`. The kernel's ABI has the id of CNTVCT for CNTV_CVAL, and the reverse."""
+CNTPCT = 0x6030_0000_0013_DF01
+"""The physical counter there, where a guest has one of its own."""
+_DOUBLE = (1 << 64) - 1
 
 
 @dataclass
@@ -17,7 +20,8 @@ class Arm64VcpuState:
     :ivar x: x0 to x30
     :ivar spsr: SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq
     :ivar v: v0 to v31, of 128 bits
-    :ivar system: all other registers, by KVM's one-reg id (Linux, Documentation/virt/kvm/api.rst, 4.68), without the counter
+    :ivar system: all other registers, by KVM's one-reg id (Linux, Documentation/virt/kvm/api.rst, 4.68), without CNTVCT;
+        CNTPCT as it is when CNTVCT is `counter`
     :ivar counter: CNTVCT at the moment the VM stopped, in ticks
     :ivar powered_off: PSCI has not started this CPU yet, or stopped it
     """
@@ -35,6 +39,13 @@ class Arm64VcpuState:
     system: dict[int, int]
     counter: int
     powered_off: bool = False
+
+    def at(self, counter: int) -> "Arm64VcpuState":
+        """The same with another count: CNTPCT is as far ahead of it."""
+        system = dict(self.system)
+        if CNTPCT in system:
+            system[CNTPCT] = system[CNTPCT] + counter - self.counter & _DOUBLE
+        return replace(self, system=system, counter=counter)
 
 
 class Arm64Vcpu(Vcpu, ArmInterrupts, Protocol):

@@ -58,7 +58,7 @@ class Arm64Platform:
 
     def save(self, common: Common) -> list[DeviceState]:
         """The sections of CPUs, GIC and UARTs."""
-        cpus = [vcpu.get_state() for vcpu in self.vcpus]
+        cpus = [vcpu.get_state().at(common.counter) for vcpu in self.vcpus]
         states = [save_counter(common.counter, self._hz)]
         states += [save_cpu(cpu, index) for index, cpu in enumerate(cpus)]
         states.append(save_gic(*self._gic.save([_timer_line(cpu, common.counter) for cpu in cpus])))

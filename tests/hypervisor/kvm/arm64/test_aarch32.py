@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.arm64 import CNTV_CTL, CNTV_CVAL
+from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL
 from sterna.hypervisor.kvm.arm64 import onereg
 from sterna.hypervisor.kvm.arm64.aarch32 import read_state, write_state
 
@@ -96,6 +96,7 @@ def test_the_timers_ids_are_exchanged_as_the_kernel_has_them():
     assert onereg.TIMER_COUNTER == 0x6030_0000_0013_DF1A
     assert onereg.TIMER_COMPARE == CNTV_CVAL == 0x6030_0000_0013_DF02
     assert onereg.TIMER_CONTROL == CNTV_CTL == 0x6030_0000_0013_DF19
+    assert onereg.PHYSICAL_COUNTER == CNTPCT == 0x6030_0000_0013_DF01  # KVM_REG_ARM_PTIMER_CNT
     state = read_state(Kernel({onereg.TIMER_COUNTER: 5, onereg.TIMER_COMPARE: 9}).read, False)
     assert state.counter == 5
     assert state.cp15[0x4030_0000_000F_0718] == 9  # CNTV_CVAL

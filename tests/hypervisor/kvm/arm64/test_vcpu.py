@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -23,6 +24,7 @@ from hypervisor.programs import (
 )
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SlotFlags, SystemEvent
 from sterna.hypervisor.kvm.arm64 import onereg
+from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 from sterna.hypervisor.kvm.ioctl import KvmError
 from sterna.memory.address import Ipa
 
@@ -206,6 +208,40 @@ def test_the_counter_goes_on_from_where_it_is_set_on_all_cpus(make_guest):
     first = guest.vm.counter()
     second = guest.cpus[1].get_state().counter
     assert 1 << 40 <= first <= second < (1 << 40) + 60 * guest.vm.counter_hz
+
+
+def test_the_physical_counter_goes_with_the_virtual_one(kvm):
+    """A VM's vCPUs share both, and a guest compares its timers with either: their distance is the guest's, wherever it is."""
+    with ExitStack() as stack:
+        vms = [Arm64KvmVm(2) for _ in range(2)]
+        for vm in vms:
+            stack.callback(vm.close)
+            for index in range(2):
+                vm.create_vcpu(index)
+        here, there = vms
+        if onereg.PHYSICAL_COUNTER not in onereg.list_registers(here.cpus[0].fd):
+            return  # Linux before 6.4
+        hour = 3600 * here.counter_hz
+        first = distance(here)
+        here.set_counter(here.counter() + 5 * hour)
+        assert abs(distance(here) - first) < hour
+        states = [cpu.get_state() for cpu in here.cpus]
+        for cpu, state in zip(there.cpus, states, strict=True):
+            assert abs(state.system[onereg.PHYSICAL_COUNTER] - state.counter - first) < hour
+            state.system[onereg.PHYSICAL_COUNTER] += 7 * hour
+            cpu.set_state(state)
+        there.set_counter(states[0].counter + 3 * hour)
+        assert abs(distance(there) - first - 7 * hour) < hour
+        there.set_counter(9 * hour)
+        assert abs(distance(there) - first - 7 * hour) < hour
+
+
+def distance(vm):
+    """How far CNTPCT is ahead of CNTVCT."""
+    virtual, physical = (
+        onereg.get(vm.cpus[0].fd, register) for register in (onereg.TIMER_COUNTER, onereg.PHYSICAL_COUNTER)
+    )
+    return physical - virtual
 
 
 def test_a_jump_to_nowhere_does_not_hang(guest):

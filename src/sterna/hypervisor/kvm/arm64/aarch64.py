@@ -1,17 +1,19 @@
 """A vCPU that runs an AArch64 guest."""
 
-from sterna.hypervisor.arm64 import Arm64VcpuState
+from sterna.hypervisor.arm64 import CNTPCT, Arm64VcpuState
 from sterna.hypervisor.kvm.arm64 import init, onereg
 from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
 from sterna.hypervisor.kvm.ioctl import Descriptor
 
+_DOUBLE = (1 << 64) - 1
+
 
 def other_registers(vcpu: Descriptor) -> list[int]:
-    """All registers that the kernel lists, but for the core ones, which the state has by name, and the counter, which the
+    """All registers that the kernel lists, but for the core ones, which the state has by name, and the counters, which the
     VM's vCPUs share.
     """
-    listed = onereg.list_registers(vcpu)
-    return [id_ for id_ in listed if not onereg.is_core(id_) and id_ != onereg.TIMER_COUNTER]
+    counters = (onereg.TIMER_COUNTER, onereg.PHYSICAL_COUNTER)
+    return [id_ for id_ in onereg.list_registers(vcpu) if not onereg.is_core(id_) and id_ not in counters]
 
 
 class Aarch64KvmVcpu(Arm64KvmVcpu):
@@ -20,6 +22,11 @@ class Aarch64KvmVcpu(Arm64KvmVcpu):
     def get_state(self) -> Arm64VcpuState:
         """All registers."""
         self.finish_access()
+        counter = self._get(onereg.TIMER_COUNTER)
+        system = {register: self._get(register) for register in other_registers(self.fd)}
+        lead = self._counters.lead(self.fd)
+        if lead is not None:
+            system[CNTPCT] = counter + lead & _DOUBLE
         return Arm64VcpuState(
             x=[self._get(onereg.general(number)) for number in range(31)],
             sp_el0=self._get(onereg.SP),
@@ -31,13 +38,13 @@ class Aarch64KvmVcpu(Arm64KvmVcpu):
             v=[self._get(onereg.vector(number)) for number in range(32)],
             fpsr=self._get(onereg.FPSR),
             fpcr=self._get(onereg.FPCR),
-            system={register: self._get(register) for register in other_registers(self.fd)},
-            counter=self._get(onereg.TIMER_COUNTER),
+            system=system,
+            counter=counter,
             powered_off=init.is_powered_off(self.fd),
         )
 
     def set_state(self, state: Arm64VcpuState) -> None:
-        """Replace all registers; all but the counter."""
+        """Replace all registers; all but the counter, with which CNTPCT is set."""
         self.finish_access()
         for number, value in enumerate(state.x):
             self._put(onereg.general(number), value)
@@ -55,7 +62,10 @@ class Aarch64KvmVcpu(Arm64KvmVcpu):
             onereg.FPCR: state.fpcr,
         }
         for register, value in (named | state.system).items():
-            self._put(register, value)
+            if register == CNTPCT:
+                self._counters.set_lead(self.fd, value - state.counter)
+            else:
+                self._put(register, value)
         init.set_powered_off(self.fd, state.powered_off)
 
     def _get(self, register: int) -> int:

@@ -1,11 +1,17 @@
-"""The frequency of this host's generic timer."""
+"""The generic timer's counters: their frequency on this host, and a VM's two."""
 
 import ctypes
 import functools
 import mmap
 
+from sterna.hypervisor.interface import HypervisorError
+from sterna.hypervisor.kvm.arm64 import onereg
+from sterna.hypervisor.kvm.ioctl import Descriptor
+
 _MRS_X0_CNTFRQ_EL0 = 0xD53B_E000
 _RET = 0xD65F_03C0
+_MASK = (1 << 64) - 1
+_TRIES = 8
 
 
 @functools.cache
@@ -17,3 +23,42 @@ def frequency() -> int:
         value = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(anchor))()
         del anchor
     return int(value)
+
+
+class Counters:
+    """CNTVCT and CNTPCT of a VM, which its vCPUs share.
+
+    A guest may compare its timers with either. So how far CNTPCT is ahead is the guest's: neither a stop nor a migration
+    changes it. A kernel before Linux 6.4 shows guests the host's CNTPCT, and lets nobody set it.
+    """
+
+    def __init__(self) -> None:
+        self._lead: int | None = None
+
+    def lead(self, vcpu: Descriptor) -> int | None:
+        """How many ticks CNTPCT is ahead of CNTVCT, modulo 2**64; None where the kernel has it fixed to the host's."""
+        if self._lead is None and onereg.PHYSICAL_COUNTER in onereg.list_registers(vcpu):
+            # What passes between the two reads comes on top of it.
+            self._lead = min(_read_lead(vcpu) for _ in range(_TRIES))
+        return self._lead
+
+    def set_lead(self, vcpu: Descriptor, lead: int) -> None:
+        """Let CNTPCT be so far ahead, from the next `set` on.
+
+        :raise HypervisorError: When this host's kernel cannot.
+        """
+        if self.lead(vcpu) is None:
+            raise HypervisorError("register CNTPCT cannot be set on this host: that needs Linux 6.4")
+        self._lead = lead & _MASK
+
+    def set(self, vcpu: Descriptor, value: int) -> None:
+        """Let CNTVCT go on from `value`, and CNTPCT as far ahead of it as it was."""
+        lead = self.lead(vcpu)
+        if lead is not None:
+            onereg.put(vcpu, onereg.PHYSICAL_COUNTER, value + lead & _MASK)
+        onereg.put(vcpu, onereg.TIMER_COUNTER, value)
+
+
+def _read_lead(vcpu: Descriptor) -> int:
+    virtual = onereg.get(vcpu, onereg.TIMER_COUNTER)
+    return onereg.get(vcpu, onereg.PHYSICAL_COUNTER) - virtual & _MASK

@@ -67,6 +67,8 @@ def system(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
 TIMER_COUNTER = system(3, 3, 14, 3, 2)
 TIMER_COMPARE = system(3, 3, 14, 0, 2)
 TIMER_CONTROL = system(3, 3, 14, 3, 1)
+PHYSICAL_COUNTER = system(3, 3, 14, 0, 1)
+"""CNTPCT, which may be set from Linux 6.4 on: such a kernel lists it."""
 
 
 def is_core(register: int) -> bool:

@@ -4,6 +4,7 @@ import errno
 
 from sterna.hypervisor.interface import Exit
 from sterna.hypervisor.kvm.arm64 import onereg
+from sterna.hypervisor.kvm.arm64.counter import Counters
 from sterna.hypervisor.kvm.arm64.vgic import Vgic
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.run import ExitCode
@@ -14,11 +15,21 @@ class Arm64KvmVcpu(KvmVcpu):
     """One vCPU of an arm64 host; see the interface for its calls.
 
     :param vgic: what wakes it
+    :param counters: the VM's
     """
 
-    def __init__(self, vm: VcpuOwner, vgic: Vgic, fd: Descriptor, index: int, mapping_bytes: int) -> None:
+    def __init__(
+        self,
+        vm: VcpuOwner,
+        vgic: Vgic,
+        counters: Counters,
+        fd: Descriptor,
+        index: int,
+        mapping_bytes: int,
+    ) -> None:
         super().__init__(vm, fd, index, mapping_bytes)
         self._vgic = vgic
+        self._counters = counters
 
     def set_interrupt(self, level: bool) -> None:
         """The level of the CPU's interrupt line. High, it ends a `wfi`."""

@@ -8,7 +8,7 @@ from sterna.hypervisor.interface import DirtyLogMode
 from sterna.hypervisor.kvm.arm64 import onereg
 from sterna.hypervisor.kvm.arm64.aarch32 import Aarch32KvmVcpu
 from sterna.hypervisor.kvm.arm64.aarch64 import Aarch64KvmVcpu, other_registers
-from sterna.hypervisor.kvm.arm64.counter import frequency
+from sterna.hypervisor.kvm.arm64.counter import Counters, frequency
 from sterna.hypervisor.kvm.arm64.init import Feature, init_vcpu
 from sterna.hypervisor.kvm.arm64.traits import of_vcpu
 from sterna.hypervisor.kvm.arm64.vgic import Vgic
@@ -62,6 +62,7 @@ class Arm64KvmVm(KvmVm):
         self._aarch32 = aarch32
         self._secondaries_off = secondaries_off
         self.counter_hz = frequency()
+        self._counters = Counters()
         super().__init__(smp, dirty_log=dirty_log, ring_entries=ring_entries, device=device)
 
     def _set_up(self) -> None:
@@ -80,7 +81,9 @@ class Arm64KvmVm(KvmVm):
             features |= Feature.POWER_OFF
         init_vcpu(self.fd, fd, features)
         kind = Aarch32KvmVcpu if self._aarch32 else Aarch64KvmVcpu
-        cpu: Aarch32KvmVcpu | Aarch64KvmVcpu = kind(self, self._vgic, fd, index, mapping_bytes)
+        cpu: Aarch32KvmVcpu | Aarch64KvmVcpu = kind(
+            self, self._vgic, self._counters, fd, index, mapping_bytes
+        )
         if index == 0:
             # Now: a vCPU that runs lets no one read its registers.
             self._traits = self._traits_of(fd)
@@ -93,8 +96,8 @@ class Arm64KvmVm(KvmVm):
         return onereg.get(self.cpus[0].fd, onereg.TIMER_COUNTER)
 
     def set_counter(self, value: int) -> None:
-        """Let CNTVCT go on from `value`, on every vCPU alike."""
-        onereg.put(self.cpus[0].fd, onereg.TIMER_COUNTER, integer("counter", value))
+        """Let CNTVCT go on from `value`, and CNTPCT with it, on every vCPU alike."""
+        self._counters.set(self.cpus[0].fd, integer("counter", value))
 
     def _traits_of(self, vcpu: Descriptor) -> list[Trait]:
         traits = [Trait(COUNTER_TRAIT, Rule.EQUAL, self.counter_hz)]
