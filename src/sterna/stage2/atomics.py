@@ -1,6 +1,7 @@
 """Atomic operations and bit scans for compiled code, on 64-bit words given by address.
 
-Sequentially consistent, as the kernel's xchg and cmpxchg are (Linux, Documentation/atomic_t.txt).
+Sequentially consistent, as the kernel's xchg and cmpxchg are (Linux, Documentation/atomic_t.txt), but for `store_release`: who
+sees what it stores, by an address that depends on it or an acquiring load, sees what was stored before it.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ atomic_xchg: Any = Late("sterna.stage2.intrinsics:atomic_xchg")
 atomic_or: Any = Late("sterna.stage2.intrinsics:atomic_or")
 atomic_and: Any = Late("sterna.stage2.intrinsics:atomic_and")
 atomic_add: Any = Late("sterna.stage2.intrinsics:atomic_add")
+store_release: Any = Late("sterna.stage2.intrinsics:store_release")
 lowest_bit: Any = Late("sterna.stage2.intrinsics:lowest_bit")
 highest_bit: Any = Late("sterna.stage2.intrinsics:highest_bit")
 call_yield: Any = Late("sterna.stage2.intrinsics:call_yield")

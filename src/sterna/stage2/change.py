@@ -5,10 +5,12 @@ maintenance, new entry. The invalidation here is posted to the CPUs and not awai
 memory with the same or fewer permissions than the new entry, so nothing can be lost through it. What a walk may still find in
 a table that was taken out does too, until its page is used again after a flush (pool.py). Changes that take
 something away (`unmap_range`, write protection) are followed by a flush that is awaited (tlb.py).
+
+A table's entries are complete before the entry that points to it, as a CPU's walker sees them (`store_release`).
 """
 
 from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import atomic_xchg
+from sterna.stage2.atomics import atomic_xchg, store_release
 from sterna.stage2.pool import allocate, release
 from sterna.stage2.state import State, Words
 from sterna.stage2.walk import (
@@ -48,7 +50,7 @@ def table_at(s2: State, tables: Words, at: int) -> int:
         pa = allocate(s2, tables)
         if pa == 0:
             return -1
-        tables[at] = pa | s2[0].table
+        store_release(tables, at, pa | s2[0].table)
         return position(s2, pa)
     return position(s2, entry & s2[0].address)
 
@@ -94,7 +96,7 @@ def dissolve(s2: State, tables: Words, at: int, level: int) -> int:
         tables[first + i] = template | (base + i * size)
     tables[at] = 0
     post_tlbi(s2)
-    tables[at] = pa | s2[0].table
+    store_release(tables, at, pa | s2[0].table)
     # Another CPU may have come by while the entry was invalid; its fault is not to be taken for a write.
     s2[0].populations += 1
     count_leaf(s2, level, -1)

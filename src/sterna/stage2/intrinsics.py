@@ -64,6 +64,18 @@ def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
+    """Store `value` at a position of an array of words, which has no gaps."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        builder.store_atomic(args[2], builder.gep(array.data, [args[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.none(words, types.int64, types.int64), codegen
+
+
+@intrinsic
 def lowest_bit(typing_context: Any, word: Any) -> Any:
     """Number of the lowest set bit of a word that is not zero."""
 
