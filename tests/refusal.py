@@ -17,8 +17,16 @@ _NUMBER, _FIRST_ARGUMENT = 0, 16  # offsets in struct seccomp_data; the low half
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 
 _CALLS = {
-    "x86_64": {"close": 3, "fsync": 74, "write": 1, "writev": 20, "renameat": 264},
-    "aarch64": {"close": 57, "fsync": 82, "write": 64, "writev": 66, "renameat": 38},
+    "x86_64": {"clone": 56, "close": 3, "fsync": 74, "write": 1, "writev": 20, "renameat": 264, "vfork": 58},
+    "aarch64": {
+        "clone": 220,
+        "close": 57,
+        "fsync": 82,
+        "write": 64,
+        "writev": 66,
+        "renameat": 38,
+        "vfork": 220,
+    },
 }
 """Numbers of system calls (asm/unistd_64.h, asm-generic/unistd.h)."""
 
@@ -59,7 +67,7 @@ def refusing(refusal: Refusal, body: Callable[[], _Result]) -> _Result:
 
 
 def refuse(refusal: Refusal) -> None:
-    """From now on the call fails in the caller's thread: one that ends soon."""
+    """From now on the call fails in the caller's thread, one that ends soon, and in those that it starts."""
     number = _CALLS[platform.machine()][refusal.call]
     program = [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 3, number)]
     if refusal.fd is not None:

@@ -1,5 +1,6 @@
 """Programs in Python that are started."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import sterna
-from sterna.cli.bench.ceiling import measure_ceiling
+from refusal import Refusal, refusing
+from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
 from sterna.pythonprogram import own_environment
 from sterna.testbed.armhost.packages import _fetch_wheels
 from sterna.testbed.vm import SternaVm
@@ -64,3 +66,8 @@ def test_their_sterna_is_this_one(before: str, monkeypatch: pytest.MonkeyPatch) 
     file, *path = done.stdout.split()
     assert Path(file) == SOURCES / "sterna" / "__init__.py"
     assert path[: 1 + bool(before)] == [str(SOURCES), *filter(None, [before])]
+
+
+def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
+    with pytest.raises(CeilingError, match=r"no process can be started: Resource temporarily unavailable"):
+        refusing(Refusal("clone", errno.EAGAIN), lambda: measure_ceiling(1 << 16, 1, lambda: None))

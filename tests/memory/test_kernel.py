@@ -1,7 +1,9 @@
 """Hosts without a compiler: KVM's guests run and migrate there all the same."""
 
 import contextlib
+import errno
 import os
+import re
 import select
 import signal
 import subprocess
@@ -12,9 +14,14 @@ from typing import Annotated, Any, TypeAlias, cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.hosttree import MIB, HostTree, host
 
+import refusal
 import sterna
+from sterna.memory import ahead
 from sterna.memory.kernel import COMPILED, READONLY, Kernel, KernelError, kernel
+
+__all__ = ["host"]
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -144,6 +151,69 @@ assert find(kernel, kernel.expected) is not None
 def test_code_that_is_cut_short_or_spoilt_is_not_run(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run(f"{AHEAD}{SPOILT}")
+
+
+@pytest.mark.parametrize(
+    ("quota", "memory", "places"),
+    [
+        ("max 100000", 8192, min(4, len(os.sched_getaffinity(0)))),
+        ("100000 100000", 8192, 1),
+        ("max 100000", 500, 1),
+        ("max 100000", 10, 1),
+    ],
+)
+def test_as_many_compile_at_once_as_the_control_group_has_processors_and_memory_for(
+    host: HostTree, quota: str, memory: int, places: int
+) -> None:
+    host.write("proc/meminfo", f"MemTotal: {16 << 20} kB\nMemAvailable: {4 * 300 << 10} kB\n")
+    host.unified("/job")
+    host.group("job", cpu__max=quota, memory__max=memory * MIB, memory__current=0)
+    assert ahead._places() == places
+
+
+def test_those_processes_compile_that_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Few(ahead._Compiler):
+        """The second cannot be started."""
+
+        def __init__(self) -> None:
+            if started:
+                raise BlockingIOError(errno.EAGAIN, "no more")
+            super().__init__()
+            started.append(self)
+
+    monkeypatch.setattr(ahead, "_Compiler", Few)
+    with contextlib.ExitStack() as stack:
+        assert ahead._start(4, stack) == started
+
+
+NONE_STARTS = """
+import errno, sys
+sys.path.append(sys.argv.pop())
+from refusal import Refusal, refuse
+from sterna.cli import main
+for call in ("vfork", "clone"):
+    refuse(Refusal(call, errno.EAGAIN))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_where_no_process_can_be_started_that_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = [sys.executable, "-c", NONE_STARTS, "run", "--memory", "16M", "--kernel", "clock"]
+    done = subprocess.run(
+        [*program, str(Path(refusal.__file__).parent)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"sterna: compiling kernels \(once\): 0 of \d+\n"
+        r"sterna: error: kernels cannot be compiled: no process can be started: Resource temporarily unavailable\n",
+        done.stderr,
+    )
 
 
 BAD = """

@@ -1,15 +1,15 @@
 """Kernels fetched before they are needed.
 
 What has not been compiled yet is compiled in parallel. numba compiles one function at a time in a process, so there is a process
-for each processor. As a program this module is one of them: it reads the names of kernels, line by line, and writes the files
-that the cache is to hold.
+for each processor that this one may use, as far as memory goes. As a program this module is one of them: it reads the names of
+kernels, line by line, and writes the files that the cache is to hold.
 """
 
 import ctypes
 import fcntl
 import importlib
 import os
-import queue
+import selectors
 import signal
 import struct
 import subprocess
@@ -17,9 +17,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
+from sterna.hostlimits import available_bytes, usable_cpus
 from sterna.memory import kernelcache
 from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
 from sterna.private import UnsafeError
@@ -31,6 +31,8 @@ Tell = Callable[[str], None]
 _LENGTH = struct.Struct("!Q")
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.1
+_COMPILER_BYTES = 300 << 20
+"""Memory that is left to each process; it takes some 200 MiB."""
 
 
 def fetch_kernels(tell: Tell = lambda text: None) -> None:
@@ -72,70 +74,105 @@ def _locked(directory: int) -> bool:
     return True
 
 
+class _Compiler:
+    """A process that compiles kernels, one after the other. A context manager: it is gone at its end.
+
+    :raise OSError: When it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            module_command(__spec__.name, str(os.getpid())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=own_environment(),
+        )
+        self._name = self._file = ""
+
+    def fileno(self) -> int:
+        """A descriptor that polls as readable when a kernel is compiled, or the process has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def begin(self, kernel: Kernel) -> None:
+        """Have a kernel compiled."""
+        from sterna.memory.kernelcode import file_name
+
+        assert self._process.stdin is not None
+        self._name, self._file = kernel.name, file_name(kernel, kernel.expected)
+        request = f"{kernel.function.__module__} {kernel.function.__qualname__} {self._file}\n"
+        with suppress(BrokenPipeError):  # then there is no answer, either
+            self._process.stdin.write(request.encode())
+            self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """Keep what it has compiled.
+
+        :raise KernelError: When the process has ended instead.
+        """
+        if size := _LENGTH.unpack(self._read(_LENGTH.size))[0]:
+            kernelcache.write(self._file, self._read(size))
+
+    def _read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise KernelError(f"{self._name} cannot be compiled: the process that did it has ended")
+        return data
+
+    def __enter__(self) -> "_Compiler":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
     count = len(missing)
     # The longest first, so that no process has much left when the others are done.
     todo = deque(sorted(missing, key=lambda kernel: -len(kernel.function.__code__.co_code)))
-    running: list[subprocess.Popen[bytes]] = []
-    workers = min(count, len(os.sched_getaffinity(0)))
+    finished = 0
     tell(f"compiling kernels (once): 0 of {count}")
-    with ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool:
-        try:
-            running += [_start() for _ in range(workers)]
-            done = queue.SimpleQueue[str | None]()
-            threads = [pool.submit(_have_compiled, worker, todo, done.put) for worker in running]
-            for thread in threads:
-                thread.add_done_callback(lambda _: done.put(None))
-            finished = ended = 0
-            while ended < workers:
-                if done.get() is None:
-                    ended += 1
+    with ExitStack() as stack:
+        busy = stack.enter_context(selectors.DefaultSelector())
+        for compiler in _start(min(count, _places()), stack):
+            compiler.begin(todo.popleft())
+            busy.register(compiler, selectors.EVENT_READ, compiler)
+        while busy.get_map():
+            for key, _ in busy.select():
+                compiler = key.data
+                compiler.finish()
+                finished += 1
+                tell(f"compiling kernels (once): {finished} of {count}")
+                if todo:
+                    compiler.begin(todo.popleft())
                 else:
-                    finished += 1
-                    tell(f"compiling kernels (once): {finished} of {count}")
-            for thread in threads:
-                thread.result()
-        finally:
-            todo.clear()
-            for worker in running:
-                worker.kill()
-            pool.shutdown()
-            for worker in running:
-                worker.communicate()
+                    busy.unregister(compiler)
 
 
-def _start() -> "subprocess.Popen[bytes]":
-    command = module_command(__spec__.name, str(os.getpid()))
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment())
+def _places() -> int:
+    """How many processes can compile at once."""
+    memory = available_bytes()
+    return max(1, usable_cpus() if memory is None else min(usable_cpus(), memory // _COMPILER_BYTES))
 
 
-def _have_compiled(
-    worker: "subprocess.Popen[bytes]", todo: deque[Kernel], done: Callable[[str], None]
-) -> None:
-    """Have kernels compiled by a process, until there are none left."""
-    from sterna.memory.kernelcode import file_name
+def _start(count: int, stack: ExitStack) -> list[_Compiler]:
+    """As many processes as there may be, up to `count`.
 
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    while True:
+    :raise KernelError: When there may be none.
+    """
+    started: list[_Compiler] = []
+    for _ in range(count):
         try:
-            kernel = todo.popleft()
-        except IndexError:
-            return
-        file = file_name(kernel, kernel.expected)
-        try:
-            worker.stdin.write(
-                f"{kernel.function.__module__} {kernel.function.__qualname__} {file}\n".encode()
-            )
-            worker.stdin.flush()
-            (size,) = _LENGTH.unpack(worker.stdout.read(_LENGTH.size))
-        except (BrokenPipeError, struct.error):
-            raise KernelError(
-                f"{kernel.name} cannot be compiled: the process that did it has ended"
-            ) from None
-        if size:
-            kernelcache.write(file, worker.stdout.read(size))
-        done(kernel.name)
+            started.append(stack.enter_context(_Compiler()))
+        except OSError as error:
+            if not started:
+                raise KernelError(
+                    f"kernels cannot be compiled: no process can be started: {error.strerror}"
+                ) from error
+            break
+    return started
 
 
 def main() -> None:

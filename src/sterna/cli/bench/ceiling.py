@@ -52,7 +52,7 @@ def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Ceil
     """Move `size` bytes once.
 
     :param check: called now and then; may raise
-    :raise CeilingError: When a process ends before it is done.
+    :raise CeilingError: When a process cannot be started, or ends before it is done.
     """
     with ExitStack() as stack:
         ends = [_connected(stack) for _ in range(channels)]
@@ -81,15 +81,18 @@ def _connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
 
 def _start(role: str, size: int, ends: list[socket.socket], stack: ExitStack) -> "subprocess.Popen[bytes]":
     fds = [end.fileno() for end in ends]
-    process = subprocess.Popen(
-        module_command(__name__, role, str(size), *map(str, fds)),
-        env=own_environment(),
-        pass_fds=fds,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        process_group=0,
-        preexec_fn=die_with_parent,
-    )
+    try:
+        process = subprocess.Popen(
+            module_command(__name__, role, str(size), *map(str, fds)),
+            env=own_environment(),
+            pass_fds=fds,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+            preexec_fn=die_with_parent,
+        )
+    except OSError as error:
+        raise CeilingError(f"the raw ceiling: no process can be started: {error.strerror}") from error
     stack.callback(_end, process)
     return process
 
