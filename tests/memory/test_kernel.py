@@ -417,3 +417,20 @@ def test_a_call_keeps_no_array() -> None:
     for _ in range(3):
         weigh(WORDS, some, 1, True)
     assert sys.getrefcount(some) == before
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+@pytest.mark.parametrize("number", [-(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64])
+def test_an_integer_that_does_not_fit_is_refused(number: int) -> None:
+    made = cast(Kernel, weigh)
+    made.code(made.expected)
+    codes = len(made._code)
+    with pytest.raises(KernelError, match=f"weigh: {number:#x} does not fit int64"):
+        weigh(WORDS, SOME, number, True)
+    assert len(made._code) == codes
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+@pytest.mark.parametrize("number", [-(1 << 63), (1 << 63) - 1])
+def test_the_least_and_the_greatest_integer_are_taken(number: int) -> None:
+    assert weigh(WORDS[:0], SOME[:2], number, False) == number

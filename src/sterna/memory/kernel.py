@@ -33,7 +33,6 @@ CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 """NPY_ARRAY_C_CONTIGUOUS and so on (numpy/ndarraytypes.h)."""
 _FLAGS = CONTIGUOUS | ALIGNED | WRITEABLE
 STRIDED, READONLY = "strided", "read-only"
-_UINT64 = np.dtype(np.uint64)
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 _fetching = threading.RLock()
@@ -192,6 +191,10 @@ class Kernel:
         self._usual: Code | None = None
 
     def __call__(self, *arguments: Any) -> Any:
+        """Run its machine code.
+
+        :raise KernelError: When an integer does not fit int64, it fails, or it cannot be compiled.
+        """
         if self._usual is not None and (result := self._usual.enter(arguments)) is not NotImplemented:
             return result
         key: list[Any] = []
@@ -206,7 +209,9 @@ class Kernel:
                 key.append(argument.dtype)
                 words.append(int(argument))
             else:
-                key.append(bool if isinstance(argument, bool) else int if argument <= _INT64_MAX else _UINT64)
+                if not _INT64_MIN <= argument <= _INT64_MAX:
+                    raise KernelError(f"{self.name}: {argument:#x} does not fit int64")
+                key.append(bool if isinstance(argument, bool) else int)
                 words.append(argument)
         code = self._code.get(tuple(key))
         return (self.code(tuple(key)) if code is None else code)(words)
