@@ -17,13 +17,23 @@ _NUMBER, _FIRST_ARGUMENT = 0, 16  # offsets in struct seccomp_data; the low half
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 
 _CALLS = {
-    "x86_64": {"clone": 56, "close": 3, "fsync": 74, "write": 1, "writev": 20, "renameat": 264, "vfork": 58},
+    "x86_64": {
+        "clone": 56,
+        "close": 3,
+        "fsync": 74,
+        "write": 1,
+        "writev": 20,
+        "read": 0,
+        "renameat": 264,
+        "vfork": 58,
+    },
     "aarch64": {
         "clone": 220,
         "close": 57,
         "fsync": 82,
         "write": 64,
         "writev": 66,
+        "read": 63,
         "renameat": 38,
         "vfork": 220,
     },

@@ -1,9 +1,13 @@
 """The place of compiled kernels."""
 
+import contextlib
+import errno
+import io
 import os
 
 import pytest
 
+from refusal import Refusal, refusing
 from sterna.memory import kernelcache
 
 
@@ -80,6 +84,28 @@ def test_a_cache_that_cannot_be_made_is_said_once_and_done_without(cache, capsys
     kernelcache.write("two", b"code")
     assert kernelcache.read("one") == b"code"
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("call", ["write", "renameat"])
+def test_a_disk_that_is_full_is_said_with_the_directory(cache, call):
+    def write():
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            kernelcache.write("one", b"code")
+        return said.getvalue()
+
+    said = refusing(Refusal(call, errno.ENOSPC), write)
+    directory = kernelcache.cache_directory()
+    assert said == f"sterna: kernels have to be compiled anew: {directory}: No space left on device\n"
+    assert kernelcache.read("one") == b"code", "this program has it all the same"
+    assert list(directory.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_said_with_its_path(cache):
+    kernelcache.write("one", b"code")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        refusing(Refusal("read", errno.EIO), lambda: kernelcache.read("one"))
+    path = kernelcache.cache_directory() / "one"
+    assert said.getvalue() == f"sterna: kernels have to be compiled anew: {path}: Input/output error\n"
 
 
 def test_few_files_are_kept_and_those_used_last(cache, monkeypatch):

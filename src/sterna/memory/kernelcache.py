@@ -38,7 +38,7 @@ def read(name: str) -> bytes | None:
     if name in _not_written:
         return _not_written[name]
     try:
-        with opened(make=False) as directory:
+        with opened(make=False) as directory, _named(name):
             data = read_private(name, directory, cache_directory() / name)
             with suppress(OSError):
                 os.utime(name, dir_fd=directory, follow_symlinks=False)  # those used last survive pruning
@@ -59,7 +59,7 @@ def write(name: str, data: bytes) -> None:
     """Keep a file, whole or not at all. Where that cannot be, it is said, once, and this program keeps it to itself."""
     draft = f".{uuid.uuid4().hex}"
     try:
-        with opened() as directory:
+        with opened() as directory, _named():
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 with open(os.open(draft, flags, 0o600, dir_fd=directory), "wb") as file:
@@ -89,6 +89,16 @@ def opened(*, make: bool = True) -> Iterator[int]:
         path.mkdir(0o700, exist_ok=True)
     with private_directory(path) as directory:
         yield directory
+
+
+@contextmanager
+def _named(name: str = "") -> Iterator[None]:
+    """What the operating system says of a file in the directory has its path; else it has the name alone, or none at all."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(cache_directory() / name)
+        raise
 
 
 def _say_once(error: Exception) -> None:
