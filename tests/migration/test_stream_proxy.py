@@ -1,5 +1,6 @@
 """The proxy between two ends: every byte goes through, whoever dies, and what went through is understood."""
 
+import contextlib
 import errno
 import os
 import random
@@ -25,15 +26,23 @@ from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
+from sterna.migration.proxy import connection as connection_module
 from sterna.migration.proxy import proxy as proxy_module
 from sterna.migration.proxy.connection import Connection, End, Kind
 from sterna.migration.proxy.outcome import Outcome
-from sterna.migration.proxy.proxy import Proxy, ProxyView
+from sterna.migration.proxy.proxy import Proxy
 from sterna.migration.proxy.recording import Recording, RecordingError
-from sterna.migration.proxy.tap import PATIENCE_SECONDS, LeftBehind, Tap
+from sterna.migration.proxy.tap import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tap
+from sterna.migration.proxy.view import ProxyView
 from sterna.migration.statistics import MigrationStatus
+from sterna.newfile import NewFile
+from sterna.stream import sections
 from sterna.stream.capture import survey_file
+from sterna.stream.multifd import Init
 from sterna.stream.return_path import shut
+from sterna.stream.survey import Surveyor
+from sterna.stream.wire import Command
+from stream.test_survey import HEADER, ram_stream, records
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 SECONDS = 300
@@ -424,14 +433,18 @@ def answering(reply: bytes = b"no") -> Iterator[str]:
                 sock, _ = server.accept()
             except OSError:
                 return
-            threading.Thread(target=serve, args=(sock,), daemon=True).start()
+            serving.append(threading.Thread(target=serve, args=(sock,), daemon=True))
+            serving[-1].start()
 
+    serving: list[threading.Thread] = []
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         yield f"tcp:127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
+        for one in serving:
+            one.join()
 
 
 def resident_bytes() -> int:
@@ -588,7 +601,8 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
             recording.take_answer(connection, memoryview(b"it "))
             recording.take_answer(connection, memoryview(b"runs"))
             recording.end(connection)
-            recording.join()
+            for thread in recording.threads:
+                thread.join()
 
         if call is None:
             record()
@@ -609,6 +623,222 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
             "main.return: No space left on device",
         )
         assert not files
+
+
+# -- what is owed, and never comes ----------------------------------------------------------------------------
+
+RAM = ram_stream(records("0 1 2 3 4 5 6 7"))
+ANSWERED = RAM.replace(HEADER, HEADER + sections.command(Command.OPEN_RETURN_PATH))
+"""The same stream, of a source that asks for answers."""
+
+
+def migrate_through(running: Running, stream: bytes = RAM) -> None:
+    """Send a whole stream, and wait for the destination's end."""
+    with socket.create_connection(("127.0.0.1", running.port)) as near:
+        near.sendall(stream)
+        near.shutdown(socket.SHUT_WR)
+        assert receive(near) == b"no"
+
+
+@pytest.mark.parametrize(
+    "opening", [b"\x11\x22\x33\x44", Init(bytes(16), 0).encode()], ids=["a magic number", "an initial packet"]
+)
+def test_a_stranger_that_begins_a_channel_and_holds_it_delays_nothing(
+    opening: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "_OTHERS_SECONDS", 0.0)
+    monkeypatch.setattr(proxy_module, "_CHANNELS_SECONDS", 0.0)
+    with (
+        answering() as address,
+        through(address) as running,
+        socket.create_connection(("127.0.0.1", running.port)) as stranger,
+    ):
+        stranger.sendall(opening)
+        running.wait_until(lambda view: view.forwarded == len(opening))
+        migrate_through(running)
+        view = running.result()
+    assert view.verdict.outcome is Outcome.UNCONFIRMED
+    assert view.survey is not None
+    assert view.survey.complete
+    assert (view.survey.fault is None) == (len(opening) == 4)
+
+
+def test_a_stranger_whose_channel_is_broken_does_not_hide_the_migration() -> None:
+    with (
+        answering() as address,
+        through(address) as running,
+        socket.create_connection(("127.0.0.1", running.port)) as stranger,
+    ):
+        stranger.sendall(Init(bytes(16), 0).encode() + b"junk" * 2000)
+        running.wait_until(lambda view: view.forwarded == 8064)
+        migrate_through(running)
+        stranger.shutdown(socket.SHUT_WR)
+        view = running.result()
+    assert view.verdict.outcome is Outcome.UNCONFIRMED
+    assert view.survey is not None
+    assert view.survey.fault is not None
+    assert "no multifd packet: it begins with 0x6a756e6b" in view.survey.fault.text
+    assert (view.survey.complete, view.survey.main_fault, view.survey.bytes) == (True, None, len(RAM))
+
+
+def test_channels_that_ended_before_a_migration_are_none_of_it() -> None:
+    with answering() as address, through(address) as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as stranger:
+            stranger.sendall(Init(bytes(16), 0).encode())
+            stranger.shutdown(socket.SHUT_WR)
+            assert receive(stranger) == b"no"
+        running.wait_until(lambda view: [one.kind for one in view.connections] == [Kind.OTHER])
+        [ended] = running.proxy._connections
+        assert len(ended.tap._view) == 0, "its ring is given back"
+        migrate_through(running)
+        view = running.result()
+    assert view.survey is not None
+    assert view.survey.flaw() is None
+
+
+def test_interrupted_twice_nothing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an analysis nor a disk that stands still."""
+    monkeypatch.setattr(proxy_module, "_LEAVE_SECONDS", 0.0)
+    released = threading.Event()
+    read, commit = Surveyor.read, NewFile.commit
+
+    def read_when_released(surveyor: Surveyor) -> None:
+        released.wait()
+        read(surveyor)
+
+    def commit_when_released(file: NewFile) -> None:
+        released.wait()
+        commit(file)
+
+    monkeypatch.setattr(Surveyor, "read", read_when_released)
+    monkeypatch.setattr(NewFile, "commit", commit_when_released)
+    with answering() as address, through(address, record=tmp_path) as running:
+        try:
+            migrate_through(running)
+            running.wait_until(lambda view: "the analysis" in view.waiting)
+            running.proxy.interrupt()
+            running.proxy.interrupt()
+            view = running.result()
+        finally:
+            released.set()
+            for thread in running.proxy._workers():
+                thread.join()
+    assert view.verdict.outcome is Outcome.UNKNOWN
+    assert "left before its end" in view.analysis_fault
+    assert "left before all was written" in view.recording_fault
+
+
+def test_interrupted_while_strangers_keep_coming() -> None:
+    with answering() as address, ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(TcpUri("127.0.0.1", 0), parse_tcp(address.removeprefix("tcp:"))))
+        strangers: list[socket.socket] = []
+
+        def watch(proxy: Proxy) -> None:
+            if strangers:
+                return
+            proxy.interrupt()
+            port = int(proxy.uri.rpartition(":")[2])
+            strangers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            strangers[0].sendall(b"XXXX")
+            while not any(one.kind is Kind.OTHER for one in proxy.view().connections):
+                pass
+
+        thread = threading.Thread(target=proxy.run, args=(watch,), daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+        assert proxy.view().verdict.outcome is Outcome.NOTHING
+
+
+@contextmanager
+def silent_destination(stream: bytes) -> Iterator[tuple[Running, socket.socket]]:
+    """A proxy, and the source's end of a connection on which all of a stream went to a destination that says nothing."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        through(f"tcp:127.0.0.1:{server.getsockname()[1]}") as running,
+        socket.create_connection(("127.0.0.1", running.port)) as near,
+    ):
+        near.sendall(stream)
+        far, _ = server.accept()
+        with far:
+            running.wait_until(lambda view: view.survey is not None and view.survey.complete)
+            yield running, near
+
+
+@pytest.mark.parametrize(("stream", "expected"), [(RAM, Outcome.UNCONFIRMED), (ANSWERED, Outcome.IN_DOUBT)])
+def test_a_destination_that_has_all_and_is_interrupted_may_run_the_guest(
+    stream: bytes, expected: Outcome
+) -> None:
+    with silent_destination(stream) as (running, _):
+        running.proxy.interrupt()
+        running.proxy.interrupt()
+        view = running.result()
+    assert view.verdict.outcome is expected
+    if expected is Outcome.IN_DOUBT:
+        assert view.verdict.reason.startswith("the proxy was interrupted before the destination said")
+
+
+def test_a_destination_that_does_not_close_is_said_to_be_waited_for() -> None:
+    with silent_destination(ANSWERED) as (running, near):
+        near.shutdown(socket.SHUT_WR)
+        running.wait_until(
+            lambda view: view.waiting == "the destination to close its connection, at most 60 s"
+        )
+        running.proxy.interrupt()
+        running.proxy.interrupt()
+        view = running.result()
+    assert view.verdict.outcome is Outcome.IN_DOUBT
+    assert view.verdict.reason.startswith("the source closed the connection before the destination said")
+    assert view.waiting == ""
+
+
+@contextmanager
+def connected() -> Iterator[tuple[Connection, socket.socket, socket.socket]]:
+    """A connection, and the sockets of the source and the destination that it is between."""
+    with closing(Cancellation()) as cancellation, ExitStack() as stack:
+        near, source = (stack.enter_context(end) for end in socket.socketpair())
+        far, destination = (stack.enter_context(end) for end in socket.socketpair())
+        channels = (
+            SocketChannel(cancellation, "source", near),
+            SocketChannel(cancellation, "destination", far),
+        )
+        yield Connection(*channels, lambda one: None), source, destination
+
+
+@pytest.mark.parametrize("case", ["the source closed", "the destination closed", "the destination hangs"])
+def test_no_end_is_waited_for_without_a_limit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LAST_WORD_SECONDS", 0.05)
+    monkeypatch.setattr(connection_module, "_LINGER_SECONDS", 0.05)
+    with connected() as (connection, source, destination):
+        writing = threading.Thread(target=send_all_that_is_taken, args=(source,), daemon=True)
+        if case == "the source closed":
+            source.shutdown(socket.SHUT_WR)
+        elif case == "the destination closed":
+            destination.shutdown(socket.SHUT_WR)
+        else:
+            connection.far.patience_seconds = 0.05
+            writing.start()
+        thread = threading.Thread(target=connection.run, daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+        if writing.ident:
+            writing.join()
+    assert connection.forward_end is (End.RECEIVER_LOST if case == "the destination hangs" else End.CLOSED)
+    assert (
+        connection.first_end
+        == {
+            "the source closed": "the source closed the connection",
+            "the destination closed": "the destination closed the connection",
+            "the destination hangs": "the connection to the destination broke",
+        }[case]
+    )
+
+
+def send_all_that_is_taken(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(bytes(1 << 20))
 
 
 # -- the tap --------------------------------------------------------------------------------------------------
@@ -640,7 +870,7 @@ def test_readers_of_a_tap_find_every_byte(steps: list[tuple[int, int]], count: i
         while got := reader.readinto(memoryview(buffer)):
             seen[i] += buffer[:got]
         assert seen[i] == content
-    assert tap.head == content[:8]
+    assert tap.head == content[:HEAD_BYTES]
     assert tap.forwarded == len(content)
 
 

@@ -15,7 +15,8 @@ from sterna.memory.digest import BlockDigest, digest_file
 from sterna.migration.channels.unix import UnixUri
 from sterna.migration.proxy.connection import Kind
 from sterna.migration.proxy.outcome import Outcome
-from sterna.migration.proxy.proxy import Proxy, ProxyView
+from sterna.migration.proxy.proxy import Proxy
+from sterna.migration.proxy.view import ProxyView
 from sterna.stream.capture import survey_file
 
 pytestmark = pytest.mark.qemu

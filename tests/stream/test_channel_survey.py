@@ -173,9 +173,31 @@ def zlib_packet(data: bytes) -> bytes:
     ],
 )
 def test_what_is_wrong_with_a_channel_is_named(channels: Sequence[Sender | bytes], message: str) -> None:
-    flaw = survey_all(whole()[0], *channels).flaw()
+    main = whole()[0]
+    found = survey_all(main, *channels)
+    flaw = found.flaw()
     assert flaw is not None
     assert re.search(message, flaw.text), flaw.text
+    assert (found.complete, found.main_fault, found.bytes) == (True, None, len(main)), "it is read to its end"
+    assert found.digest is None or found.fault is None
+
+
+def test_nobody_waits_to_be_read_beside_a_channel_that_is_broken() -> None:
+    main, good = whole()
+    closed: list[int] = []
+
+    class Closing(StoredChannels):
+        def close(self) -> None:
+            closed.append(source.left)
+
+    source = PieceSource(main, 64)
+    given = [ChannelSource("one", PieceSource(good[0].data)), ChannelSource("two", PieceSource(b""))]
+    found = survey(source, channels=Closing(given))
+    assert found.fault is not None
+    assert found.fault.section == "two"
+    [left] = closed
+    assert left > 0, "the main stream goes on"
+    assert found.bytes == len(main)
 
 
 def test_channels_left_out_are_asked_for() -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from sterna.cli.follow import Interrupts
     from sterna.migration.channels.uri import ListeningUri, Uri
-    from sterna.migration.proxy.proxy import Proxy, ProxyView
+    from sterna.migration.proxy.proxy import Proxy
+    from sterna.migration.proxy.view import ProxyView
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     kind, digests of the RAM that the destination ends up with, and how the migration ended.
 
     Ctrl-C cuts the migration: the guest goes on at the source. Once the destination has everything it waits
-    for its answer; again Ctrl-C does not.
+    for its answer; again Ctrl-C does not, and then the outcome may be unknown.
 
     \b
     Exit codes: 0 completed, 1 could not start or reach the destination, 2 wrong call, 3 failed, 4 cancelled here,
@@ -165,6 +166,8 @@ class _Display:
             parts.append(f"{sum(block.repeated for block in view.survey.blocks)} pages sent again")
         if (channels := sum(one.count for one in view.connections) - 1) > 0:
             parts.append(f"{channels} more connections")
+        if view.waiting:
+            parts.append(f"waiting for {view.waiting}")
         return ", ".join(parts)
 
 

@@ -49,6 +49,10 @@ class Channels(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Nothing more of any channel is wanted."""
+        ...
+
 
 class StoredChannels:
     """Channels that are all there, so that nobody waits: they are read in their order, after the main stream.
@@ -64,6 +68,9 @@ class StoredChannels:
 
     def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
         return None if main else labels[0]
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,10 @@ class ChannelSurveyor:
             self._begun = True
             self._ram.begin_epoch(offset)
         self._channels[label].read_packet(self._ram)
+
+    def close(self) -> None:
+        """Read no more of any channel."""
+        self._given.close()
 
     def read_end(self) -> None:
         """Read what is left of the channels when all of guest RAM has come.

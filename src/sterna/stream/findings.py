@@ -116,9 +116,11 @@ class ByteKinds:
 class StreamSurvey:
     """What is in a stream, up to its end or its fault.
 
-    :ivar bytes: how many bytes there are, up to the fault if there is one, without those of multifd's channels
+    :ivar bytes: how many bytes there are, up to the fault of the main stream if it has one, without those of multifd's channels
     :ivar configuration: None when the stream broke before it
     :ivar page_bits: log2 of the page size of RAM records
+    :ivar fault: the first one, if there is any
+    :ivar main_fault: that of the main stream, which is read on when a channel is broken
     :ivar complete: whether the byte came that ends the stream; only its description may follow
     :ivar described: whether the stream describes its devices
     :ivar absent: devices that it describes but does not have
@@ -142,6 +144,7 @@ class StreamSurvey:
     digest: RamDigest | None = field(default=None, repr=False, compare=False)
     channels: tuple[ChannelSurvey, ...] = ()
     complete: bool = False
+    main_fault: Fault | None = None
 
     @property
     def total_bytes(self) -> int:

@@ -6,7 +6,7 @@ their bytes are. It stands at the stream's end, so where the file can be searche
 it cannot, or where the description is not in its place, a device section ends at its footer, which is searched
 for, and its body is decoded when the description has come.
 
-A stream that is broken is surveyed up to the place where it is.
+A stream that is broken is surveyed up to the place where it is; one whose multifd channels are broken, to its end without them.
 """
 
 from collections.abc import Callable, Iterator
@@ -156,6 +156,7 @@ class Surveyor:
         watch: Callable[["Surveyor"], None] = lambda surveyor: None,
     ) -> None:
         self._fault: Fault | None = None
+        self._channel_fault: Fault | None = None
         self._complete = self._ended = False
         self._watch = watch
         self._given_channels = channels
@@ -186,7 +187,9 @@ class Surveyor:
 
         :param page_digests: digest pages too, if pages are held and all was read
         """
-        whole = self._digests and self._ended and self._fault is None
+        # Where both are broken, the channels were first: with the main stream, reading ends.
+        fault = self._channel_fault or self._fault
+        whole = self._digests and self._ended and fault is None
         channels = self._channels.surveys() if self._channels else ()
         kinds, ram = dict(self._kinds), self._ram
         parts = kinds.pop("record_parts")
@@ -214,16 +217,28 @@ class Surveyor:
             ),
             self._described,
             self._absent,
-            self._fault,
+            fault,
             ram.ledgers(digests=whole and page_digests) if ram else (),
             ram.digest() if ram and whole else None,
             channels,
             self._complete,
+            self._fault,
         )
 
     def _read_ahead(self) -> None:
-        if self._channels:
-            self._channels.read_ahead(self._reader.offset)
+        self._beside(lambda channels: channels.read_ahead(self._reader.offset))
+
+    def _beside(self, action: Callable[[ChannelSurveyor], None]) -> None:
+        """Do something with the channels, if there are any. One that is broken ends the reading of all of them, but not of the
+        main stream: whether that is whole decides over the guest, and anybody can connect beside it.
+        """
+        if not self._channels or self._channel_fault is not None:
+            return
+        try:
+            action(self._channels)
+        except StreamError as error:
+            self._channel_fault = Fault.of(error)
+            self._channels.close()
 
     @property
     def complete(self) -> bool:
@@ -270,8 +285,7 @@ class Surveyor:
                     self._watch(self)
                     break
         self._read_end()
-        if self._channels:
-            self._channels.read_end()
+        self._beside(ChannelSurveyor.read_end)
 
     def _configure(self, configuration: Configuration) -> None:
         self._configuration = configuration
@@ -325,13 +339,12 @@ class Surveyor:
                 self._ram.read_setup(reader)
             if self._given_channels:
                 self._channels = ChannelSurveyor(self._given_channels, self._page_bits, self._ram)
-                self._channels.read_epoch(reader.offset)
+                self._beside(lambda channels: channels.read_epoch(reader.offset))
                 self._channels.end_epoch()
         elif piece.type is SectionType.FULL or self._ram is None:
             raise reader.error("the section must come in parts")
         else:
-            if self._channels:
-                self._channels.read_epoch(reader.offset)
+            self._beside(lambda channels: channels.read_epoch(reader.offset))
             with self._counted("record_parts"):
                 self._ram.read_records(reader)
             if self._channels and piece.type is not SectionType.END:

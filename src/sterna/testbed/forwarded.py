@@ -16,7 +16,8 @@ from sterna.memory.digest import CHUNK_SIZE, digest_file
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.uri import parse
 from sterna.migration.errors import MigrationError
-from sterna.migration.proxy.proxy import Proxy, ProxyView
+from sterna.migration.proxy.proxy import Proxy
+from sterna.migration.proxy.view import ProxyView
 from sterna.testbed.errors import BedError
 from sterna.testbed.network import Host
 

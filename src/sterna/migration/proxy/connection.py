@@ -14,6 +14,8 @@ from sterna.stream import multifd, wire
 
 _BACK_BYTES = 64 << 10
 _LINGER_SECONDS = 5.0
+LAST_WORD_SECONDS = 60.0
+"""How long one end may take for its last word when the other has said its own."""
 
 
 class Kind(Enum):
@@ -23,7 +25,7 @@ class Kind(Enum):
     """Too few bytes have come to tell."""
     MAIN = "main"
     CHANNEL = "channel"
-    """A channel of multifd."""
+    """A channel of multifd, which has said its whole initial packet."""
     QUESTION = "question"
     """A sterna asks who runs a guest (`sterna.migration.doubt`)."""
     OTHER = "other"
@@ -35,6 +37,13 @@ _OPENINGS = {
     multifd.MAGIC.to_bytes(4, "big"): Kind.CHANNEL,
     doubt.QUESTION[:4]: Kind.QUESTION,
 }
+
+
+def _kind_of(head: bytes) -> Kind:
+    if len(head) < 4:
+        return Kind.UNKNOWN
+    kind = _OPENINGS.get(head[:4], Kind.OTHER)
+    return Kind.UNKNOWN if kind is Kind.CHANNEL and len(head) < multifd.INIT_BYTES else kind
 
 
 class End(Enum):
@@ -89,6 +98,7 @@ class Connection:
         self._identified = identified
         self._keep = keep
         self._lock = threading.Lock()
+        self._forwarded = threading.Event()
 
     def run(self) -> None:
         """Forward until both directions have ended; then both channels are closed."""
@@ -106,10 +116,11 @@ class Connection:
             self.tap.end()
             if self.kind is Kind.UNKNOWN and self.tap.head:
                 self._identify(Kind.OTHER)
-            if self.forward_end is End.SENDER_LOST:
-                # A destination that hangs is not waited for: nobody is left to hear it.
+            self._forwarded.set()
+            if self.forward_end is not End.CANCELLED:
                 self.far.end_writing()
-                back.join(_LINGER_SECONDS)
+                # Where the connection is broken, nobody is left to hear the destination, or to be heard.
+                back.join(LAST_WORD_SECONDS if self.forward_end is End.CLOSED else _LINGER_SECONDS)
                 self.far.shut_down()
             back.join()
             if self.forward_end is End.RECEIVER_LOST:
@@ -144,9 +155,11 @@ class Connection:
                 self._note_end("forward_end", End.CLOSED)
                 self.far.end_writing()
                 return End.CLOSED
-            if self.kind is Kind.UNKNOWN and len(head := tap.head + bytes(room[: min(got, HEAD_BYTES)])) >= 4:
+            if self.kind is Kind.UNKNOWN:
                 # Before the destination can answer.
-                self._identify(_OPENINGS.get(head[:4], Kind.OTHER))
+                kind = _kind_of(tap.head + bytes(room[: min(got, HEAD_BYTES)]))
+                if kind is not Kind.UNKNOWN:
+                    self._identify(kind)
             before = self.far.transferred
             try:
                 self.far.send(room[:got])
@@ -173,6 +186,17 @@ class Connection:
             if end is End.SENDER_LOST:
                 # Whatever the source writes now, nobody reads it.
                 self.near.end_writing()
+            if end is not End.CANCELLED:
+                self._await_source()
+
+    def _await_source(self) -> None:
+        """The destination has said its last word: see that the source, if it sends nothing more, ends its direction too."""
+        before = -1
+        while before != self.tap.forwarded:
+            before = self.tap.forwarded
+            if self._forwarded.wait(LAST_WORD_SECONDS):
+                return
+        self.near.stop_reading()
 
     def _pump_back(self) -> End:
         buffer = memoryview(bytearray(_BACK_BYTES))

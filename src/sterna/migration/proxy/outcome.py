@@ -20,7 +20,7 @@ class Outcome(Enum):
     FAILED = "failed"
     """The stream was cut or refused: the guest goes on at the source."""
     CANCELLED = "cancelled"
-    """The proxy was interrupted before the migration had ended; the guest goes on at the source."""
+    """The proxy was interrupted before all of the stream had gone through: the guest goes on at the source."""
     UNREACHABLE = "unreachable"
     """The destination could not be connected to."""
     IN_DOUBT = "in doubt"
@@ -76,14 +76,14 @@ def judge(
                 Outcome.FAILED, f"{first_end}; asked again, the destination said that it gave the guest up"
             )
         return Verdict(Outcome.IN_DOUBT, f"{first_end} before the destination said that it runs the guest")
-    whole = survey is not None and survey.complete
     if answers.shut == 0:
         return Verdict(Outcome.COMPLETED)
-    if interrupted:
-        return Verdict(Outcome.CANCELLED, "the proxy was interrupted")
     if survey is None:
         return Verdict(Outcome.UNKNOWN, first_end)
-    if whole:
+    if survey.main_fault is not None and not survey.main_fault.cut:
+        # Whatever came behind it may have been the rest of the guest, and the word to run it.
+        return Verdict(Outcome.UNKNOWN, f"{first_end}; the stream cannot be read: {survey.main_fault.text}")
+    if survey.complete:
         kinds = {command.kind for command in survey.commands}
         if PrivateCommand.OFFER in kinds:
             return Verdict(Outcome.FAILED, f"{first_end} before the destination was told to run the guest")
@@ -92,6 +92,6 @@ def judge(
                 Outcome.IN_DOUBT, f"{first_end} before the destination said that it loaded the guest"
             )
         return Verdict(Outcome.UNCONFIRMED, "the source did not open the return path")
-    if survey.fault is not None and not survey.fault.cut:
-        return Verdict(Outcome.UNKNOWN, f"{first_end}; the stream cannot be read: {survey.fault.text}")
+    if interrupted:
+        return Verdict(Outcome.CANCELLED, "the proxy was interrupted")
     return Verdict(Outcome.FAILED, f"{first_end} within the stream")

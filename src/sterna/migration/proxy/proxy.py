@@ -9,8 +9,7 @@ proxy stays for a while, so that the source can ask through it.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,10 +19,11 @@ from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import Cancelled, ChannelError, UriError
 from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.connection import Connection, Kind
+from sterna.migration.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
 from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.migration.proxy.recording import Recording
 from sterna.migration.proxy.tap import RING_BYTES, TapReader
+from sterna.migration.proxy.view import ConnectionView, ProxyView
 from sterna.ownership import Outcome as Answered
 from sterna.stream.channel_survey import ChannelSource
 from sterna.stream.findings import StreamSurvey
@@ -46,56 +46,20 @@ MOST_FOREIGN = 32
 MOST_REMEMBERED = 16
 """Of foreign connections that have ended, those that are told one by one."""
 SILENT_SECONDS = 30.0
-"""How long a connection may say nothing at all."""
+"""How long a connection may not say what it carries."""
+_LEAVE_SECONDS = 2.0
+"""How long analysis and recording have for what they hold when the user wants to wait for nothing."""
 _LARGE_RINGS = 4
 _SMALL_RING_BYTES = 1 << 20
 """The ring of each connection beyond the first few that are open: together they take less than half a GiB."""
 
 
-@dataclass(frozen=True)
-class ConnectionView:
-    """A connection, by what went through.
-
-    :ivar forwarded: bytes to the destination
-    :ivar returned: bytes to the source
-    :ivar count: how many connections these figures are of
-    """
-
-    kind: Kind
-    forwarded: int
-    returned: int
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class ProxyView:
-    """What the proxy has seen so far.
-
-    :ivar survey: of the main stream, a moment old; with digests when all of it went through
-    :ivar analysis_fault: why there is no survey, or not of everything
-    :ivar answers: what came back on the main connection
-    :ivar seconds: from the first connection until now, or the end
-    :ivar pass_starts: for each pass of the survey, seconds from the first connection
-    :ivar confirmed_seconds: from the last byte of the stream to the destination's verdict
-    :ivar stalled_seconds: how long forwarding waited for analysis or recording
-    :ivar turned_away: connections that were refused because there were too many
-    """
-
-    verdict: Verdict
-    survey: StreamSurvey | None
-    analysis_fault: str
-    answers: Answers
-    connections: tuple[ConnectionView, ...]
-    seconds: float
-    pass_starts: tuple[float, ...]
-    confirmed_seconds: float | None
-    stalled_seconds: float
-    recording_fault: str
-    turned_away: int = 0
-
-    @property
-    def forwarded(self) -> int:
-        return sum(connection.forwarded for connection in self.connections)
+_WORK = {
+    "proxy-analysis": "the analysis of what went through",
+    "proxy-connection": "other connections to end",
+    "proxy-record": "the recording to be written",
+}
+"""What is waited for, by the name of the thread that does it; the first before the last."""
 
 
 class _LiveChannels:
@@ -114,6 +78,9 @@ class _LiveChannels:
         candidates = {self._readers[label]: label for label in labels}
         ready = self._proxy.wait_ready([*([self._main] if main else []), *candidates])
         return candidates.get(ready)
+
+    def close(self) -> None:
+        self._proxy.close_channels()
 
 
 class Proxy:
@@ -151,7 +118,7 @@ class Proxy:
         self._analysis: threading.Thread | None = None
         self._main: Connection | None = None
         self._main_ended = 0.0
-        self._channels_known = self._analysis_over = False
+        self._channels_known = self._channels_over = False
         self._survey: StreamSurvey | None = None
         self._surveyed = 0.0
         self._analysis_fault = ""
@@ -198,13 +165,27 @@ class Proxy:
                 cancellation.set()
             accepting.join()
             self._listener.close()
-            for thread in self._threads:
-                thread.join()
-            if self._analysis:
-                self._analysis.join()
-            if self._recording:
-                self._recording.join()
+        for thread in self._workers():
+            while thread.is_alive() and not self._is_left():
+                thread.join(seconds)
+                watch(self)
+        with self._changed:
+            if self._analysis and self._analysis.is_alive():
+                self._analysis_fault = "the analysis was left before its end"
+            if self._recording and any(thread.is_alive() for thread in self._recording.threads):
+                self._recording.fault = "it was left before all was written"
         return self.view()
+
+    def _workers(self) -> Iterator[threading.Thread]:
+        """What has something to bring to its end when all connections are cut; each may begin the next."""
+        yield from self._threads
+        if self._analysis:
+            yield self._analysis
+        if self._recording:
+            yield from self._recording.threads
+
+    def _is_left(self) -> bool:
+        return self._interrupts > 1 and time.monotonic_ns() - self._ended_ns > _LEAVE_SECONDS * 1e9
 
     def interrupt(self) -> None:
         """Cut the migration. When the destination has all of the stream it may run the guest at any moment: then wait for
@@ -265,7 +246,20 @@ class Proxy:
             stalled,
             self._recording.fault if self._recording else "",
             self._turned_away,
+            self._waiting(),
         )
+
+    def _waiting(self) -> str:
+        main = self._main
+        if main is None or not (main.forward_end or main.backward_end):
+            return ""
+        if not main.over:
+            who = "source" if main.forward_end is None else "destination"
+            return f"the {who} to close its connection, at most {LAST_WORD_SECONDS:g} s"
+        working = [thread.name for thread in self._workers() if thread.is_alive()]
+        if not self._ended_ns and "proxy-analysis" not in working and self._is_in_doubt():
+            return f"the source to ask who runs the guest, at most {DOUBT_SECONDS:g} s"
+        return next((text for name, text in _WORK.items() if name in working), "")
 
     def _verdict(self) -> Verdict:
         main = self._main
@@ -276,7 +270,8 @@ class Proxy:
         return judge(
             self._survey if not self._analysis_fault else None,
             main.answers,
-            main.first_end or "the connection was cut",
+            main.first_end
+            or ("the proxy was interrupted" if self._cut_by_user else "the connection was cut"),
             closed_first=0 < main.forward_ended_ns < main.answers.decided_ns,
             interrupted=self._cut_by_user,
             answer=self._answer,
@@ -284,13 +279,14 @@ class Proxy:
 
     def _is_over(self) -> bool:
         alive = [thread for thread in self._threads if thread.is_alive()]
+        if self._interrupts > 1:
+            return True
         if self._main is None:
-            return not alive and (self._interrupts > 0 or bool(self._unreachable))
+            return self._interrupts > 0 or (not alive and bool(self._unreachable))
         if not self._main_ended or (self._analysis and self._analysis.is_alive()):
             return False
         if self._is_in_doubt():
-            waited = time.monotonic() - self._main_ended
-            return self._interrupts > 1 or waited > DOUBT_SECONDS
+            return time.monotonic() - self._main_ended > DOUBT_SECONDS
         return not alive or time.monotonic() - self._main_ended > _OTHERS_SECONDS
 
     def _is_in_doubt(self) -> bool:
@@ -387,7 +383,7 @@ class Proxy:
             if connection.kind is Kind.MAIN and self._main is None:
                 self._main = connection
                 self._start_analysis(reader)
-            elif connection.kind is not Kind.CHANNEL or self._analysis_over:
+            elif connection.kind is not Kind.CHANNEL or self._channels_over:
                 reader.close()
             if self._is_foreign(connection) and len(self._foreign(ended=False)) > MOST_FOREIGN:
                 self._turned_away += 1
@@ -399,7 +395,7 @@ class Proxy:
         try:
             thread.start()
         except RuntimeError as error:  # the operating system has no thread to spare
-            self._analysis_fault, self._analysis_over = f"the analysis was not begun: {error}", True
+            self._analysis_fault, self._channels_over = f"the analysis was not begun: {error}", True
             reader.close()
             return
         self._analysis = thread
@@ -414,10 +410,17 @@ class Proxy:
     def _cut_silent(self) -> None:
         before = time.monotonic_ns() - SILENT_SECONDS * 1e9
         with self._changed:
+            is_late = 0 < self._main_ended < time.monotonic() - _OTHERS_SECONDS
             silent = [
                 one
                 for one in self._connections
-                if one.kind is Kind.UNKNOWN and not one.over and one.started_ns < before
+                if not one.over
+                # What a channel still owes when the main stream is over, the analysis would wait for in vain.
+                and (
+                    is_late
+                    if one.kind is Kind.CHANNEL
+                    else one.kind is Kind.UNKNOWN and one.started_ns < before
+                )
             ]
         for connection in silent:
             connection.cut()
@@ -427,8 +430,6 @@ class Proxy:
             for reader in self._readers[connection]:
                 if reader:
                     reader.close()
-        if self._recording:
-            self._recording.end(connection)
         with self._changed:
             connection.over = True
             if connection is self._main:
@@ -440,6 +441,10 @@ class Proxy:
                     pass
             elif connection.kind is Kind.UNKNOWN:
                 self._forget(connection)
+            elif connection.kind is Kind.CHANNEL and self._main is None:
+                # It was none of the migration that is to come.
+                connection.kind = Kind.OTHER
+                self._readers[connection][0].close()
             for other in self._foreign(ended=True)[:-MOST_REMEMBERED]:
                 known = self._ended_others.get(other.kind, ConnectionView(other.kind, 0, 0, 0))
                 self._ended_others[other.kind] = ConnectionView(
@@ -449,6 +454,8 @@ class Proxy:
                     known.count + 1,
                 )
                 self._forget(other)
+        if self._recording:  # last: a disk may stand still
+            self._recording.end(connection)
 
     def _forget(self, connection: Connection) -> None:
         self._connections.remove(connection)
@@ -470,6 +477,15 @@ class Proxy:
                 self._channels_known = True
             channels = [one for one in self._connections if one.kind is Kind.CHANNEL]
             return [(f"multifd connection {i}", self._readers[one][0]) for i, one in enumerate(channels)]
+
+    def close_channels(self) -> None:
+        """Read no more of any channel."""
+        with self._changed:
+            self._channels_over = True
+            unread = [self._readers[one][0] for one in self._connections if one.kind is Kind.CHANNEL]
+            self._changed.notify_all()
+        for channel in unread:
+            channel.close()
 
     def wait_ready(self, readers: Sequence[TapReader]) -> TapReader:
         """Wait until one of the readers has something to read."""
@@ -497,12 +513,7 @@ class Proxy:
                 self._analysis_fault = f"the analysis failed: {type(error).__name__}: {error}"
         finally:
             reader.close()
-            with self._changed:
-                self._analysis_over = True
-                unread = [self._readers[one][0] for one in self._connections if one.kind is Kind.CHANNEL]
-                self._changed.notify_all()
-            for channel in unread:
-                channel.close()
+            self.close_channels()
 
     def _note(self, surveyor: Surveyor) -> None:
         if (now := time.monotonic()) - self._surveyed < _SURVEY_SECONDS and not surveyor.complete:

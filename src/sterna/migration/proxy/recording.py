@@ -5,6 +5,7 @@ import errno
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from sterna.migration.errors import MigrationError
@@ -119,10 +120,10 @@ class Recording:
         finally:
             reader.close()
 
-    def join(self) -> None:
-        """Wait until all is written. All connections have ended by now."""
-        for thread in self._threads:
-            thread.join()
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """Those that write. Once all connections have ended there are no more, and each ends with its file."""
+        return self._threads
 
     def close(self) -> None:
         """Remove the directory again when it was made here and nothing was recorded."""

@@ -13,11 +13,13 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from sterna.migration.channels.sockets import VANISHED_SECONDS
+from sterna.stream.multifd import INIT_BYTES
 
 RING_BYTES = 16 << 20
 ROOM_BYTES = 512 << 10
 """Most bytes that are received at once."""
-HEAD_BYTES = 8
+HEAD_BYTES = INIT_BYTES
+"""As many as it takes to tell what any connection carries: the longest are those of a channel of multifd."""
 PATIENCE_SECONDS = VANISHED_SECONDS / 2
 """How long a reader may hold the forwarding up without reading a byte: the source must not take it for the destination's end."""
 _MARK_BYTES = 4 << 10
