@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sterna.stream import sections
-from sterna.stream.description import Descriptions, find_description, stream_description
+from sterna.stream.description import VALUE_LIMIT, Descriptions, find_description, stream_description
 from sterna.stream.vmstate import (
     DeviceState,
     StreamError,
@@ -20,6 +20,7 @@ from sterna.stream.vmstate import (
     u32,
     unused,
 )
+from sterna.stream.wire import StreamUnsupported
 from stream.streams import LINE, TOY, TOY_STATE
 
 TEXT = stream_description([(TOY, TOY_STATE)], 4096)
@@ -116,10 +117,43 @@ def device(**changes: Any) -> bytes:
     return json.dumps({"page_size": 4096, "devices": [tree]}).encode()
 
 
+def structures(count: int, *fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """So many structures of one byte each."""
+    byte = {"name": "b", "type": "uint8", "size": 1}
+    inner = {"vmsd_name": "s", "version": 1, "fields": [byte, *fields]}
+    return [{"name": "x", "array_len": count, "type": "struct", "size": 1, "struct": inner}]
+
+
 def deep(depth: int) -> list[dict[str, Any]]:
     inner: list[dict[str, Any]] = [] if depth == 0 else deep(depth - 1)
     description = {"vmsd_name": "s", "version": 1, "fields": inner}
     return [{"name": "x", "type": "struct", "size": 1, "struct": description}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [{"name": "x", "type": "uint8", "size": 1, "array_len": VALUE_LIMIT - 1}],
+        structures(VALUE_LIMIT // 2),
+        structures(VALUE_LIMIT // 32, *({"name": f"z{i}", "type": "buffer", "size": 0} for i in range(30))),
+        structures(
+            VALUE_LIMIT // 32, *({"name": "z", "type": "unused_buffer", "size": 0} for i in range(30))
+        ),
+        structures(VALUE_LIMIT // 33 + 1, *structures(15)),
+    ],
+)
+def test_no_more_values_are_described_than_are_held(fields: list[dict[str, Any]]) -> None:
+    """Few bytes of a stream, or none, become as much memory as a value takes."""
+    with pytest.raises(StreamUnsupported, match=f"its devices have more than {VALUE_LIMIT} values"):
+        Descriptions(device(fields=fields))
+    with pytest.raises(StreamUnsupported, match="values"):
+        Descriptions(device(subsections=[{"vmsd_name": "d/x", "version": 1, "fields": fields}]))
+    fields[0]["array_len"] -= 2
+    assert ("d", 0) in Descriptions(device(fields=fields))
+    tree = json.loads(device(fields=fields))
+    tree["devices"].append({**tree["devices"][0], "name": "e"})
+    with pytest.raises(StreamUnsupported, match="values"):
+        Descriptions(json.dumps(tree).encode())
 
 
 @pytest.mark.parametrize(

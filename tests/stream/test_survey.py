@@ -1,6 +1,7 @@
 """Surveys: what they find in streams made here, and what they make of broken ones."""
 
 import dataclasses
+import json
 import os
 import re
 import tracemalloc
@@ -17,7 +18,7 @@ from sterna import hostlimits
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import ram_survey, sections, shadow, survey_kernels, survey_tallies
-from sterna.stream.description import find_description, stream_description
+from sterna.stream.description import VALUE_LIMIT, find_description, stream_description
 from sterna.stream.findings import StreamSurvey
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import SectionHeader
@@ -525,3 +526,35 @@ def test_devices_are_kept_up_to_a_limit() -> None:
     assert found[0].fault is not None
     assert "more than 33554432 bytes of device sections" in found[0].fault.text
     assert used < 3 * DEVICE_LIMIT
+
+
+def of_structures(count: int) -> bytes:
+    """A stream with a device that is so many structures of one byte each, and says so."""
+    inner = {"vmsd_name": "s", "version": 1, "fields": [{"name": "b", "type": "uint8", "size": 1}]}
+    field = {"name": "x", "array_len": count, "type": "struct", "size": 1, "struct": inner}
+    device = {"name": "toy", "instance_id": 0, "vmsd_name": "toy", "version": 3, "fields": [field]}
+    text = json.dumps({"page_size": 4096, "devices": [device]}).encode()
+    section = sections.section_full(5, "toy", 0, 3) + bytes(count) + sections.footer(5)
+    return ram_stream(WHOLE).replace(END, section + sections.end_of_stream() + sections.vm_description(text))
+
+
+@pytest.mark.parametrize(
+    ("count", "known"), [(VALUE_LIMIT // 2 - 1, False), (VALUE_LIMIT, False), (VALUE_LIMIT, True)]
+)
+def test_devices_are_taken_apart_up_to_a_limit(count: int, known: bool) -> None:
+    stream = of_structures(count)
+    text = find_description(stream)
+    assert text is not None
+    found: list[StreamSurvey] = []
+    used = peak(lambda: found.append(survey(PieceSource(stream), description=text if known else None)))
+    [one] = found
+    if count < VALUE_LIMIT // 2:
+        assert one.fault is None
+        assert one.sections[1].state is not None
+    else:
+        assert one.fault is not None
+        assert one.fault.unsupported
+        assert (
+            f"section 'vmdesc', offset {len(stream) - len(text):#x}: its devices have more" in one.fault.text
+        )
+    assert used < 128 << 20

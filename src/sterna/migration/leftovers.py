@@ -26,8 +26,8 @@ from sterna.stream.vmstate import DeviceState
 from sterna.stream.wire import RAM_SECTION, StreamError
 
 SECTIONS_LIMIT = 1 << 20
-"""Most bytes of sections that are kept; QEMU's `virt` with a network card has 48 kB. Taken apart, they can need 250 times
-their room."""
+"""Most bytes of sections that are kept; QEMU's `virt` with a network card has 48 kB. What they become when they are taken apart
+is bounded by what may be described."""
 RAM_LIMIT = 256 << 20
 """Most bytes of RAM blocks that get memory; QEMU's `virt` has 128 MiB of flash."""
 

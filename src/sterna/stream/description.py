@@ -21,8 +21,19 @@ from sterna.stream.vmstate import (
     struct,
     unused,
 )
-from sterna.stream.wire import SECTION_LIMIT, TAKE_LIMIT, VMDESC_LIMIT, SectionType, StreamError
+from sterna.stream.wire import (
+    SECTION_LIMIT,
+    TAKE_LIMIT,
+    VMDESC_LIMIT,
+    SectionType,
+    StreamError,
+    StreamUnsupported,
+)
 
+VALUE_LIMIT = 1 << 20
+"""Most values of all devices together; those of a `virt` machine have 11,500. A value takes some 100 bytes of memory, however few
+it has in the stream: none, perhaps, or one.
+"""
 _SECTION = "vmdesc"
 _DEPTH_LIMIT = 16
 _OPENING = re.compile(bytes((SectionType.VMDESCRIPTION,)) + rb"(.{4})(?=\{)", re.DOTALL)
@@ -55,6 +66,7 @@ class Descriptions:
     """The devices that a stream's description describes.
 
     :raise StreamError: When the text is not such a description.
+    :raise StreamUnsupported: When it describes more values than are held.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -71,6 +83,8 @@ class Descriptions:
             name = _text(_object(device, "a device"), "name")
             instance_id = _integer(device, "instance_id", 1 << 32)
             self._devices[name, instance_id] = _device(name, device)
+        if sum(_state_values(device) for device in self._devices.values()) > VALUE_LIMIT:
+            raise StreamUnsupported(f"its devices have more than {VALUE_LIMIT} values", _SECTION)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._devices)
@@ -165,6 +179,21 @@ def _least_bytes(part: Field) -> int:
         case Struct():
             return sum(_least_bytes(inner) for inner in part.description.fields)
     raise AssertionError(f"no field of a description is a {type(part).__name__}")
+
+
+def _state_values(description: VmStateDescription) -> int:
+    """How many values a device's state, or a structure, has with all in it; what has no value costs its time."""
+    inner = sum(_state_values(sub) for sub in description.subsections)
+    return 1 + inner + sum(_values(part) for part in description.fields)
+
+
+def _values(part: Field) -> int:
+    match part:
+        case Array():
+            return 1 + part.length * _values(part.element)
+        case Struct():
+            return _state_values(part.description)
+    return 1
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

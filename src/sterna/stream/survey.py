@@ -49,7 +49,7 @@ from sterna.stream.wire import (
 )
 
 DEVICE_LIMIT = 32 << 20
-"""Most bytes of device sections that are kept; those of a `virt` machine have 10 kB."""
+"""Most bytes of device sections that are kept; those of a `virt` machine have 10 kB. A TPM has buffers of megabytes."""
 _PAGE_BITS = range(10, 17)
 _MULTIFD_MAGIC = bytes.fromhex("11223344")
 _CHUNK = 64 << 10
