@@ -498,13 +498,13 @@ def test_no_more_connections_are_open_than_are_allowed(monkeypatch: pytest.Monke
         is_turned_away(b"XXXX")
         running.wait_until(lambda view: view.turned_away == 1)
         running.wait_until(lambda view: sum(one.is_alive() for one in running.proxy._threads) == 3)
-        silent = [connect(b"") for _ in range(3)]
+        silent = [connect(opening) for opening in (b"", b"\x11", b"\x11\x22\x33\x44")]
         running.wait_until(lambda view: len(view.connections) == 7)
         is_turned_away(b"")
         assert running.proxy.view().turned_away == 2
         monkeypatch.setattr(proxy_module, "SILENT_SECONDS", 0.0)
         for sock in silent:
-            assert receive(sock) in (b"", b"no"), "who says nothing is cut"
+            assert receive(sock) in (b"", b"no"), "who does not say what it carries is cut"
         strangers[0].shutdown(socket.SHUT_WR)
         assert receive(strangers[0]) == b"no", "who said something is not"
 
