@@ -1,15 +1,19 @@
-"""System calls that fail, by a filter of the kernel's (seccomp(2)): what a disk does that breaks at that very call.
+"""What a host refuses: system calls, and threads.
 
-A filter holds for a thread and for those that it starts, and ends with them: a test's own thread is not touched.
+System calls fail by a filter of the kernel's (seccomp(2)), as at a disk that breaks at that very call. A filter holds for a
+thread and for those that it starts, and ends with them: a test's own thread is not touched.
 """
 
 import ctypes
 import platform
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
+
+import pytest
 
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _ERRNO, _ALLOW = 0x0005_0000, 0x7FFF_0000  # SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW
@@ -94,3 +98,21 @@ def refuse(refusal: Refusal) -> None:
         _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filter_), 0, 0
     ):
         raise OSError(ctypes.get_errno(), "no filter can be set")
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, name: str, times: int | None = None) -> None:
+    """Threads of this name cannot be started, as where the host has none to spare.
+
+    :param times: how often; None for as long as the test runs
+    """
+    start, left = threading.Thread.start, [times]
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name != name or left[0] == 0:
+            start(thread)
+            return
+        if left[0] is not None:
+            left[0] -= 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.hosttree import HostTree
+from tests.refusal import refuse_threads
 
 from hypervisor.conftest import wait_until
 from hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
@@ -467,6 +468,27 @@ def test_a_host_that_refuses_the_memory(make_machine, tmp_path, monkeypatch):
             make_machine(memory_bytes=1 << 30)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_machine_for_which_the_host_has_too_few_threads_leaves_none(make_machine, monkeypatch):
+    before = set(threading.enumerate())
+    refuse_threads(monkeypatch, "vcpu1")
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        make_machine(smp=2)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_a_guest_runs_though_there_is_no_thread_to_size_its_tlbs(make_machine, monkeypatch, times):
+    refuse_threads(monkeypatch, "tlb-sizing", times)
+    machine = make_machine(kernel="clock", append="10")
+    for number in (1, 2):
+        machine.cont()
+        wait_for_seq(machine, number)
+        machine.stop()
+    assert (machine._vm.tlb_sizing._thread is not None) == (times == 1), "the next run is another try"
+    machine.close()
+    assert not any(thread.name == "tlb-sizing" for thread in threading.enumerate())
 
 
 def test_input_reaches_the_guest(make_machine, make_kernel):

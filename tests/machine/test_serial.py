@@ -5,6 +5,7 @@ import socket
 import threading
 
 import pytest
+from tests.refusal import refuse_threads
 
 from sterna.machine.config import MEBIBYTE, MachineConfig
 from sterna.machine.machine import Machine
@@ -190,3 +191,20 @@ def test_output_is_all_written_before_the_line_closes():
     line.close()
     with os.fdopen(reader, "rb") as file:
         assert file.read().splitlines() == [b"%d" % number for number in range(1000)]
+
+
+def test_a_line_whose_thread_cannot_be_had_is_closed_all_the_same(tmp_path, monkeypatch):
+    refuse_threads(monkeypatch, "serial", times=2)
+    path = tmp_path / "socket"
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Machine(MachineConfig(memory_bytes=32 * MEBIBYTE, serial=f"unix:{path}"))
+    assert not path.exists()
+    reader, writer = os.pipe()
+    line = DescriptorSerial("pipe", writer, reader, owned=False)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        line.start(Input())
+    line.close()
+    assert set(threading.enumerate()) <= before
+    os.close(reader)
+    os.close(writer)

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from tests.refusal import refuse_threads
 
 from sterna.machine.throttle import Throttle
 
@@ -112,3 +113,18 @@ def test_without_a_throttle_no_vcpu_is_held(rounds: int) -> None:
         now = clock.now
         clock.go_on(rounds)
         assert clock.now == now, "nothing goes on"
+
+
+def test_a_throttle_that_cannot_begin_can_be_ended_and_put_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch, "throttle", times=1)
+    clock = Clock(rounds=4)
+    vcpus = Vcpus(clock)
+    throttle = Throttle(vcpus, clock)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        throttle.set(50)
+    throttle.set(0)
+    throttle.set(20)
+    assert clock.reached.wait(TIMEOUT)
+    assert vcpus.held_since is None
+    assert len(vcpus.holds) == 2
+    throttle.set(0)

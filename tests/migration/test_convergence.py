@@ -1,12 +1,15 @@
 """Auto-converge: when it slows the guest, by how much, and that it stops doing so. And policies, live."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
+from tests.refusal import refuse_threads
 
+from sterna.machine.throttle import Throttle
 from sterna.migration.controller import MigrationController
 from sterna.migration.convergence.fixed import AutoConverge
 from sterna.migration.parameters import Parameters
@@ -109,6 +112,62 @@ def test_a_cancelled_migration_frees_the_guest():
         assert source.wait(300).status is MigrationStatus.CANCELLED
         assert guest.throttled[-1] == 0
         assert guest.running
+
+
+class ThrottledGuest(DoubleGuest):
+    """A greedy guest with a machine's own throttle."""
+
+    def __init__(self):
+        self.was_held = threading.Event()
+        self._throttle = Throttle(self)
+        super().__init__(2000, steps_per_ms=0, steps_per_look=2000)
+        self.advance_steps(2000)
+
+    def throttle(self, percent):
+        super().throttle(percent)
+        self._throttle.set(percent)
+
+    def hold(self):
+        self.was_held.set()
+
+    def release(self):
+        pass
+
+
+FAST = {"x-sterna-policy": "fixed", "max-bandwidth": 40_000_000, "downtime-limit": 0}
+
+
+def test_a_throttle_that_cannot_begin_leaves_no_log_on(monkeypatch):
+    refuse_threads(monkeypatch, "throttle", times=1)
+    with hosts(ThrottledGuest(), DoubleGuest(2000, running=False)) as (here, there):
+        here.controller.set_capabilities({"auto-converge": True})
+        here.controller.set_parameters(FAST)
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.FAILED
+        assert info.error.endswith("can't start new thread")
+        assert here.guest.running
+        assert not here.guest.logging
+        here.guest.throttle(20)
+        assert here.guest.was_held.wait(30)
+        here.guest.throttle(0)
+
+
+def test_a_throttle_that_cannot_end_leaves_no_log_on(monkeypatch):
+    def fail(percent):
+        raise RuntimeError(f"the brake is stuck at {percent} %")
+
+    with hosts(greedy_guest(), DoubleGuest(2000, running=False)) as (here, there):
+        monkeypatch.setattr(here.guest, "throttle", fail)
+        here.controller.set_capabilities({"auto-converge": True})
+        here.controller.set_parameters(FAST)
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is MigrationStatus.FAILED
+        assert (
+            "stuck at 20 %; and its throttle and dirty log cannot be ended: the brake is stuck at 0 %"
+            in info.error
+        )
+        assert here.guest.running
+        assert not here.guest.logging
 
 
 @contextmanager

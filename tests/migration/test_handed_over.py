@@ -61,7 +61,7 @@ def test_a_log_that_cannot_be_stopped_does_not_say_that_the_guest_is_here(
         assert (info.status, info.error) == (COMPLETED, "")
         assert here.guest.refused
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-            "dirty logging cannot be stopped after the guest has left: Cannot allocate memory"
+            "its throttle and dirty log cannot be ended after the guest has left: Cannot allocate memory"
         ]
         assert (here.guest.run_state, here.guest.ownership.standing) == (RunState.POSTMIGRATE, standing)
         if standing is Standing.SAVED:

@@ -14,12 +14,14 @@ import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from tests.ports import held_port
+from tests.refusal import refuse_threads
 
 from sterna.migration import doubt, handshake, incoming, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination import Destination
+from sterna.migration.errors import ChannelError
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
@@ -125,6 +127,20 @@ def test_a_listener_that_fails_before_any_guest_came_is_given_up() -> None:
         info = there.outcome()
         assert info.status is FAILED
         assert info.error.endswith("invalid argument")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "file"])
+def test_a_wait_that_has_no_thread_keeps_no_address(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held_port() as port, hosts(waiting_guest(PAGES)) as (there,):
+        uri = {"tcp": f"tcp:127.0.0.1:{port}"}.get(kind, f"{kind}:{tmp_path}/there")
+        if kind == "file":
+            (tmp_path / "there").touch()
+        refuse_threads(monkeypatch, "incoming", times=1)
+        with pytest.raises(ChannelError, match="cannot be waited at: can't start new thread"):
+            there.controller.incoming(uri)
+        assert there.controller.incoming(uri) == uri
 
 
 def opening(verified: bool) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.refusal import refuse_threads
 
 from sterna.memory.kernel import COMPILED
 from sterna.migration.errors import StateError
@@ -218,3 +219,19 @@ def test_kernels_and_their_twins_agree(bits: int, numbers: list[int], seed: int)
     covered = [at for address, size in gather for at in range(address, address + size, 1 << bits)]
     assert covered == [(1 << 40) + (page << bits) for page in numbers]
     assert words[0] == sum(1 << page for page in set(numbers))
+
+
+@pytest.mark.parametrize("end", ["send", "receive-1"])
+def test_a_channel_without_a_thread_fails_the_migration_at_once(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_threads(monkeypatch, f"multifd-{end}", times=1)
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        switch_on(here, there)
+        address = there.controller.incoming(TCP)
+        info = here.migrate(address)
+        assert info.status is FAILED
+        assert "can't start new thread" in info.error
+        assert assert_one_runs(here.guest, there.guest) is here.guest
+        assert here.migrate(address).status is COMPLETED
+        assert assert_one_runs(here.guest, there.guest) is there.guest

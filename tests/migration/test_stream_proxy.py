@@ -19,7 +19,7 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, wai
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
 from tests.ports import held_port
-from tests.refusal import Refusal, refusing
+from tests.refusal import Refusal, refuse_threads, refusing
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
@@ -513,14 +513,7 @@ def test_no_more_connections_are_open_than_are_allowed(monkeypatch: pytest.Monke
 def test_a_thread_that_cannot_be_had_costs_no_report(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name == name:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refuse_threads(monkeypatch, name)
     with (
         hosts(source_guest(64), waiting_guest(64)) as (here, there),
         through(there.controller.incoming(TCP), record=tmp_path) as running,

@@ -22,12 +22,17 @@ class CpuThreads:
         self._quit = False
         self._inside = 0
         self._exits: list[tuple[int, Exit]] = []
-        self._threads = [
-            threading.Thread(target=self._loop, args=(vcpu,), name=f"vcpu{vcpu.index}", daemon=True)
-            for vcpu in self._vcpus
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for vcpu in self._vcpus:
+                thread = threading.Thread(
+                    target=self._loop, args=(vcpu,), name=f"vcpu{vcpu.index}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def thread_ids(self) -> list[int]:

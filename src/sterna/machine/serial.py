@@ -158,8 +158,9 @@ class DescriptorSerial:
         if self._owned and stat.S_ISREG(os.fstat(self._output).st_mode):
             os.ftruncate(self._output, 0)
         if self._input is not None:
-            self._thread = threading.Thread(target=self._read, args=(receive,), name="serial", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._read, args=(receive,), name="serial", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _read(self, receive: Receive) -> None:
         assert self._input is not None
@@ -217,8 +218,9 @@ class UnixSerial:
 
     def start(self, receive: Receive) -> None:
         """Serve peers on a thread of its own."""
-        self._thread = threading.Thread(target=self._serve, args=(receive,), name="serial", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, args=(receive,), name="serial", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _serve(self, receive: Receive) -> None:
         while True:

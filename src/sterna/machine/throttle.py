@@ -34,15 +34,19 @@ class Throttle:
         self._thread: threading.Thread | None = None
 
     def set(self, percent: int) -> None:
-        """Let the vCPUs stand still for 0 to 99 percent of their time; when this returns with 0 they run freely."""
+        """Let the vCPUs stand still for 0 to 99 percent of their time; when this returns with 0 they run freely.
+
+        :raise RuntimeError: When the host has no thread to spare.
+        """
         assert 0 <= percent < 100
         with self._changed:
             self._percent = percent
             self._changed.notify_all()
             thread = self._thread
             if percent and thread is None:
-                self._thread = threading.Thread(target=self._run, name="throttle", daemon=True)
-                self._thread.start()
+                started = threading.Thread(target=self._run, name="throttle", daemon=True)
+                started.start()
+                self._thread = started
         if not percent and thread is not None:
             thread.join()
 

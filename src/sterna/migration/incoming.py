@@ -88,20 +88,22 @@ class Incoming:
         self._listener: Listener | None = None
         self._lobby = Lobby()
         self._progress = self._new_progress()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._cancellation.close)
+            undo.callback(self._enough.close)
             if isinstance(uri, uris.ListeningUri):
-                self._listener = uri.listen()
+                self._listener = undo.enter_context(uri.listen())
                 run: Callable[[], None] = self._listen
             else:
-                channel = uri.open_incoming(self._cancellation)
+                channel = undo.enter_context(uri.open_incoming(self._cancellation))
                 run = lambda: self._take_in(channel, b"")  # noqa: E731
-        except BaseException:
-            self._cancellation.close()
-            self._enough.close()
-            raise
-        self._progress.enter(MigrationStatus.SETUP)
-        self._thread = threading.Thread(target=run, name="incoming", daemon=True)
-        self._thread.start()
+            self._progress.enter(MigrationStatus.SETUP)
+            self._thread = threading.Thread(target=run, name="incoming", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # the operating system has no thread to spare
+                raise ChannelError(f"{uri} cannot be waited at: {error}") from error
+            undo.pop_all()
 
     @property
     def uri(self) -> str:

@@ -215,8 +215,8 @@ class Source:
     def _leave(self) -> None:
         """The guest has changed hands: what fails from here on is told, and the migration has succeeded."""
         for step, fault in (
-            (self.guest.migrated_away, "the machine cannot be left"),
-            (self._stop_logging, "dirty logging cannot be stopped"),
+            (self.guest.migrated_away, "this machine cannot be left"),
+            (self._stop_logging, "its throttle and dirty log cannot be ended"),
         ):
             try:
                 step()
@@ -242,7 +242,7 @@ class Source:
         try:
             self._stop_logging()
         except Exception as worse:
-            text += f"; and dirty logging cannot be stopped: {worse}"
+            text += f"; and its throttle and dirty log cannot be ended: {worse}"
         if self._stopped:
             try:
                 match standing:
@@ -278,11 +278,13 @@ class Source:
             self._cancellation.set()
 
     def _stop_logging(self) -> None:
-        if self._precopy is not None:
-            self._precopy.release()
-        if self._logging:
-            self._logging = False
-            self.guest.stop_dirty_logging()
+        try:
+            if self._precopy is not None:
+                self._precopy.release()
+        finally:
+            if self._logging:
+                self._logging = False
+                self.guest.stop_dirty_logging()
 
     # -- phases ----------------------------------------------------------------------------------------------
 

@@ -74,8 +74,9 @@ class MemoryGroup:
         # Who finds no memory waits then (memory controller of version 1, "OOM control").
         self._write("memory.oom_control", "1")
         self.limit(size)
-        self._relief = threading.Thread(target=self._relieve, args=(size >> 6,), name="relief", daemon=True)
-        self._relief.start()
+        relief = threading.Thread(target=self._relieve, args=(size >> 6,), name="relief", daemon=True)
+        relief.start()
+        self._relief = relief
 
     def close(self) -> None:
         """Remove it; processes that are left go back to the group above."""

@@ -6,6 +6,7 @@ VM's TLBs are flushed a few times while its guests warm up: afterwards a guest b
 (bench/stage2.py).
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -23,19 +24,24 @@ class TlbSizing:
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tlb-sizing", daemon=True)
-        self._started = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """The guest begins to run. Only the first call counts."""
-        if not self._started:
-            self._started = True
-            self._thread.start()
+        """A vCPU begins to run. Only the first call counts; where the host has no thread to spare the next tries again, and the
+        guest is only slower meanwhile.
+        """
+        with self._lock:
+            if self._thread is None and not self._ended.is_set():
+                thread = threading.Thread(target=self._run, name="tlb-sizing", daemon=True)
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     @property
     def active(self) -> bool:
         """Whether the guests are warming up, and flushed for it."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         for _ in range(_ROUNDS):
@@ -46,5 +52,5 @@ class TlbSizing:
     def end(self) -> None:
         """No more flushes after this returns."""
         self._ended.set()
-        if self._started:
+        if self._thread is not None:
             self._thread.join()

@@ -234,8 +234,13 @@ class MultifdReceiver:
         receiving = ReceiveChannel(
             index, self._admitted[index], self._blocks, self._page_bits, self._written, self
         )
+        try:
+            receiving.start()
+        except RuntimeError as error:  # the operating system has no thread to spare
+            self._error = self._error or ChannelError(f"{receiving.channel.peer}: {error}")
+            self._changed.notify()
+            return
         self._channels[index] = receiving
-        receiving.start()
 
     def arrive(self, channel: ReceiveChannel) -> bool:
         with self._changed:
