@@ -215,12 +215,12 @@ class HandOver:
 
         :param least: bytes of it that could be enough
         """
-        before = self.channel.transferred
+        self.channel.decisive_at = self.channel.transferred + least
         self.doubt.apply(Event.COMMIT_SENT)
         try:
             self.channel.send(data)
         except (ChannelError, Cancelled) as error:
-            if self.channel.transferred - before < least:
+            if self.channel.transferred < self.channel.decisive_at:
                 self.doubt.apply(Event.COMMIT_CUT)
                 raise
             raise InDoubt(f"{error}, while the stream's end was sent; {self.doubt.advice}") from error

@@ -43,8 +43,8 @@ With QEMU as destination there is no COMMIT: QEMU starts the guest by itself whe
 is sent when QEMU has answered a ping behind the devices: it has loaded everything then, and what fails before that fails while
 the source owns the guest. After the end only SHUT(0) tells that QEMU has the guest. The other value tells nothing: QEMU 7.2 sends
 it also when the guest runs and the stream broke behind its end.
-A command (`exec:`) that has read the end tells by its exit status whether it has the guest; a file has it when it is complete;
-who reads a descriptor (`fd:`) tells nothing.
+A command (`exec:`) may have the guest as soon as a byte of the end is in its pipe, and is not ended any more. It has it when it
+has exited with 0; another exit status tells nothing, nor does who reads a descriptor (`fd:`). A file has it when it is complete.
 """
 
 from enum import IntEnum

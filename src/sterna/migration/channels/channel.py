@@ -37,6 +37,7 @@ class Channel:
     :ivar peer: who is at the other end, as in the URI
     :ivar two_way: both directions work, so the peer can answer
     :ivar transferred: bytes written so far
+    :ivar decisive_at: when so many bytes have been written, whoever is at the other end may have the guest; None when never
     :ivar waited_seconds: how long writers have waited for the peer in all
     :cvar patience_seconds: how long a peer may take nothing of what is written; None for ever
     """
@@ -58,6 +59,7 @@ class Channel:
         """
         self.peer = peer
         self.transferred = 0
+        self.decisive_at: int | None = None
         self.waited_seconds = 0.0
         self._cancellation = cancellation
         self._read_fd = read_fd

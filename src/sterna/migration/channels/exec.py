@@ -1,5 +1,6 @@
 """`exec:COMMAND`: a shell command that takes the stream on its standard input, or gives it on its output."""
 
+import contextlib
 import fcntl
 import os
 import select
@@ -30,7 +31,6 @@ class ExecChannel(Channel):
             cancellation, peer, read_fd=None if write else fd, write_fd=fd if write else None, owner=pipe
         )
         self._process = process
-        self._has_all = False
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:  # this user's share of pipe memory is used up; the smaller pipe works as well
@@ -40,7 +40,6 @@ class ExecChannel(Channel):
         if self._write_fd is not None:
             self._owner.close()
             self._write_fd = None
-            self._has_all = True
         watch = os.pidfd_open(self._process.pid)
         try:
             self._wait(watch, select.POLLIN)
@@ -53,10 +52,14 @@ class ExecChannel(Channel):
 
     def close(self) -> None:
         super().close()
-        if self._process.poll() is None and self._has_all:
-            # It may be what runs the guest now. Whenever it ends, somebody takes its exit status.
-            threading.Thread(target=self._process.wait, name="exec-exit", daemon=True).start()
-        elif self._process.poll() is None:
+        if self._process.poll() is not None:
+            return
+        if self.decisive_at is not None and self.transferred >= self.decisive_at:
+            # It may be what runs the guest now. Whenever it ends, somebody takes its exit status: where the host has no thread to
+            # spare, `Popen` does for the next command.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._process.wait, name="exec-exit", daemon=True).start()
+        else:
             # The shell leads its own process group, so whatever it started goes with it.
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
