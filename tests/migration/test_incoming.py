@@ -21,7 +21,8 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination import Destination
-from sterna.migration.errors import ChannelError
+from sterna.migration.errors import ChannelError, StateError
+from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
@@ -232,7 +233,8 @@ def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
             destination = Destination(
                 moved, channel, b"", Parameters(), progress, doubt.OutcomeRecord(), uuid.uuid4(), cancellation
             )
-            assert destination.run(), "the guest runs here, and whoever waits must know"
+            destination.run()
+        assert progress.snapshot().status is MigrationStatus.ACTIVE, "no failure is told of a guest that runs"
         assert_guest_lives(moved, 5)
     assert "the ink has run out" in caplog.text
 
@@ -310,6 +312,41 @@ def test_a_second_guest_is_turned_away_while_the_first_is_not_confirmed(
         info = other.migrate(address)
         assert info.error == "destination refused: busy: a guest that came in runs here already"
         assert other.guest.running
+
+
+def test_a_second_stream_is_turned_away_whatever_fails_after_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pages would be written into the guest that runs, and whatever failed then would take all of its RAM away."""
+
+    shut = Lobby.shut
+
+    def fail(lobby: Lobby) -> None:
+        monkeypatch.setattr(Lobby, "shut", shut)
+        raise OSError("the door is jammed")
+
+    monkeypatch.setattr(Peer, "confirm", lambda self: None)
+    one, two = (DoubleGuest(PAGES, steps_per_ms=0) for _ in range(2))
+    one.advance_steps(5)
+    with hosts(one, two, DoubleGuest(PAGES, running=False, steps_per_ms=0)) as (here, other, there):
+        address = there.controller.incoming(TCP)
+        monkeypatch.setattr(Lobby, "shut", fail)
+        assert here.migrate(address).status is COMPLETED
+        there.wait_status(COMPLETED)
+        info = other.migrate(address)
+        assert info.error == "destination refused: busy: a guest that came in runs here already"
+        assert_guest_lives(there.guest, 5)
+        assert "the door is jammed" in caplog.text
+
+
+def test_a_guest_that_is_here_is_not_waited_for(tmp_path: Path) -> None:
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        for uri in ("defer", TCP, f"file:{tmp_path}/none"):
+            with pytest.raises(StateError, match="this machine has a guest already"):
+                here.controller.incoming(uri)
+        assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
+        with pytest.raises(StateError, match="this machine has a guest already"):
+            here.controller.incoming(TCP)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class MigrationController:
 
         :return: the URI to connect to, its port filled in
         :raise UriError: When the URI is malformed.
-        :raise StateError: When this machine waits for a guest already, or has taken one in.
+        :raise StateError: When this machine waits for a guest already, or has or had one.
         :raise ChannelError: When the URI cannot be listened on or opened.
         """
         target = None if uri == DEFER else uris.parse(uri)
@@ -132,6 +132,11 @@ class MigrationController:
                     raise StateError(
                         f"the incoming migration from {self._incoming.uri} has been started already"
                     )
+            if self._guest.ownership.standing is not Standing.ABSENT:
+                raise StateError(
+                    "this machine has a guest already, or had one: only a new one can wait for another"
+                )
+            if self._incoming is not None:
                 self._incoming.close()  # its outcome stays to be asked for, should the new address not be had
             if target is None:
                 self._incoming = None

@@ -43,7 +43,7 @@ from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.process import OwnProcess, ProcessWatch
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Event, Outcome
+from sterna.ownership import Event, Outcome, Standing
 from sterna.stream.ram import RamDecoder
 from sterna.stream.reader import CommandPiece, EndOfStream, SectionPiece, StreamReader, VmDescription
 from sterna.stream.return_path import ReturnMessage, pong, shut
@@ -166,32 +166,37 @@ class Destination:
         self._their_digest: RamDigest | None = None
         self._their_devices_digest = 0
         self._our_digest: Future[RamDigest] | None = None
-        # Once set nothing that fails is a failure of the migration, and the RAM is the guest's.
-        self._runs = False
 
-    def run(self) -> bool:
-        """Take in the guest and start it; the outcome is in the progress.
+    @property
+    def _runs(self) -> bool:
+        """Once it has been started here nothing that fails is a failure of the migration, and the RAM is the guest's."""
+        return self.guest.ownership.standing is not Standing.ABSENT
 
-        :return: whether the guest runs here
-        """
-        if self.lobby is not None:
-            self.lobby.open(self._multifd.admit)
+    def run(self) -> None:
+        """Take in the guest and start it; the outcome is in the progress."""
         try:
+            if self.lobby is not None:
+                self.lobby.open(self._multifd.admit)
             self._take_in()
         except Exception as error:
-            if not self._runs:
+            if self._runs:
+                log.exception("after the guest was started")
+            else:
                 # Why a channel failed is also why the main channel then ended.
                 self._give_up(self._disagreement or self._multifd.error or error)
-                return False
-            log.exception("after the guest was started")
         finally:
-            if self.lobby is not None:
-                self.lobby.shut()
-            self._rolling.stop()
-            self._multifd.close()
-            self._leftovers.close()
-            self._process.close()
-        return True
+            shut = () if self.lobby is None else (self.lobby.shut,)
+            for end in (
+                *shut,
+                self._rolling.stop,
+                self._multifd.close,
+                self._leftovers.close,
+                self._process.close,
+            ):
+                try:
+                    end()
+                except Exception:
+                    log.exception("at the end of an attempt")
 
     # -- outcomes --------------------------------------------------------------------------------------------
 
@@ -491,7 +496,6 @@ class Destination:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
         self._start()
-        self._runs = True
         self.confirmed = True
         self.progress.enter(MigrationStatus.COMPLETED)
         if self._return_path:
@@ -527,7 +531,6 @@ class Destination:
         if not self.record.commit(self._id):
             raise Refused("the migration was given up before its COMMIT arrived")
         clock_ns = self._start(elapsed_ns, watched=commit.watched)
-        self._runs = True
         self.record.running(self._id, clock_ns)
         self.progress.enter(MigrationStatus.COMPLETED, clock_note=note)
         self._say(lambda: self._answer(PrivateMessage.RUNNING, Running(clock_ns, note)))

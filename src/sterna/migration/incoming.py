@@ -29,7 +29,7 @@ from sterna.migration.parameters import Parameters
 from sterna.migration.process import ProcessWatch
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.ownership import Event
+from sterna.ownership import Event, Standing
 from sterna.stream import multifd, sections
 from sterna.stream.return_path import ReturnMessage
 from sterna.stream.wire import Command, StreamError
@@ -286,7 +286,6 @@ class Incoming:
             if slot is not _Slot.FREE:
                 self._turn_away(channel, head, slot)
                 return
-            runs = False
             destination: Destination | None = None
             try:
                 if not self._progress.snapshot().status.running:
@@ -306,8 +305,9 @@ class Incoming:
                     SILENCE_SECONDS if self._listener else None,
                     self._lobby if self._listener else None,
                 )
-                runs = destination.run()
+                destination.run()
             finally:
+                runs = self._guest.ownership.standing is not Standing.ABSENT
                 watch = destination.watch if destination is not None else None
                 if runs:
                     self._watch = watch
