@@ -11,6 +11,7 @@ from sterna.cli.display import Display
 from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.progress import Picture, ProgressTracker
 from sterna.cli.result import FINAL
+from sterna.monitor.answers import BegunMigration, MigrationParameters, RunState
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
 
@@ -61,18 +62,18 @@ def follow(
 
     :param watch: called with each picture
     :return: the last answer of query-migrate, and as `run-state` what query-status says
-    :raise CliError: When the connection is lost, or the user left.
+    :raise CliError: When the connection is lost, the VM does not say how the migration goes, or the user left.
     """
     cancelled = continued = warned = False
     try:
-        limit_ms = int(client.command("query-migrate-parameters")["downtime-limit"])
+        limit_ms = client.query("query-migrate-parameters", MigrationParameters)["downtime-limit"]
         tracker = ProgressTracker(limit_ms)
         while True:
-            info: dict[str, Any] = client.command("query-migrate")
+            info = client.query("query-migrate", BegunMigration)
             picture = tracker.update(info)
             if picture.status in FINAL:
                 # Where the guest is, its machine says: an outcome alone does not.
-                return info | {"run-state": client.command("query-status")["status"]}
+                return {**info, "run-state": client.query("query-status", RunState)["status"]}
             least_ms = info.get("x-sterna", {}).get("least-downtime-ms")
             if not warned and least_ms is not None and least_ms > limit_ms:
                 warned = True
@@ -101,4 +102,7 @@ def follow(
             f"the VM was lost during the migration, its outcome is unknown here: {error}", ExitCode.LOST
         ) from error
     except QmpError as error:
-        raise CliError(f"the VM refused a command: {error.desc}") from error
+        raise CliError(
+            f"the VM refused a command during the migration, its outcome is unknown here: {error.desc}",
+            ExitCode.LOST,
+        ) from error

@@ -73,8 +73,8 @@ def command(
     \b
     Exit codes: 0 completed (with -d: started), 1 could not start, 2 wrong call,
     3 failed, 4 cancelled, 5 completed but not verified although asked to,
-    6 the VM was lost on the way, 8 completed for the source, and nobody
-    has asked the destination.
+    6 the VM was lost on the way, or does not say how it went,
+    8 completed for the source, and nobody has asked the destination.
     """
     from sterna.cli.display import choose_display
     from sterna.cli.follow import Interrupts, follow
@@ -102,7 +102,7 @@ def command(
             _check_source(client)
             wanted.capabilities = _return_path(client, uri) | wanted.capabilities
             with applied(client, wanted) as in_force:
-                client.command("migrate", uri=uri)
+                _begin(client, uri)
                 if detach:
                     in_force.keep = True
                     _tell_started(in_force, json)
@@ -119,25 +119,40 @@ def command(
     return exit_code(summary, must_verify=bool(verify))
 
 
+def _begin(client: "QmpClient", uri: str) -> None:
+    from sterna.monitor.client import ConnectionLost
+
+    try:
+        client.command("migrate", uri=uri)
+    except ConnectionLost as error:
+        raise CliError(
+            f"the VM was lost as it was told to migrate; whether it has begun is not known here: {error}",
+            ExitCode.LOST,
+        ) from error
+
+
 def _check_source(client: "QmpClient") -> None:
     """Nothing is set on a VM that another migration would feel it on.
 
     :raise CliError: When it cannot migrate now.
     """
     from sterna.cli.result import FINAL
+    from sterna.monitor.answers import Migration, RunState
 
-    if client.command("query-status")["status"] == "inmigrate":
+    if client.query("query-status", RunState)["status"] == "inmigrate":
         raise CliError(
             "this VM waits for a guest itself: QMP-ADDRESS is to be the source's, and URI where the destination waits"
         )
-    status = client.command("query-migrate").get("status", "none")
+    status = client.query("query-migrate", Migration).get("status", "none")
     if status not in (*FINAL, "none"):
         raise CliError(f"there is a migration in progress already, in status {status}")
 
 
 def _return_path(client: "QmpClient", uri: str) -> dict[str, bool]:
     """A sterna asks wherever the channel works both ways; a QEMU only with the capability return-path."""
-    sterna = "x-sterna-policy" in client.command("query-migrate-parameters")
+    from sterna.monitor.answers import MigrationParameters
+
+    sterna = "x-sterna-policy" in client.query("query-migrate-parameters", MigrationParameters)
     return {} if sterna or not uri.startswith(("tcp:", "unix:")) else {"return-path": True}
 
 

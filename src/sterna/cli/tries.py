@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sterna.migration.parameters import PARAMETERS
+from sterna.monitor.answers import CapabilityState, MigrationParameters, Word
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.units import format_rate
@@ -62,11 +63,12 @@ def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
     stays as that client wants it.
 
     :raise QmpError: When the VM refuses them.
+    :raise ConnectionLost: When it is gone, or does not answer as a VM does.
     """
     before, capabilities_before = _settings(client)
     # A sterna tells what its user said of a capability from what it may choose itself.
     own = "x-sterna-policy" in before
-    asked = client.command("x-sterna-query-asked-capabilities") if own else capabilities_before
+    asked = client.query("x-sterna-query-asked-capabilities", list[Word]) if own else capabilities_before
     tried, tried_capabilities = dict(settings.parameters), dict(settings.capabilities)
     keep = False
     try:
@@ -91,7 +93,7 @@ def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
                 old_capabilities = [
                     {"capability": name, "state": capabilities_before[name] if name in asked else None}
                     for name, state in tried_capabilities.items()
-                    if name in capabilities_before and capabilities_now[name] is state
+                    if name in capabilities_before and capabilities_now.get(name) is state
                 ]
                 with suppress(QmpError):
                     if old_parameters:
@@ -102,6 +104,6 @@ def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
 
 def _settings(client: QmpClient) -> tuple[dict[str, Any], dict[str, bool]]:
     """What a VM is set to now: parameters and capabilities."""
-    states = client.command("query-migrate-capabilities")
-    parameters = dict(client.command("query-migrate-parameters"))
+    states = client.query("query-migrate-capabilities", list[CapabilityState])
+    parameters: dict[str, Any] = {**client.query("query-migrate-parameters", MigrationParameters)}
     return parameters, {one["capability"]: one["state"] for one in states}

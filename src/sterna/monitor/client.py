@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -15,7 +15,11 @@ from sterna.monitor.protocol import QmpError
 from sterna.printable import printable
 
 _MAX_ANSWER_BYTES = 16 << 20
-_MAX_EVENTS = 10_000
+_MAX_EVENTS = 1000
+_MAX_EVENT_BYTES = 1 << 12
+_INTEGER_BITS = 64
+
+Answer = TypeVar("Answer")
 
 
 class ConnectionLost(Exception):
@@ -28,7 +32,7 @@ class QmpClient:
     :param timeout: seconds for each answer, None for ever
     :param greeting_seconds: for the server's greeting, if not `timeout`
 
-    :ivar events: those not taken yet, oldest first
+    :ivar events: those not taken yet, oldest first, but for the oldest of very many, and those of more than 4 KiB
     :ivar greeting: the server's version information
     """
 
@@ -57,7 +61,10 @@ class QmpClient:
             if not isinstance(greeting.get("QMP"), dict):
                 raise ConnectionLost(f"{name} does not speak QMP")
             self.greeting: dict[str, Any] = greeting["QMP"]
-            self.command("qmp_capabilities")
+            try:
+                self.command("qmp_capabilities")
+            except QmpError as error:
+                raise ConnectionLost(f"{name} does not take a client: {error.desc}") from error
         except BaseException:
             connection.close()
             raise
@@ -91,6 +98,20 @@ class QmpClient:
             self.close()  # an answer that comes late is not the next command's
             raise
 
+    def query(self, name: str, kind: type[Answer]) -> Answer:
+        """Run a command without arguments.
+
+        :param kind: what the answer has to be (`sterna.monitor.answers`); what it does not name is returned as it came
+        :raise QmpError: When the command fails.
+        :raise ConnectionLost: When there is no answer, or it is of another kind.
+        """
+        answer = self.command(name)
+        try:
+            msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise ConnectionLost(f"{self._name} does not answer '{name}' as a VM does: {error}") from error
+        return cast(Answer, answer)
+
     def _execute(self, name: str, arguments: dict[str, Any]) -> Any:
         message: dict[str, Any] = {"execute": name}
         if arguments:
@@ -113,9 +134,10 @@ class QmpClient:
             if "event" in answer:
                 self.events.append(answer)
             elif "error" in answer:
-                if not isinstance(answer["error"], dict):
+                refusal = answer["error"]
+                if not isinstance(refusal, dict) or not isinstance(refusal.get("desc"), str):
                     raise ConnectionLost(f"{self._name} does not speak QMP")
-                raise QmpError(str(answer["error"].get("desc")), str(answer["error"].get("class")))
+                raise QmpError(refusal["desc"], str(refusal.get("class")))
             elif "return" in answer:
                 return answer["return"]
 
@@ -169,13 +191,17 @@ class QmpClient:
             if not data:
                 raise ConnectionLost(f"{self._name} closed the connection")
             for text in self._framer.feed(data):
-                self._messages.append(self._decode(text))
+                if isinstance(text, FramingError):
+                    raise ConnectionLost(f"{self._name} does not speak QMP") from text
+                message = self._decode(text)
+                if "event" not in message or len(text) <= _MAX_EVENT_BYTES:
+                    self._messages.append(message)
         return self._messages.popleft()
 
-    def _decode(self, text: bytes | FramingError) -> dict[str, Any]:
+    def _decode(self, text: bytes) -> dict[str, Any]:
         try:
-            message = None if isinstance(text, FramingError) else _printable(msgspec.json.decode(text))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            message = _printable(msgspec.json.decode(text))
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise ConnectionLost(f"{self._name} does not speak QMP")
@@ -189,6 +215,8 @@ def _printable(value: Any) -> Any:
         return [_printable(item) for item in value]
     if isinstance(value, dict):
         return {printable(name): _printable(item) for name, item in value.items()}
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+        raise ValueError("no integer of QMP's is as long")
     return value
 
 
