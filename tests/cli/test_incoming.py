@@ -4,12 +4,13 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from cli.vms import TIMEOUT, vm, wait_for
+from cli.vms import TIMEOUT, children, vm, wait_for
 from sterna.cli.teller import Teller
 from sterna.complaints import Complaints
 from sterna.stream import sections
@@ -55,6 +56,34 @@ def test_no_peer_fills_the_log(tmp_path: Path, data: bytes, kinds: set[str]) -> 
         assert set(said) == kinds
         assert max(map(said.count, kinds)) <= 24
         assert " more since this was told last)" in lines[-1]
+
+
+@pytest.mark.parametrize("uri", ["file:{}", "exec:cat {}; exec sleep 1000", "fd:0"])
+def test_what_comes_one_way_is_told_and_nobody_is_waited_for(tmp_path: Path, uri: str) -> None:
+    """Whoever sends a guest may have more to do afterwards: the guest runs once it is here."""
+    stream = tmp_path / "stream"
+    with vm(tmp_path, "source", *GUEST) as source:
+        source.qmp.command("migrate", uri=f"file:{stream}")
+        wait_for(lambda: source.qmp.command("query-migrate")["status"] == "completed")
+    uri = uri.format(stream)
+    with vm(tmp_path, "vm", "--incoming", uri, "--serial", "null") as machine:
+        wait_for(lambda: machine.errors() == f"sterna: waiting for a guest from {uri}\n" or uri != "fd:0")
+        assert machine.process.stdin is not None
+        if uri == "fd:0":
+            machine.process.stdin.write(stream.read_bytes())
+            machine.process.stdin.flush()
+        wait_for(lambda: machine.qmp.command("query-migrate").get("status") == "completed")
+        wait_for(lambda: "is here" in machine.errors())
+        waiting, *comes, here = machine.errors().splitlines()
+        assert waiting == f"sterna: waiting for a guest from {uri}"
+        # What was there before anybody was told is told in one line.
+        assert comes in ([], [f"sterna: a guest comes in from {uri}"])
+        assert here == f"sterna: the guest from {uri} is here: running"
+        [*left] = children(machine.process.pid)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert len(left) == uri.startswith("exec:"), "it may go on"
+        wait_for(lambda: not children(machine.process.pid))  # somebody takes its exit status
 
 
 def test_standard_error_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:

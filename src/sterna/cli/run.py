@@ -182,9 +182,9 @@ def _run(
                 address = migration.incoming(incoming)
             except (MigrationError, AddressError) as error:
                 raise CliError(f"--incoming: {error}") from error
-            if not _is_one_way(incoming):
-                what = "'migrate_incoming URI' to say where" if incoming == DEFER else f"a guest at {address}"
-                teller.tell(f"waiting for {what}")
+            where = f"a guest {'from' if _is_one_way(incoming) else 'at'} {address}"
+            what = "'migrate_incoming URI' to say where" if incoming == DEFER else where
+            teller.tell(f"waiting for {what}")
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
 
 
@@ -297,16 +297,13 @@ class _RunningMachine:
     def _tell_migration(self, status: str, info: "MigrationInfo") -> None:
         """Tell people of a status; the migration may be further on by now, and will tell so itself."""
         match status:
-            case "active" if info.incoming and info.socket_address:
+            case "active" if info.incoming:
                 self._comes_in = True
                 self._teller.tell_often("comes in", f"a guest comes in from {info.source}")
             case "failed":
                 self._tell_failure(info)
             case "completed" if info.incoming:
-                if info.socket_address:
-                    self._teller.tell(
-                        f"the guest from {info.source} is here: {self._machine.run_state.value}"
-                    )
+                self._teller.tell(f"the guest from {info.source} is here: {self._machine.run_state.value}")
                 for leftover in info.left_behind:
                     self._teller.tell(f"left behind: {leftover}")
             case "completed" if info.peer:
@@ -343,10 +340,9 @@ class _RunningMachine:
 
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
-        with self._lock:
+        with self._lock:  # what comes next is told after this
             self._migration = migration
-            early_status = self._early_status
-        self._tell_migration(early_status, migration.info())
+            self._tell_migration(self._early_status, migration.info())
         control = Control(self._machine, migration, self._quit)
         server = QmpServer(Commands(control))
         self._emit_to = server.emit

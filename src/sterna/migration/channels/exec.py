@@ -19,7 +19,9 @@ _PIPE_BYTES = 1 << 20
 
 
 class ExecChannel(Channel):
-    """A pipe to or from a command. The stream counts as delivered when the command has exited with 0."""
+    """A pipe to or from a command. What is written counts as delivered when the command has exited with 0; one that is read from
+    may do what it likes once all has come.
+    """
 
     def __init__(
         self, cancellation: Cancellation, peer: str, process: "subprocess.Popen[bytes]", *, write: bool
@@ -31,15 +33,18 @@ class ExecChannel(Channel):
             cancellation, peer, read_fd=None if write else fd, write_fd=fd if write else None, owner=pipe
         )
         self._process = process
+        self._has_sent = False
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:  # this user's share of pipe memory is used up; the smaller pipe works as well
             pass
 
     def finish(self) -> None:
-        if self._write_fd is not None:
-            self._owner.close()
-            self._write_fd = None
+        if self._write_fd is None:
+            self._has_sent = True
+            return
+        self._owner.close()
+        self._write_fd = None
         watch = os.pidfd_open(self._process.pid)
         try:
             self._wait(watch, select.POLLIN)
@@ -54,9 +59,10 @@ class ExecChannel(Channel):
         super().close()
         if self._process.poll() is not None:
             return
-        if self.decisive_at is not None and self.transferred >= self.decisive_at:
-            # It may be what runs the guest now. Whenever it ends, somebody takes its exit status: where the host has no thread to
-            # spare, `Popen` does for the next command.
+        ended = self.decisive_at is not None and self.transferred >= self.decisive_at
+        if ended or self._has_sent:
+            # It may be what runs the guest now, or has sent it. Whenever it ends, somebody takes its exit status: where the host
+            # has no thread to spare, `Popen` does for the next command.
             with contextlib.suppress(RuntimeError):
                 threading.Thread(target=self._process.wait, name="exec-exit", daemon=True).start()
         else:
