@@ -41,7 +41,8 @@ def test_cpus_and_registers(human) -> None:
     assert human.execute("info registers").startswith("\nCPU#1\nR00=")
     assert human.execute("info registers", cpu=0).startswith("\nCPU#0\n")
     assert human.execute("info registers -a").count("PSR=") == 2
-    assert "not the index of a CPU" in human.execute("cpu 2")
+    for number in ("2", "-1", "0000000009", "\u00b2", "0" * 4000, ""):
+        assert "not the index of a CPU" in human.execute(f"cpu {number}")
 
 
 def test_a_machine_on_kvm(tmp_path: Path, human) -> None:

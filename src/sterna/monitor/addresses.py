@@ -72,7 +72,7 @@ def parse_address(text: str) -> MonitorAddress:
             raise AddressError(f"{shown}: {target[:40]!r} is not the number of a descriptor")
         return MonitorAddress("fd", fd=int(target))
     host, colon, port = target.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or not int(port[:9]) <= 65535:
+    if not (colon and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise AddressError(f"{shown}: {port[:40]!r} is not a port; expected tcp:HOST:PORT")
     return MonitorAddress("tcp", host=host.strip("[]") or "127.0.0.1", port=int(port))
 

@@ -154,9 +154,10 @@ class HumanMonitor:
         return ""
 
     def _set_cpu(self, rest: str) -> str:
-        if not rest.isdigit() or int(rest[:9]) >= self._control.machine.config.smp:
+        number = int(rest) if rest.isascii() and rest.isdigit() and len(rest) <= 9 else None
+        if number is None or number >= self._control.machine.config.smp:
             raise UsageError(f"cpu: {rest[:40]!r} is not the index of a CPU")
-        self.cpu = int(rest)
+        self.cpu = number
         return ""
 
     def _xp(self, rest: str) -> str:
