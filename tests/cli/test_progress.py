@@ -237,6 +237,21 @@ def test_a_pass_that_gains_has_one() -> None:
     assert outlook(picture).startswith("switchover in ")
 
 
+def test_no_text_of_a_vm_makes_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"clock-note": "late\nVERIFIED", "verdict": "no\nVERIFIED", "policy": "fixed"}
+    info = {**answer("active", 3, MIB), "error-desc": "no\nVERIFIED", "x-sterna": own}
+    out = io.StringIO()
+    for display in (PlainDisplay(out), LiveDisplay()):
+        for status in ("active", "st\nVERIFIED"):
+            display.show(ProgressTracker(300).update({**info, "status": status}))
+        display.note("settings: a\nVERIFIED")
+        for status in ("completed", "failed", "st\nVERIFIED"):
+            display.outcome(summarise({**info, "status": status}))
+    shown = out.getvalue() + capsys.readouterr().err
+    assert shown.count("VERIFIED") >= 12
+    assert not [line for line in shown.splitlines() if line.startswith("VERIFIED")]
+
+
 def test_a_reason_is_shown_as_it_is_whatever_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where it looks like markup."""
     reason = "[/bold] no [red]room[/red]"

@@ -14,6 +14,7 @@ from tests.ports import held_port
 
 from sterna.hypervisor.traits import Rule, Trait
 from sterna.memory.bitmap import DirtyBatch
+from sterna.migration import handshake
 from sterna.migration.errors import ChannelError, MigrationError, StateError, UriError
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus
@@ -74,6 +75,19 @@ def test_the_downtime_is_what_the_guests_counter_sees() -> None:
         assert answer["downtime"] == round(info.downtime_ms)
         assert answer["ram"]["dirty-sync-count"] == len(info.passes)
         assert answer["x-sterna"]["verified"] is True
+
+
+@pytest.mark.parametrize("note", ["late\nVERIFIED\x1b[2J", "late " * 1000])
+def test_what_a_destination_says_of_the_clocks_is_one_line(
+    note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "clamp_elapsed", lambda elapsed_ns, longest_ns: (0, note))
+    with hosts(source_guest(), waiting_guest()) as (here, there):
+        info = here.migrate(there.controller.incoming(TCP))
+        assert info.status is COMPLETED, info.error
+        assert info.clock_note.startswith("late ")
+        assert info.clock_note.isprintable()
+        assert len(info.clock_note) <= 400
 
 
 def test_a_paused_guest_arrives_paused() -> None:

@@ -13,6 +13,7 @@ from monitor.qmpserver import TIMEOUT
 from sterna.guests.layout import STATUS_MAGIC
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
 from sterna.monitor.hmp import HumanMonitor
+from sterna.monitor.report import migration_report
 
 
 @pytest.fixture
@@ -43,6 +44,17 @@ def test_cpus_and_registers(human) -> None:
     assert human.execute("info registers -a").count("PSR=") == 2
     for number in ("2", "-1", "0000000009", "\u00b2", "0" * 4000, ""):
         assert "not the index of a CPU" in human.execute(f"cpu {number}")
+
+
+def test_no_name_of_a_peers_makes_a_line_of_the_report() -> None:
+    left = {"name": "a\nVERIFIED", "instance-id": 0, "nbytes": 1, "digest": "b", "reason": "c"}
+    own = {"left-behind": [left], "ram-digest-destination": "d\nVERIFIED"}
+    lines = migration_report({"status": "completed", "x-sterna": own}).splitlines()
+    assert lines == [
+        "Migration status: completed",
+        "ram digest destination: d\\nVERIFIED",
+        "left behind: a\\nVERIFIED (1 bytes, b): c",
+    ]
 
 
 def test_a_machine_on_kvm(tmp_path: Path, human) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sterna.cli.progress import Picture
 from sterna.cli.result import farewell, verdict
 from sterna.monitor.units import format_rate, format_size
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -98,7 +99,7 @@ class PlainDisplay(Display):
             self.note(f"{picture.fraction:4.0%}  {picture.status}")
 
     def note(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(printable(text), file=self._out, flush=True)
 
     def outcome(self, summary: Mapping[str, Any]) -> None:
         for line in outcome_lines(summary):
@@ -128,7 +129,7 @@ class LiveDisplay(Display):
             self._live.refresh()
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(printable(text))
 
     def outcome(self, summary: Mapping[str, Any]) -> None:
         self._end()
@@ -200,7 +201,7 @@ def _fitted(parts: tuple[str, ...], width: int) -> str:
 
 
 def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The verdict and, of a completed migration, its figures."""
+    """The verdict and, of a completed migration, its figures. Each is one line, whatever a VM says."""
     lines = [verdict(summary)]
     if summary["status"] == "completed":
         passes = f"{len(summary['passes'])} passes, " if summary["passes"] else ""
@@ -213,7 +214,7 @@ def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(summary["clock_note"])
     if text := farewell(summary):
         lines.append(text)
-    return lines
+    return [printable(line) for line in lines]
 
 
 def choose_display(*, json: bool) -> Display:

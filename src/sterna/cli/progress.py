@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sterna.printable import printable
+
 _FIRST_PASS = 0.70
 _PASSES_END = 0.95
 _LEAST_RATE = 1.0
@@ -78,7 +80,7 @@ class ProgressTracker:
     def update(self, info: Mapping[str, Any]) -> Picture:
         """:param info: as query-migrate answers"""
         ram = info.get("ram", {})
-        status = str(info.get("status", "none"))
+        status = printable(str(info.get("status", "none")))
         number = int(ram.get("dirty-sync-count", 0))
         remaining = int(ram.get("remaining", 0))
         total = int(ram.get("total", 0))
@@ -96,7 +98,7 @@ class ProgressTracker:
             ratio = max(dirty / rate, self._left)
             converges = ratio < _LOSING or self._pass_start <= threshold
         own = info.get("x-sterna", {})
-        verdict = str(own.get("verdict") or "")
+        verdict = printable(str(own.get("verdict") or ""))
         if number >= 2 and own.get("policy"):
             converges = not verdict
             ratio = min(ratio, _LOSING - 0.1) if converges else ratio

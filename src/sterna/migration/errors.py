@@ -94,6 +94,11 @@ def describe(error: BaseException) -> str:
         text = str(error)
     else:
         text = f"internal error: {type(error).__name__}: {error}"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """A text that a peer may have made, as one line of at most 400 characters that print."""
     text = printable(" ".join(text.split()))
     half = _TEXT_LIMIT // 2
     return text if len(text) <= _TEXT_LIMIT else f"{text[: half - 3]} ... {text[2 - half :]}"

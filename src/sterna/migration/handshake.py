@@ -53,7 +53,7 @@ from typing import Annotated, TypeVar
 import msgspec
 import xxhash
 
-from sterna.migration.errors import ProtocolError
+from sterna.migration.errors import ProtocolError, one_line
 from sterna.migration.process import ProcessIdentity
 from sterna.stream.multifd import CHANNEL_LIMIT
 
@@ -201,16 +201,23 @@ def encode(payload: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes, kind: type[Payload]) -> Payload:
-    """
+    """A payload, its texts each cut to one line: people are shown them.
+
     :raise ProtocolError: When it is not the JSON of a `kind`, has a number out of its range, or is damaged.
     """
     data, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
     if xxhash.xxh32_digest(data) != check:
         raise ProtocolError(f"damaged {kind.__name__} message from the peer: its checksum is wrong")
     try:
-        return msgspec.json.decode(data, type=kind)
+        payload = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed {kind.__name__} message from the peer: {error}") from error
+    texts = {
+        name: one_line(value)
+        for name, value in msgspec.structs.asdict(payload).items()
+        if isinstance(value, str)
+    }
+    return msgspec.structs.replace(payload, **texts)
 
 
 def clock_offset(sent_ns: int, received_ns: int, peer_ns: int) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sterna.printable import printable
+
 _UNITS = {
     "announce-initial": " ms",
     "announce-max": " ms",
@@ -71,7 +73,8 @@ def migration_report(info: Mapping[str, Any]) -> str:
         lines.append(
             f"left behind: {left['name']}{instance} ({left['nbytes']} bytes, {left['digest']}): {left['reason']}"
         )
-    return "".join(line + "\n" for line in lines)
+    # A peer has named sections and said digests.
+    return "".join(printable(line) + "\n" for line in lines)
 
 
 def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
