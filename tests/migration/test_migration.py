@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.migration.double import DoubleGuest
-from tests.migration.pairs import ANYWHERE, TCP, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.migration.pairs import ANYWHERE, TCP, TIMEOUT, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 
 from sterna.hypervisor.traits import Rule, Trait
@@ -141,6 +141,9 @@ def test_a_command_carries_the_stream(tmp_path: Path) -> None:
         assert there.outcome().status is COMPLETED, there.outcome().error
         there.guest.check_ram()
         assert there.guest.running
+    for thread in threading.enumerate():
+        if thread.name == "exec-exit":  # a command that has sent all of it may end later
+            thread.join(TIMEOUT)
 
 
 def test_a_command_that_fails_before_the_end_leaves_the_guest_here() -> None:
