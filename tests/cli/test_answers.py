@@ -218,6 +218,16 @@ def test_what_passes_for_an_answer_can_be_shown(status: str, limit_ms: int) -> N
     assert shown > 50
 
 
+def test_an_address_is_as_long_as_its_user_made_it(
+    tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "exec:cat > /dev/null #" + "x" * 100_000
+    monkeypatch.setitem(OWN, "uri", uri)
+    with FakeVm(tmp_path / "qmp") as vm:
+        code, _, err = cli("migrate", vm.address, uri)
+    assert code == 0, err[:1000]
+
+
 def test_events_are_kept_in_bounds() -> None:
     near, far = socket.socketpair()
 

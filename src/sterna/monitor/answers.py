@@ -60,7 +60,7 @@ class Pass(TypedDict):
 Own = TypedDict(
     "Own",
     {
-        "uri": Text,
+        "uri": str,  # with a command of the user's, as long as that is
         "peer": Text,
         "verified": bool | None,
         "ram-digest-source": Word,
