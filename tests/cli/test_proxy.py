@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from cli.test_migrate import migrate
 from cli.vms import TIMEOUT, interrupt, pair, wait_for
+from sterna.stream import sections
 
 
 class ProxyProcess:
@@ -147,6 +149,35 @@ def test_interrupted(tmp_path: Path) -> None:
         assert "sterna: error: cancelled: the proxy was interrupted" in between.errors()
         wait_for(lambda: source.qmp.command("query-migrate")["status"] == "failed")
         assert source.running()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("name", ["", "toy.ram"])
+def test_a_migration_that_breaks_before_its_first_page_is_reported(
+    name: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    setup = (4096 | 4).to_bytes(8, "big") + bytes((len(name),)) + name.encode() + (4096).to_bytes(8, "big")
+    stream = (
+        sections.header(sections.Configuration("toy-1.0")) + sections.section_start(2, "ram", 0, 4) + setup
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        proxy(tmp_path, f"tcp:127.0.0.1:{server.getsockname()[1]}", *options) as between,
+    ):
+        with socket.create_connection(("127.0.0.1", int(between.uri.rpartition(":")[2]))) as near:
+            near.sendall(stream)
+            far, _ = server.accept()
+        with far:
+            while far.recv(1 << 16):
+                pass
+        code, _ = between.result()
+    assert "Traceback" not in between.errors()
+    if name:
+        assert code == 3
+        assert "failed: the source closed the connection within the stream" in between.errors()
+    else:
+        assert code == 6
+        assert "RAM block '': a name is 1 to 255 bytes" in between.errors()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +191,7 @@ def _speed(view: "ProxyView") -> float:
 
 def _pass_seconds(view: "ProxyView") -> list[float]:
     """How long each pass took; the last lasts until the end."""
-    ends = [*view.pass_starts[1:], view.seconds]
-    return [end - start for start, end in zip(view.pass_starts, ends, strict=True)]
+    return [end - start for start, end in pairwise([*view.pass_starts, view.seconds])]
 
 
 def _report(view: "ProxyView") -> dict[str, Any]:
