@@ -1,11 +1,13 @@
 """The audit of the dirty log: every lost write is found at the first harvest after it, and nothing else is."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.hosttree import HostTree, host
 from tests.migration.double import WORDS_PER_PAGE, DoubleGuest
 from tests.migration.pairs import TCP, hosts
 
@@ -17,6 +19,8 @@ from sterna.migration.pages import Batch, SentPages
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.monitor.report import migration_report
+
+__all__ = ["host"]
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 PAGES = 7 * 286
@@ -224,3 +228,34 @@ def test_the_text_fits_the_one_line_that_there_is() -> None:
     lost = LostWrite(0xFFFF_F000, "mach-virt.ram", 786431, 0, 1000, 1000, 0, 0xFFF, (0xFFFF_FFFF,) * 4)
     text = f"a write was lost (786431 such pages): {lost}"
     assert describe(RuntimeError(text)).endswith(text)
+
+
+def left(host: HostTree, size: int) -> None:
+    host.unified("/vm")
+    host.group("vm", memory__max=1 << 30, memory__current=(1 << 30) - size)
+
+
+def test_a_second_copy_for_which_there_is_no_memory_is_refused_while_the_guest_runs(host: HostTree) -> None:
+    guest = InjuredGuest()
+    left(host, guest.block.size - 1)
+    info = migrate(guest)
+    assert info.status is FAILED
+    assert re.fullmatch(
+        r"the audit's second copy of guest RAM \(x-sterna-audit\) may take 7\.8 MiB of memory, "
+        r"and only \d\.\d MiB are left here, beside all of the guest's own",
+        info.error,
+    )
+    assert not guest.logging_started
+
+
+def test_what_the_second_copy_may_take_is_not_left_for_the_cache(host: HostTree) -> None:
+    guests = [InjuredGuest() for _ in range(2)]
+    sizes = []
+    for guest, audited in zip(guests, (False, True), strict=True):
+        guest.block.data[:] |= 0  # touched, all of it
+        left(host, guest.block.size + (5 << 20))
+        info = migrate(guest, **{"x-sterna-audit": audited})
+        assert info.status is COMPLETED, info.error
+        assert info.xbzrle is not None
+        sizes.append(info.xbzrle.cache_size)
+    assert sizes == [4 << 20, 2 << 20]

@@ -10,7 +10,7 @@ from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_gues
 
 from sterna.memory.digest import populated_chunks
 from sterna.memory.kernel import COMPILED
-from sterna.memory.ram import RamBlock
+from sterna.memory.ram import RamBlock, RamError
 from sterna.migration import xbzrle_kernels
 from sterna.migration.pages import Batch, PassWork
 from sterna.migration.statistics import MigrationStatus
@@ -235,11 +235,25 @@ def test_the_host_is_asked_for_no_more_than_it_can_spare(host: HostTree) -> None
         )
         large.data[:] = 1
         assert affordable_cache([large]) == 32 << 20
+        assert affordable_cache([large], 20 << 20) == 16 << 20, "half of 60"
+        assert affordable_cache([large], 90 << 20) == 0
         host.group("vm", memory__current=99 << 20)
         assert affordable_cache([small]) == 0
         (host.root / "proc/meminfo").unlink()
         host.unified("/other")
         assert affordable_cache([small]) == 0
+
+
+def test_a_cache_for_which_there_is_no_memory_is_refused(host: HostTree) -> None:
+    host.unified("/vm")
+    host.group("vm", memory__max=100 << 20, memory__current=96 << 20)
+    with RamBlock("a", 5 << 20) as block:
+        with pytest.raises(
+            RamError,
+            match=r"the XBZRLE cache \(xbzrle-cache-size\) may take 5\.0 MiB of memory, and only 4\.0 MiB are left here",
+        ):
+            XbzrleCache([block], 1 << 60)
+        XbzrleCache([block], 4 << 20).close()
 
 
 def test_a_cache_larger_than_ram_takes_no_more_than_ram() -> None:

@@ -16,6 +16,7 @@ from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
 from sterna.memory.kernel import kernel
 from sterna.memory.ram import RamBlock
+from sterna.memory.room import require_room
 
 _THREADS = 2
 _FEW_WORDS = 64
@@ -75,10 +76,12 @@ def _compare(left: Memory, right: Memory, judged: Words, first: int, end: int, o
 class Shadow:
     """Copies of RAM blocks, all zero at first.
 
-    :raise RamError: When the host refuses the memory.
+    :raise RamError: When the host refuses the memory, or has too little left.
     """
 
     def __init__(self, blocks: Sequence[RamBlock]) -> None:
+        size = sum(block.size for block in blocks)
+        require_room("the audit's second copy of guest RAM (x-sterna-audit)", size, blocks)
         self._blocks = {block.name: block for block in blocks}
         self._copies = {block.name: RamBlock(block.name, block.size) for block in blocks}
 

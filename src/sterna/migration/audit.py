@@ -67,7 +67,7 @@ class ShadowAudit:
     """An audit of one migration.
 
     :param sent_pages: which pass sent each page last
-    :raise RamError: When the host refuses the memory: as much as the guest has.
+    :raise RamError: When the host refuses the memory, as much as the guest has, or has too little left.
     """
 
     def __init__(self, guest: Guest, progress: Progress, sent_pages: SentPages) -> None:

@@ -289,9 +289,9 @@ class Source:
     # -- phases ----------------------------------------------------------------------------------------------
 
     def _migrate(self) -> None:
-        self._cache = self._make_cache()
         if self.parameters.audit:
             self._audit = ShadowAudit(self.guest, self.progress, self._sent_pages)
+        self._cache = self._make_cache()
         if self._cache is not None:
             self.progress.note(xbzrle=self._cache.statistics)
         with self.uri.connect(self._cancellation) as channel, closing(self._page_sender(channel)) as pages:
@@ -346,7 +346,7 @@ class Source:
     def _make_cache(self) -> XbzrleCache | None:
         """The XBZRLE cache, if the user asked for one or left it to the policy.
 
-        :raise RamError: When the user asked, and the host refuses the memory.
+        :raise RamError: When the user asked, and the host refuses the memory or has too little left.
         """
         blocks, own = self.guest.ram_blocks, self.parameters.policy is not PolicyName.FIXED
         if self.parameters.xbzrle:
@@ -354,7 +354,8 @@ class Source:
         # QEMU and sterna take XBZRLE whether or not they are told; who reads a file or a pipe is not known.
         if not (own and self.parameters.may_choose_xbzrle and isinstance(self.uri, uris.ListeningUri)):
             return None
-        size = affordable_cache(blocks)
+        shadow = sum(block.size for block in blocks) if self.parameters.audit else 0
+        size = affordable_cache(blocks, shadow)
         if self._multifd is not None or not size:
             return None
         try:

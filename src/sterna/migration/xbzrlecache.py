@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sterna.hostlimits import available_bytes
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
-from sterna.memory.populated import populated
 from sterna.memory.ram import RamBlock
+from sterna.memory.room import require_room, spare_bytes
 from sterna.migration import xbzrle_kernels
 from sterna.migration.channels.gather import Vectors
 from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork, stream_pages
@@ -81,7 +80,7 @@ class XbzrleCache:
     :param page_bits: log2 of the stream's page size
     :param from_start: pages of the first pass may be encoded
 
-    :raise RamError: When the host refuses the memory.
+    :raise RamError: When the host refuses the memory, or has too little left.
     """
 
     def __init__(
@@ -105,6 +104,9 @@ class XbzrleCache:
         places = min(cache_bytes >> page_bits, 1 << (pages - 2).bit_length())
         # Never less than what the memory comes in.
         self._places = max(places, 1 << self._split)
+        # A place that no page has takes no memory.
+        needed = min(self._places << page_bits, sum(block.size for block in blocks))
+        require_room("the XBZRLE cache (xbzrle-cache-size)", needed, ())
         self._memory = RamBlock("xbzrle cache", self._places << page_bits)
         self._keys = np.zeros(self._places, dtype=np.int64)
         self._ages = np.zeros(self._places, dtype=np.int64)
@@ -257,15 +259,15 @@ class XbzrleCache:
         self._memory.close()
 
 
-def affordable_cache(blocks: Sequence[RamBlock]) -> int:
+def affordable_cache(blocks: Sequence[RamBlock], taken: int = 0) -> int:
     """As large a cache as guest RAM needs, or a smaller one that this process can spare: at most half of the memory that it may
     still take when the guest has touched all of its RAM.
 
     :param blocks: all of guest RAM
+    :param taken: bytes of that memory that something else may take
     :return: a power of two; 0 when the host does not tell, or has next to nothing
     """
     ram_bytes = sum(block.size for block in blocks)
-    touched = sum(int(np.count_nonzero(populated(block, 0, block.pages, 1))) for block in blocks)
-    spare = max(0, (available_bytes() or 0) - (ram_bytes - touched * PAGE_SIZE)) // 2
+    spare = max(0, (spare_bytes(blocks) or 0) - taken) // 2
     size = min(1 << (ram_bytes - 1).bit_length(), 1 << spare.bit_length() >> 1)
     return size if size >= _LEAST_CACHE else 0
