@@ -212,7 +212,11 @@ class KvmVm(ABC):
             return words if host is None else words | host
 
     def peek_dirty_log(self, slot: int) -> Words:
-        """Look at the log, in the bitmap or the rings."""
+        """Look at the log, in the bitmap or the rings.
+
+        Where the bitmap is not cleared by hand the kernel cannot be asked without clearing it: it protects the pages that it
+        finds, and flushes the TLBs when there are any.
+        """
         with self._lock:
             there = self.memory.slot(slot)
             if self._ring is not None:
