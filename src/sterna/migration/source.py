@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from sterna.hypervisor.traits import first_difference
 from sterna.memory.digest import RamDigest
@@ -52,7 +51,7 @@ from sterna.migration.precopy import Precopy
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.statistics import DowntimeParts, MigrationStatus
+from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
 from sterna.ownership import Standing
 from sterna.stream import ram, sections
@@ -70,34 +69,6 @@ _QUESTION_SECONDS = 5.0
 
 _HANDED_OVER = frozenset({Standing.AWAY, Standing.SAVED, Standing.HANDED_ON})
 """Once it has come to that, nothing that fails here is a failure of the migration."""
-
-
-@dataclass
-class _Timeline:
-    """CLOCK_REALTIME in ns at the ends of the downtime's parts, and what is known of its last."""
-
-    stop: int = 0
-    stopped: int = 0
-    last_pass: int = 0
-    device_state: int = 0
-    digest: int = 0
-    loaded: int = 0
-    started: int = 0
-
-    def parts(self) -> DowntimeParts:
-        marks = [
-            self.stop,
-            self.stopped,
-            self.last_pass,
-            self.device_state,
-            self.digest,
-            self.loaded,
-            self.started,
-        ]
-        # A mark that was never set (nobody told) ends its part at once.
-        for i in range(1, len(marks)):
-            marks[i] = max(marks[i], marks[i - 1])
-        return DowntimeParts(*((after - before) / 1e6 for before, after in pairwise(marks)))
 
 
 @dataclass
@@ -124,7 +95,7 @@ class Source:
         self.limiter = RateLimiter(self.parameters.max_bandwidth, sleep=self._cancellation.sleep)
         self._page_bits = LEGACY_ARM_PAGE_BITS if self.guest.page_bits is None else self.guest.page_bits
         self._sent_pages = SentPages(self.guest.ram_blocks)
-        self._timeline = _Timeline()
+        self._timeline = Timeline()
         self._digest_useless = threading.Event()
         self._precopy: Precopy | None = None
         self._cache: XbzrleCache | None = None

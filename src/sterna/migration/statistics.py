@@ -23,6 +23,7 @@ end of the stream where there is no way back. `DowntimeParts` splits it.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from sterna.memory.address import PAGE_SIZE
@@ -132,6 +133,35 @@ class DowntimeParts:
 
     def to_dict(self) -> dict[str, float]:
         return {name.replace("_", "-"): round(value, 3) for name, value in vars(self).items()}
+
+
+@dataclass
+class Timeline:
+    """CLOCK_REALTIME in ns at the ends of the downtime's parts, and what is known of its last."""
+
+    stop: int = 0
+    stopped: int = 0
+    last_pass: int = 0
+    device_state: int = 0
+    digest: int = 0
+    loaded: int = 0
+    started: int = 0
+
+    def parts(self) -> DowntimeParts:
+        """The downtime, from one mark to the next."""
+        marks = [
+            self.stop,
+            self.stopped,
+            self.last_pass,
+            self.device_state,
+            self.digest,
+            self.loaded,
+            self.started,
+        ]
+        # A mark that was never set (nobody told) ends its part at once.
+        for i in range(1, len(marks)):
+            marks[i] = max(marks[i], marks[i - 1])
+        return DowntimeParts(*((after - before) / 1e6 for before, after in pairwise(marks)))
 
 
 @dataclass(frozen=True)
