@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sterna.cli.bench.kvm.modes import Modes
 from sterna.hostload import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
+from sterna.memory.kernel import COMPILED
 
 MEBIBYTE = 1 << 20
 COMMAND = [sys.executable, "-m", "sterna", "bench", "--accel", "kvm"]
@@ -51,6 +53,38 @@ def test_quick(kvm) -> None:
         assert (row["outcome"], row["verified"]) == ("completed", True)
         assert row["median"]["downtime_ms"] > 0
     assert result["goals"] == []  # they are about memory of full size
+
+
+WITHOUT_THE_EMULATED_CPU = """
+import sys
+sys.modules["unicorn"] = None
+from sterna.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+def test_it_compiles_first_and_only_what_kvm_needs(kvm, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_THE_EMULATED_CPU,
+            *COMMAND[3:],
+            "--quick",
+            "--only",
+            "ring",
+            "dirty-log",
+        ],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stderr.splitlines()
+    assert "compiling kernels" in first
+    assert second == "dirty log, ring: measured"
 
 
 @pytest.mark.parametrize("mode", list(DirtyLogMode))

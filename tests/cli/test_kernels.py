@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sterna.cli.errors import ExitCode
 from sterna.memory.kernel import COMPILED
 
 TESTS = Path(__file__).parent.parent
@@ -149,3 +150,63 @@ def test_a_signal_meanwhile_leaves_no_socket(
         assert program.stderr.read() == "sterna: error: interrupted\n"
     assert program.returncode == 130
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+
+
+PREPARED = """
+import sys
+from sterna.cli.testbedrun import _prepare
+from sterna.testbed.kinds import KindOptions, make_kind
+_prepare(make_kind(sys.argv[1], KindOptions()))
+"""
+"""What a test bed does before its first scenario."""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+@pytest.mark.parametrize(
+    "command",
+    [
+        (HEARD, "doctor"),
+        (HEARD, "stream", "info", "file"),
+        (HEARD, "stream", "verify", "file"),
+        (HEARD, "stream", "diff", "file", "file"),
+        (PREPARED, "emulated"),
+        (PREPARED, "kvm"),
+        (PREPARED, "qemu"),
+    ],
+    ids=lambda command: " ".join(command[1:]),
+)
+def test_who_compiles_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", *command],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stderr is not None
+        assert "compiling kernels" in program.stderr.readline()
+        program.kill()
+
+
+ONE_PACKAGE_LESS = """
+import sys
+sys.modules["unicorn"] = None
+from sterna.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",)])
+def test_a_package_that_is_missing_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PACKAGE_LESS, *command],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.stderr == "sterna: error: the Python package unicorn is missing: pip install unicorn\n"
+    assert done.returncode == ExitCode.UNSUPPORTED

@@ -89,10 +89,12 @@ def _run_a_guest(accel: str) -> dict[str, int]:
     """
     import time
 
+    from sterna.cli.kernels import prepare_kernels
     from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, StatusError, read_status
     from sterna.machine.config import MEBIBYTE, MachineConfig
     from sterna.machine.machine import Machine
 
+    prepare_kernels(accel)
     config = MachineConfig(accel=accel, memory_bytes=16 * MEBIBYTE, kernel="dirtyram", append="64 16 1")
     with Machine(config) as machine:
         machine.cont()

@@ -19,10 +19,10 @@ _MIGRATION = (
     "sterna.migration.xbzrle_kernels",
     "sterna.stream.ram_kernels",
 )
-_SURVEY = ("sterna.stream.survey_kernels", "sterna.stream.survey_tallies")
+_SURVEY = ("sterna.stream.capture",)
 _EMULATED = ("sterna.hypervisor.emulated.guestmode", "sterna.stage2.tables")
 _KVM = ("sterna.hypervisor.kvm.dirtyring",)
-"""Modules whose kernels are called."""
+"""Modules whose kernels are called, their own or those of what they import."""
 
 
 def prepare_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
@@ -34,8 +34,8 @@ def prepare_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
 
 
 def prepare_survey_kernels(check: Callable[[], None] = lambda: None) -> None:
-    """The same for those that look at a live stream."""
-    _prepare((*_MIGRATION, *_SURVEY), check)
+    """The same for those that look at a stream."""
+    _prepare(_SURVEY, check)
 
 
 def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
@@ -64,8 +64,13 @@ def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
 
     if not COMPILED:
         return
-    for module in modules:
-        importlib.import_module(module)
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"the Python package {error.name} is missing: pip install {error.name}", ExitCode.UNSUPPORTED
+        ) from error
     try:
         with _line(check) as tell:
             fetch_kernels(tell)

@@ -178,8 +178,10 @@ def _survey(
     page_digests: bool = False,
 ) -> "StreamSurvey":
     """:raise UsageError: When a file cannot be read."""
+    from sterna.cli.kernels import prepare_survey_kernels
     from sterna.stream.capture import survey_file
 
+    prepare_survey_kernels()
     try:
         survey = survey_file(file, channels, digests=digests, page_digests=page_digests)
     except (OSError, ValueError) as error:

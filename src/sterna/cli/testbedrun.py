@@ -211,11 +211,12 @@ def _find(names: Sequence[str]) -> "Iterator[ScenarioFile]":
 
 def _prepare(kind: "VmKind") -> None:
     """Have kernels compiled before anything is timed."""
-    if kind.name != "emulated":
-        return
-    from sterna.cli.kernels import compile_kernels
+    from sterna.cli.kernels import compile_kernels, prepare_survey_kernels
 
-    compile_kernels()
+    if kind.name in ("emulated", "kvm"):
+        compile_kernels(kind.name)
+    else:
+        prepare_survey_kernels()  # for what is forwarded
 
 
 # -- for people -----------------------------------------------------------------------------------------------

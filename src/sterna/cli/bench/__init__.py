@@ -136,7 +136,8 @@ def command(
         modes = _measure_kvm(variants, log, quick, settings.runs, check, note) if kvm else None
         if modes is not None:
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
-        compile_kernels(check=check)
+        if not kvm:
+            compile_kernels(check=check)
         done = [compare(workload, variants, settings, check, note) for workload in workloads]
     if json:
         result = to_json(done, settings)
@@ -164,6 +165,7 @@ def _measure_kvm(
 ) -> "Modes":
     from sterna.cli.bench.kvm.modes import find_modes
     from sterna.cli.bench.workloads import Who
+    from sterna.cli.kernels import prepare_kernels
     from sterna.memory.ram import RamError
 
     try:
@@ -171,6 +173,7 @@ def _measure_kvm(
             modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
             if not modes.there:
                 raise CliError("; ".join(dict.fromkeys(modes.missing.values())), ExitCode.UNSUPPORTED)
+            prepare_kernels("kvm", check)
             return modes.measured(quick, runs, check, note) if log else modes
     except RamError as error:
         raise CliError(str(error)) from error
