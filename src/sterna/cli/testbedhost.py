@@ -10,6 +10,7 @@ import click
 
 from sterna.cli.errors import CliError, UsageError
 from sterna.cli.paths import NamedPath
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from sterna.testbed.armhost.emulator import Forward, Settings
@@ -100,7 +101,7 @@ def host(
     except ImageError as error:
         first, *more = str(error).splitlines()
         for line in more:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         raise CliError(first) from error
 
 

@@ -15,6 +15,7 @@ from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import ended_in_order
 from sterna.newfile import check_report, write_report
+from sterna.printable import printable
 
 if TYPE_CHECKING:
     from sterna.testbed.kinds import VmKind
@@ -223,7 +224,7 @@ def _prepare(kind: "VmKind") -> None:
 
 
 def _say(text: str) -> None:
-    print(f"sterna: {text}", file=sys.stderr, flush=True)
+    print(f"sterna: {_shown(text)}", file=sys.stderr, flush=True)
 
 
 def _quiet(text: str) -> None:
@@ -231,21 +232,26 @@ def _quiet(text: str) -> None:
 
 
 def _progress(name: str) -> Callable[[str], None]:
-    return lambda text: print(f"  {name}: {text}", file=sys.stderr, flush=True)
+    return lambda text: print(f"  {name}: {_shown(text)}", file=sys.stderr, flush=True)
+
+
+def _shown(text: str) -> str:
+    """A text that may hold what a guest or a VM said."""
+    return printable(text, lines=True)
 
 
 def _show(result: "Result") -> None:
     """One line for each claim, with what was measured."""
     name, outcome = result.scenario, result.outcome.value
-    click.echo(f"{_mark(outcome)} {name:<10} {result.title} ({result.seconds:.1f} s)")
+    click.echo(f"{_mark(outcome)} {name:<10} {_shown(result.title)} ({result.seconds:.1f} s)")
     if result.reason and not result.findings:
-        click.echo(f"{'':<8} {result.reason}")
+        click.echo(f"{'':<8} {_shown(result.reason)}")
     elif result.reason and outcome == "error":
-        click.echo(f"{'':<8} it broke off: {result.reason}")
+        click.echo(f"{'':<8} it broke off: {_shown(result.reason)}")
     for finding in result.findings:
-        click.echo(f"{'':<8} {_mark(finding.verdict.value)} {finding.claim}: {finding.figure}")
+        click.echo(f"{'':<8} {_mark(finding.verdict.value)} {_shown(f'{finding.claim}: {finding.figure}')}")
         for problem in finding.problems:
-            click.echo(f"{'':<17} - {problem}")
+            click.echo(f"{'':<17} - {_shown(problem)}")
 
 
 def _summarise(results: "Sequence[Result]", seconds: float) -> None:
@@ -256,7 +262,7 @@ def _summarise(results: "Sequence[Result]", seconds: float) -> None:
     checks = sum(len(result.findings) for result in results)
     click.echo(f"{len(results)} scenarios, {checks} checks in {seconds:.0f} s: {told}")
     for note in dict.fromkeys(result.note for result in results if result.note):
-        click.echo(note)
+        click.echo(_shown(note))
 
 
 def _mark(outcome: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
+from sterna.printable import printable
 from sterna.pythonprogram import module_command, own_environment
 from sterna.testbed.console import Console
 from sterna.testbed.errors import BedError, VmError
@@ -252,7 +253,7 @@ class Vm(ABC):
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         said = next((line for line in reversed(lines) if line.strip()), "")
-        return said.removeprefix("sterna: error: ") or f"exit code {self._process.returncode}"
+        return printable(said.removeprefix("sterna: error: ")) or f"exit code {self._process.returncode}"
 
 
 class SharedRam:
