@@ -1,5 +1,7 @@
 """Dirty logging of a real (emulated) CPU's writes, through tables that its own MMU walks."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from unicorn.arm_const import UC_ARM_REG_PC, UC_ARM_REG_R0
@@ -7,11 +9,13 @@ from unicorn.arm_const import UC_ARM_REG_PC, UC_ARM_REG_R0
 from hypervisor.conftest import LOG, powered_off, wait_until
 from hypervisor.programs import CODE, JUMP, POWER_OFF, RAM, TOUCH, TOUCH_FOREVER, load, word
 from stage2.support import write as stage2_write
+from sterna.hypervisor.emulated import vm
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import count, full_bitmap, page_numbers
 from sterna.memory.ram import RamBlock
 from sterna.stage2.state import MAX_SLOTS
+from sterna.stage2.tables import Stage2
 
 WORK = RAM + 4 * PMD_SIZE
 FIRST = 4 * 512  # its page number
@@ -108,6 +112,7 @@ def all_pages_wait_for_a_flush(guest):
     state = guest.vm.stage2.state[0]
     assert not state["pool_retired"]
     state["pool_retired"], state["pool_free"] = state["pool_free"], 0
+    state["pool_retired_last"] = state["pool_pages"]
 
 
 @pytest.mark.parametrize("generic", [False, True])
@@ -124,6 +129,38 @@ def test_vcpus_that_need_tables_flush_for_those_taken_out(make_guest, generic):
     assert powered_off(guest.finish(1))
     assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 1024))
     assert guest.vm.statistics()["flushes"] == flushes + 2, "one for the tables, one for the log"
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_pool_that_is_just_enough(make_guest, monkeypatch, generic):
+    """Two vCPUs dissolve and rebuild blocks, and wait for pages, while a third thread flushes for its own reasons."""
+    # The root's two pages, the table of blocks, one for each block, and one more.
+    monkeypatch.setattr(vm, "Stage2", partial(Stage2, pool_size=(2 + 1 + 16 + 1) * PAGE_SIZE))
+    guest = make_guest(smp=2, secondaries_off=False, generic_flush=generic)
+    pages = 6 * 512
+    starts = (WORK, WORK + 6 * PMD_SIZE)
+    for cpu, start in enumerate(starts):
+        guest.program(TOUCH_FOREVER, cpu=cpu, r0=start, r1=pages, r2=0)
+    guest.start()
+    for _ in range(20):
+        for on in (True, False):
+            guest.log(on)
+            for start in starts:
+                before = word(guest.block, start)
+                wait_until(
+                    lambda before=before, start=start: word(guest.block, start) != before or guest.exits,
+                    "the guests' next sweeps",
+                )
+        guest.vm.unmap_range(Ipa(WORK), 2 * PMD_SIZE)
+    assert not guest.exits
+    guest.stop()
+    words = guest.block.data.view(np.uint32)[:: PAGE_SIZE // 4]
+    for start in starts:
+        first = (start - RAM) // PAGE_SIZE
+        steps = np.diff(words[first : first + pages].astype(np.int64))
+        assert set(np.unique(steps).tolist()) <= {0, -1}, (
+            "each page has the sweep's number, or that of the one before"
+        )
 
 
 def test_a_device_gets_tables_that_wait_for_a_flush(guest):

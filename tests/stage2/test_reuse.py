@@ -4,7 +4,7 @@ import pytest
 
 from stage2.support import RAM_PA, RecordingFlush, access, make, tables_in_use, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
-from sterna.stage2 import armv7
+from sterna.stage2 import armv7, pool, tables
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import OutOfTablesError
@@ -88,13 +88,13 @@ def test_a_table_of_tables_is_not_used_for_pages_at_once():
 def test_a_page_is_used_again_after_the_flush(stage2):
     log(stage2)
     write(stage2, A)
-    tables = tables_in_use(stage2).keys()
+    before = tables_in_use(stage2).keys()
     stage2.unmap(A, PMD_SIZE)
     free = stage2.free_tables
     stage2.flush_tlbs(RecordingFlush())
     assert stage2.free_tables == free
     write(stage2, B)
-    assert tables_in_use(stage2).keys() == tables
+    assert tables_in_use(stage2).keys() == before
 
 
 def use_a_table(stage2, number):
@@ -147,7 +147,25 @@ def test_without_a_free_page_a_flush_gives_those_taken_out(small):
         small.map_device(Ipa(0x900_0000), PAGE_SIZE, 0)
     assert small.reclaim(flush)
     assert flush.counters.flushes == 1
+    assert small.reclaim(flush)
+    assert flush.counters.flushes == 1, "there are free pages"
     small.map_device(Ipa(0x900_0000), PAGE_SIZE, 0)
     assert small.free_tables == 0
     assert not small.reclaim(flush)
     assert flush.counters.flushes == 1, "there is nothing to be had by one"
+
+
+def test_others_may_be_faster_and_their_pages_come_next(small, monkeypatch):
+    def end_flush(*arguments):
+        pool.end_flush(*arguments)
+        assert use_a_table(small, 3) is Outcome.RESUME
+        assert use_a_table(small, 4) is Outcome.RESUME
+
+    use_a_table(small, 1)
+    use_a_table(small, 2)
+    monkeypatch.setattr(tables, "end_flush", end_flush)
+    assert small.reclaim(RecordingFlush())
+    assert use_a_table(small, 5) is Outcome.NO_MEMORY
+    monkeypatch.undo()
+    assert small.reclaim(RecordingFlush())
+    assert use_a_table(small, 6) is Outcome.RESUME

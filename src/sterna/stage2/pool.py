@@ -32,41 +32,32 @@ def release(s2: State, tables: Words, pa: int) -> None:
     """Give the table page at physical address `pa` back. The caller holds mmu_lock, and no entry points there."""
     page = (pa - s2[0].pool_pa) >> 12
     tables[page * _PAGE_WORDS] = s2[0].pool_retired << LINK_SHIFT
+    if s2[0].pool_retired == 0:
+        s2[0].pool_retired_last = page + 1
     s2[0].pool_retired = page + 1
     s2[0].tables -= 1
 
 
-@kernel(ahead=False)
-def _last(tables: Words, first: int) -> int:
-    """Position of the link that ends the list of pages that begins with `first`."""
-    at = (first - 1) * _PAGE_WORDS
-    while tables[at] != 0:
-        at = ((tables[at] >> LINK_SHIFT) - 1) * _PAGE_WORDS
-    return at
-
-
 @kernel()
-def begin_flush(s2: State, tables: Words) -> None:
-    """A flush is about to begin, one at a time: the pages released so far can be used again when it has ended."""
+def begin_flush(s2: State, tables: Words) -> bool:
+    """A flush is about to begin, one at a time: whether pages were released that can be used again when it has ended."""
     lock(s2[0].lock_address, s2[0].sched_yield)
-    retired = s2[0].pool_retired
-    if retired != 0:
-        if s2[0].pool_flushing != 0:  # a flush before this one failed
-            tables[_last(tables, retired)] = s2[0].pool_flushing << LINK_SHIFT
-        s2[0].pool_flushing = retired
+    if s2[0].pool_retired != 0:
+        if s2[0].pool_flushing == 0:
+            s2[0].pool_flushing_last = s2[0].pool_retired_last
+        else:  # a flush before this one failed
+            tables[(s2[0].pool_retired_last - 1) * _PAGE_WORDS] = s2[0].pool_flushing << LINK_SHIFT
+        s2[0].pool_flushing = s2[0].pool_retired
         s2[0].pool_retired = 0
     unlock(s2[0].lock_address)
+    return bool(s2[0].pool_flushing != 0)
 
 
 @kernel()
 def end_flush(s2: State, tables: Words) -> None:
-    """The flush has ended: no CPU is in a walk from before `begin_flush`."""
-    first = s2[0].pool_flushing
-    if first == 0:
-        return
-    last = _last(tables, first)
+    """The flush that such pages wait for has ended: no CPU is in a walk from before `begin_flush`."""
     lock(s2[0].lock_address, s2[0].sched_yield)
-    tables[last] = s2[0].pool_free << LINK_SHIFT
-    s2[0].pool_free = first
+    tables[(s2[0].pool_flushing_last - 1) * _PAGE_WORDS] = s2[0].pool_free << LINK_SHIFT
+    s2[0].pool_free = s2[0].pool_flushing
     s2[0].pool_flushing = 0
     unlock(s2[0].lock_address)

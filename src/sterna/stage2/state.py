@@ -39,12 +39,15 @@ STAGE2 = np.dtype(
             "lock_address",
             "sched_yield",
             # The table pool: physical address, size, and the root table. Its lists of pages (page number + 1; 0 ends one): free;
-            # released, with no flush begun since; released, with a flush begun since and not yet ended.
+            # released, with no flush begun since; released, with a flush begun since and not yet ended. Of the latter the last
+            # page, too.
             "pool_pa",
             "pool_pages",
             "pool_free",
             "pool_retired",
+            "pool_retired_last",
             "pool_flushing",
+            "pool_flushing_last",
             "root_pa",
             "root_entries",
             # The largest leaf that may be installed, in bytes.

@@ -138,17 +138,24 @@ class Stage2:
             self._flush(flush)
 
     def _flush(self, flush: RemoteTlbFlush) -> None:
-        begin_flush(self.state, self.tables)
+        waited_for = begin_flush(self.state, self.tables)
         flush.flush_remote_tlbs()
-        end_flush(self.state, self.tables)
+        if waited_for:
+            end_flush(self.state, self.tables)
 
     def reclaim(self, flush: RemoteTlbFlush) -> bool:
-        """Flush the TLBs if a page of the pool waits for it: whether there is a free page then. Called as `flush_tlbs`."""
+        """Flush the TLBs if pages of the pool wait for it: False when every page is in use. Called as `flush_tlbs`.
+
+        Others may be faster and take the pages that this frees: try again, and come back, until it is False.
+        """
         with self._flush_lock:
-            state = self.state[0]
-            if state["pool_retired"] or state["pool_flushing"]:
+            with self._locked():
+                state = self.state[0]
+                free = bool(state["pool_free"])
+                waiting = bool(state["pool_retired"] or state["pool_flushing"])
+            if waiting:
                 self._flush(flush)
-            return bool(state["pool_free"])
+            return free or waiting
 
     def set_bitmap(self, number: int, bitmap: NDArray[np.uint64] | None) -> None:
         """Start logging into `bitmap`, which must outlive the logging, or stop it. Stopping walks nothing."""

@@ -51,7 +51,7 @@ class VcpuOwner(Protocol):
         ...
 
     def reclaim_tables(self) -> bool:
-        """No page-table page is left: whether there is one now."""
+        """No page-table page was left: whether to try again."""
         ...
 
     def await_release(self) -> None:

@@ -287,8 +287,8 @@ class EmulatedVm:
             return sum(self.stage2.age(start, length) for start, length in self._map.memory_in(ipa, size))
 
     def reclaim_tables(self) -> bool:
-        """For a vCPU that found no page-table page, out of guest mode: whether there is one now. Takes no lock that a vCPU in
-        guest mode may wait for.
+        """For a vCPU that found no page-table page, out of guest mode: whether to try again. Takes no lock that a vCPU in guest
+        mode may wait for.
         """
         return self.stage2.reclaim(self.flush)
 
