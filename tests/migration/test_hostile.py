@@ -179,7 +179,10 @@ def be64(value: int) -> bytes:
         (sections.section_part(1) + be64(PAGES * 4096 | 8) + NAME + bytes(4096), "outside RAM block"),
         (sections.section_part(1) + be64((1 << 63) | 8) + NAME + bytes(4096), "outside RAM block"),
         (sections.section_part(1) + be64((1 << 64) - 4096 | 2) + NAME + b"\0", "outside RAM block"),
-        (sections.section_part(1) + be64(8) + b"\x03rom" + bytes(4096), "'rom', which is not in the list of RAM blocks"),
+        (
+            sections.section_part(1) + be64(8) + b"\x03rom" + bytes(4096),
+            "'rom', which is not in the list of RAM blocks",
+        ),
         (sections.section_part(1) + be64(0x40) + NAME + b"\x01\xff\xff", "65535 bytes, more than a page"),
         (sections.section_part(9), "section 9, which has not been started"),
         (sections.section_full(2, "nic", 0, 1) + bytes(100), "the section's footer never came"),
