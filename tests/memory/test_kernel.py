@@ -345,8 +345,7 @@ def test_a_program_whose_sources_change_runs_what_it_has_loaded_and_leaves_it_to
     run(AFTERWARDS)
 
 
-@kernel()
-def weigh(
+def _weigh(
     words: Annotated[NDArray[np.uint64], 2], some: Annotated[Bytes, READONLY], by: int, twice: bool
 ) -> int:
     total = 0
@@ -423,12 +422,11 @@ def test_a_call_keeps_no_array() -> None:
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @pytest.mark.parametrize("number", [-(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64])
 def test_an_integer_that_does_not_fit_is_refused(number: int) -> None:
-    made = cast(Kernel, weigh)
-    made.code(made.expected)
-    codes = len(made._code)
+    weigh.code(weigh.expected)
+    codes = len(weigh._code)
     with pytest.raises(KernelError, match=f"weigh: {number:#x} does not fit int64"):
         weigh(WORDS, SOME, number, True)
-    assert len(made._code) == codes
+    assert len(weigh._code) == codes
 
 
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
