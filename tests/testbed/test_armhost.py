@@ -2,24 +2,31 @@
 
 import io
 import lzma
+import os
+import pty
 import re
+import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
 
+from cli.vms import children, wait_for
 from sterna.cli.errors import ExitCode
 from sterna.testbed.armhost import image
-from sterna.testbed.armhost.emulator import _write_job
+from sterna.testbed.armhost.emulator import PROGRAM, _write_job
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.packages import Packages
 from sterna.testbed.armhost.recipe import KERNELS, Recipe, recipe_for
 from sterna.testbed.debian import cpio
 from sterna.testbed.debian.apt import Apt
-from sterna.testbed.debian.cache import digest_of
+from sterna.testbed.debian.cache import Cache, digest_of
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.errors import ImageError
 from sterna.testbed.debian.kernelmodules import load_order
@@ -101,6 +108,71 @@ def test_an_image_that_is_there_needs_no_network(tmp_path: Path, monkeypatch: py
     assert image.obtain(Recipe(())).packages == ["python3_1_arm64.deb"]
     with pytest.raises(ArmHostError, match="qemu-system-aarch64 is missing: apt install qemu-system-arm"):
         image.obtain(Recipe(()), update=True)
+
+
+class Enough(Exception):
+    """Ends a wait."""
+
+
+def test_who_waits_for_another_that_builds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = []
+
+    def progress(text: str) -> None:
+        told.append(text)
+        raise Enough
+
+    with Cache.named("sterna-armhost").locked(progress), pytest.raises(Enough):
+        image.obtain(Recipe(()), progress=progress)
+    assert told == [f"another process builds images in {tmp_path}/sterna-armhost: waiting for it"]
+
+
+ON_A_TERMINAL = """
+import signal, sys
+from pathlib import Path
+from sterna.cli import main
+from sterna.testbed.armhost import image
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+image.obtain = lambda *_, **__: image.Image(Path(sys.argv[1]))
+main(["testbed", "host", "arm64", "--smp", "1", "--memory", "512M", "--tree", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"needs {PROGRAM}")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_shell_that_is_ended_leaves_no_qemu(number: signal.Signals, tmp_path: Path) -> None:
+    built, temporary = tmp_path / "built", tmp_path / "temporary"
+    built.mkdir()
+    temporary.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", built)
+    for name in ("kernel", "initramfs"):  # it runs, and nothing comes of it
+        (built / name).write_bytes(bytes(4096))
+    ours, theirs = pty.openpty()
+    with open(ours, "rb"), open(theirs, "rb") as terminal:
+        before = termios.tcgetattr(terminal)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_TERMINAL, str(built)],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )
+        with process:
+            assert process.stderr is not None
+            wait_for(lambda: process.poll() is not None or children(process.pid))
+            [child] = children(process.pid)
+            end = os.pidfd_open(child)
+            wait_for(lambda: termios.tcgetattr(terminal) != before)  # QEMU has it now
+            process.send_signal(number)
+            said = process.stderr.read()
+            assert select.select([end], [], [], 300)[0], "QEMU goes on"
+            os.close(end)
+        after = termios.tcgetattr(terminal)
+    if number is not signal.SIGKILL:
+        assert after == before
+        assert (said.strip(), process.returncode) == (b"sterna: error: interrupted", ExitCode.INTERRUPTED)
+        assert list(temporary.iterdir()) == []
 
 
 MODULE = b"\x7fELF\2\1\1".ljust(64, b"\0")

@@ -1,6 +1,7 @@
 """What a run leaves, after each kind of ending."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -83,6 +84,27 @@ def test_a_killed_run_is_over_when_what_it_was_starting_has_ended(
 
         monkeypatch.setattr(remains.time, "sleep", look_again)
         assert clean_stale(tmp_path / "runs") == [f"directory {path}"]
+
+
+class Enough(Exception):
+    """Ends a wait."""
+
+
+@pytest.mark.parametrize("use", [clean_stale, Remains])
+def test_who_waits_for_another_run_says_so(tmp_path: Path, use: Callable[..., object]) -> None:
+    told = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        raise Enough
+
+    tmp_path.chmod(0o700)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(Enough):
+        use(tmp_path, say)
+    os.close(other)
+    assert told == [f"another run is at work in {tmp_path}: waiting for it"]
 
 
 def test_a_line_cut_short_does_not_hide_those_before(tmp_path: Path) -> None:

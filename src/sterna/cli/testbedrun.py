@@ -62,7 +62,7 @@ def clean(json: bool) -> int:
     from sterna.testbed.remains import clean_stale
 
     try:
-        removed = clean_stale()
+        removed = clean_stale(say=_say)
     except BedError as error:
         raise CliError(str(error)) from error
     if json:
@@ -152,7 +152,7 @@ def run(
     began, began_at = time.monotonic(), time.time()
     with ended_in_order(*_SIGNALS):
         try:
-            for line in clean_stale():
+            for line in clean_stale(say=_say):
                 _say(f"removed what an earlier run left: {line}")
             vm = make_kind(kind, options)
             _prepare(vm)

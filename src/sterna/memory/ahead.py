@@ -6,7 +6,6 @@ kernels, line by line, and writes the files that the cache is to hold.
 """
 
 import ctypes
-import fcntl
 import importlib
 import os
 import selectors
@@ -14,11 +13,11 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+from sterna.filelock import lock
 from sterna.hostlimits import available_bytes, usable_cpus
 from sterna.memory import kernelcache
 from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
@@ -30,7 +29,6 @@ Tell = Callable[[str], None]
 
 _LENGTH = struct.Struct("!Q")
 _PR_SET_PDEATHSIG = 1
-_LOOK_SECONDS = 0.1
 _COMPILER_BYTES = 300 << 20
 """Memory that is left to each process; it takes some 200 MiB."""
 
@@ -59,19 +57,8 @@ def _alone(tell: Tell) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError, UnsafeError):
             directory = stack.enter_context(kernelcache.opened())
-            # Not in the kernel: whoever is told may end the wait.
-            while not _locked(directory):
-                tell("another process is compiling kernels: waiting for it")
-                time.sleep(_LOOK_SECONDS)
+            lock(directory, check=lambda: tell("another process is compiling kernels: waiting for it"))
         yield
-
-
-def _locked(directory: int) -> bool:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Compiler:

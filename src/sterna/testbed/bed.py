@@ -44,7 +44,7 @@ class Bed:
         self._ports = itertools.count(PORT)
         self._cards: dict[str, GuestNic] = {}
         with self._stack as stack:
-            self.remains = stack.enter_context(Remains())
+            self.remains = stack.enter_context(Remains(say=say))
             self.directory: Path = self.remains.make_directory()
             self.network: Network = stack.enter_context(make_network(rate))
             stack.enter_context(kind.furnish(self.network, self.directory))

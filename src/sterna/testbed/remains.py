@@ -6,7 +6,6 @@ their parent, and network namespaces with their processes.
 """
 
 import ctypes
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,8 +19,11 @@ from types import TracebackType
 
 import msgspec
 
+from sterna.filelock import lock, try_lock
 from sterna.private import UnsafeError, private_directory
 from sterna.testbed.errors import BedError
+
+Say = Callable[[str], None]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _DYING_SECONDS = 2.0
@@ -52,16 +54,17 @@ def default_directory() -> Path:
 class Remains:
     """The entries of this run. A context manager: all are undone at its end.
 
+    :param say: told when another run is in the way
     :raise BedError: When the directory cannot be written, or is not this user's own: what is found there is removed.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, say: Say = lambda text: None) -> None:
         self._entries: list[_Entry] = []
         directory = directory or default_directory()
-        with _locked(directory):
+        with _locked(directory, say):
             self._path = directory / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            lock(self._fd)
 
     def add(self, kind: Kind, path: Path) -> None:
         """Note what is about to be made."""
@@ -111,16 +114,17 @@ class Remains:
         self.close()
 
 
-def clean_stale(directory: Path | None = None) -> list[str]:
+def clean_stale(directory: Path | None = None, say: Say = lambda text: None) -> list[str]:
     """Undo what runs left that have ended without doing so.
 
+    :param say: told when another run is in the way
     :return: what was removed, one line each
     :raise BedError: When something could not be.
     """
     directory = directory or default_directory()
     removed: list[str] = []
     problems: list[str] = []
-    with _locked(directory):
+    with _locked(directory, say):
         for path in sorted(directory.glob("*-*")):
             with path.open("rb") as file:
                 if not _lock_when_over(file.fileno(), path.name):
@@ -146,14 +150,11 @@ def _lock_when_over(fd: int, name: str) -> bool:
     run = Path("/proc", name.partition("-")[0])
     deadline = time.monotonic() + _DYING_SECONDS
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if run.exists() or time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL_SECONDS)
-        else:
+        if try_lock(fd):
             return True
+        if run.exists() or time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
 
 
 def _read(data: bytes) -> Iterator[_Entry]:
@@ -176,7 +177,7 @@ def _undo_all(entries: list[_Entry]) -> list[str]:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, say: Say) -> Iterator[None]:
     """One process at a time looks at the directory: between making a file and locking it, it would look stale."""
     stack = ExitStack()
     try:
@@ -187,7 +188,7 @@ def _locked(directory: Path) -> Iterator[None]:
     except UnsafeError as error:
         raise BedError(str(error)) from error
     with stack:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        lock(opened, waiting=lambda: say(f"another run is at work in {directory}: waiting for it"))
         yield
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import BinaryIO
 
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
+from sterna.testbed.vm import die_with_parent
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on,sve=off"}
@@ -135,6 +137,9 @@ class _Host:
                 ours, theirs = socket.socketpair()
                 self._streams[name] = stack.enter_context(ours)
                 passed[name] = stack.enter_context(theirs)
+            if terminal:
+                # QEMU takes it over, and cannot give it back when it is killed.
+                stack.callback(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0))
             self._errors = stack.enter_context(tempfile.TemporaryFile())
             try:
                 self._process = subprocess.Popen(
@@ -147,6 +152,7 @@ class _Host:
                     stdin=None if terminal else subprocess.DEVNULL,
                     stdout=None if terminal else subprocess.DEVNULL,
                     stderr=self._errors,
+                    preexec_fn=die_with_parent,
                 )
             except OSError as error:
                 raise ArmHostError(f"cannot start {qemu}: {error.strerror}") from error

@@ -61,7 +61,7 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
     pointer = f"{recipe.kernel}-{digest}"
     if not update and (folder := cache.find(pointer)):
         return Image(folder)
-    with cache.locked():
+    with cache.locked(progress):
         if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
             return Image(folder)
         emulator.require_qemu()

@@ -5,7 +5,6 @@ folder: once there is one, nothing is asked of the network.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sterna.filelock import lock
 from sterna.testbed.debian.errors import ImageError
 
 MANIFEST = "manifest.json"
@@ -55,9 +55,10 @@ class Cache:
         return folder
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, progress: Callable[[str], None]) -> Iterator[None]:
         """One process at a time builds.
 
+        :param progress: told when another does
         :raise ImageError: When the folder cannot be written.
         """
         try:
@@ -68,7 +69,10 @@ class Cache:
                 f"cannot write to {self.folder}: {error.strerror}; set XDG_CACHE_HOME"
             ) from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(
+                file.fileno(),
+                waiting=lambda: progress(f"another process builds images in {self.folder}: waiting for it"),
+            )
             yield
 
     def store(

@@ -97,7 +97,7 @@ def obtain(
     pointer = f"{ARCHITECTURE}-{digest}"
     if not update and (folder := cache.find(pointer)):
         return Image(folder, keys)
-    with cache.locked():
+    with cache.locked(progress):
         if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
             return Image(folder, keys)
         progress("fetching the guest's packages (once)")
