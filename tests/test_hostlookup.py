@@ -27,6 +27,20 @@ def test_an_unknown_host_is_an_error_of_one_line(host: str) -> None:
         look_up(host, 5)
 
 
+def test_nothing_is_left_of_a_lookup_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a thread that has yet to end."""
+    close = os.close
+
+    def slow(fd: int) -> None:
+        close(fd)
+        if threading.current_thread().name == "host-lookup":
+            threading.Event().wait(0.2)
+
+    monkeypatch.setattr(os, "close", slow)
+    look_up("localhost", 5)
+    assert not any(thread.name == "host-lookup" for thread in threading.enumerate())
+
+
 @pytest.fixture
 def silence(monkeypatch: pytest.MonkeyPatch):
     """A name service that does not answer before the test has ended."""

@@ -42,7 +42,8 @@ def look_up(
     try:
         # Nothing ends a call of getaddrinfo: whoever has waited long enough leaves it to itself.
         try:
-            threading.Thread(target=ask, name="host-lookup", daemon=True).start()
+            thread = threading.Thread(target=ask, name="host-lookup", daemon=True)
+            thread.start()
         except RuntimeError as error:  # the operating system has no thread to spare
             os.close(finished)
             raise OSError(str(error)) from error
@@ -56,6 +57,7 @@ def look_up(
         os.close(done)
     if not answers:
         raise OSError("the wait for the name service was ended")
+    thread.join()  # it has nothing left to do
     if isinstance(answers[0], OSError):
         raise answers[0]
     return answers[0]
