@@ -110,8 +110,7 @@ class ForkedVm(SternaVm):
         super().__init__(name, arguments, host)
 
     def _start(self, qmp: int, serial: int, errors: int) -> Any:
-        _, _, _, *arguments = self._command(_QMP, _SERIAL)
-        return self._zygote.start(arguments, [qmp, serial, errors], self.host)
+        return self._zygote.start(self.command_line(_QMP, _SERIAL), [qmp, serial, errors], self.host)
 
 
 class ForkedKind(SternaKind):

@@ -294,10 +294,14 @@ class SternaVm(Vm):
         super().__init__(name, host)
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:
-        command = module_command(self._module, "run", *self._arguments, "--name", self.name)
+        return module_command(self._module, *self.command_line(qmp, serial))
+
+    def command_line(self, qmp: int, serial: int) -> Sequence[str]:
+        """What follows the program's name."""
+        line = ["run", *self._arguments, "--name", self.name]
         if "--serial" not in self._arguments:
-            command += ["--serial", f"file:/dev/fd/{serial}"]
-        return [*command, "--qmp", f"fd:{qmp}"]
+            line += ["--serial", f"file:/dev/fd/{serial}"]
+        return [*line, "--qmp", f"fd:{qmp}"]
 
     def _environment(self) -> Mapping[str, str]:
         return own_environment()
