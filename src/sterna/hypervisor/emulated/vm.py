@@ -150,9 +150,10 @@ class EmulatedVm:
     def _set_logging(self, slot: MemorySlot) -> None:
         self._map.put(slot)
         wanted = bool(slot.flags & SlotFlags.LOG_DIRTY_PAGES)
-        if wanted and slot.slot not in self._logs:
+        logs = slot.slot in self._logs
+        if wanted and not logs:
             self._start_log(slot)
-        elif not wanted:
+        elif logs and not wanted:
             self._stop_log(slot)
 
     def _start_log(self, slot: MemorySlot) -> None:
