@@ -14,6 +14,10 @@ A machine *holds* a guest::
                               |      PROCESS_ENDED
                             saved <--SAVED-- owner          (away too goes back by FORCED_CONT)
 
+    absent --SHUT_SENT--> arrived --TAKEN_OVER, FORCED_CONT--> owner         (a guest from a QEMU)
+       ^                     |
+       +-----SHUT_CUT--------+
+
 and the destination of a migration records its *outcome*::
 
     unknown --OFFER--> pending --COMMIT--> committed --STARTED--> running
@@ -25,6 +29,9 @@ The source is in doubt from COMMIT on (to a sterna), or from the first byte of t
 doubt is the destination's own word about this migration, or the proof that its process has ended. A connection that is lost or
 refused, silence, a deadline and a destination that does not know the migration end none: they are events like the others,
 and change nothing.
+
+A QEMU that migrates a guest here gives it up when it reads SHUT(0) on its return path, and goes on with it on any other end of
+that. So the destination says so first, and takes the guest over when that has left its host's hands; else it waits for its user.
 
 A process that ends takes its guest along, but not a guest that it has passed on. So a destination whose source watches its
 process does not migrate the guest on before the source has confirmed that it knows, or has ended itself.
@@ -40,6 +47,8 @@ class Standing(Enum):
 
     ABSENT = "absent"
     """No guest has come here yet."""
+    ARRIVED = "arrived"
+    """All of the guest is here, and its source, a QEMU, gives it up or goes on with it; which of them is not known yet."""
     OWNER = "owner"
     """The guest is here, and nowhere else."""
     IN_DOUBT = "in doubt"
@@ -57,6 +66,8 @@ class Event(Enum):
 
     TAKEN_OVER = "the guest was taken over from a source"
     GIVEN_BACK = "the guest that was taken over could not be started"
+    SHUT_SENT = "what has the source, a QEMU, give the guest up is handed to the kernel"
+    SHUT_CUT = "the kernel took too little of that"
     COMMIT_SENT = "what lets the destination start is handed to the kernel"
     COMMIT_CUT = "the kernel took too little of that for the destination to start"
     RUNS = "the destination says that it runs the guest"
@@ -119,6 +130,10 @@ class Hold:
 
 _NEXT: dict[tuple[Standing, Event], Standing] = {
     (Standing.ABSENT, Event.TAKEN_OVER): Standing.OWNER,
+    (Standing.ABSENT, Event.SHUT_SENT): Standing.ARRIVED,
+    (Standing.ARRIVED, Event.SHUT_CUT): Standing.ABSENT,
+    (Standing.ARRIVED, Event.TAKEN_OVER): Standing.OWNER,
+    (Standing.ARRIVED, Event.FORCED_CONT): Standing.OWNER,
     (Standing.OWNER, Event.GIVEN_BACK): Standing.ABSENT,
     (Standing.OWNER, Event.COMMIT_SENT): Standing.IN_DOUBT,
     (Standing.OWNER, Event.SAVED): Standing.SAVED,
@@ -134,7 +149,7 @@ _NEXT: dict[tuple[Standing, Event], Standing] = {
     (Standing.SAVED, Event.FORCED_CONT): Standing.OWNER,
 }
 
-_BEGINS = frozenset({Event.TAKEN_OVER, Event.COMMIT_SENT, Event.SAVED})
+_BEGINS = frozenset({Event.TAKEN_OVER, Event.SHUT_SENT, Event.COMMIT_SENT, Event.SAVED})
 """What a machine does itself, with the id of the migration that it does it for: there has to be an arrow. Every other
 event counts only for the migration that the hold is about."""
 
@@ -203,6 +218,10 @@ class NotTheOwner(Exception):
 
 _WHY_NOT = {
     Standing.ABSENT: "no guest has come here yet",
+    Standing.ARRIVED: (
+        "the guest may still run at the QEMU that it came from: look there; if it does not and never will, force it: "
+        "'cont -f' (QMP: cont with x-sterna-force)"
+    ),
     Standing.IN_DOUBT: (
         "the guest may run at the migration's destination: look there; 'resolve_doubt' (QMP: x-sterna-resolve-doubt) asks it; "
         "if the guest does not run there and never will, force it: 'cont -f' (QMP: cont with x-sterna-force)"

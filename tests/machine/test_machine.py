@@ -537,6 +537,25 @@ def test_a_guest_in_doubt_stays_stopped_until_its_user_forces_it(make_machine):
     wait_for_seq(source, before + 1)
 
 
+def test_a_guest_that_its_source_may_have_kept_stays_stopped_until_its_user_forces_it(make_machine):
+    source = make_machine(kernel="clock", append="50")
+    source.cont()
+    wait_for_seq(source, 1)
+    source.stop_for_migration()
+    here = make_machine(incoming=True)
+    here.ram_blocks[0].data[:] = source.ram_blocks[0].data
+    here.load_devices(through_bytes(source.save_devices()))
+    here.ownership.apply(Event.SHUT_SENT, MIGRATION)
+    with pytest.raises(NotTheOwner):
+        here.resume()
+    here.leave_in_doubt()
+    assert here.run_state is RunState.PAUSED
+    with pytest.raises(NotTheOwner, match="may still run at the QEMU"):
+        here.cont()
+    here.cont(force=True)
+    wait_for_seq(here, seq(source) + 1)
+
+
 def test_a_guest_that_was_saved_goes_on(make_machine):
     source = make_machine(kernel="clock", append="50")
     source.cont()

@@ -12,6 +12,8 @@ program's threads, sockets and users do, in steps as small as another can come b
 - the user quits a destination, which takes its time: what is under way there goes on until its threads have ended;
 - the user cancels, quits a source (a kill), lets the guest go on (`cont`), asks once more (`resolve_doubt`), and migrates again;
 - deadlines pass whenever they like.
+
+Two models more have a QEMU at one end, which decides by itself: as destination, and as source.
 """
 
 from collections import deque
@@ -474,6 +476,106 @@ class QemuModel:
                         yield f"QEMU starts the guest and says SHUT({value})", after, value == 0
 
 
+class QemuSourceState(NamedTuple):
+    """:ivar qemu: the source, which has sent all: "waits" for SHUT, "completed", "runs" the guest again, "gone"
+    :ivar kernel: what its kernel has for it to read: "", "SHUT(0)", "SHUT(1)"
+    :ivar connected: the connection is whole
+    :ivar doing: what the destination does: "loaded", "shut" (SHUT(0) is sent), "taken over", "started", "over", "stays"
+    :ivar network: what is on its way to the source's kernel
+    """
+
+    qemu: str
+    kernel: str
+    connected: bool
+    destination_alive: bool
+    destination: Hold
+    doing: str
+    network: frozenset[str]
+
+
+@dataclass(frozen=True)
+class QemuSourceModel:
+    """A QEMU with a return path as source: it gives its guest up when it reads SHUT(0), and goes on when that never comes.
+
+    :ivar starts_last: the guest is started when SHUT(0) is where the connection leads to; else first, and SHUT(0) is sent then
+    :ivar late_cancel: the user cancels at the QEMU between SHUT(0)'s arrival and its being read, which is outside the claim
+    """
+
+    rules: Rules = field(default_factory=Rules)
+    starts_last: bool = True
+    late_cancel: bool = False
+
+    def first(self) -> QemuSourceState:
+        return QemuSourceState("waits", "", True, True, Hold(Standing.ABSENT), "loaded", frozenset())
+
+    def owners(self, state: QemuSourceState) -> list[str]:
+        here = state.destination_alive and ownership.may_run(state.destination)
+        names = (("QEMU", state.qemu == "runs"), ("destination", here))
+        return [name for name, owns in names if owns]
+
+    def steps(self, state: QemuSourceState) -> Iterator[tuple[str, QemuSourceState, bool]]:
+        if state.qemu == "waits":
+            yield from self._qemu(state)
+        if state.qemu != "gone":
+            yield "QEMU is killed", state._replace(qemu="gone", connected=False, network=frozenset()), False
+        if state.connected:
+            cut = state._replace(connected=False, network=frozenset())
+            yield "the connection breaks, and what is on its way is lost", cut, False
+        for message in state.network:
+            arrived = state._replace(kernel=message, network=state.network - {message})
+            yield f"{message} arrives at QEMU's host", arrived, True
+        if state.destination_alive:
+            yield "the destination is killed", state._replace(destination_alive=False, connected=False), False
+            yield from self._destination(state)
+
+    def _qemu(self, state: QemuSourceState) -> Iterator[tuple[str, QemuSourceState, bool]]:
+        if state.kernel:
+            after = "completed" if state.kernel == "SHUT(0)" else "runs"
+            yield f"QEMU reads {state.kernel}", state._replace(qemu=after), True
+        elif not state.connected:
+            yield "QEMU finds its return path broken", state._replace(qemu="runs"), True
+        if state.kernel != "SHUT(0)" or self.late_cancel:
+            cancelled = state._replace(qemu="runs", connected=False, network=frozenset())
+            yield "the user cancels at QEMU", cancelled, False
+
+    def _destination(self, state: QemuSourceState) -> Iterator[tuple[str, QemuSourceState, bool]]:
+        def hold(event: Event, before: Hold = state.destination) -> Hold:
+            return self.rules.next_hold(before, event, identity(1))
+
+        def sent(message: str) -> frozenset[str]:
+            return state.network | ({message} if state.connected else set())
+
+        match state.doing:
+            case "loaded":
+                gives_up = state._replace(doing="over", network=sent("SHUT(1)"))
+                yield "the destination gives up, and says SHUT(1)", gives_up, False
+                if not state.connected:
+                    yield "the destination sees the connection's end", state._replace(doing="over"), True
+                if self.starts_last:
+                    shut = state._replace(destination=hold(Event.SHUT_SENT), doing="shut")
+                    yield "the kernel takes SHUT(0)", shut._replace(network=sent("SHUT(0)")), True
+                    cut = hold(Event.SHUT_CUT, shut.destination)
+                    yield (
+                        "the kernel does not take all of SHUT(0)",
+                        state._replace(destination=cut, doing="over", connected=False),
+                        False,
+                    )
+                else:
+                    taken = state._replace(destination=hold(Event.TAKEN_OVER), doing="taken over")
+                    yield "the destination starts the guest", taken, True
+            case "shut":
+                if state.kernel == "SHUT(0)":
+                    taken = state._replace(destination=hold(Event.TAKEN_OVER), doing="started")
+                    yield "SHUT(0) is known to have arrived: the destination starts the guest", taken, True
+                yield "the destination waits no longer", state._replace(doing="stays"), not state.connected
+            case "taken over":
+                said = state._replace(doing="started", network=sent("SHUT(0)"))
+                yield "the kernel takes SHUT(0)", said, True
+            case "over" | "stays":
+                cont = self.rules.next_hold(state.destination, Event.CONT)
+                yield "the user says cont at the destination", state._replace(destination=cont), False
+
+
 @dataclass
 class Found:
     """:ivar states: how many were looked at
@@ -486,7 +588,7 @@ class Found:
     timeline: list[str] = field(default_factory=list)
 
 
-def search(model: Model | QemuModel) -> Found:
+def search(model: Model | QemuModel | QemuSourceModel) -> Found:
     """Look at every state that can come about.
 
     There are never two owners. And between two sternas, as long as no process was killed, everything that is still possible when
@@ -532,6 +634,8 @@ def search(model: Model | QemuModel) -> Found:
 
 def _is_whole(state: Any) -> bool:
     """Whether no process was lost for ever, and the source can know of the destination's end."""
+    if isinstance(state, QemuSourceState):
+        return state.connected and state.destination_alive and state.qemu != "gone" and state.doing != "stays"
     if not isinstance(state, State) or not state.source_alive:
         return False
     return state.heard if state.end else state.destination_alive

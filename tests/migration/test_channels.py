@@ -441,3 +441,35 @@ def test_descriptors_are_duplicated_and_sockets_work_both_ways() -> None:
         finally:
             os.close(read)
             os.close(write)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_what_nobody_has_read_has_not_arrived(read: bool) -> None:
+    """On one host. Closing throws it away, and it is counted no more."""
+    near, far = socket.socketpair()
+    with far, Cancellation() as cancellation, sockets.SocketChannel(cancellation, "it", near) as channel:
+        channel.send(b"x")
+        with pytest.raises(ChannelError, match=r"it has not taken what was sent last in 0\.1 s"):
+            channel.await_arrival(0.1)
+        if read:
+            far.recv(1)
+        far.close()
+        if read:
+            channel.await_arrival(0.1)
+        else:
+            with pytest.raises(ChannelError, match="connection reset"):
+                channel.await_arrival(0.1)
+
+
+def test_what_a_tcp_peers_host_has_has_arrived() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Cancellation() as cancellation:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+        with far, sockets.SocketChannel(cancellation, "it", near) as channel:
+            channel.send(b"x")
+            channel.await_arrival(60)
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            far.close()
+            assert channel.hung_up()
+            with pytest.raises(ChannelError, match="connection reset"):
+                channel.await_arrival(60)

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import xxhash
-from tests.handover.relay import Direction, Mode, Place, Relay
+from tests.handover.relay import Direction, Mode, Place, Relay, connect
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import ANYWHERE, TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
@@ -433,6 +434,127 @@ def test_only_a_qemus_word_counts(
         else:
             assert (info.status, info.in_doubt) == (FAILED, False), info.error
             assert here.guest.running
+
+
+@dataclass
+class QemuSource:
+    """What a QEMU with return-path sends, and the end of it that waits for SHUT."""
+
+    connection: socket.socket
+
+    def said(self) -> bytes:
+        """What has come back so far, without the destination's end."""
+        self.connection.settimeout(60)
+        return self.connection.recv(100)
+
+    def await_word(self) -> None:
+        """Something has come back; it is not read."""
+        assert select.select([self.connection], [], [], 60)[0]
+
+    def reset(self) -> None:
+        """The connection breaks; the other end knows when this returns."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+@contextmanager
+def qemu_source(there: Host, folder: Path, uri: str = TCP) -> Iterator[QemuSource]:
+    """All of a stream has been sent, and the connection is open."""
+    with hosts(guest()) as (here,):
+        assert here.migrate(f"file:{folder}/stream").status is COMPLETED
+    stream = (folder / "stream").read_bytes()
+    head = sections.header(sections.Configuration("double-1.0", 12))
+    assert stream.startswith(head)
+    with connect(there.controller.incoming(uri)) as connection:
+        connection.sendall(head + sections.command(Command.OPEN_RETURN_PATH) + stream[len(head) :])
+        yield QemuSource(connection)
+
+
+def test_a_qemu_gives_its_guest_up_before_that_runs_here(tmp_path: Path) -> None:
+    with hosts(DoubleGuest(PAGES, running=False)) as (there,):
+        resume, may_start, heard = there.guest.resume, threading.Event(), []
+
+        def start() -> int:
+            assert may_start.wait(60)
+            return resume()
+
+        there.guest.resume = start  # type: ignore[method-assign]
+        with qemu_source(there, tmp_path) as source:
+            heard.append(source.said())
+            assert not there.guest.running
+            may_start.set()
+            there.wait_status(COMPLETED)
+        assert heard == [shut(0).encode()]
+        assert there.guest.running
+        assert there.guest.ownership.standing is Standing.OWNER
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_qemu_that_is_not_told_keeps_its_guest(tmp_path: Path, reset: bool) -> None:
+    """It has sent all of the guest, and the connection breaks before it is told that the guest runs here: it goes on with it."""
+    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
+        load, loading, may_load = there.guest.load_devices, threading.Event(), threading.Event()
+
+        def wait(*arguments: Any) -> None:
+            loading.set()
+            assert may_load.wait(60)
+            load(*arguments)
+
+        there.guest.load_devices = wait  # type: ignore[method-assign]
+        with qemu_source(there, tmp_path) as source:
+            assert loading.wait(60)
+            if reset:
+                source.reset()
+            else:
+                source.connection.close()
+            may_load.set()
+            there.wait_status(FAILED)
+        assert not there.guest.running
+        assert there.guest.ownership.standing is Standing.ABSENT
+        assert not there.controller.info().in_doubt
+        assert here.migrate(there.controller.info().socket_address).status is COMPLETED
+
+
+def test_a_guest_whose_qemu_may_go_on_with_it_waits_for_its_user(tmp_path: Path) -> None:
+    """The connection breaks when SHUT is on its way: on this host it is known that nobody has read it, elsewhere it is not."""
+    with hosts(DoubleGuest(PAGES, running=False)) as (there,):
+        with qemu_source(there, tmp_path, f"unix:{tmp_path}/there") as source:
+            source.await_word()
+            source.connection.close()
+        there.wait_status(FAILED)
+        info = there.controller.info()
+        assert info.in_doubt
+        assert "was told that the guest runs here: it stays paused. Look there" in info.error
+        assert there.guest.left_in_doubt
+        assert there.guest.ownership.apply(Event.CONT) is Standing.ARRIVED
+        with pytest.raises(NotTheOwner, match="may still run at the QEMU that it came from"):
+            there.guest.resume()
+        with pytest.raises(StateError, match="has been started already"):
+            there.controller.incoming(TCP)
+        with pytest.raises(NotTheOwner, match="may still run at the QEMU"):
+            there.controller.migrate(ANYWHERE)
+        there.guest.ownership.apply(Event.FORCED_CONT)
+        there.guest.resume()
+        there.guest.step_until(there.guest.steps + 1)
+        there.guest.check_ram()
+        assert not there.controller.info().in_doubt
+        assert there.migrate("exec:cat > /dev/null").status is COMPLETED
+
+
+def test_a_guest_that_a_qemu_has_given_up_stays_here_when_it_cannot_be_started(tmp_path: Path) -> None:
+    with hosts(DoubleGuest(PAGES, running=False)) as (there,):
+        there.guest.fail["resume"] = OSError("no tap")
+        with qemu_source(there, tmp_path) as source:
+            assert source.said() == shut(0).encode()
+            there.wait_status(FAILED)
+        info = there.controller.info()
+        assert info.error == "the guest is here, and cannot be started: no tap; 'cont' tries again"
+        assert not info.in_doubt
+        assert there.guest.left_in_doubt
+        del there.guest.fail["resume"]
+        there.guest.resume()
+        there.guest.step_until(there.guest.steps + 1)
+        there.guest.check_ram()
 
 
 # -- one way -------------------------------------------------------------------------------------------------

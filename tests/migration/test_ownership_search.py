@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.migration.handover_model import Model, QemuModel, Rules, search
+from tests.migration.handover_model import Model, QemuModel, QemuSourceModel, Rules, search
 
 from sterna import ownership
 from sterna.ownership import AttemptEvent, Event, Hold, Outcome, Standing
@@ -23,6 +23,12 @@ def test_a_qemu_and_its_source_never_both_run() -> None:
     found = search(QemuModel())
     assert not found.problem, "\n".join([found.problem, *found.timeline])
     assert found.states > 20
+
+
+def test_a_qemu_as_source_and_its_destination_never_both_run() -> None:
+    found = search(QemuSourceModel())
+    assert not found.problem, "\n".join([found.problem, *found.timeline])
+    assert found.states > 30
 
 
 def holds(event: Event, before: Standing, after: Standing) -> Rules:
@@ -149,3 +155,29 @@ def test_the_counterexample_of_the_old_rule_is_a_time_line() -> None:
 def test_a_wrong_rule_with_a_qemu_is_found(event: Event, before: Standing) -> None:
     found = search(QemuModel(holds(event, before, Standing.OWNER)))
     assert found.problem == "the guest runs at source and QEMU"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        # What was the order once: the guest was started, and its source told.
+        QemuSourceModel(starts_last=False),
+        QemuSourceModel(holds(Event.SHUT_SENT, Standing.ABSENT, Standing.OWNER)),
+        QemuSourceModel(holds(Event.SHUT_CUT, Standing.ARRIVED, Standing.OWNER)),
+        QemuSourceModel(holds(Event.CONT, Standing.ARRIVED, Standing.OWNER)),
+        # Nothing can be done about it here: QEMU has no word for having read SHUT.
+        QemuSourceModel(late_cancel=True),
+    ],
+    ids=[
+        "starts first",
+        "owns what it has sent word of",
+        "owns what it could not say",
+        "cont",
+        "late cancel",
+    ],
+)
+def test_a_wrong_rule_with_a_qemu_as_source_is_found(model: QemuSourceModel) -> None:
+    found = search(model)
+    print(found.problem, *found.timeline, sep="\n")
+    assert found.problem == "the guest runs at QEMU and destination"
+    assert found.timeline

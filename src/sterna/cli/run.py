@@ -314,6 +314,10 @@ class _RunningMachine:
             self._teller.tell(f"migration failed: {info.error}")
             return
         whence = f" from {info.source}" if info.socket_address and info.source else ""
+        if self._machine.run_state.value != "inmigrate":
+            # It is here, and stands still: only its user knows what is to become of it.
+            self._teller.tell(f"incoming migration{whence} failed: {info.error}")
+            return
         waiting = f"; waiting for another at {info.socket_address}" if info.socket_address else ""
         # Those that bring no guest hide none that do.
         kind = "failed guest" if self._comes_in else "failed"

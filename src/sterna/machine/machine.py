@@ -453,10 +453,13 @@ class Machine:
         return RunState.PAUSED if target is RunState.RUNNING and not self._start_after_incoming else target
 
     def leave_in_doubt(self) -> None:
-        """Nobody can say whether the guest runs elsewhere: it stays stopped here, until its user knows and forces `cont`."""
+        """Nobody can say whether the guest runs elsewhere, or one that came cannot be started: it stays stopped here, until its
+        user says otherwise.
+        """
         with self._lock:
-            require("leave the migration", self._run_state, RunState.FINISH_MIGRATE)
-            before = self._before_migration
+            require("leave the migration", self._run_state, RunState.FINISH_MIGRATE, RunState.INMIGRATE)
+            came = self._run_state is RunState.INMIGRATE
+            before = self._state_after_incoming() if came else self._before_migration
             self._run_state = transition(
                 self._run_state, RunState.PAUSED if before is RunState.RUNNING else before
             )

@@ -75,7 +75,7 @@ class MigrationController:
                 raise StateError("there is a migration process in progress")
             if self._deferred or (
                 self._incoming is not None
-                and self._incoming.info().status is not MigrationStatus.COMPLETED
+                and self._guest.ownership.standing is Standing.ABSENT
                 and not self._incoming.finished
             ):
                 raise StateError("guest is waiting for an incoming migration")
@@ -128,7 +128,8 @@ class MigrationController:
             self._check_open()
             if self._incoming is not None:
                 info = self._incoming.info()
-                if info.status is MigrationStatus.COMPLETED or not self._incoming.finished:
+                here = self._guest.ownership.standing is not Standing.ABSENT
+                if here or info.status is MigrationStatus.COMPLETED or not self._incoming.finished:
                     raise StateError(
                         f"the incoming migration from {self._incoming.uri} has been started already"
                     )

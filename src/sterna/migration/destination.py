@@ -60,6 +60,8 @@ from sterna.stream.wire import (
 
 log = logging.getLogger(__name__)
 
+_ARRIVAL_SECONDS = 30.0
+"""How long the guest may wait for its source's host to take what has the source give it up."""
 _LAST_WORDS_SECONDS = 2.0
 """How long a source may not take what it has to hear. The few bytes have room where little else goes that way."""
 
@@ -166,10 +168,14 @@ class Destination:
         self._their_digest: RamDigest | None = None
         self._their_devices_digest = 0
         self._our_digest: Future[RamDigest] | None = None
+        # SHUT(0) is with the kernel.
+        self._told = False
+        # Once set nothing that fails is a failure of the migration.
+        self._started = False
 
     @property
-    def _runs(self) -> bool:
-        """Once it has been started here nothing that fails is a failure of the migration, and the RAM is the guest's."""
+    def _is_here(self) -> bool:
+        """The RAM is the guest's from now on, whatever fails: its source has given it up, or may have."""
         return self.guest.ownership.standing is not Standing.ABSENT
 
     def run(self) -> None:
@@ -179,8 +185,10 @@ class Destination:
                 self.lobby.open(self._multifd.admit)
             self._take_in()
         except Exception as error:
-            if self._runs:
+            if self._started:
                 log.exception("after the guest was started")
+            elif self._is_here:
+                self._keep(error)
             else:
                 # Why a channel failed is also why the main channel then ended.
                 self._give_up(self._disagreement or self._multifd.error or error)
@@ -201,7 +209,7 @@ class Destination:
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def _give_up(self, error: Exception) -> None:
-        assert not self._runs
+        assert not self._is_here
         text = describe(error)
         if self.record.was_cancelled(self._id):
             text = "the source cancelled the migration"
@@ -222,6 +230,21 @@ class Destination:
             self.progress.enter(MigrationStatus.CANCELLED)
         else:
             self.progress.enter(MigrationStatus.FAILED, error=text)
+
+    def _keep(self, error: Exception) -> None:
+        """The guest is here, and nobody but its user can start it."""
+        in_doubt = not self.guest.ownership.may_run
+        if in_doubt:
+            text = (
+                f"{describe(error)}, after the source, a QEMU, was told that the guest runs here: it stays paused. Look there: "
+                "if the guest does not run there and never will (its state is postmigrate), 'cont -f' (QMP: cont with "
+                "x-sterna-force) runs it here; else end this one with 'quit'"
+            )
+        else:
+            text = f"the guest is here, and cannot be started: {describe(error)}; 'cont' tries again"
+        self.confirmed = True
+        self.guest.leave_in_doubt()
+        self.progress.enter(MigrationStatus.FAILED, error=text, in_doubt=in_doubt)
 
     def _tell(self, error: Exception, text: str, *, abandoned: str) -> None:
         """Tell the source why, if it can be told. One that cannot must not get rid of the rest of its stream: that it cannot
@@ -495,11 +518,33 @@ class Destination:
     def _start_at_end(self) -> None:
         """Start a guest whose source waits for nothing but the return path's end."""
         self.channel.finish()
-        self._start()
+        if not (self.record.begin(self._own_id) and self.record.commit(self._own_id)):
+            raise Refused("it is ending")
+        if self._return_path:
+            self._shut()
+            self.channel.await_arrival(_ARRIVAL_SECONDS)
+        self.record.running(self._own_id, self._start())
         self.confirmed = True
         self.progress.enter(MigrationStatus.COMPLETED)
-        if self._return_path:
-            self._say(lambda: self.channel.send(shut(0).encode()))
+
+    def _shut(self) -> None:
+        """Have a QEMU give its guest up. On any other end of its return path it goes on with it.
+
+        :raise ChannelError, Cancelled: When it has not been told, and never will be.
+        """
+        peer, ownership = self.channel.peer, self.guest.ownership
+        try:
+            if self.channel.hung_up():
+                raise ChannelError(
+                    f"{peer} closed the connection before it was told that the guest runs here"
+                )
+            ownership.apply(Event.SHUT_SENT, self._own_id)
+            self.channel.send(shut(0).encode())
+        except BaseException:
+            ownership.apply(Event.SHUT_CUT, self._own_id)  # part of it says nothing
+            self.record.start_failed(self._own_id)
+            raise
+        self._told = True
 
     def _start(self, elapsed_ns: int | None = None, *, watched: bool = False) -> int:
         """Take the guest over, and start it.
@@ -513,13 +558,15 @@ class Destination:
             if elapsed_ns is not None:
                 self.guest.advance_counter(elapsed_ns)
             self.guest.announce(self.parameters.announce_delays)
-            return self.guest.resume()
+            clock_ns = self.guest.resume()
         except BaseException:
             # `resume` starts all of it or nothing.
-            self.guest.ownership.apply(Event.GIVEN_BACK, self._id or self._own_id)
-            if self._id:
-                self.record.start_failed(self._id)
+            if not self._told:
+                self.guest.ownership.apply(Event.GIVEN_BACK, self._id or self._own_id)
+                self.record.start_failed(self._id or self._own_id)
             raise
+        self._started = True
+        return clock_ns
 
     def _start_on_commit(self, digest: RamDigest | None) -> None:
         self._answer(PrivateMessage.READY, Ready(digest.hex if digest else "", self.watch is not None))

@@ -96,8 +96,8 @@ class Guest(Protocol):
         ...
 
     def leave_in_doubt(self) -> None:
-        """Nobody can say whether the guest runs at the destination: it stays stopped (run state paused, or as it was before),
-        until its user says otherwise.
+        """Nobody can say whether the guest runs at the other end, or one that came cannot be started: it stays stopped (run state
+        paused, or as it was before), until its user says otherwise.
         """
         ...
 

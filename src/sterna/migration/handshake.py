@@ -43,6 +43,7 @@ With QEMU as destination there is no COMMIT: QEMU starts the guest by itself whe
 is sent when QEMU has answered a ping behind the devices: it has loaded everything then, and what fails before that fails while
 the source owns the guest. After the end only SHUT(0) tells that QEMU has the guest. The other value tells nothing: QEMU 7.2 sends
 it also when the guest runs and the stream broke behind its end.
+With QEMU as source the destination sends SHUT(0), which has QEMU give the guest up, and starts it when that is acknowledged.
 A command (`exec:`) may have the guest as soon as a byte of the end is in its pipe, and is not ended any more. It has it when it
 has exited with 0; another exit status tells nothing, nor does who reads a descriptor (`fd:`). A file has it when it is complete.
 """

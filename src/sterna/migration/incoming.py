@@ -113,6 +113,8 @@ class Incoming:
     def info(self) -> MigrationInfo:
         """The present or last attempt."""
         info = self._progress.snapshot()
+        arrived = self._guest.ownership.standing is Standing.ARRIVED
+        info = replace(info, in_doubt=info.in_doubt and arrived)
         return replace(info, socket_address=self.uri) if self._listener else info
 
     @property

@@ -212,7 +212,7 @@ class MigrationInfo:
     :ivar audit: what the audit of the dirty log found so far; None without one
     :ivar throttle_percent: how much of their time the guest's vCPUs are kept from running
     :ivar xbzrle: what the XBZRLE cache did, as of the end of the last pass; None without one
-    :ivar in_doubt: the guest may run at the destination; it stays paused here
+    :ivar in_doubt: the guest may run at the other end; it stays paused here
     :ivar socket_address: where an incoming migration listens
     :ivar source: where an incoming guest comes from, for people
     :ivar left_behind: what an incoming guest brought and has no place here
@@ -315,6 +315,7 @@ class MigrationInfo:
         extras |= {
             "ram-digest-source": self.ram_digest_source,
             "ram-digest-destination": self.ram_digest_destination,
+            "in-doubt": self.in_doubt,
         }
         if self.digest_ms is not None:
             extras["digest-ms"] = round(self.digest_ms, 3)
@@ -323,7 +324,6 @@ class MigrationInfo:
                 "total-ms": round(self.total_time_ms, 3),
                 "passes": [record.to_dict() for record in self.passes],
                 "clock-offset-ns": self.clock_offset_ns,
-                "in-doubt": self.in_doubt,
             }
             extras["saved-pages"] = self.saved_pages
             extras |= {"policy": self.policy, "verdict": self.verdict}

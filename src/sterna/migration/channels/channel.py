@@ -245,6 +245,14 @@ class Channel:
         """Bytes that were written and are known not to have arrived yet."""
         return 0
 
+    def await_arrival(self, seconds: float) -> None:
+        """Wait until the host that the connection leads to has all that was written; where a connection stays on this host, until
+        it is read. Channels that cannot tell do not wait.
+
+        :raise ChannelError: When it broke before that, or that takes longer than so many seconds.
+        :raise Cancelled: When the migration is cancelled meanwhile.
+        """
+
     def watch(self, cancellation: Cancellation) -> None:
         """From now on, let this cancellation end the waits instead of the one given at the start."""
         self._cancellation = cancellation

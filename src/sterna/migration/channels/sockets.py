@@ -27,6 +27,8 @@ _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPC
 _LINGER_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 1.0
+_ARRIVAL_PAUSE_SECONDS = 0.001
+"""Nothing wakes who waits for an acknowledgement, and a guest stands still meanwhile."""
 _PASSING = frozenset(
     {
         # Too little of something, which comes back when others let go of it.
@@ -69,12 +71,33 @@ class SocketChannel(Channel):
 
     def unsent_bytes(self) -> int:
         """Bytes that were written and that the peer's host has not acknowledged yet (SIOCOUTQ)."""
-        answer = bytearray(4)
         try:
-            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, answer)
+            return self._outstanding()
         except OSError:
             return 0
+
+    def _outstanding(self) -> int:
+        answer = bytearray(4)
+        fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, answer)
         return int.from_bytes(answer, sys.byteorder)
+
+    def await_arrival(self, seconds: float) -> None:
+        """As `Channel.await_arrival`: a TCP peer's host has acknowledged it, a Unix socket's other end has read it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                left = self._outstanding()
+                # What was thrown away unread or unacknowledged is an error, and that is there before it is gone from the count.
+                code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            except OSError as error:
+                raise ChannelError(f"{self.peer}: {describe(error)}") from error
+            if code:
+                raise self._write_error(code)
+            if not left:
+                return
+            if time.monotonic() >= deadline:
+                raise ChannelError(f"{self.peer} has not taken what was sent last in {seconds:.1f} s")
+            self._cancellation.sleep(_ARRIVAL_PAUSE_SECONDS)
 
     def end_writing(self) -> None:
         """Shut down this side's direction: the peer reads to the end of what was written."""
