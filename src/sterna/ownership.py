@@ -223,7 +223,8 @@ _WHY_NOT = {
         "'cont -f' (QMP: cont with x-sterna-force)"
     ),
     Standing.IN_DOUBT: (
-        "the guest may run at the migration's destination: look there; 'resolve_doubt' (QMP: x-sterna-resolve-doubt) asks it; "
+        "the guest may run at the migration's destination: look there; 'resolve_doubt' (QMP: x-sterna-resolve-doubt) finds "
+        "out what can be found out from here; "
         "if the guest does not run there and never will, force it: 'cont -f' (QMP: cont with x-sterna-force)"
     ),
     Standing.AWAY: "the guest has migrated and runs at the destination",

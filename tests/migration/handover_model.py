@@ -461,13 +461,16 @@ class QemuModel:
                         rest._replace(source=hold(Event.COMMIT_SENT), doing="end"),
                         True,
                     )
-                case "SHUT(0)" if state.doing == "SHUT":
+                case "SHUT(0)" if state.doing in (
+                    "SHUT",
+                    "over",
+                ):  # a connection that is kept is heard later too
                     yield (
                         "the source reads SHUT(0)",
                         rest._replace(source=hold(Event.RUNS), doing="over"),
                         True,
                     )
-                case "SHUT(1)" if state.doing == "SHUT":
+                case "SHUT(1)" if state.doing in ("SHUT", "over"):
                     after = rest._replace(source=hold(Event.SHUT_WITH_ERROR), doing="over")
                     yield "the source reads SHUT(1)", after, False
                 case "END" if state.qemu == "loaded":

@@ -68,10 +68,12 @@ class Elsewhere:
 
 
 @contextmanager
-def elsewhere(how: str, call: str, uri: str = TCP, prefix: tuple[str, ...] = ()) -> Iterator[Elsewhere]:
+def elsewhere(
+    how: str, call: str, uri: str = TCP, prefix: tuple[str, ...] = (), fds: tuple[int, ...] = ()
+) -> Iterator[Elsewhere]:
     command = [*prefix, sys.executable, "-m", "tests.migration.mortal", str(PAGES), call, how, uri]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT
+        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=fds
     ) as process:
         assert process.stdout is not None
         try:
@@ -194,6 +196,116 @@ def test_the_end_of_the_process_ends_the_doubt_later_too(tmp_path: Path) -> None
         assert here.guest.running
 
 
+def test_a_guest_that_ran_in_a_process_that_has_ended_is_not_said_never_to_have_run(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
+        here.controller.migrate(there.address)
+        there.await_stop()
+        os.unlink(path)
+        in_doubt(here, here.outcome())
+        there.go_on()
+        assert there.line() == "running"
+        there.process.kill()
+        there.process.wait()
+        assert here.controller.resolve_doubt() == (
+            "the destination's process has ended, and with it the guest, if it ran there: "
+            "it is this machine's, and 'cont' runs it"
+        )
+
+
+class EndsAtTheSecondLook(ProcessWatch):
+    """A process that ends between two looks."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+        self.looks = 0
+
+    @property
+    def ended(self) -> bool:
+        self.looks += 1
+        return self.looks > 1
+
+
+def test_a_doubt_that_the_last_look_ends_was_not_ended_by_force() -> None:
+    migration = bytes(range(16))
+    ownership = Ownership(Standing.OWNER)
+    ownership.apply(Event.COMMIT_SENT, migration)
+    doubt = Doubt(ownership, migration, uris.parse(ANYWHERE), EndsAtTheSecondLook())
+    with Cancellation() as closing, pytest.raises(MigrationError, match="process has ended, and with it"):
+        doubt.resolve(0.1, closing)
+    assert ownership.standing is Standing.OWNER
+
+
+# -- over an inherited socket, where nobody can be asked -----------------------------------------------------
+
+
+@contextmanager
+def inherited(how: str) -> Iterator[tuple[Host, Elsewhere, str, threading.Event]]:
+    """:return: here, there, where to migrate to, and what is set when the source waits no longer for an answer in time"""
+    near, far = socket.socketpair()
+    with (
+        near,
+        far,
+        hosts(guest()) as (here,),
+        elsewhere(how, "advance_counter", f"fd:{far.fileno()}", fds=(far.fileno(),)) as there,
+    ):
+        far.close()
+        given_up = threading.Event()
+        apply = here.guest.ownership.apply
+
+        def noted(event: Event, *arguments: Any, **options: Any) -> Standing:
+            standing = apply(event, *arguments, **options)
+            if event is Event.CONNECTION_LOST:
+                given_up.set()
+            return standing
+
+        here.guest.ownership.apply = noted  # type: ignore[method-assign]
+        yield here, there, f"fd:{near.fileno()}", given_up
+
+
+def test_a_destination_that_dies_at_its_start_is_seen_over_an_inherited_socket() -> None:
+    with inherited("die") as (here, _, uri, _):
+        info = here.migrate(uri)
+        assert (info.status, info.in_doubt) == (FAILED, False), info.error
+        assert "process has ended, and with it" in info.error
+        assert here.guest.running
+
+
+def test_a_destination_that_dies_later_is_seen_over_an_inherited_socket() -> None:
+    with inherited("stop") as (here, there, uri, given_up):
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000, "x-sterna-switchover-timeout": 500})
+        here.controller.migrate(uri)
+        there.await_stop()
+        assert given_up.wait(60)
+        there.process.kill()
+        info = here.outcome()
+        assert (info.status, info.in_doubt) == (FAILED, False), info.error
+        assert here.guest.running
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_destination_that_starts_late_is_heard_over_an_inherited_socket(automatic: bool) -> None:
+    """There is no other connection on which it could be asked."""
+    with inherited("stop") as (here, there, uri, given_up):
+        limit = 60_000 if automatic else 200
+        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 500})
+        here.controller.migrate(uri)
+        there.await_stop()
+        assert given_up.wait(60)
+        if not automatic:
+            info = here.outcome()
+            in_doubt(here, info)
+            assert info.error.endswith("'resolve_doubt' looks whether the destination has said so since")
+        there.go_on()
+        assert there.line() == "running"
+        if automatic:
+            assert here.outcome().status is COMPLETED
+        else:
+            assert here.controller.resolve_doubt() == "the guest runs at the destination"
+        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+
+
 def test_a_destination_that_dies_where_nobody_sees_it_leaves_the_doubt(root: None) -> None:
     alone = ("unshare", "--pid", "--fork", "--kill-child")
     with hosts(guest()) as (here,), elsewhere("die", "advance_counter", prefix=alone) as there:
@@ -249,7 +361,7 @@ def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.
 def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
     """It may be what runs the guest."""
     with hosts(guest()) as (here,):
-        here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
+        here.controller.set_parameters({"x-sterna-switchover-timeout": 300, "x-sterna-doubt-timeout": 100})
         info = here.migrate(f"exec:cd '{tmp_path}'; echo $$ > pid; cat > stream; exec sleep 1000")
         assert (info.status, info.in_doubt) == (FAILED, True)
         assert "exec sleep 1000 has not ended, after it was given" in info.error
@@ -436,6 +548,66 @@ def test_only_a_qemus_word_counts(
             assert here.guest.running
 
 
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) -> None:
+    """Nobody else will ever tell."""
+    has_all, say, said = threading.Event(), threading.Event(), threading.Event()
+
+    def late(connection: socket.socket) -> None:
+        has_all.set()
+        assert say.wait(60)
+        connection.sendall(shut(0).encode())
+        said.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, hosts(guest()) as (here,):
+        thread = threading.Thread(target=qemu_double, args=(listener, late, True), daemon=True)
+        thread.start()
+        limit = 60_000 if automatic else 200
+        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 300})
+        here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        if not automatic:
+            info = here.outcome()
+            in_doubt(here, info)
+            assert "has all of the guest, and has not said that it runs it" in info.error
+            with pytest.raises(NotTheOwner, match="may run at the migration's destination"):
+                here.guest.resume()
+        else:
+            assert has_all.wait(60)
+            here.controller.cancel()  # which changes nothing any more
+        say.set()
+        assert said.wait(60)
+        if automatic:
+            assert here.outcome().status is COMPLETED
+        else:
+            assert here.controller.resolve_doubt() == "the guest runs at the destination"
+        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+        thread.join(30)
+
+
+def test_a_qemu_is_not_asked(tmp_path: Path) -> None:
+    """One that waits at the same address would take the question for a migration, and end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, hosts(guest()) as (here,):
+        last = lambda connection: connection.sendall(shut(1).encode())  # noqa: E731
+        thread = threading.Thread(target=qemu_double, args=(listener, last, True), daemon=True)
+        thread.start()
+        uri = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        info = here.migrate(uri)
+        thread.join(30)
+        in_doubt(here, info)
+        assert "look there (QMP: query-status)" in info.error
+        assert "resolve_doubt" not in info.error
+        with pytest.raises(InDoubt, match="look there"):
+            here.controller.resolve_doubt()
+        assert not select.select([listener], [], [], 0)[0], "somebody has connected"
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(here.controller.resolve_doubt, uri)  # on its user's word
+            connection, _ = listener.accept()
+            connection.close()
+            listener.close()
+            with pytest.raises(InDoubt):
+                asked.result()
+
+
 @dataclass
 class QemuSource:
     """What a QEMU with return-path sends, and the end of it that waits for SHUT."""
@@ -594,3 +766,35 @@ def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
         if standing is not Standing.OWNER:
             assert here.guest.ownership.apply(Event.CONT) is standing, "only by an explicit word"
             assert here.guest.ownership.apply(Event.FORCED_CONT) is Standing.OWNER
+
+
+@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_command_that_ends_late_is_heard(tmp_path: Path, automatic: bool, status: int) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with hosts(guest()) as (here,):
+        limit = 60_000 if automatic else 200
+        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 300})
+        here.controller.migrate(f"exec:cat > /dev/null; read line < '{fifo}'; exit {status}")
+        if not automatic:
+            info = here.outcome()
+            in_doubt(here, info)
+            assert "has not ended, after it was given all of the guest" in info.error
+            assert info.error.endswith("'resolve_doubt' looks whether the command has ended since")
+        fifo.write_text("go on\n")
+        if automatic:
+            info = here.outcome()
+            assert info.in_doubt is bool(status), info.error
+            assert (info.status is COMPLETED) is not bool(status)
+        elif status:
+            with pytest.raises(InDoubt, match="exited with 3, after it was given all"):
+                here.controller.resolve_doubt()
+        else:
+            assert here.controller.resolve_doubt() == "the command has all of the guest, and may run it"
+            assert here.guest.away
+        standing = Standing.IN_DOUBT if status else Standing.HANDED_ON
+        assert here.guest.ownership.standing is standing
+        for thread in threading.enumerate():
+            if thread.name == "exec-exit":
+                thread.join(30)

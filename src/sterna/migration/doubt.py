@@ -168,7 +168,8 @@ def ask(
         if apply(event):
             return event, clock_ns
         if time.monotonic() + _RETRY_SECONDS >= deadline:
-            apply(Event.DEADLINE)
+            if apply(Event.DEADLINE):
+                return Event.DEADLINE, 0
             raise InDoubt(reason)
         cancellation.sleep(_RETRY_SECONDS)
 

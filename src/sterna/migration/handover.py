@@ -3,22 +3,25 @@
 Which of them, `sterna.ownership` decides from what is sent and received here.
 """
 
+import select
+import time
 from dataclasses import dataclass, field
 
 from sterna.migration import doubt, handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.exec import ExecChannel
 from sterna.migration.channels.file import FileUri
+from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError, InDoubt, MigrationError, Unsynced
 from sterna.migration.handshake import Commit, Ready
-from sterna.migration.peer import NackError, Peer, ShutError
+from sterna.migration.peer import NackError, Peer, PeerKind, ShutError
 from sterna.migration.process import ProcessWatch
+from sterna.migration.witness import CommandWitness, ConnectionWitness, Said, Witness
 from sterna.ownership import Event, Ownership, Standing
 from sterna.stream import sections
 from sterna.stream.wire import StreamError
-
-_NOT_SAID = "the destination has all of the guest, and has not said that it runs it"
 
 
 @dataclass
@@ -27,65 +30,132 @@ class Doubt:
 
     :ivar migration_id: 16 bytes
     :ivar watch: the destination's process, when that is on this host; None when its end cannot be seen
+    :ivar kind: what the destination is: only a sterna that listens can be asked
+    :ivar witness: who may still say what became of the guest
     """
 
     ownership: Ownership
     migration_id: bytes
     uri: uris.Uri
     watch: ProcessWatch | None = field(default=None)
-    _forced: bool = field(default=False, init=False)
+    kind: PeerKind = field(default=PeerKind.STERNA, init=False)
+    witness: Witness | None = field(default=None, init=False)
+    _heard: Said | None = field(default=None, init=False)
+    _ended_by: Event | None = field(default=None, init=False)
 
     @property
     def advice(self) -> str:
         """Who may run the guest, and how its user finds out."""
+        how = " (QMP: query-status)" if self.kind is PeerKind.QEMU else ""
+        again = ""
+        if self._can_ask(self.uri):
+            again = "; 'resolve_doubt' asks again"
+        elif self.witness is not None:
+            again = f"; 'resolve_doubt' looks whether {self.witness.question}"
+        elif self.watch is not None:
+            again = "; 'resolve_doubt' looks whether its process has ended since"
         return (
-            f"the guest stays paused here and may run at {self.uri}: look there. If it does, end this one with 'quit'; "
-            "if it never will, 'cont -f' (QMP: cont with x-sterna-force) runs it here; 'resolve_doubt' asks again"
+            f"the guest stays paused here and may run at {self.uri}: look there{how}. If it does, end this one with 'quit'; "
+            f"if it never will, 'cont -f' (QMP: cont with x-sterna-force) runs it here{again}"
         )
+
+    def _can_ask(self, uri: uris.Uri) -> bool:
+        """Whoever else listens would take the question for a migration, and be used up by it."""
+        return self.kind is PeerKind.STERNA and isinstance(uri, uris.ListeningUri)
 
     def apply(self, event: Event) -> Standing:
         """Something happened to this migration."""
-        return self.ownership.apply(event, self.migration_id)
+        before = self.ownership.standing
+        after = self.ownership.apply(event, self.migration_id)
+        if before is Standing.IN_DOUBT and after is not before:
+            self._ended_by = event
+        return after
 
     def resolve(self, seconds: float, cancellation: Cancellation, uri: uris.Uri | None = None) -> int:
-        """Find out who runs the guest, by asking the destination and by looking whether its process has ended.
+        """Find out who runs the guest: ask the destination if it can be asked, hear what it says by itself, and look whether its
+        process has ended.
 
-        :param uri: where to ask, when that is not where the guest was sent
-        :return: the destination runs it: its CLOCK_REALTIME just before the first guest instruction
+        :param uri: where to ask, when that is not where the guest was sent; whoever listens there is asked, whatever it is
+        :return: the destination runs it: its CLOCK_REALTIME just before the first guest instruction, 0 where nobody tells; or
+            has all of it (`Standing.HANDED_ON`): 0
         :raise MigrationError: When the destination does not run it and never will, or its user had it run here meanwhile: it is
             the source's.
         :raise InDoubt: When neither can be told in so many seconds.
         """
-        uri = uri or self.uri
-        reason = f"{uri} cannot be asked whether it runs the guest"
-        told, clock_ns = Event.NO_ANSWER, 0
+        where = uri or self.uri
+        told, clock_ns, reason = Event.NO_ANSWER, 0, ""
         try:
-            if isinstance(uri, uris.ListeningUri):
-                told, clock_ns = doubt.ask(uri, self.migration_id, seconds, cancellation, self._is_over)
+            if self._can_ask(where) or (uri is not None and isinstance(uri, uris.ListeningUri)):
+                assert isinstance(where, uris.ListeningUri)
+                told, clock_ns = doubt.ask(where, self.migration_id, seconds, cancellation, self._is_over)
             else:
-                self._is_over(told)
+                self._wait(seconds, cancellation)
         except (InDoubt, Cancelled) as silent:
             reason = str(silent)
-            self._forced = True  # if it is over all the same: no answer ended it
+        heard = self._heard.event if self._heard is not None else None
         match self.ownership.standing:
-            case Standing.AWAY:
-                self._confirm(uri, cancellation)
+            case Standing.AWAY if told is Event.RUNS:
+                self._confirm(where, cancellation)
                 return clock_ns
+            case Standing.AWAY if self.witness is not None and self._heard is not None:
+                self.witness.confirm()
+                return self._heard.clock_ns
+            case Standing.AWAY | Standing.HANDED_ON:
+                return 0
             case Standing.IN_DOUBT:
                 raise InDoubt(f"{reason}; {self.advice}")
-            case _ if self._forced:
-                also = ", and the destination says that it runs there too" if told is Event.RUNS else ""
+            case _ if self._ended_by is None:  # nothing but its user's word ends a doubt besides
+                also = (
+                    ", and the destination says that it runs there too" if Event.RUNS in (told, heard) else ""
+                )
                 raise MigrationError(f"the guest was made to run here by force meanwhile{also}")
+            case _ if self._ended_by is Event.PROCESS_ENDED:
+                raise MigrationError(
+                    "the destination's process has ended, and with it the guest, if it ran there"
+                )
             case _:
                 raise MigrationError("the destination did not start the guest, and never will")
 
     def _is_over(self, event: Event) -> bool:
-        # Nothing but its user's word ends a doubt between two answers.
-        self._forced = self.ownership.standing is not Standing.IN_DOUBT
         self.apply(event)
+        return self._look()
+
+    def _look(self) -> bool:
+        """Take what there is to hear and to see.
+
+        :return: whether the doubt is over
+        """
+        if self.witness is not None and (said := self.witness.look()) is not None:
+            self._heard = said
+            if self.apply(said.event) is Standing.IN_DOUBT:
+                self._dismiss()
         if self.watch is not None and self.watch.ended:
             self.apply(Event.PROCESS_ENDED)
         return self.ownership.standing is not Standing.IN_DOUBT
+
+    def _wait(self, seconds: float, cancellation: Cancellation) -> None:
+        """Wait for what there is to hear and to see.
+
+        :raise InDoubt: When nothing has ended the doubt in time; the text says what was heard.
+        :raise Cancelled: When `cancellation` is set.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._look():
+            sources = [source for source in (self.witness, self.watch) if source is not None]
+            left = deadline - time.monotonic()
+            if not sources or left <= 0:
+                self.apply(Event.DEADLINE)
+                silence = f"{self.uri} cannot be asked whether it runs the guest"
+                if self.witness is not None:
+                    silence = self.witness.silence
+                elif self._heard is not None:
+                    silence = self._heard.text
+                raise InDoubt(silence)
+            poll = select.poll()
+            for source in (*sources, cancellation):
+                poll.register(source.fileno(), select.POLLIN)
+            poll.poll(left * 1000)
+            cancellation.check()
 
     def _confirm(self, uri: uris.Uri, cancellation: Cancellation) -> None:
         """The destination waits for that; if it does not arrive, until this process ends."""
@@ -103,8 +173,14 @@ class Doubt:
         except (ChannelError, Cancelled):
             pass
 
+    def _dismiss(self) -> None:
+        if self.witness is not None:
+            self.witness.close()
+            self.witness = None
+
     def stop_watching(self) -> None:
-        """The end of the destination's process tells nothing any more."""
+        """Nothing that is heard or seen of the destination tells anything any more."""
+        self._dismiss()
         if self.watch is not None:
             self.watch.close()
             self.watch = None
@@ -150,6 +226,8 @@ class HandOver:
                 self.doubt.apply(Event.ABANDONED)
                 raise
             self.doubt.apply(Event.CONNECTION_LOST)
+            if isinstance(error, Cancelled) and not isinstance(self.doubt.uri, uris.ListeningUri):
+                self._keep_connection()  # it cannot be asked on another
             self.channel.close()
             return self._ask(error, doubt_seconds), ""
         self.doubt.apply(Event.RUNS)
@@ -165,11 +243,13 @@ class HandOver:
         except MigrationError as word:
             raise MigrationError(f"{error}; {word}") from error
 
-    def end_to_qemu(self, end: bytes) -> None:
+    def end_to_qemu(self, end: bytes, doubt_seconds: float) -> None:
         """Send the stream's end to a QEMU, which starts the guest upon it.
 
+        :param doubt_seconds: how long it may take to say so when the switchover's time limit has passed
         :raise MigrationError: When the guest is the source's, or nobody knows (`InDoubt`).
         """
+        self.doubt.kind = PeerKind.QEMU
         self.peer.await_loading()
         self._send_decisive(end, least=1)
         try:
@@ -177,17 +257,30 @@ class HandOver:
         except ShutError as error:
             self.doubt.apply(Event.SHUT_WITH_ERROR)
             raise InDoubt(f"{error} after the end of the stream; {self.doubt.advice}") from error
-        except Cancelled as silent:
-            self.doubt.apply(Event.DEADLINE)
-            raise InDoubt(f"{_NOT_SAID}; {self.doubt.advice}") from silent
+        except Cancelled:
+            # Nobody but the connection tells, and its time limit or its user's cancel change nothing any more.
+            self._keep_connection()
+            self.doubt.resolve(doubt_seconds, self.closing)
+            return
         except (MigrationError, StreamError) as error:
             self.doubt.apply(Event.CONNECTION_LOST)
-            raise InDoubt(f"{_NOT_SAID} ({error}); {self.doubt.advice}") from error
+            raise InDoubt(f"{ConnectionWitness.silence} ({error}); {self.doubt.advice}") from error
         self.doubt.apply(Event.RUNS)
 
-    def end_one_way(self, end: bytes) -> None:
+    def _keep_connection(self) -> None:
+        """What the destination says of the guest is heard also when this migration's channel is closed."""
+        if not isinstance(self.channel, SocketChannel):
+            return
+        try:
+            kept = self.channel.duplicate(self.closing)
+        except OSError:  # no descriptor to spare
+            return
+        self.doubt.witness = ConnectionWitness(kept, self.peer, self.doubt.kind, self.doubt.migration_id)
+
+    def end_one_way(self, end: bytes, doubt_seconds: float) -> None:
         """Send the stream's end where nobody answers.
 
+        :param doubt_seconds: how long a command may take to end when the switchover's time limit has passed
         :raise MigrationError: When the guest is the source's, or nobody knows (`InDoubt`).
         """
         if isinstance(self.doubt.uri, FileUri):
@@ -200,14 +293,19 @@ class HandOver:
                 raise
             self.doubt.apply(Event.SAVED)
             return
+        self.doubt.kind = PeerKind.SILENT
         self.channel.await_reader()
         self._send_decisive(end, least=1)
         try:
             self.channel.finish()
+        except Cancelled:
+            if isinstance(self.channel, ExecChannel):
+                self.doubt.witness = CommandWitness(self.channel)
+            self.doubt.resolve(doubt_seconds, self.closing)
+            return
         except MigrationError as error:
             self.doubt.apply(Event.NO_ANSWER)
-            what = f"{self.doubt.uri} has not ended" if isinstance(error, Cancelled) else str(error)
-            raise InDoubt(f"{what}, after it was given all of the guest; {self.doubt.advice}") from error
+            raise InDoubt(f"{error}, after it was given all of the guest; {self.doubt.advice}") from error
         self.doubt.apply(Event.HANDED_ON)
 
     def _send_decisive(self, data: bytes, *, least: int) -> None:
@@ -223,4 +321,7 @@ class HandOver:
             if self.channel.transferred < self.channel.decisive_at:
                 self.doubt.apply(Event.COMMIT_CUT)
                 raise
+            # Whoever has only part of it learns that there is no more, and may still say what it does.
+            self.channel.end_writing()
+            self._keep_connection()
             raise InDoubt(f"{error}, while the stream's end was sent; {self.doubt.advice}") from error

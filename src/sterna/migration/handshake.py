@@ -30,7 +30,8 @@ an id that is still pending when the question comes is abandoned, and a COMMIT t
 word only the end of its process ends the doubt: where both run on one host, each holds a descriptor of the other's process
 (`sterna.migration.process`). The source says in COMMIT that it watches, and READY says that the destination does; a destination
 that is watched does not migrate the guest on before CONFIRM, or before the source has ended.
-- Else the source stays paused. It says who may run, and `x-sterna-resolve-doubt` asks again.
+- Else the source stays paused. It says who may run, and `x-sterna-resolve-doubt` asks again, or hears what has been said since on
+the connection that cannot be asked twice (`sterna.migration.witness`).
 - A destination that falls silent before COMMIT does not keep the guest stopped: after `x-sterna-switchover-timeout` the
 source gives the attempt up, which is its own to give up; after COMMIT it asks.
 - A source that falls silent, or only drips, does not keep others out of a destination that listens: once it has been waited
@@ -42,7 +43,7 @@ rest of it ends counts for nothing.
 With QEMU as destination there is no COMMIT: QEMU starts the guest by itself when it has read the end of the stream. So the end
 is sent when QEMU has answered a ping behind the devices: it has loaded everything then, and what fails before that fails while
 the source owns the guest. After the end only SHUT(0) tells that QEMU has the guest. The other value tells nothing: QEMU 7.2 sends
-it also when the guest runs and the stream broke behind its end.
+it also when the guest runs and the stream broke behind its end. It cannot be asked; its connection is kept until it has spoken.
 With QEMU as source the destination sends SHUT(0), which has QEMU give the guest up, and starts it when that is acknowledged.
 A command (`exec:`) may have the guest as soon as a byte of the end is in its pipe, and is not ended any more. It has it when it
 has exited with 0; another exit status tells nothing, nor does who reads a descriptor (`fd:`). A file has it when it is complete.

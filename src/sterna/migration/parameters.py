@@ -107,7 +107,7 @@ PARAMETERS: Mapping[str, Spec] = {
     "x-sterna-switchover-timeout": Spec(30_000, low=1, high=3_600_000),
 }
 """Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). In milliseconds
-are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a lost destination whether it runs the guest)
+are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a destination whether it runs the guest, or to wait for its word)
 and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up). `x-sterna-deadline` is
 the policy `deadline`'s, in seconds; `x-sterna-max-throttle` what policies of our own may take of the guest's time, in percent.
 `x-sterna-ignore-sections` names sections and RAM blocks, separated by commas, of which an incoming guest does not need what

@@ -135,6 +135,24 @@ class Peer:
             if not self._answers_a_ping(message):
                 return message
 
+    def next_now(self) -> ReturnMessage | None:
+        """As `wait`, and None when no message has come."""
+        while True:
+            while not self._messages:
+                self._decoder.check()
+                got = self._channel.readinto_now(memoryview(self._buffer))
+                if got is None:
+                    return None
+                self._take(got)
+            message = self._messages.popleft()
+            self._refusal(message)
+            if not self._answers_a_ping(message):
+                return message
+
+    def move(self, channel: Channel) -> None:
+        """The connection goes on as this channel."""
+        self._channel = channel
+
     def _take_answers(self) -> int:
         """Take what has come while the stream is sent: answers to pings.
 

@@ -85,6 +85,10 @@ class ProcessWatch:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    def fileno(self) -> int:
+        """The descriptor, which polls readable when the process has ended; -1 when it was given back."""
+        return self._fd
+
     @property
     def ended(self) -> bool:
         """Whether the process has ended. One that is stopped has not."""

@@ -156,7 +156,12 @@ class Source:
         except MigrationError as error:
             found = f"{error}: it is this machine's, and 'cont' runs it"
         else:
-            found = "the guest runs at the destination"
+            runs = self.guest.ownership.standing is Standing.AWAY
+            found = (
+                "the guest runs at the destination"
+                if runs
+                else "the command has all of the guest, and may run it"
+            )
             self.guest.migrated_away()
         self.doubt.stop_watching()
         self.progress.settle(found)
@@ -492,11 +497,11 @@ class Source:
                 self.progress.note(clock_note=note)
             case PeerKind.QEMU:
                 timeline.digest = time.time_ns()
-                hand_over.end_to_qemu(end)
+                hand_over.end_to_qemu(end, self.parameters.doubt_timeout_seconds)
                 timeline.loaded = time.time_ns()
             case PeerKind.SILENT:
                 timeline.digest = time.time_ns()
-                hand_over.end_one_way(end)
+                hand_over.end_one_way(end, self.parameters.doubt_timeout_seconds)
                 timeline.loaded = time.time_ns()
 
     # -- sending ---------------------------------------------------------------------------------------------

@@ -50,6 +50,16 @@ class ExecChannel(Channel):
             self._wait(watch, select.POLLIN)
         finally:
             os.close(watch)
+        self.check_exit()
+
+    def watch_exit(self) -> int:
+        """A descriptor that polls readable when the command has ended; for the caller to close. Before `close` only."""
+        return os.pidfd_open(self._process.pid)
+
+    def check_exit(self) -> None:
+        """
+        :raise ChannelError: When the command, which has ended, failed.
+        """
         status = self._process.wait()
         if status:
             how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"

@@ -99,6 +99,13 @@ class SocketChannel(Channel):
                 raise ChannelError(f"{self.peer} has not taken what was sent last in {seconds:.1f} s")
             self._cancellation.sleep(_ARRIVAL_PAUSE_SECONDS)
 
+    def duplicate(self, cancellation: Cancellation) -> "SocketChannel":
+        """The same connection, which lasts until both are closed.
+
+        :raise OSError: When the host has no descriptor to spare.
+        """
+        return SocketChannel(cancellation, self.peer, self._socket.dup())
+
     def end_writing(self) -> None:
         """Shut down this side's direction: the peer reads to the end of what was written."""
         try:
