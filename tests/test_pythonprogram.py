@@ -61,9 +61,15 @@ def test_modules_of_the_directory_that_the_user_is_in_are_not_run(
 def test_their_sterna_is_this_one(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", before)
     # -S: what is installed is not found.
-    command = [sys.executable, "-P", "-S", "-c", "import sterna, sys; print(sterna.__file__, *sys.path[:3])"]
+    command = [
+        sys.executable,
+        "-P",
+        "-S",
+        "-c",
+        "import sterna, sys; print(sterna.__file__, *sys.path[:3], sep='\\n')",
+    ]
     done = subprocess.run(command, env=own_environment(), capture_output=True, text=True, check=True)
-    file, *path = done.stdout.split()
+    file, *path = done.stdout.splitlines()
     assert Path(file) == SOURCES / "sterna" / "__init__.py"
     assert path[: 1 + bool(before)] == [str(SOURCES), *filter(None, [before])]
 
