@@ -181,14 +181,21 @@ def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:
         assert there.line() == "running"
 
 
-def test_the_end_of_the_process_ends_the_doubt_later_too(tmp_path: Path) -> None:
-    path = tmp_path / "d"
+@contextmanager
+def stopped_in_the_start(directory: Path) -> Iterator[tuple[Host, Elsewhere]]:
+    """A source in doubt, and its destination, which is stopped in its start and refuses connections."""
+    path = directory / "d"
     with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
         here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
         here.controller.migrate(there.address)
         there.await_stop()
         os.unlink(path)
         in_doubt(here, here.outcome())
+        yield here, there
+
+
+def test_the_end_of_the_process_ends_the_doubt_later_too(tmp_path: Path) -> None:
+    with stopped_in_the_start(tmp_path) as (here, there):
         there.process.kill()
         there.process.wait()
         assert "it is this machine's" in here.controller.resolve_doubt()
@@ -197,13 +204,7 @@ def test_the_end_of_the_process_ends_the_doubt_later_too(tmp_path: Path) -> None
 
 
 def test_a_guest_that_ran_in_a_process_that_has_ended_is_not_said_never_to_have_run(tmp_path: Path) -> None:
-    path = tmp_path / "d"
-    with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
-        here.controller.migrate(there.address)
-        there.await_stop()
-        os.unlink(path)
-        in_doubt(here, here.outcome())
+    with stopped_in_the_start(tmp_path) as (here, there):
         there.go_on()
         assert there.line() == "running"
         there.process.kill()

@@ -23,6 +23,7 @@ from sterna.migration import handshake, process, verify
 from sterna.migration.agreement import disagreement, page_bits
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
+from sterna.migration.channels.streamsource import ChannelSource
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError, describe
 from sterna.migration.guest import Guest
@@ -66,49 +67,6 @@ _LAST_WORDS_SECONDS = 2.0
 """How long a source may not take what it has to hear. The few bytes have room where little else goes that way."""
 
 
-class _Source:
-    """The stream's bytes: what was read to recognise it, then the channel.
-
-    :param silence_seconds: how long it may be waited for the next `least_bytes`, None for ever
-    """
-
-    def __init__(
-        self, channel: Channel, head: bytes, silence_seconds: float | None, least_bytes: int = 1
-    ) -> None:
-        self._channel = channel
-        self._head = head
-        self._silence_seconds = silence_seconds
-        self._least_bytes = least_bytes
-        self._waited = 0.0
-        self._bytes = len(head)
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        if self._head:
-            size = min(len(self._head), len(buffer))
-            buffer[:size] = self._head[:size]
-            self._head = self._head[size:]
-            return size
-        try:
-            return self._read(buffer)
-        except ChannelError as error:
-            raise OSError(str(error)) from error
-
-    def _read(self, buffer: memoryview) -> int:
-        seconds = self._silence_seconds
-        if seconds is None:
-            return self._channel.readinto(buffer)
-        while (got := self._channel.readinto_now(buffer)) is None:
-            started = time.monotonic()
-            if self._waited >= seconds or not self._channel.wait_readable(seconds - self._waited):
-                sent = f"only {self._bytes} bytes in" if self._bytes else "nothing for"
-                raise ChannelError(f"{self._channel.peer} sent {sent} {seconds:.1f} s")
-            self._waited += time.monotonic() - started
-        self._bytes += got
-        if self._bytes >= self._least_bytes:
-            self._waited, self._bytes = 0.0, 0
-        return got
-
-
 class _Mismatch(VerificationError):
     """Guest RAM differs; `nack` has the details for the source."""
 
@@ -147,7 +105,7 @@ class Destination:
         self._accepted = time.monotonic_ns()
         # With multifd the pages come on other channels, and little on this one.
         least_bytes = 1 if self.parameters.multifd else PAGE_SIZE
-        self._reader = StreamReader(_Source(self.channel, self.head, self.silence_seconds, least_bytes))
+        self._reader = StreamReader(ChannelSource(self.channel, self.head, self.silence_seconds, least_bytes))
         self._decoder: RamDecoder | None = None
         self._rolling = RollingDigest(self.guest.ram_blocks, zero=True, patient=True)
         self._ram_ended = False

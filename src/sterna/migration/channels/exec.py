@@ -45,7 +45,7 @@ class ExecChannel(Channel):
             return
         self._owner.close()
         self._write_fd = None
-        watch = os.pidfd_open(self._process.pid)
+        watch = self.watch_exit()
         try:
             self._wait(watch, select.POLLIN)
         finally:
