@@ -41,6 +41,25 @@ def test_pieces_that_wait_for_a_moment_are_no_full_link():
     assert meter.bytes_per_second is None
 
 
+def test_a_slow_link_is_measured() -> None:
+    meter = LinkMeter()
+    carry(meter, piece=20_000, interval=0.01, count=200, rate=500_000)
+    assert meter.bytes_per_second == pytest.approx(500_000, rel=0.1)
+
+
+def test_a_destination_that_is_kept_from_its_processor_is_no_slow_link() -> None:
+    """Short passes, whose bytes wait until the destination may read them: they arrive within no time then."""
+    meter = LinkMeter()
+    carry(meter, piece=512 * 4104, interval=0.001, count=40)
+    handed, now = 40 * 512 * 4104, 1.0
+    for _ in range(100):
+        handed += 20_000
+        for unsent in (20_000, 20_000, 20_000, 10_000, 0):
+            now += 0.01
+            meter.observe(now, handed, unsent, 0.0)
+    assert meter.bytes_per_second == pytest.approx(LINK, rel=0.1)
+
+
 def test_digests_are_no_part_of_what_the_destination_needs_for_a_page():
     forecast = Forecast(round_trip_seconds=0.004)
     forecast.sent(Sent(4_104_000, pages=1000, seconds=0.01))

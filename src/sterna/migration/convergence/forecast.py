@@ -33,6 +33,8 @@ _WORD = 8
 _KEPT = 0.3
 """Weight that the passes before the last keep."""
 _BUSY_SECONDS = 0.01
+_BUSY_BYTES = 64 << 10
+"""Fewer that wait for long, wait for a destination that has no processor: that is no speed of the link."""
 _SAMPLES = 16
 _BATCH_PAGES = 256
 """A batch with fewer pages tells nothing of what a page takes."""
@@ -67,13 +69,15 @@ class LinkMeter:
         self._handed_bytes, self._waited_seconds = handed_bytes, waited_seconds
         if not unsent_bytes:
             self._since = None
-        elif self._since is None or not busy:
+            return
+        if self._since is None or not busy:
             self._since = (now, arrived)
-        elif now - self._since[0] >= _BUSY_SECONDS:
-            seconds, size = now - self._since[0], arrived - self._since[1]
+            return
+        seconds, size = now - self._since[0], arrived - self._since[1]
+        if seconds >= _BUSY_SECONDS and size >= _BUSY_BYTES:
             self._since = (now, arrived)
             self._samples = [*self._samples[1 - _SAMPLES :], size / seconds]
-            self.bytes_per_second = sorted(self._samples)[len(self._samples) // 2] or None
+            self.bytes_per_second = sorted(self._samples)[len(self._samples) // 2]
 
 
 @dataclass
