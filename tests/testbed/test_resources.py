@@ -24,6 +24,29 @@ time.sleep(60)
 """
 
 
+CALLER = """
+import os, sys, threading
+sys.stdin.readline()
+def call():
+    while True:
+        try:
+            ends = os.pipe()
+            os.write(ends[1], bytes(60000))
+            for end in ends:
+                os.close(end)
+        except OSError as error:
+            os._exit(error.errno)
+threading.Thread(target=call, daemon=True).start()
+memory = bytearray(64 << 20)
+for at in range(0, len(memory), 4096):
+    memory[at] = 1
+print("all touched", flush=True)
+sys.stdin.readline()
+os._exit(0)
+"""
+"""The same, with a thread whose system calls take memory meanwhile."""
+
+
 @pytest.fixture
 def remains(tmp_path: Path, root: None) -> Iterator[Remains]:
     with Remains(tmp_path / "runs") as made:
@@ -63,14 +86,31 @@ def test_a_group_without_swap_kills(group: MemoryGroup, hog: "subprocess.Popen[s
     group.close()
 
 
-def test_a_squeezed_group_gets_more_rather_than_killed(
-    group: MemoryGroup, hog: "subprocess.Popen[str]"
+def test_a_squeezed_group_keeps_what_cannot_be_reclaimed(group: MemoryGroup) -> None:
+    """No process is killed, and no system call is refused."""
+    command = [sys.executable, "-c", CALLER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hog:
+        group.add(hog.pid)
+        group.squeeze(32 << 20)
+        said = go(hog)
+        assert (said, hog.poll()) == ("all touched\n", None)
+        assert group.usage() > 64 << 20
+        go(hog)
+        assert hog.wait(300) == 0
+    group.close()
+
+
+def test_a_squeezed_group_swaps(
+    group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
+    SwapFile(remains, tmp_path, 128 << 20)
     group.add(hog.pid)
     group.squeeze(32 << 20)
     assert go(hog) == "all touched\n"
-    assert hog.poll() is None
-    group.close()
+    wait_for(lambda: group.usage() <= 33 << 20)
+    assert swapped_bytes(hog.pid) > 16 << 20
+    hog.kill()
+    hog.wait(300)
 
 
 def test_a_group_with_swap_swaps(

@@ -15,7 +15,7 @@ from sterna.testbed.remains import Kind, Remains
 _PREFIX = "sterna-testbed-"
 _DISK_BYTES = 1 << 20
 _TRIES = 20
-_RELIEF_SECONDS = 0.02
+_SQUEEZE_SECONDS = 0.02
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -26,8 +26,8 @@ class MemoryGroup:
     """
 
     def __init__(self, remains: Remains) -> None:
-        self._relieved = threading.Event()
-        self._relief: threading.Thread | None = None
+        self._squeezed = threading.Event()
+        self._squeezer: threading.Thread | None = None
         parent, self._unified = _memory_controller()
         self._path = parent / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
         self._remains = remains
@@ -55,45 +55,58 @@ class MemoryGroup:
 
         :raise BedError: When the kernel can reclaim no more and would not kill for a lower limit (version 1).
         """
-        for attempt in range(_TRIES):
-            try:
-                self._write(self._limit_file, str(size + attempt * (size >> 6)))
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise BedError(f"cannot limit memory to {size} bytes: {error.strerror}") from error
-        raise BedError(f"cannot reclaim memory down to {size} bytes")
+        if not self._try_limit(size):
+            raise BedError(f"cannot reclaim memory down to {size} bytes")
 
     def squeeze(self, size: int) -> None:
-        """Leave its processes so much, as `limit`; but where the kernel finds nothing to reclaim in time, they get a little more:
-        none is killed.
+        """Leave its processes so much, but where the kernel finds nothing to reclaim, they keep what they have: none is killed,
+        and none is refused memory.
         """
         if self._unified:
             self._write("memory.high", str(size))
             return
-        # Who finds no memory waits then (memory controller of version 1, "OOM control").
+        # Version 1 has nothing like it: a limit that stays refuses memory to system calls, whoever kills nobody for it ("OOM
+        # control"). So what is above is reclaimed again and again, each time by a limit of a moment.
         self._write("memory.oom_control", "1")
-        self.limit(size)
-        relief = threading.Thread(target=self._relieve, args=(size >> 6,), name="relief", daemon=True)
-        relief.start()
-        self._relief = relief
+        self._reclaim(size)
+        squeezer = threading.Thread(target=self._squeeze, args=(size,), name="squeezer", daemon=True)
+        squeezer.start()
+        self._squeezer = squeezer
 
     def close(self) -> None:
         """Remove it; processes that are left go back to the group above."""
-        self._relieved.set()
-        if self._relief is not None:
-            self._relief.join()
+        self._squeezed.set()
+        if self._squeezer is not None:
+            self._squeezer.join()
         self._remains.undo(Kind.CGROUP, self._path)
 
-    def _relieve(self, step: int) -> None:
-        """On a thread of its own: those that wait may keep the bed's own thread waiting."""
-        limit = self._path / self._limit_file
+    def _squeeze(self, size: int) -> None:
+        """On a thread of its own: what waits for memory may keep the bed's own thread waiting."""
         try:
-            while not self._relieved.wait(_RELIEF_SECONDS):
-                if "under_oom 1" in (self._path / "memory.oom_control").read_text():
-                    limit.write_text(str(int(limit.read_text()) + step))
+            while not self._squeezed.wait(_SQUEEZE_SECONDS):
+                if self.usage() > size:
+                    self._reclaim(size)
         except OSError:
             return  # it went with the bed
+
+    def _reclaim(self, size: int) -> None:
+        try:
+            self._try_limit(size)
+        finally:
+            self._write(self._limit_file, "-1")
+
+    def _try_limit(self, size: int) -> bool:
+        """:return: whether the kernel could reclaim enough, or would kill for it (version 2)
+        :raise BedError: When it takes no limit.
+        """
+        for attempt in range(_TRIES):
+            try:
+                self._write(self._limit_file, str(size + attempt * (size >> 6)))
+                return True
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise BedError(f"cannot limit memory to {size} bytes: {error.strerror}") from error
+        return False
 
     @property
     def _limit_file(self) -> str:

@@ -12,6 +12,7 @@ from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
 from sterna.testbed.vm import Vm
 
 _SWAP_FACTOR = 3
+_SWAP_SECONDS = 30.0
 _PIECES = 8
 
 
@@ -39,6 +40,7 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
             bed.say("the host lets the source keep less memory than it has")
             mapped = _mapped_mib(source)
             pressure.squeeze(round(pressure.usage() * self.share))
+            bed.wait(lambda: swapped_bytes(source.pid) > 0, _SWAP_SECONDS, "nothing of the source is swapped")
             left = _mapped_mib(source)
             swapped = swapped_bytes(source.pid)
             evidence.reclaimed["MiB swapped before"] = swapped / (1 << 20)
