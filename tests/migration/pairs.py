@@ -1,7 +1,8 @@
 """A source and a destination in one process, with real sockets between them."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,14 @@ class Host:
                 lambda: ("MIGRATION_PASS", {"pass": number}) in self.events, TIMEOUT
             )
         assert reached, self.events
+
+    def wait_info(self, condition: Callable[[MigrationInfo], bool]) -> MigrationInfo:
+        """What the controller tells once the condition holds of it."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition(info := self.controller.info()):
+            assert time.monotonic() < deadline, info
+            time.sleep(0.001)
+        return info
 
     def migrate(self, uri: str) -> MigrationInfo:
         """Migrate and wait for the outcome."""
