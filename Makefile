@@ -28,12 +28,12 @@ bench: $(VENV)/.dev
 # How surely each fault of a hypervisor is found; the table of ARCHITECTURE.md. Others should not use the machine meanwhile.
 DETECTION ?= --runs 100 --full 10 --busy 10 --sound 500
 detection: $(VENV)/.dev
-	PYTHONPATH=src:tests $(BIN)/python -m tests.detection $(DETECTION)
+	$(BIN)/python -m tests.detection $(DETECTION)
 
 # Findings are left in fuzz-findings/; MINUTES are for all decoders together, and once more for the property tests.
 MINUTES ?= 10
 fuzz: $(VENV)/.dev
-	PYTHONPATH=tests nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+	nice -n 15 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 	nice -n 15 $(BIN)/python -m tests.fuzz.properties --minutes $(MINUTES)
 
 # Kills and stops both ends, and cuts the connection, at placed bytes; the table says who ran the guest. Some five minutes.
@@ -43,7 +43,7 @@ handover: $(VENV)/.dev
 # How many of a sample of mutants each folder's own tests kill. A run that was stopped goes on where it was; hours for all five.
 MUTANTS ?= --sample 200
 mutants: $(VENV)/.dev
-	PYTHONPATH=src:tests $(BIN)/python -m tests.mutants $(MUTANTS)
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 # Does a process of many migrations grow? Some fifteen minutes.
 MIGRATIONS ?= 3000

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.refusal import Refusal, refusing
 
 import sterna
-from refusal import Refusal, refusing
 from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
 from sterna.pythonprogram import own_environment
 from sterna.testbed.armhost.packages import _fetch_wheels

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.cli.vms import TIMEOUT
 
-from cli.vms import TIMEOUT
 from sterna.cli.display import PlainDisplay, outcome_lines, outlook
 from sterna.cli.progress import ProgressTracker
 from sterna.cli.result import exit_code, summarise

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
-from cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 from sterna.cli.bench import ceiling, workloads
 from sterna.cli.bench.campaign import Comparison, Series, Settings, compare, guest_config
 from sterna.cli.bench.cputime import cpu_seconds

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.hypervisor.conformance.backends import KvmX86
 
-from hypervisor.conformance.backends import KvmX86
 from sterna.cli.bench.kvm import report
 from sterna.cli.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
 from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
-from cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 from sterna.cli.display import Display
 from sterna.cli.errors import CliError
 from sterna.cli.follow import Interrupts

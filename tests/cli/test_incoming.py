@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.cli.vms import TIMEOUT, children, vm, wait_for
 
-from cli.vms import TIMEOUT, children, vm, wait_for
 from sterna.cli.teller import Teller
 from sterna.complaints import Complaints
 from sterna.stream import sections

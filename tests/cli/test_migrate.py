@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.cli.vms import TIMEOUT, Vm, pair, vm, wait_for
 
-from cli.vms import TIMEOUT, Vm, pair, vm, wait_for
 from sterna.cli.result import exit_code, farewell, summarise, verdict
 from sterna.monitor.addresses import parse_address
 from sterna.monitor.client import QmpClient

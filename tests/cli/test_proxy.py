@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.cli.test_migrate import migrate
+from tests.cli.vms import TIMEOUT, interrupt, pair, wait_for
 
-from cli.test_migrate import migrate
-from cli.vms import TIMEOUT, interrupt, pair, wait_for
 from sterna.stream import sections
 
 

@@ -1,4 +1,4 @@
-"""``PYTHONPATH=src:tests python -m tests.fuzz``: all targets in turn, each in a process of its own with bounded memory."""
+"""``python -m tests.fuzz``: all targets in turn, each in a process of its own with bounded memory."""
 
 import argparse
 import json

@@ -11,9 +11,9 @@ from tests.fuzz.parts import Parts, load, pack
 from tests.migration import pairs
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts
+from tests.monitor.machines import monitored
 from tests.savedstream import saved, saving
 
-from monitor.machines import monitored
 from sterna.memory.ahead import fetch_kernels
 from sterna.migration import handshake, verify
 from sterna.migration.channels.tcp import TcpUri

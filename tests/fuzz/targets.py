@@ -22,8 +22,9 @@ import numpy as np
 from tests.fuzz.corpus import PAGES, description_of
 from tests.fuzz.parts import Parts
 from tests.migration.double import DoubleGuest
+from tests.monitor.machines import monitored
+from tests.stream.streams import PieceSource
 
-from monitor.machines import monitored
 from sterna.cli.streamreport import survey_report
 from sterna.memory.ram import RamBlock
 from sterna.migration import doubt, handshake, peer, verify
@@ -52,7 +53,6 @@ from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.sections import Configuration
 from sterna.stream.survey import survey
 from sterna.stream.wire import SectionType, StreamError
-from stream.streams import PieceSource
 
 SECONDS = 60.0
 """How long a migration may take to notice what is wrong."""

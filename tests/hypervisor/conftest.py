@@ -2,8 +2,8 @@ import threading
 import time
 
 import pytest
+from tests.hypervisor.programs import CODE, RAM, load
 
-from hypervisor.programs import CODE, RAM, load
 from sterna.hypervisor.interface import ExitReason, MemorySlot, SlotFlags
 from sterna.memory.ram import RamBlock
 

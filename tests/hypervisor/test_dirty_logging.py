@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tests.hypervisor.conftest import LOG, powered_off, wait_until
+from tests.hypervisor.programs import CODE, JUMP, POWER_OFF, RAM, TOUCH, TOUCH_FOREVER, load, word
+from tests.stage2.support import write as stage2_write
 from unicorn.arm_const import UC_ARM_REG_PC, UC_ARM_REG_R0
 
-from hypervisor.conftest import LOG, powered_off, wait_until
-from hypervisor.programs import CODE, JUMP, POWER_OFF, RAM, TOUCH, TOUCH_FOREVER, load, word
-from stage2.support import write as stage2_write
 from sterna.hypervisor.emulated import vm
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa

@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
+from tests.hypervisor.conftest import wait_until
 
-from hypervisor.conftest import wait_until
 from sterna.hypervisor.emulated import psci
 from sterna.hypervisor.interface import SystemEvent
 

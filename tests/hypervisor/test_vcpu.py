@@ -4,9 +4,8 @@ import copy
 import time
 
 import pytest
-
-from hypervisor.conftest import powered_off, wait_until
-from hypervisor.programs import (
+from tests.hypervisor.conftest import powered_off, wait_until
+from tests.hypervisor.programs import (
     CODE,
     CPU_ON,
     ENABLE_VFP,
@@ -29,6 +28,7 @@ from hypervisor.programs import (
     load,
     word,
 )
+
 from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated import psci
 from sterna.hypervisor.emulated.psci import Function, Result

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.machine.images import program
 
-from machine.images import program
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.hypervisor.programs import TOUCH_FOREVER
 
-from hypervisor.programs import TOUCH_FOREVER
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import HypervisorError, ManualProtect
 from sterna.machine.guestram import GuestRam

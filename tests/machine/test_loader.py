@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.machine.images import EM_386, HEADER_BYTES, Elf
 
-from machine.images import EM_386, HEADER_BYTES, Elf
 from sterna.machine.boards import VIRT
 from sterna.machine.loader import LoadError, Segment, place, read_image
 

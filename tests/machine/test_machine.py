@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.hosttree import HostTree
+from tests.hypervisor.conftest import wait_until
+from tests.hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from tests.refusal import refuse_threads
 
-from hypervisor.conftest import wait_until
-from hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from sterna import hostlimits
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.backends import KvmX86
+from tests.machine.images import EM_X86_64, Elf64
 
-from hypervisor.conformance.backends import KvmX86
-from machine.images import EM_X86_64, Elf64
 from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, RandomWord, StatusError, read_status_of_ram
 from sterna.hypervisor.interface import DirtyLogMode

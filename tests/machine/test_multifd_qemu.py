@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.machine.test_machine_qemu import SECONDS, Console
 
-from machine.test_machine_qemu import SECONDS, Console
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
 from sterna.migration.controller import MigrationController

@@ -8,8 +8,8 @@ import fdt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.machine.virtiodriver import MAC, Rig, rig
 
-from machine.virtiodriver import MAC, Rig, rig
 from sterna.machine import devicetree
 from sterna.machine.boards import BOARDS
 from sterna.machine.config import ConfigError, MachineConfig
@@ -235,7 +235,8 @@ def device() -> Iterator[Rig]:
 
 def test_a_card_goes_on_where_another_was(device: Rig) -> None:
     """The indices go along, that of the used ring in guest RAM."""
-    from machine.test_virtio_net import BUFFERS, FRAME, HEADER, give_buffer, send, wait
+    from tests.machine.test_virtio_net import BUFFERS, FRAME, HEADER, give_buffer, send, wait
+
     from sterna.machine.devices.virtionet import VirtioNet
 
     device.start()

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from machine.virtiodriver import (
+from tests.machine.virtiodriver import (
     AVAIL,
     BASE,
     DESC,
@@ -25,6 +24,7 @@ from machine.virtiodriver import (
     Rig,
     rig,
 )
+
 from sterna.machine.devices.virtiommio import Interrupt, Register, Status, TransportBank
 from sterna.machine.devices.virtionet import MAX_FRAME_BYTES, announcement
 from sterna.memory.bitmap import page_numbers

@@ -14,9 +14,9 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests import refusal
 from tests.hosttree import MIB, HostTree, host
 
-import refusal
 import sterna
 from sterna.memory import ahead
 from sterna.memory.kernel import COMPILED, READONLY, Kernel, KernelError, kernel
@@ -191,7 +191,7 @@ def test_those_processes_compile_that_can_be_started(monkeypatch: pytest.MonkeyP
 NONE_STARTS = """
 import errno, sys
 sys.path.append(sys.argv.pop())
-from refusal import Refusal, refuse
+from tests.refusal import Refusal, refuse
 from sterna.cli import main
 for call in ("vfork", "clone"):
     refuse(Refusal(call, errno.EAGAIN))

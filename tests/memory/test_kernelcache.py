@@ -6,8 +6,8 @@ import io
 import os
 
 import pytest
+from tests.refusal import Refusal, refusing
 
-from refusal import Refusal, refusing
 from sterna.memory import kernelcache
 
 

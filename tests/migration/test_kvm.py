@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.hypervisor.conformance.backends import KvmX86
 from tests.migration.pairs import TCP, Host
 
-from hypervisor.conformance.backends import KvmX86
 from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
 from sterna.hypervisor.interface import DirtyLogMode

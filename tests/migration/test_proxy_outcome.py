@@ -1,6 +1,8 @@
 """What the proxy says of a migration's end: never more than it has seen."""
 
 import pytest
+from tests.stream.streams import PieceSource
+from tests.stream.test_survey import END, HEADER, records
 
 from sterna.migration.handshake import PrivateCommand
 from sterna.migration.proxy.answers import Answers
@@ -11,8 +13,6 @@ from sterna.stream.ram import END_OF_RECORDS, ram_setup
 from sterna.stream.return_path import shut
 from sterna.stream.survey import survey
 from sterna.stream.wire import Command
-from stream.streams import PieceSource
-from stream.test_survey import END, HEADER, records
 
 RETURN_PATH = sections.command(Command.OPEN_RETURN_PATH)
 OFFER = RETURN_PATH + sections.command(PrivateCommand.OFFER, b"{}")

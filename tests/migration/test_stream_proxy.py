@@ -20,6 +20,7 @@ from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
 from tests.ports import held_port
 from tests.refusal import Refusal, refuse_threads, refusing
+from tests.stream.test_survey import HEADER, ram_stream, records
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
@@ -42,7 +43,6 @@ from sterna.stream.multifd import Init
 from sterna.stream.return_path import shut
 from sterna.stream.survey import Surveyor
 from sterna.stream.wire import Command
-from stream.test_survey import HEADER, ram_stream, records
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 SECONDS = 300

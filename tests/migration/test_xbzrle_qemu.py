@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from tests.migration.test_qemu import RAM, Carrier, qemu
 from tests.savedstream import saved, saving
+from tests.stream.test_qemu_streams import BOARDS
+from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
-from stream.test_qemu_streams import BOARDS
-from stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb
 
 pytestmark = pytest.mark.qemu
 

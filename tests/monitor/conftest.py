@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from monitor.qmpserver import ServerThread, SmallTable, serving
+from tests.monitor.qmpserver import ServerThread, SmallTable, serving
 
 
 @pytest.fixture

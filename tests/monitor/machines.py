@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monitor.qmpserver import ServerThread, serving
+from tests.monitor.qmpserver import ServerThread, serving
+
 from sterna.machine.config import MEBIBYTE, MachineConfig
 from sterna.machine.machine import Machine
 from sterna.migration.controller import MigrationController

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.monitor.machines import monitored
+from tests.monitor.qmpserver import TIMEOUT
 
-from monitor.machines import monitored
-from monitor.qmpserver import TIMEOUT
 from sterna.monitor.addresses import AddressError, parse_address
 from sterna.monitor.client import QmpClient
 from sterna.monitor.protocol import QmpError

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.hypervisor.conformance.backends import KvmX86
+from tests.monitor.machines import Monitored, monitored
+from tests.monitor.qmpserver import TIMEOUT
 
-from hypervisor.conformance.backends import KvmX86
-from monitor.machines import Monitored, monitored
-from monitor.qmpserver import TIMEOUT
 from sterna.guests.layout import STATUS_MAGIC
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
 from sterna.monitor.hmp import HumanMonitor

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.vms import wait_for
+from tests.monitor.machines import Monitored, monitored
+from tests.monitor.qmpserver import TIMEOUT
 from tests.refusal import Refusal, refusing
 
-from cli.vms import wait_for
-from monitor.machines import Monitored, monitored
-from monitor.qmpserver import TIMEOUT
 from sterna.monitor.client import QmpClient
 from sterna.monitor.commands import Commands
 from sterna.monitor.protocol import QmpError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
+from tests.monitor.qmpserver import TIMEOUT, ServerThread, SmallTable, serving
 
-from monitor.qmpserver import TIMEOUT, ServerThread, SmallTable, serving
 from sterna.monitor import session as sessions
 from sterna.monitor.addresses import AddressError, listen, parse_address
 from sterna.monitor.client import ConnectionLost, QmpClient

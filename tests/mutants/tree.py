@@ -177,7 +177,7 @@ class Tree:
             "MUTANTS_REPORT": str(report),
             "XDG_CACHE_HOME": str(self._cache),
             # The package is installed from the project's own directory; these come before it, also in tests' own processes.
-            "PYTHONPATH": os.pathsep.join(str(self.path / part) for part in (*_KINDS, "")),
+            "PYTHONPATH": os.pathsep.join(str(self.path / part) for part in ("src", "")),
             **more,
         }
         options = ["-p", "tests.mutants.plugin", "-p", "no:cacheprovider", "-q", "--tb=line"]

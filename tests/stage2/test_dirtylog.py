@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from tests.stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, write
 
-from stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
 from sterna.stage2.dirtylog import DirtyLog, DirtyLogError

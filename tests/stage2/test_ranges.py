@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from tests.stage2.support import ACCESS, RAM_PA, WRITE, RecordingFlush, make, read, write
 
-from stage2.support import ACCESS, RAM_PA, WRITE, RecordingFlush, make, read, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.stage2 import armv7

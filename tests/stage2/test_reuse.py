@@ -1,8 +1,8 @@
 """Tables that were taken out, which a CPU's walk may still be in: when their pages are used again."""
 
 import pytest
+from tests.stage2.support import RAM_PA, RecordingFlush, access, make, tables_in_use, write
 
-from stage2.support import RAM_PA, RecordingFlush, access, make, tables_in_use, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2 import armv7, pool, tables
 from sterna.stage2.dirtylog import DirtyLog

@@ -1,8 +1,8 @@
 """Mapping: descriptors, sizes, dissolving and rebuilding blocks, accounts."""
 
 import pytest
+from tests.stage2.support import POOL_PA, RAM_PA, WRITE, RecordingFlush, access, make, read, write
 
-from stage2.support import POOL_PA, RAM_PA, WRITE, RecordingFlush, access, make, read, write
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stream.streams import PieceSource
+from tests.stream.test_survey import END, HEADER, ram_stream, records
 
 from sterna.stream import survey_tallies
 from sterna.stream.capture import survey_file
@@ -17,8 +19,6 @@ from sterna.stream.findings import StreamSurvey
 from sterna.stream.multifd import Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
 from sterna.stream.survey import survey
-from stream.streams import PieceSource
-from stream.test_survey import END, HEADER, ram_stream, records
 
 FORMAT = PacketFormat(12)
 SYNC = FORMAT.encode(Packet(sync=True))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.stream.streams import TOY, TOY_STATE, PieceSource
 
 from sterna.memory.ram import RamBlock
 from sterna.stream import compare as comparing
@@ -15,7 +16,6 @@ from sterna.stream.ram import END_OF_RECORDS, encode_pages, ram_setup
 from sterna.stream.sections import Configuration
 from sterna.stream.survey import survey
 from sterna.stream.vmstate import DeviceState, VmStateDescription, buffer
-from stream.streams import TOY, TOY_STATE, PieceSource
 
 DISK = VmStateDescription("disk", 1, (buffer("cache", 100),))
 DISK_STATE = DeviceState("disk", 0, 1, {"cache": bytes(100)})

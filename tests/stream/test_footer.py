@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.stream.streams import PieceSource
 
 from sterna.stream import sections
 from sterna.stream.footer import until_footer
 from sterna.stream.reader import EndOfStream, SectionPiece, StreamReader
 from sterna.stream.wire import SectionType, StreamError
-from stream.streams import PieceSource
 
 HEADER = sections.header(sections.Configuration("toy-1.0"))
 NUMBER = 5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stream.streams import PieceSource
 
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.memory.digest import PIECE_SIZE
@@ -24,7 +25,6 @@ from sterna.stream.ram import (
 from sterna.stream.ram_kernels import Status
 from sterna.stream.reader import StreamReader
 from sterna.stream.vmstate import StreamError
-from stream.streams import PieceSource
 
 NAME = b"\x07toy.ram"
 

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.stream.streams import LINE, TOY, TOY_STATE
 
 from sterna.stream import sections
 from sterna.stream.description import VALUE_LIMIT, Descriptions, find_description, stream_description
@@ -21,7 +22,6 @@ from sterna.stream.vmstate import (
     unused,
 )
 from sterna.stream.wire import StreamUnsupported
-from stream.streams import LINE, TOY, TOY_STATE
 
 TEXT = stream_description([(TOY, TOY_STATE)], 4096)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stream.streams import TOY, TOY_STATE, PieceSource, load, outcome, small_stream
 
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
@@ -21,7 +22,6 @@ from sterna.stream.reader import (
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import StreamError
 from sterna.stream.wire import TAKE_LIMIT, SectionType
-from stream.streams import TOY, TOY_STATE, PieceSource, load, outcome, small_stream
 
 HEADER = sections.header(Configuration("toy-1.0"))
 RAM = SectionHeader(2, "ram", 0, 4)

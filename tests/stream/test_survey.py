@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.hosttree import HostTree
+from tests.stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
 from sterna import hostlimits
 from sterna.memory.ram import RamBlock
@@ -25,7 +26,6 @@ from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
 from sterna.stream.survey import DEVICE_LIMIT, survey
 from sterna.stream.wire import Command
-from stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
 HEADER = sections.header(Configuration("toy-1.0"))
 DESCRIPTION = stream_description([(TOY, TOY_STATE)], 4096)

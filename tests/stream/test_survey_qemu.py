@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tests.stream.streams import PieceSource
 
 from sterna.stream.capture import survey_file
 from sterna.stream.compare import compare
 from sterna.stream.description import find_description
 from sterna.stream.findings import SectionSurvey
 from sterna.stream.survey import survey
-from stream.streams import PieceSource
 
 pytestmark = pytest.mark.qemu
 

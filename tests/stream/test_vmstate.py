@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stream.streams import TOY, TOY_STATE
 
 from sterna.stream.body import BytesSource
 from sterna.stream.vmstate import (
@@ -30,7 +31,6 @@ from sterna.stream.vmstate import (
     u64,
     unused,
 )
-from stream.streams import TOY, TOY_STATE
 
 INTEGERS = {
     u8: (0, 2**8 - 1),

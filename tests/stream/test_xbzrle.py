@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.stream.streams import PieceSource
 
 from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
@@ -17,7 +18,6 @@ from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import StreamError
 from sterna.stream.xbzrle import OVERFLOW, UNCHANGED, Fault
-from stream.streams import PieceSource
 
 Bytes = NDArray[np.uint8]
 PAGE = 4096

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.savedstream import saved, saving
+from tests.stream.test_qemu_streams import BOARDS, RAM_BYTES, SECONDS, Board, BytesInPieces, running
 
 from sterna.memory.digest import digest_file
 from sterna.memory.ram import RamBlock
@@ -27,7 +28,6 @@ from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
 from sterna.stream.survey import survey
 from sterna.stream.wire import RamFlag, SectionType
-from stream.test_qemu_streams import BOARDS, RAM_BYTES, SECONDS, Board, BytesInPieces, running
 
 pytestmark = pytest.mark.qemu
 

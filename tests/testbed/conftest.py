@@ -1,3 +1,3 @@
 """Networks and processes of the test bed."""
 
-from cli.conftest import _compiled, _same_program, cli, command_line  # noqa: F401 - fixtures
+from tests.cli.conftest import _compiled, _same_program, cli, command_line  # noqa: F401 - fixtures

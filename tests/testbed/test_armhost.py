@@ -16,8 +16,8 @@ import termios
 from pathlib import Path
 
 import pytest
+from tests.cli.vms import children, wait_for
 
-from cli.vms import children, wait_for
 from sterna.cli.errors import ExitCode
 from sterna.testbed.armhost import image
 from sterna.testbed.armhost.emulator import PROGRAM, _write_job

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli.vms import alive, children, wait_for
 
-from cli.vms import alive, children, wait_for
 from sterna.guests.layout import WORK_OFFSET, DirtyramWord
 from sterna.testbed.bed import Bed
 from sterna.testbed.checks.network import PingCheck

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.vms import wait_for
 
-from cli.vms import wait_for
 from sterna.testbed.errors import BedError, Unsupported
 from sterna.testbed.links import Link, LinkError, Router
 from sterna.testbed.namespace import Namespace

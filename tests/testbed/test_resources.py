@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.vms import wait_for
 
-from cli.vms import wait_for
 from sterna.testbed.errors import Unsupported
 from sterna.testbed.remains import Remains, clean_stale
 from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile, swapped_bytes

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.vms import TIMEOUT, alive, children, wait_for
 
-from cli.vms import TIMEOUT, alive, children, wait_for
 from sterna.testbed import scenario
 from sterna.testbed.remains import default_directory
 

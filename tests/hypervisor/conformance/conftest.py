@@ -4,8 +4,7 @@ import time
 
 import numpy as np
 import pytest
-
-from hypervisor.conformance.backends import (
+from tests.hypervisor.conformance.backends import (
     BACKENDS,
     CODE,
     CODE_BYTES,
@@ -16,6 +15,7 @@ from hypervisor.conformance.backends import (
     Backend,
     Program,
 )
+
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers

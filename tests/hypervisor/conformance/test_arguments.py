@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.conftest import WORK, WORK_PAGES
 
-from hypervisor.conformance.conftest import WORK, WORK_PAGES
 from sterna.hypervisor.interface import (
     ArgumentError,
     DirtyLogMode,

@@ -5,9 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.backends import CELL, LIST, NOWHERE, RAM, TABLES, Program
+from tests.hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, Guest, wait_until
 
-from hypervisor.conformance.backends import CELL, LIST, NOWHERE, RAM, TABLES, Program
-from hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, Guest, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import full_bitmap, page_numbers

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.backends import BACKENDS, Backend
+from tests.hypervisor.conformance.conftest import LOG, WORK, Guest
 
-from hypervisor.conformance.backends import BACKENDS, Backend
-from hypervisor.conformance.conftest import LOG, WORK, Guest
 from sterna.hypervisor.interface import DirtyLogMode, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers

@@ -4,9 +4,9 @@ import struct
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.backends import CELL, Program
+from tests.hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 
-from hypervisor.conformance.backends import CELL, Program
-from hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
 from sterna.memory.address import PAGE_SIZE
 

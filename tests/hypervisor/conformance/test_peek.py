@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from tests.hypervisor.conformance.backends import Program
+from tests.hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 
-from hypervisor.conformance.backends import Program
-from hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
 from sterna.memory.bitmap import page_numbers
 

@@ -2,9 +2,9 @@ import os
 import platform
 
 import pytest
+from tests.hypervisor.conformance.backends import KvmX86
+from tests.hypervisor.conformance.conftest import Guest
 
-from hypervisor.conformance.backends import KvmX86
-from hypervisor.conformance.conftest import Guest
 from sterna.hypervisor.interface import DirtyLogMode
 
 

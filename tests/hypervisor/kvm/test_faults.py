@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.hypervisor.conformance.backends import CODE, RAM, STOP, Program
+from tests.hypervisor.conformance.conftest import WORK, wait_until
 
 import sterna
-from hypervisor.conformance.backends import CODE, RAM, STOP, Program
-from hypervisor.conformance.conftest import WORK, wait_until
 from sterna.hypervisor.interface import (
     DirtyLogMode,
     ExitReason,

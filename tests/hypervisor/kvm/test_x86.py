@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.hypervisor.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
+from tests.hypervisor.conformance.conftest import WORK, wait_until
 
 import sterna
-from hypervisor.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
-from hypervisor.conformance.conftest import WORK, wait_until
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError
 from sterna.hypervisor.kvm.x86 import traits
 from sterna.hypervisor.traits import Rule, Trait, first_difference

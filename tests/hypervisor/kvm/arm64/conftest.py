@@ -4,8 +4,8 @@ import platform
 import threading
 
 import pytest
+from tests.hypervisor.programs import CODE, RAM, load
 
-from hypervisor.programs import CODE, RAM, load
 from sterna.hypervisor.interface import HypervisorError, MemorySlot
 from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 from sterna.hypervisor.kvm.system import Capability, System

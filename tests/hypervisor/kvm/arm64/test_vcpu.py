@@ -5,8 +5,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-
-from hypervisor.programs import (
+from tests.hypervisor.programs import (
     CODE,
     CPU_ON,
     JUMP,
@@ -22,6 +21,7 @@ from hypervisor.programs import (
     load,
     word,
 )
+
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SlotFlags, SystemEvent
 from sterna.hypervisor.kvm.arm64 import onereg
 from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
