@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 
 README = Path(__file__).parent.parent / "README.md"
 WORKLOADS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 
 _ALONE = ("testbed", "arm64")
 """Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of

@@ -1,10 +1,10 @@
-"""Made-up hosts: the files of /proc and of control groups that `sterna.hostlimits` reads, below a directory."""
+"""Made-up hosts: the files of /proc and of control groups that `sterna.host.limits` reads, below a directory."""
 
 from pathlib import Path
 
 import pytest
 
-from sterna import hostlimits
+from sterna.host import limits
 
 MIB = 1 << 20
 UNLIMITED = 0x7FFF_FFFF_FFFF_F000
@@ -69,5 +69,5 @@ class HostTree:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostTree:
     """A made-up host that this process is taken to be on."""
     tree = HostTree(tmp_path / "host")
-    monkeypatch.setattr(hostlimits, "ROOT", tree.root)
+    monkeypatch.setattr(limits, "ROOT", tree.root)
     return tree

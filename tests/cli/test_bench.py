@@ -27,7 +27,7 @@ from sterna.cli.bench.report import print_report, to_json
 from sterna.cli.bench.summary import judge, summarise
 from sterna.cli.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
 from sterna.guests.layout import WORK_OFFSET
-from sterna.hostload import HostLoad
+from sterna.host.load import HostLoad
 from sterna.machine.boards import BOARDS
 from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock

@@ -17,7 +17,7 @@ from sterna.cli.bench.kvm import report
 from sterna.cli.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
 from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.cli.bench.kvm.modes import Modes
-from sterna.hostload import HostLoad
+from sterna.host.load import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
 from sterna.memory.kernel import COMPILED

@@ -19,7 +19,7 @@ from sterna.cli.errors import CliError
 from sterna.cli.follow import Interrupts
 from sterna.cli.trial import TrialSettings, _Trial
 from sterna.cli.trialreport import report_lines
-from sterna.hostload import HostLoad
+from sterna.host.load import HostLoad
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
 needs_kvm = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.vms import TIMEOUT, children, vm, wait_for
 
 from sterna.cli.teller import Teller
-from sterna.complaints import Complaints
+from sterna.host.complaints import Complaints
 from sterna.stream import sections
 from sterna.stream.sections import Configuration
 

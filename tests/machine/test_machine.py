@@ -15,9 +15,9 @@ from tests.hypervisor.conftest import wait_until
 from tests.hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from tests.refusal import refuse_threads
 
-from sterna import hostlimits
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
+from sterna.host import limits
 from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
@@ -459,7 +459,7 @@ def test_machines_that_cannot_be(make_machine, settings, error, message):
 
 
 def test_a_host_that_refuses_the_memory(make_machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(hostlimits, "ROOT", HostTree(tmp_path, total=1 << 50).root)
+    monkeypatch.setattr(limits, "ROOT", HostTree(tmp_path, total=1 << 50).root)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))

@@ -3,7 +3,7 @@
 import pytest
 from tests.hosttree import HostTree
 
-from sterna import hostlimits
+from sterna.host import limits
 from sterna.machine.boards import VEXPRESS_A15, VIRT
 from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
@@ -62,7 +62,7 @@ def test_settings_that_cannot_be(settings, message):
 
 def test_memory_that_cannot_be_had_is_refused(tmp_path, monkeypatch):
     host = HostTree(tmp_path, total=64 << 20)
-    monkeypatch.setattr(hostlimits, "ROOT", host.root)
+    monkeypatch.setattr(limits, "ROOT", host.root)
     MachineConfig(memory_bytes=64 << 20)
     with pytest.raises(ConfigError, match="65 MiB is more than the 64 MiB of this host"):
         MachineConfig(memory_bytes=65 << 20)

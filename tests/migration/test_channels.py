@@ -14,7 +14,7 @@ import pytest
 from tests.ports import held_port
 from tests.refusal import Refusal, refusing
 
-from sterna.hostlookup import Address
+from sterna.host.lookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import sockets
 from sterna.migration.channels import uri as uris

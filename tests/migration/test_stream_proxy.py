@@ -22,6 +22,7 @@ from tests.ports import held_port
 from tests.refusal import Refusal, refuse_threads, refusing
 from tests.stream.test_survey import HEADER, ram_stream, records
 
+from sterna.host.newfile import NewFile
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.tcp import TcpUri
@@ -36,7 +37,6 @@ from sterna.migration.proxy.recording import Recording, RecordingError
 from sterna.migration.proxy.tap import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tap
 from sterna.migration.proxy.view import ProxyView
 from sterna.migration.statistics import MigrationStatus
-from sterna.newfile import NewFile
 from sterna.stream import sections
 from sterna.stream.capture import survey_file
 from sterna.stream.multifd import Init

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.hosttree import HostTree
 from tests.stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
-from sterna import hostlimits
+from sterna.host import limits
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import ram_survey, sections, shadow, survey_kernels, survey_tallies
@@ -216,7 +216,7 @@ def test_three_quarters_of_what_the_host_can_spare_may_be_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = HostTree(tmp_path, available=1000 << 10)
-    monkeypatch.setattr(hostlimits, "ROOT", host.root)
+    monkeypatch.setattr(limits, "ROOT", host.root)
     assert shadow.free_bytes() == 750 << 10
     host.write("proc/meminfo", "MemTotal:       4000 kB\n")
     assert shadow.free_bytes() == 0

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sterna.hostload import HostLoad
+from sterna.host.load import HostLoad
 from sterna.testbed.checks import Check, Verdict
 from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck

@@ -12,7 +12,7 @@ from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
 from sterna.cli.signals import ended_in_order
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 COMMANDS = {
     "bench": "Measure migrations, side by side with QEMU's where it is installed.",

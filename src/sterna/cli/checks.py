@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sterna.hostlimits import available_bytes, usable_cpus
+from sterna.host.limits import available_bytes, usable_cpus
 from sterna.migration.errors import describe
 from sterna.monitor.units import format_size
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sterna.cli.progress import Picture
 from sterna.cli.result import farewell, verdict
+from sterna.host.printable import printable
 from sterna.monitor.units import format_rate, format_size
-from sterna.printable import printable
 
 if TYPE_CHECKING:
     from rich.live import Live

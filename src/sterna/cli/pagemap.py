@@ -32,7 +32,7 @@ def page_runs(times: "NDArray[np.uint32]") -> list[list[int]]:
 
 def show_page_maps(ledgers: "Sequence[PageLedger]") -> None:
     """A picture of each block: one character for so many pages, the most that one of them was sent."""
-    from sterna.printable import printable
+    from sterna.host.printable import printable
 
     for ledger in ledgers:
         scale = max(1, -(-ledger.pages // (_COLUMNS * _LINES)))

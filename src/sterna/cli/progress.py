@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 _FIRST_PASS = 0.70
 _PASSES_END = 0.95

@@ -16,7 +16,7 @@ import click
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
 from sterna.cli.streamreport import print_table, show_survey, survey_report
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from rich.live import Live

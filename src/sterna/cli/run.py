@@ -135,8 +135,8 @@ def command(
 
 
 def _dump_device_tree(config: "MachineConfig", path: str) -> int:
+    from sterna.host.newfile import write_report
     from sterna.machine import devicetree
-    from sterna.newfile import write_report
 
     try:
         write_report(path, devicetree.build(config))

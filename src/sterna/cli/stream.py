@@ -20,7 +20,7 @@ from sterna.cli.streamreport import (
     show_survey,
     survey_report,
 )
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from sterna.stream.findings import Fault, StreamSurvey

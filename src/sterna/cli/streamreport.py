@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli.pagemap import page_runs
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

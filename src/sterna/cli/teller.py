@@ -6,8 +6,8 @@ import select
 import threading
 from collections import defaultdict
 
-from sterna.complaints import Complaints
-from sterna.printable import printable
+from sterna.host.complaints import Complaints
+from sterna.host.printable import printable
 
 _FREELY = 8
 _PIECE_BYTES = select.PIPE_BUF

@@ -10,7 +10,7 @@ import click
 
 from sterna.cli.errors import CliError, UsageError
 from sterna.cli.paths import NamedPath
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from sterna.testbed.armhost.emulator import Forward, Settings
@@ -125,7 +125,7 @@ def _run(
 
 
 def _check_memory(size: int) -> None:
-    from sterna.hostlimits import most_bytes
+    from sterna.host.limits import most_bytes
     from sterna.testbed.armhost.emulator import LEAST_MEMORY_MIB
 
     if size >> 20 < LEAST_MEMORY_MIB:

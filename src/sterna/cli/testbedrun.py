@@ -14,8 +14,8 @@ import click
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import ended_in_order
-from sterna.newfile import check_report, write_report
-from sterna.printable import printable
+from sterna.host.newfile import check_report, write_report
+from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from sterna.testbed.kinds import VmKind

@@ -12,7 +12,7 @@ from sterna.cli.follow import Interrupts, follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
 from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import (

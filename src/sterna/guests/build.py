@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from sterna.guests.catalog import BOARDS, IMAGES, LINUX, LINUX_PROGRAMS, PROGRAMS
-from sterna.pythonprogram import module_command
+from sterna.host.pythonprogram import module_command
 
 SOURCES = Path(__file__).parent / "src"
 COMPILER_FILE = "COMPILER"

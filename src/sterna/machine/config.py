@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from sterna.hostlimits import most_bytes
+from sterna.host.limits import most_bytes
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.accel import accelerator, accelerators
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from sterna.socketpath import SocketPath
+from sterna.host.socketpath import SocketPath
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-from sterna.filelock import lock
-from sterna.hostlimits import available_bytes, usable_cpus
+from sterna.host.filelock import lock
+from sterna.host.limits import available_bytes, usable_cpus
+from sterna.host.private import UnsafeError
+from sterna.host.pythonprogram import module_command, own_environment
 from sterna.memory import kernelcache
 from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
-from sterna.private import UnsafeError
-from sterna.pythonprogram import module_command, own_environment
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sterna.private import UnsafeError, private_directory, read_private
+from sterna.host.private import UnsafeError, private_directory, read_private
 
 _MANY = 1000
 """More files than that are not kept: each state of a kernel's sources has its own."""

@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.hostlimits import usable_cpus
+from sterna.host.limits import usable_cpus
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.digest import (
     CHUNK_SIZE,

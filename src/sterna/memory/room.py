@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sterna.hostlimits import available_bytes
+from sterna.host.limits import available_bytes
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.populated import populated
 from sterna.memory.ram import RamBlock, RamError

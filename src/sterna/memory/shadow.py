@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.hostlimits import usable_cpus
+from sterna.host.limits import usable_cpus
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks

@@ -20,7 +20,7 @@
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
 """
 
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 _TEXT_LIMIT = 400
 

@@ -6,9 +6,9 @@ import os
 import socket
 from dataclasses import dataclass
 
-from sterna.hostlookup import look_up
+from sterna.host.lookup import look_up
+from sterna.host.socketpath import SocketPath, what_is_no_socket
 from sterna.monitor.protocol import QmpError
-from sterna.socketpath import SocketPath, what_is_no_socket
 
 
 class AddressError(QmpError):

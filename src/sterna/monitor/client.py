@@ -9,10 +9,10 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from sterna.host.printable import printable
 from sterna.monitor.addresses import MonitorAddress, connect
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.protocol import QmpError
-from sterna.printable import printable
 
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_EVENTS = 1000

@@ -7,11 +7,11 @@ from uuid import UUID
 
 import msgspec
 
+from sterna.host.newfile import NewFile
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.protocol import QmpError, convert_arguments
-from sterna.newfile import NewFile
 
 _SAVE_CHUNK = 1 << 20
 _MOST_CELLS = 1 << 16

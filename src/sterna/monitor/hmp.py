@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sterna.host.printable import printable
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
 from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
-from sterna.printable import printable
 
 MAX_LINE = 4096
 

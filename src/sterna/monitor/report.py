@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 _UNITS = {
     "announce-initial": " ms",

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sterna.host.socketpath import SocketPath
 from sterna.monitor import protocol
 from sterna.monitor.addresses import AddressError, MonitorAddress, listen
 from sterna.monitor.session import NEGOTIATION_SECONDS, CommandTable, Session
-from sterna.socketpath import SocketPath
 
 CLIENT_LIMIT = 64
 

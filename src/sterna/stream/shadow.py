@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sterna.hostlimits import available_bytes
+from sterna.host.limits import available_bytes
 from sterna.memory.bitmap import Words, new_bitmap, page_numbers
 from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamBlock, RamError

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 from sterna.testbed.errors import BedError, WaitedTooLong
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import VmKind

@@ -6,7 +6,7 @@ Times named `at` are seconds of CLOCK_MONOTONIC since the procedure began.
 from dataclasses import dataclass, field
 from typing import Any
 
-from sterna.hostload import HostLoad
+from sterna.host.load import HostLoad
 from sterna.testbed.console import Line
 
 

@@ -19,8 +19,8 @@ from types import TracebackType
 
 import msgspec
 
-from sterna.filelock import lock, try_lock
-from sterna.private import UnsafeError, private_directory
+from sterna.host.filelock import lock, try_lock
+from sterna.host.private import UnsafeError, private_directory
 from sterna.testbed.errors import BedError
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgspec
 
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 from sterna.testbed.bed import Bed
 from sterna.testbed.checks import Check, Finding, Verdict
 from sterna.testbed.errors import BedError, ScenarioError, Unsupported

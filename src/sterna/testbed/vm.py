@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
+from sterna.host.printable import printable
+from sterna.host.pythonprogram import module_command, own_environment
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
-from sterna.printable import printable
-from sterna.pythonprogram import module_command, own_environment
 from sterna.testbed.console import Console
 from sterna.testbed.errors import BedError, VmError
 from sterna.testbed.network import Host

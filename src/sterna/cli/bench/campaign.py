@@ -11,7 +11,7 @@ from sterna.cli.bench.workloads import MEBIBYTE, Variant, Who, Workload
 from sterna.cli.errors import CliError
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
-from sterna.hostload import HostWatch
+from sterna.host.load import HostWatch
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.testbed.errors import BedError
 from sterna.testbed.qemu import Qemu

@@ -23,8 +23,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from sterna.host.pythonprogram import module_command, own_environment
 from sterna.memory.ram import RamBlock
-from sterna.pythonprogram import module_command, own_environment
 from sterna.testbed.vm import die_with_parent
 
 _POLL_SECONDS = 0.1

@@ -20,7 +20,7 @@ from sterna.cli.bench.cputime import cpu_seconds
 from sterna.cli.bench.machines import Pair
 from sterna.cli.result import FINAL
 from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
-from sterna.hostload import HostLoad, HostWatch
+from sterna.host.load import HostLoad, HostWatch
 from sterna.monitor.client import ConnectionLost
 from sterna.testbed.errors import VmError
 from sterna.testbed.guestview import guest_status, has_warmed_up

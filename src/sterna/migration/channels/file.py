@@ -3,10 +3,10 @@
 import shlex
 from dataclasses import dataclass
 
+from sterna.host.newfile import NewFile, NotAFileError, UnsyncedError, open_for_reading
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
 from sterna.migration.errors import ChannelError, Unsynced, UriError
-from sterna.newfile import NewFile, NotAFileError, UnsyncedError, open_for_reading
 
 FORM = "file:PATH"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from sterna.hostlookup import Address
+from sterna.host.lookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
 from sterna.migration.errors import ChannelError, ConnectionRefused

@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass, replace
 
-from sterna.hostlookup import LOOKUP_SECONDS, Address, look_up
+from sterna.host.lookup import LOOKUP_SECONDS, Address, look_up
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel

@@ -4,12 +4,12 @@ import os
 import socket
 from dataclasses import dataclass
 
+from sterna.host.socketpath import SocketPath, what_is_no_socket
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
 from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
-from sterna.socketpath import SocketPath, what_is_no_socket
 
 FORM = "unix:PATH"
 _PATH_MAX = 107

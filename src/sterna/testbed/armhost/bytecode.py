@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from sterna.hostlimits import usable_cpus
+from sterna.host.limits import usable_cpus
 from sterna.testbed.armhost import emulator
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sterna.pythonprogram import module_command
+from sterna.host.pythonprogram import module_command
 from sterna.testbed.armhost.recipe import (
     DEBIAN_PACKAGES,
     KERNELS,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sterna.filelock import lock
+from sterna.host.filelock import lock
 from sterna.testbed.debian.errors import ImageError
 
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ from sterna.cli.bench.kvm import report
 from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.cli.bench.report import print_goals
 from sterna.cli.bench.summary import Judgement
-from sterna.hostload import HostLoad, HostWatch
+from sterna.host.load import HostLoad, HostWatch
 from sterna.hypervisor.interface import DirtyLogMode, Unsupported
 from sterna.machine.accel import accelerator, create_vm
 

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 from tests.refusal import Refusal, refusing
 
-from sterna.newfile import NewFile, NotAFileError, UnsyncedError, check_report, open_for_reading, write_report
+from sterna.host.newfile import (
+    NewFile,
+    NotAFileError,
+    UnsyncedError,
+    check_report,
+    open_for_reading,
+    write_report,
+)
 
 OLD, NEW = b"what was there", b"what is new"
 TIMEOUT = 60.0
@@ -214,7 +221,7 @@ def test_who_may_not_write_a_file_may_not_replace_it() -> None:
     """In a process that is not root's: neither a file that is read-only, nor in a directory that is."""
     script = """
 import os, sys
-from sterna.newfile import NewFile, check_report
+from sterna.host.newfile import NewFile, check_report
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for path in sys.argv[1:]:

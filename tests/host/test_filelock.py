@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.filelock import lock, try_lock
+from sterna.host.filelock import lock, try_lock
 
 
 class Enough(Exception):

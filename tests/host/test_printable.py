@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.printable import printable
+from sterna.host.printable import printable
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.refusal import Refusal, refusing
 
 import sterna
 from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
-from sterna.pythonprogram import own_environment
+from sterna.host.pythonprogram import own_environment
 from sterna.testbed.armhost.packages import _fetch_wheels
 from sterna.testbed.vm import SternaVm
 

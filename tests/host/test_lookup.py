@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sterna.hostlookup import look_up
+from sterna.host.lookup import look_up
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])

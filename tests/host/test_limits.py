@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.hosttree import MIB, UNLIMITED, HostTree, host
 
-from sterna import hostlimits
-from sterna.hostlimits import Bound, available_bytes, most_bytes, usable_cpus
+from sterna.host import limits
+from sterna.host.limits import Bound, available_bytes, most_bytes, usable_cpus
 
 __all__ = ["host"]
 
@@ -64,7 +64,7 @@ def test_with_swap_more_can_be_had_than_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int, allowed: str | int, most: int
 ) -> None:
     host = HostTree(tmp_path / "host", swap=swap * MIB)
-    monkeypatch.setattr(hostlimits, "ROOT", host.root)
+    monkeypatch.setattr(limits, "ROOT", host.root)
     host.unified("/vm")
     host.group("vm", memory__max=300 * MIB, memory__current=100 * MIB, memory__swap__max=allowed)
     bound = most_bytes()
@@ -175,7 +175,7 @@ def test_a_quota_of_time(
 @pytest.fixture
 def real_group(root: None) -> Iterator[Path]:
     """A memory group of this machine's, below that of the tests (version 1) or at the top (version 2)."""
-    groups = [group for group in hostlimits._groups("memory") if group.read("memory.stat")]
+    groups = [group for group in limits._groups("memory") if group.read("memory.stat")]
     if not groups:
         pytest.skip("this machine has no memory controller")
     path = (groups[-1] if groups[0].unified else groups[0]).path / f"sterna-limits-{uuid.uuid4().hex[:12]}"
@@ -193,7 +193,7 @@ def test_a_real_group(real_group: Path) -> None:
     inner.mkdir()
     try:
         program = (
-            "from sterna.hostlimits import available_bytes as left, most_bytes; before = left(); "
+            "from sterna.host.limits import available_bytes as left, most_bytes; before = left(); "
             "taken = bytearray(b'x') * (64 << 20); print(before, left(), most_bytes().size)"
         )
         into = [

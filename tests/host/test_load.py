@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.hostload import HostLoad, HostWatch
+from sterna.host.load import HostLoad, HostWatch
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
 BUSY = HostLoad(4, 14.37, 0.5, 0.125, 0.75)
@@ -106,7 +106,7 @@ def test_a_test_that_fails_says_how_busy_the_host_was(tmp_path: Path) -> None:
             tmp_path,
             path,
         ],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=300,

@@ -14,6 +14,6 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 def own_environment() -> dict[str, str]:
     """This program's environment, in which the modules of this very sterna are found, installed or not."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
