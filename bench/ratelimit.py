@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit.ahead import fetch_kernels
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel

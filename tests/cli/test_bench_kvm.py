@@ -19,8 +19,8 @@ from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.cli.bench.kvm.modes import Modes
 from sterna.host.load import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
+from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
-from sterna.memory.kernel import COMPILED
 
 MEBIBYTE = 1 << 20
 COMMAND = [sys.executable, "-m", "sterna", "bench", "--accel", "kvm"]

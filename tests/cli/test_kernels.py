@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sterna.cli.errors import ExitCode
-from sterna.memory.kernel import COMPILED
+from sterna.jit.kernel import COMPILED
 
 TESTS = Path(__file__).parent.parent
 
@@ -18,15 +18,15 @@ PROGRAM = """
 import json, sys
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from sterna.cli.kernels import prepare_kernels
-from sterna.memory import kernelcode
+from sterna.jit import code
 
 prepare_kernels()
 late = []
-fetch = kernelcode.fetch
+fetch = code.fetch
 def noted(kernel, key):
     late.append(f"{kernel.name} {key}")
     return fetch(kernel, key)
-kernelcode.fetch = noted
+code.fetch = noted
 for multifd in (False, True):
     with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
         for host in (here, there):
@@ -59,10 +59,10 @@ def test_a_migration_fetches_none() -> None:
 
 
 NO_MORE = """
-from sterna.memory import kernelcode
+from sterna.jit import code
 def refused(kernel, key):
     raise AssertionError(f"{kernel.name} {key}")
-kernelcode.fetch = refused
+code.fetch = refused
 """
 ONE_ENTRY = f"""
 import numpy as np

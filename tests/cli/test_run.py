@@ -14,7 +14,7 @@ import pytest
 from tests.cli.test_bad_input import elf
 from tests.cli.vms import TIMEOUT, pair, vm, wait_for
 
-from sterna.memory import kernelcache
+from sterna.jit import kernelcache
 from sterna.monitor.client import ConnectionLost
 from sterna.monitor.protocol import QmpError
 

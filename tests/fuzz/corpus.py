@@ -14,7 +14,7 @@ from tests.migration.pairs import TCP, hosts
 from tests.monitor.machines import monitored
 from tests.savedstream import saved, saving
 
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit.ahead import fetch_kernels
 from sterna.migration import handshake, verify
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sterna.memory.kernel import COMPILED
+from sterna.jit.kernel import COMPILED
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import gather
 from sterna.migration.channels.gather import CANCELLED, IOV_MAX, vectors_of

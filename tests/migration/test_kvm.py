@@ -11,10 +11,10 @@ from tests.migration.pairs import TCP, Host
 from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
 from sterna.hypervisor.interface import DirtyLogMode
+from sterna.jit.ahead import fetch_kernels
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
-from sterna.memory.ahead import fetch_kernels
 from sterna.migration.statistics import MigrationStatus
 from sterna.testbed.vm import SternaVm
 

@@ -14,7 +14,7 @@ from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.refusal import refuse_threads
 
-from sterna.memory.kernel import COMPILED
+from sterna.jit.kernel import COMPILED
 from sterna.migration.errors import StateError
 from sterna.migration.multifd import kernels
 from sterna.migration.statistics import MigrationStatus

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.jit.ahead import fetch_kernels
+from sterna.jit.kernel import COMPILED
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.ahead import fetch_kernels
-from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.migration.channels.gather import vectors_of
 from sterna.migration.multifd import kernels

@@ -8,8 +8,8 @@ from tests.hosttree import HostTree, host
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 
+from sterna.jit.kernel import COMPILED
 from sterna.memory.digest import populated_chunks
-from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock, RamError
 from sterna.migration import xbzrle_kernels
 from sterna.migration.pages import Batch, PassWork

@@ -32,7 +32,7 @@ def unseen(value: int) -> int:
     return -value
 """,
     "src/toy/kernels.py": """\
-from sterna.memory.kernel import kernel
+from sterna.jit.kernel import kernel
 
 @kernel()
 def double(number: int) -> int:
@@ -45,7 +45,7 @@ def count_down(number: int) -> int:
     return number
 """,
     "src/toy/callers.py": """\
-from sterna.memory.kernel import kernel
+from sterna.jit.kernel import kernel
 from toy.kernels import count_down, double
 
 @kernel()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sterna.memory.compiler import _dispatcher, _types_of
+from sterna.jit.compiler import _dispatcher, _types_of
 from sterna.stage2.change import dissolve, table_at
 
 

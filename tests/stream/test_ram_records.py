@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.stream.streams import PieceSource
 
+from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.memory.digest import PIECE_SIZE
-from sterna.memory.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
 from sterna.stream import ram_kernels

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.stream.streams import PieceSource
 
-from sterna.memory.kernel import COMPILED
+from sterna.jit.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.stream import xbzrle
 from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages

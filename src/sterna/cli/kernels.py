@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sterna
 from sterna.cli.errors import CliError, ExitCode
-from sterna.memory import kernelcache
+from sterna.jit import kernelcache
 
 _MIGRATION = (
     "sterna.memory.bitmap",
@@ -42,11 +42,11 @@ def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
     """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources, and at
     what they are compiled for, will do.
     """
-    from sterna.memory.kernel import COMPILED
+    from sterna.jit.kernel import COMPILED
 
     if not COMPILED:
         return
-    from sterna.memory.fingerprint import target
+    from sterna.jit.fingerprint import target
 
     digest = hashlib.sha256(f"{accel} {target()}\0".encode())
     for path in sorted(Path(sterna.__file__).parent.rglob("*.py")):
@@ -59,8 +59,8 @@ def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
 
 
 def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
-    from sterna.memory.ahead import fetch_kernels
-    from sterna.memory.kernel import COMPILED, KernelError
+    from sterna.jit.ahead import fetch_kernels
+    from sterna.jit.kernel import COMPILED, KernelError
 
     if not COMPILED:
         return

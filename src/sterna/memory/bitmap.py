@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.kernel import kernel
 from sterna.memory.address import BITS_PER_WORD, bitmap_words
-from sterna.memory.kernel import kernel
 
 Words = NDArray[np.uint64]
 """A dirty bitmap: `shape (bitmap_words(pages),)`, dtype uint64, bit n of word w is page 64 * w + n."""

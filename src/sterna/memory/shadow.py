@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.host.limits import usable_cpus
+from sterna.jit.kernel import kernel
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
-from sterna.memory.kernel import kernel
 from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.kernel import kernel
+from sterna.jit.kernel import kernel
 from sterna.stream import xbzrle
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 

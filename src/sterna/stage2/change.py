@@ -9,8 +9,8 @@ something away (`unmap_range`, write protection) are followed by a flush that is
 A table's entries are complete before the entry that points to it, as a CPU's walker sees them (`store_release`).
 """
 
-from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import atomic_xchg, store_release
+from sterna.jit.atomics import atomic_xchg, store_release
+from sterna.jit.kernel import kernel
 from sterna.stage2.pool import allocate, release
 from sterna.stage2.state import State, Words
 from sterna.stage2.walk import (

@@ -7,8 +7,8 @@ A leaf that another CPU has populated since this one's last fault does not tell 
 
 from enum import IntEnum
 
-from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import atomic_load, atomic_or, atomic_xchg, lock, unlock
+from sterna.jit.atomics import atomic_load, atomic_or, atomic_xchg, lock, unlock
+from sterna.jit.kernel import kernel
 from sterna.stage2.change import collapse, dissolve, leaf_entry, table_at
 from sterna.stage2.state import Slots, State, Words
 from sterna.stage2.walk import (

@@ -4,8 +4,8 @@ A CPU may be in the middle of a walk through a table that has just been taken ou
 and is used again only when a flush that began afterwards has ended: then no CPU is in a walk from before (tlb.py).
 """
 
-from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import lock, unlock
+from sterna.jit.atomics import lock, unlock
+from sterna.jit.kernel import kernel
 from sterna.stage2.state import State, Words
 
 _PAGE_WORDS = 512

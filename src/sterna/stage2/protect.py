@@ -3,8 +3,8 @@
 Each function takes mmu_lock; none flushes: that is the caller's, before it returns to whoever asked (tlb.py).
 """
 
-from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import atomic_and, atomic_or, atomic_xchg, highest_bit, lock, lowest_bit, unlock
+from sterna.jit.atomics import atomic_and, atomic_or, atomic_xchg, highest_bit, lock, lowest_bit, unlock
+from sterna.jit.kernel import kernel
 from sterna.stage2.state import State, Words
 from sterna.stage2.walk import PMD_SHIFT, PUD_SHIFT, find_leaf, is_present
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.atomics import lock, unlock
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
-from sterna.stage2.atomics import lock, unlock
 from sterna.stage2.change import map_device, unmap_range
 from sterna.stage2.fault import Outcome, handle_fault
 from sterna.stage2.format import DescriptorFormat

@@ -3,7 +3,7 @@
 Entries are addressed by their position, an index into the pool's words. All callers hold mmu_lock.
 """
 
-from sterna.memory.kernel import kernel
+from sterna.jit.kernel import kernel
 from sterna.stage2.state import Slots, State, Words
 
 PAGE_SHIFT = 12

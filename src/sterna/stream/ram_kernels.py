@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import PIECE_SHIFT
-from sterna.memory.kernel import kernel
 from sterna.stream import xbzrle
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
-from sterna.memory.kernel import kernel
 from sterna.stream import xbzrle
 from sterna.stream.ram_kernels import Bytes, Status, copy
 from sterna.stream.survey_tallies import Tally, hold, note_page

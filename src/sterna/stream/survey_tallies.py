@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.kernel import READONLY, kernel
 from sterna.memory.bitmap import Words
-from sterna.memory.kernel import READONLY, kernel
 from sterna.stream.ram_kernels import Bytes, copy
 
 

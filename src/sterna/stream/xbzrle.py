@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.kernel import kernel
+from sterna.jit.kernel import kernel
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sterna.jit.ahead import fetch_kernels
 from sterna.memory.address import PAGE_SIZE
-from sterna.memory.ahead import fetch_kernels
 from sterna.memory.digest import CHUNK_SIZE, digest_file
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.uri import parse

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.hypervisor.kvm import dirtyring
+from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import new_bitmap, page_numbers
-from sterna.memory.kernel import COMPILED
 
 PAGES = 200
 SLOT = 1

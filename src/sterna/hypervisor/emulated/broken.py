@@ -11,10 +11,10 @@ from typing import Any
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import MemorySlot
+from sterna.jit.atomics import atomic_and
+from sterna.jit.kernel import kernel
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.bitmap import Words, page_numbers
-from sterna.memory.kernel import kernel
-from sterna.stage2.atomics import atomic_and
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.tlb import FlushCounters
 

@@ -18,8 +18,8 @@ from sterna.hypervisor.emulated.native import (
     vcpu_pointer,
     words_pointer,
 )
-from sterna.memory.kernel import hook, kernel
-from sterna.stage2.atomics import atomic_add, atomic_load, atomic_or, atomic_xchg, call_yield
+from sterna.jit.atomics import atomic_add, atomic_load, atomic_or, atomic_xchg, call_yield
+from sterna.jit.kernel import hook, kernel
 from sterna.stage2.fault import RESUME, handle_fault
 from sterna.stage2.state import MAX_SLOTS, Words
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.kernel import Late
+from sterna.jit.kernel import Late
 from sterna.stage2.state import SLOT, STAGE2
 
 VCPU = np.dtype(
@@ -66,7 +66,7 @@ VCPU = np.dtype(
 Vcpu: TypeAlias = Annotated[NDArray[Any], VCPU]
 """`shape (1,)`"""
 
-carray: Any = Late("sterna.memory.intrinsics:carray")
+carray: Any = Late("sterna.jit.intrinsics:carray")
 call_c: Any = Late("sterna.hypervisor.emulated.intrinsics:call_c")
 vcpu_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:vcpu_pointer", VCPU)
 stage2_pointer: Any = Late("sterna.hypervisor.emulated.intrinsics:stage2_pointer", STAGE2)

@@ -22,8 +22,8 @@ from sterna.hypervisor.interface import (
 )
 from sterna.hypervisor.memorymap import MemoryMap
 from sterna.hypervisor.traits import Rule, Trait
+from sterna.jit.ahead import fetch_kernels
 from sterna.memory.address import PAGE_SHIFT, PMD_SIZE, PUD_SIZE, Ipa
-from sterna.memory.ahead import fetch_kernels
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
 from sterna.stage2 import armv7

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sterna.hypervisor.interface import HypervisorError, MemorySlot, Unsupported
 from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
+from sterna.jit.kernel import STRIDED, kernel
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
-from sterna.memory.kernel import STRIDED, kernel
 
 RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
 

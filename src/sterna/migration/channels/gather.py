@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.kernel import Late, kernel
+from sterna.jit.kernel import Late, kernel
 
 Vectors: TypeAlias = Annotated[NDArray[np.uint64], 2]
 """A gather list: `shape (n, 2)`, dtype uint64, C order; rows are (address, length in bytes), as struct iovec.
@@ -34,14 +34,14 @@ for _call in (_libc_writev, _libc_readv):
     _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
     _call.restype = ctypes.c_ssize_t
 
-carray: Any = Late("sterna.memory.intrinsics:carray")
+carray: Any = Late("sterna.jit.intrinsics:carray")
 # By name, so that compiled code can be kept: addresses differ from run to run.
 _writev: Any = Late("sterna.migration.channels.intrinsics:writev")
 _readv: Any = Late("sterna.migration.channels.intrinsics:readv")
 _poll: Any = Late("sterna.migration.channels.intrinsics:poll")
 _clock_gettime: Any = Late("sterna.migration.channels.intrinsics:clock_gettime")
 _errno_location: Any = Late("sterna.migration.channels.intrinsics:errno_location")
-stack_words: Any = Late("sterna.memory.intrinsics:stack_words")
+stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
 
 def _monotonic_twin() -> int:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.jit.kernel import READONLY, Late, kernel
 from sterna.memory.bitmap import Words
-from sterna.memory.kernel import READONLY, Late, kernel
 from sterna.migration.channels.gather import Vectors, read_list
 from sterna.stream.multifd import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
 
-stack_words: Any = Late("sterna.memory.intrinsics:stack_words")
+stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]

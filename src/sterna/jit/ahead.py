@@ -21,8 +21,8 @@ from sterna.host.filelock import lock
 from sterna.host.limits import available_bytes, usable_cpus
 from sterna.host.private import UnsafeError
 from sterna.host.pythonprogram import module_command, own_environment
-from sterna.memory import kernelcache
-from sterna.memory.kernel import COMPILED, Kernel, KernelError, kernels_ahead
+from sterna.jit import kernelcache
+from sterna.jit.kernel import COMPILED, Kernel, KernelError, kernels_ahead
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
@@ -83,7 +83,7 @@ class _Compiler:
 
     def begin(self, kernel: Kernel) -> None:
         """Have a kernel compiled."""
-        from sterna.memory.kernelcode import file_name
+        from sterna.jit.code import file_name
 
         assert self._process.stdin is not None
         self._name, self._file = kernel.name, file_name(kernel, kernel.expected)
@@ -167,8 +167,8 @@ def main() -> None:
 
     Its argument is the parent's process number.
     """
-    from sterna.memory.fingerprint import sources_changed
-    from sterna.memory.kernelcode import compile_to_file, file_name
+    from sterna.jit.code import compile_to_file, file_name
+    from sterna.jit.fingerprint import sources_changed
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

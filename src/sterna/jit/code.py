@@ -11,9 +11,9 @@ from typing import Any
 
 from llvmlite import binding
 
-from sterna.memory import kernelcache
-from sterna.memory.fingerprint import fingerprint, sources_changed
-from sterna.memory.kernel import Code, Kernel, Key
+from sterna.jit import kernelcache
+from sterna.jit.fingerprint import fingerprint, sources_changed
+from sterna.jit.kernel import Code, Kernel, Key
 
 _number = itertools.count()
 
@@ -51,7 +51,7 @@ def compile_to_file(kernel: Kernel, key: Key) -> bytes:
 
     :raise KernelError: When it cannot be compiled.
     """
-    from sterna.memory.compiler import compile_kernel
+    from sterna.jit.compiler import compile_kernel
 
     head, code = compile_kernel(kernel, key)
     return json.dumps({**head, "sha256": hashlib.sha256(code).hexdigest()}).encode() + b"\n" + code

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from sterna.memory.kernel import (
+from sterna.jit.kernel import (
     CONTIGUOUS,
     MISFIT,
     WRITEABLE,
@@ -34,7 +34,7 @@ _dispatchers: dict[Kernel, Any] = {}
 def compile_kernel(kernel: Kernel, key: Key) -> tuple[dict[str, str], bytes]:
     """Compile a kernel for these arguments.
 
-    :return: what `sterna.memory.kernel.Code` asks for: the names of its function (``symbol``) and of its entry (``entry``, empty
+    :return: what `sterna.jit.kernel.Code` asks for: the names of its function (``symbol``) and of its entry (``entry``, empty
         without one), and what it ``returns``; and an object file with these and all that they call but the C library's
     :raise KernelError: When numba cannot, or makes of it what cannot be called.
     """
@@ -91,7 +91,7 @@ def _write_callback(compiled: Any, module: Any) -> None:
 def _write_entry(key: Key, compiled: Any, module: Any) -> None:
     """A function that takes arrays as they are, and looks whether they are what they should be.
 
-    See `sterna.memory.kernel.Code`; `_check_convention` has seen how the compiled function takes its arguments.
+    See `sterna.jit.kernel.Code`; `_check_convention` has seen how the compiled function takes its arguments.
     """
     native = compiled.target_context.declare_function(module, compiled.fndesc)
     pointer = _BYTE.as_pointer()

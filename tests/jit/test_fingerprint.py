@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sterna.memory import fingerprint as module
-from sterna.memory.fingerprint import fingerprint, sources_changed
-from sterna.memory.kernel import COMPILED, Kernel, Late
+from sterna.jit import fingerprint as module
+from sterna.jit.fingerprint import fingerprint, sources_changed
+from sterna.jit.kernel import COMPILED, Kernel, Late
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 
@@ -58,9 +58,9 @@ def test_the_same_is_the_same() -> None:
         {"STEP": np},
         {"STEP": len},
         {"STEP": RECORD},
-        {"STEP": Late("sterna.stage2.intrinsics:atomic_load")},
-        {"STEP": Late("sterna.stage2.intrinsics:atomic_load", RECORD)},
-        {"STEP": Late("sterna.memory.intrinsics:carray")},
+        {"STEP": Late("sterna.jit.atomic_intrinsics:atomic_load")},
+        {"STEP": Late("sterna.jit.atomic_intrinsics:atomic_load", RECORD)},
+        {"STEP": Late("sterna.jit.intrinsics:carray")},
         {"inline": True},
     ],
 )
@@ -104,5 +104,5 @@ def test_what_is_no_constant_is_refused() -> None:
 def test_a_compiler_that_has_changed_since_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprint(kernels(), KEY)
     assert not sources_changed()
-    monkeypatch.setitem(module._sources, "sterna.memory.compiler", "what it was before")
+    monkeypatch.setitem(module._sources, "sterna.jit.compiler", "what it was before")
     assert sources_changed()

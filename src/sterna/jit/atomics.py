@@ -6,17 +6,17 @@ sees what it stores, by an address that depends on it or an acquiring load, sees
 
 from typing import Any
 
-from sterna.memory.kernel import Late, kernel
+from sterna.jit.kernel import Late, kernel
 
-atomic_load: Any = Late("sterna.stage2.intrinsics:atomic_load")
-atomic_xchg: Any = Late("sterna.stage2.intrinsics:atomic_xchg")
-atomic_or: Any = Late("sterna.stage2.intrinsics:atomic_or")
-atomic_and: Any = Late("sterna.stage2.intrinsics:atomic_and")
-atomic_add: Any = Late("sterna.stage2.intrinsics:atomic_add")
-store_release: Any = Late("sterna.stage2.intrinsics:store_release")
-lowest_bit: Any = Late("sterna.stage2.intrinsics:lowest_bit")
-highest_bit: Any = Late("sterna.stage2.intrinsics:highest_bit")
-call_yield: Any = Late("sterna.stage2.intrinsics:call_yield")
+atomic_load: Any = Late("sterna.jit.atomic_intrinsics:atomic_load")
+atomic_xchg: Any = Late("sterna.jit.atomic_intrinsics:atomic_xchg")
+atomic_or: Any = Late("sterna.jit.atomic_intrinsics:atomic_or")
+atomic_and: Any = Late("sterna.jit.atomic_intrinsics:atomic_and")
+atomic_add: Any = Late("sterna.jit.atomic_intrinsics:atomic_add")
+store_release: Any = Late("sterna.jit.atomic_intrinsics:store_release")
+lowest_bit: Any = Late("sterna.jit.atomic_intrinsics:lowest_bit")
+highest_bit: Any = Late("sterna.jit.atomic_intrinsics:highest_bit")
+call_yield: Any = Late("sterna.jit.atomic_intrinsics:call_yield")
 
 _SPINS = 256
 """Attempts before the processor is given to somebody else: with more threads than processors the holder may not be running."""

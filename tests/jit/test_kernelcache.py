@@ -8,7 +8,7 @@ import os
 import pytest
 from tests.refusal import Refusal, refusing
 
-from sterna.memory import kernelcache
+from sterna.jit import kernelcache
 
 
 @pytest.fixture

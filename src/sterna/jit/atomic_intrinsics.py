@@ -1,4 +1,4 @@
-"""What `sterna.stage2.atomics` names, for the compiler."""
+"""What `sterna.jit.atomics` names, for the compiler."""
 
 from typing import Any
 

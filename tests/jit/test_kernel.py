@@ -18,8 +18,8 @@ from tests import refusal
 from tests.hosttree import MIB, HostTree, host
 
 import sterna
-from sterna.memory import ahead
-from sterna.memory.kernel import COMPILED, READONLY, Kernel, KernelError, kernel
+from sterna.jit import ahead
+from sterna.jit.kernel import COMPILED, READONLY, Kernel, KernelError, kernel
 
 __all__ = ["host"]
 
@@ -32,7 +32,7 @@ import numpy as np
 import sterna.cli.demo, sterna.cli.run, sterna.machine.machine, sterna.migration.controller, sterna.migration.incoming
 import sterna.hypervisor.kvm.vm
 from sterna.cli.kernels import prepare_kernels
-from sterna.memory import kernel
+from sterna.jit import kernel
 from sterna.memory.bitmap import page_numbers
 from sterna.stream import xbzrle
 assert not kernel.COMPILED
@@ -54,7 +54,7 @@ UPON_THE_FIRST_CALL = """
 import sys, threading
 import numpy as np
 from sterna.memory.ram import RamBlock
-from sterna.memory.kernel import Kernel
+from sterna.jit.kernel import Kernel
 from sterna.stream.ram_kernels import copy, decode_records
 before = decode_records
 assert "numba" not in sys.modules
@@ -100,7 +100,7 @@ AHEAD = """
 import sys
 import numpy as np
 from sterna.memory import bitmap, shadow
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit.ahead import fetch_kernels
 told = []
 fetch_kernels(told.append)
 print(*told, sep="\\n", file=sys.stderr)
@@ -132,8 +132,9 @@ def test_without_a_cache_they_are_compiled_all_the_same(tmp_path, monkeypatch) -
 
 SPOILT = """
 import sys
-from sterna.memory import bitmap, kernelcache
-from sterna.memory.kernelcode import file_name, find
+from sterna.jit import kernelcache
+from sterna.memory import bitmap
+from sterna.jit.code import file_name, find
 kernel = bitmap._page_numbers
 name = file_name(kernel, kernel.expected)
 good = kernelcache.read(name)
@@ -206,7 +207,7 @@ def test_where_no_process_can_be_started_that_is_said_in_one_line(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = [sys.executable, "-c", NONE_STARTS, "run", "--memory", "16M", "--kernel", "clock"]
     done = subprocess.run(
-        [*program, str(Path(refusal.__file__).parent)], capture_output=True, text=True, timeout=600
+        [*program, str(Path(refusal.__file__).parents[1])], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 1
     assert re.fullmatch(
@@ -217,8 +218,8 @@ def test_where_no_process_can_be_started_that_is_said_in_one_line(
 
 
 BAD = """
-from sterna.memory.ahead import fetch_kernels
-from sterna.memory.kernel import KernelError
+from sterna.jit.ahead import fetch_kernels
+from sterna.jit.kernel import KernelError
 import bad
 try:
     fetch_kernels()
@@ -232,7 +233,7 @@ else:
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, monkeypatch) -> None:
     (tmp_path / "bad.py").write_text(
-        "from sterna.memory.kernel import kernel\n\n@kernel()\ndef wrong(x: int) -> int:\n    return x.nothing\n"
+        "from sterna.jit.kernel import kernel\n\n@kernel()\ndef wrong(x: int) -> int:\n    return x.nothing\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -251,8 +252,9 @@ def test_results_that_python_would_get_wrong_are_refused() -> None:
 
 WAITS = """
 import fcntl
-from sterna.memory import bitmap, kernelcache
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit import kernelcache
+from sterna.memory import bitmap
+from sterna.jit.ahead import fetch_kernels
 told = []
 def tell(text):
     told.append(text)
@@ -282,7 +284,7 @@ BEGUN = """
 from sterna.migration import xbzrle_kernels
 from sterna.stage2 import tables
 from sterna.stream import ram_kernels, survey_kernels
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit.ahead import fetch_kernels
 fetch_kernels(lambda text: print(text, flush=True))
 """
 
@@ -320,7 +322,7 @@ CHANGED = """
 import sys
 from pathlib import Path
 import toy
-from sterna.memory.ahead import fetch_kernels
+from sterna.jit.ahead import fetch_kernels
 Path(toy.__file__).write_text(Path(toy.__file__).read_text().replace("+ 1", "+ 2"))
 fetch_kernels()
 assert toy.more(1) == 2, "what this program has loaded"
@@ -336,7 +338,7 @@ def test_a_program_whose_sources_change_runs_what_it_has_loaded_and_leaves_it_to
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "toy.py").write_text(
-        "from sterna.memory.kernel import kernel\n\n@kernel()\ndef more(x: int) -> int:\n    return x + 1\n"
+        "from sterna.jit.kernel import kernel\n\n@kernel()\ndef more(x: int) -> int:\n    return x + 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{Path(sterna.__file__).parent.parent}{os.pathsep}{tmp_path}")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")

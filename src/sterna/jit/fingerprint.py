@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from llvmlite import binding
 
-from sterna.memory.kernel import Kernel, KernelError, Key, Late, names_in
+from sterna.jit.kernel import Kernel, KernelError, Key, Late, names_in
 
 _LIBRARIES = ("numba", "llvmlite", "numpy")
-_MAKERS = tuple(f"sterna.memory.{name}" for name in ("compiler", "kernel", "kernelcode"))
+_MAKERS = tuple(f"sterna.jit.{name}" for name in ("compiler", "kernel", "code"))
 
 
 def fingerprint(kernel: Kernel, key: Key) -> str:

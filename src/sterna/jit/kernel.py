@@ -3,7 +3,7 @@
 `@kernel(twin=f)` has the decorated function compiled. Where numba is missing the twin runs in its place, so that everything that
 is not emulation works without a compiler. Tests compare each kernel with its twin.
 
-A kernel is fetched upon its first call, as object code that an earlier program left (`sterna.memory.kernelcache`): numba, which
+A kernel is fetched upon its first call, as object code that an earlier program left (`sterna.jit.kernelcache`): numba, which
 takes longer to load than all else, is loaded only where there is none yet. What a kernel is compiled for is told by the arguments
 it is called with; what it will be called with, by its annotations, so that it can be compiled ahead.
 """
@@ -220,7 +220,7 @@ class Kernel:
         """Fetch what is expected to be called: whether it is there."""
         with _fetching:
             if self.expected not in self._code:
-                from sterna.memory.kernelcode import find
+                from sterna.jit.code import find
 
                 code = find(self, self.expected)
                 if code is None:
@@ -237,7 +237,7 @@ class Kernel:
         """
         with _fetching:
             if key not in self._code:
-                from sterna.memory.kernelcode import fetch
+                from sterna.jit.code import fetch
 
                 served = self.ahead and key != self.expected and _serves(self.expected, key)
                 self._keep(key, self.code(self.expected) if served else fetch(self, key))
