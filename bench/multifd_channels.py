@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from sterna.guests.layout import STATUS_OFFSET
+from sterna.launch.guestview import guest_status, has_warmed_up
+from sterna.launch.process import SternaVm
 from sterna.machine.boards import VIRT
-from sterna.testbed.guestview import guest_status, has_warmed_up
-from sterna.testbed.vm import SternaVm
 
 MEMORY = "64M"
 GUEST = ["--kernel", "dirtyram", "--append", "8000 20 20"]

@@ -28,10 +28,10 @@ from sterna.cli.bench.summary import judge, summarise
 from sterna.cli.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
 from sterna.guests.layout import WORK_OFFSET
 from sterna.host.load import HostLoad
+from sterna.launch.qemu import Qemu
 from sterna.machine.boards import BOARDS
 from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock
-from sterna.testbed.qemu import Qemu
 
 COMMAND = [sys.executable, "-m", "sterna", "bench"]
 QEMU = pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed")

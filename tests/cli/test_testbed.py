@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sterna.cli import testbedrun
+from sterna.launch.errors import VmError
+from sterna.launch.process import Vm
 from sterna.testbed.armhost import image
 from sterna.testbed.checks import Verdict
 from sterna.testbed.checks.finding import Finding
 from sterna.testbed.debian.errors import ImageError
-from sterna.testbed.errors import VmError
 from sterna.testbed.runner import Outcome, Result
-from sterna.testbed.vm import Vm
 
 TITLE = "\x1b]0;title\x07\x9b2J\nsecond"
 """Sets a terminal's title and clears its screen."""

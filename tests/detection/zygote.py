@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from sterna.launch.host import Host
+from sterna.launch.process import SternaVm
 from sterna.testbed.kinds import KindOptions, SternaKind
-from sterna.testbed.network import Host
-from sterna.testbed.vm import SternaVm
 
 _QMP, _SERIAL = 198, 199
 """Descriptors in the VM's process."""

@@ -12,8 +12,8 @@ from tests.refusal import Refusal, refusing
 import sterna
 from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
 from sterna.host.pythonprogram import own_environment
+from sterna.launch.process import SternaVm
 from sterna.testbed.armhost.packages import _fetch_wheels
-from sterna.testbed.vm import SternaVm
 
 SOURCES = Path(sterna.__file__).resolve().parent.parent
 

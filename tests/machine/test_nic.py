@@ -298,7 +298,7 @@ def test_a_guest_can_leave_a_card_behind_that_it_has_not_touched() -> None:
 def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
     make_machine: Callable[..., Machine],
 ) -> None:
-    from sterna.testbed.namespace import Namespace
+    from sterna.launch.namespace import Namespace
 
     namespace = Namespace()
     try:
@@ -314,7 +314,7 @@ def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="taps need root")
 def test_a_tap_by_name_and_by_descriptor() -> None:
-    from sterna.testbed.namespace import Namespace
+    from sterna.launch.namespace import Namespace
 
     namespace = Namespace()
     try:

@@ -12,11 +12,11 @@ from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.jit.ahead import fetch_kernels
+from sterna.launch.process import SternaVm
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
 from sterna.migration.statistics import MigrationStatus
-from sterna.testbed.vm import SternaVm
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
 TIMEOUT_S = 300

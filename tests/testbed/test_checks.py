@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sterna.host.load import HostLoad
+from sterna.launch.console import Line
 from sterna.testbed.checks import Check, Verdict
 from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
@@ -15,7 +16,6 @@ from sterna.testbed.checks.memory import AuditCheck, ContentCheck, DigestCheck, 
 from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 from sterna.testbed.checks.session import ConversationCheck
-from sterna.testbed.console import Line
 from sterna.testbed.evidence import (
     Blackout,
     Cancelled,

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from sterna.guests.layout import STATUS_OFFSET, NetWord
+from sterna.launch.guestview import guest_status
+from sterna.launch.host import Host
+from sterna.launch.process import Vm
 from sterna.machine.devices.virtionet import announcement
-from sterna.testbed.guestview import guest_status
 from sterna.testbed.kinds import make_kind
-from sterna.testbed.network import GuestNic, Host, NamespaceNetwork, guest_nic
+from sterna.testbed.network import GuestNic, NamespaceNetwork, guest_nic
 from sterna.testbed.probes import Pinger, Session, internet_checksum
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import Vm
 
 RAM = 0x4000_0000
 NIC = guest_nic()

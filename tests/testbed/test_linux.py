@@ -16,11 +16,12 @@ import pytest
 from tests.cli.vms import alive, children, wait_for
 
 from sterna.guests.layout import WORK_OFFSET, DirtyramWord
+from sterna.launch.errors import Unsupported, VmError
 from sterna.testbed.bed import Bed
 from sterna.testbed.checks.network import PingCheck
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.errors import ImageError
-from sterna.testbed.errors import BedError, Unsupported, VmError
+from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kinds import KindOptions
 from sterna.testbed.linuxguest import image, kind

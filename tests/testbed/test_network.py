@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from tests.cli.vms import wait_for
 
-from sterna.testbed.errors import BedError, Unsupported
+from sterna.launch.errors import Unsupported
+from sterna.launch.host import Host
+from sterna.launch.namespace import Namespace
+from sterna.testbed.errors import BedError
 from sterna.testbed.links import Link, LinkError, Router
-from sterna.testbed.namespace import Namespace
-from sterna.testbed.network import Host, LoopbackNetwork, NamespaceNetwork, make_network
+from sterna.testbed.network import LoopbackNetwork, NamespaceNetwork, make_network
 
 GUEST = "10.83.9.2"
 

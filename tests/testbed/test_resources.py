@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.cli.vms import wait_for
 
-from sterna.testbed.errors import Unsupported
+from sterna.launch.errors import Unsupported
 from sterna.testbed.remains import Remains, clean_stale
 from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile, swapped_bytes
 
@@ -192,7 +192,7 @@ def test_without_root_it_says_so(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from sterna.testbed.errors import Unsupported\n"
+        "from sterna.launch.errors import Unsupported\n"
         "from sterna.testbed.remains import Remains\n"
         "from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile\n"
         "directory = Path(sys.argv[1])\n"

@@ -58,12 +58,12 @@ def clean(json: bool) -> int:
 
     `run` does so itself before it begins. Processes and networks never outlive the run that made them.
     """
-    from sterna.testbed.errors import BedError
+    from sterna.launch.errors import LaunchError
     from sterna.testbed.remains import clean_stale
 
     try:
         removed = clean_stale(say=_say)
-    except BedError as error:
+    except LaunchError as error:
         raise CliError(str(error)) from error
     if json:
         click.echo(json_module.dumps({"removed": removed}))
@@ -119,9 +119,10 @@ def run(
     Exit code: 0 all checks held, 5 one did not, 1 a scenario could not be run to its end, 7 this machine can run
     none of them.
     """
-    from sterna.testbed.errors import BedError, ScenarioError
+    from sterna.launch.errors import LaunchError
+    from sterna.launch.qemu import find_qemu
+    from sterna.testbed.errors import ScenarioError
     from sterna.testbed.kinds import KindOptions, make_kind
-    from sterna.testbed.qemu import find_qemu
     from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 
@@ -130,7 +131,7 @@ def run(
     if qemu is not None:
         try:
             find_qemu(qemu)
-        except BedError as error:
+        except LaunchError as error:
             raise UsageError(f"--qemu: {error}") from error
     if breakage:
         _check_breakage(breakage, kind)
@@ -164,7 +165,7 @@ def run(
                     _show(result)
         except ScenarioError as error:
             raise UsageError(str(error)) from error
-        except BedError as error:
+        except LaunchError as error:
             raise CliError(str(error)) from error
     if json:
         from sterna.testbed.results import to_json

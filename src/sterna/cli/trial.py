@@ -13,9 +13,8 @@ from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
 from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
 from sterna.host.load import HostWatch
-from sterna.machine.config import MachineConfig
-from sterna.testbed.errors import VmError
-from sterna.testbed.guestview import (
+from sterna.launch.errors import VmError
+from sterna.launch.guestview import (
     check_content,
     guest_status,
     has_warmed_up,
@@ -23,7 +22,8 @@ from sterna.testbed.guestview import (
     pages_in_use,
     runs_beyond,
 )
-from sterna.testbed.vm import SternaVm, Vm
+from sterna.launch.process import SternaVm, Vm
+from sterna.machine.config import MachineConfig
 
 _WARM_UP_SECONDS = 600.0
 _RUNS_SECONDS = 20.0

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import TracebackType
 
 from sterna.host.load import HostWatch
-from sterna.testbed.errors import BedError, WaitedTooLong
+from sterna.launch.errors import WaitedTooLong
+from sterna.launch.host import Host
+from sterna.launch.process import Vm
+from sterna.testbed.errors import BedError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import VmKind
-from sterna.testbed.network import GuestNic, Host, Network, guest_nic, make_network
+from sterna.testbed.network import GuestNic, Network, guest_nic, make_network
 from sterna.testbed.remains import Remains
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import Vm
 
 PORT = 4321
 """Where destinations listen, each at the next one; on the loopback address wherever there is room."""

@@ -1,29 +1,17 @@
-"""How the test bed fails.
+"""How the test bed fails, beside the errors of launching (`sterna.launch.errors`).
 
 ::
 
-    BedError                the bed cannot do it; one line for the user
-      +-- Unsupported       this machine lacks what is needed: a reason to skip, not to fail
-      +-- WaitedTooLong     something did not come true in time
-      +-- VmError           a VM did not start, ended, or refused a command
-      +-- ScenarioError     a scenario file is wrong: the user's
+    LaunchError
+      +-- BedError            the bed cannot do it; one line for the user
+            +-- ScenarioError a scenario file is wrong: the user's
 """
 
+from sterna.launch.errors import LaunchError
 
-class BedError(Exception):
+
+class BedError(LaunchError):
     """The test bed cannot do what is asked; one line."""
-
-
-class Unsupported(BedError):
-    """This machine, or the VM under test, lacks something; the text says what, and which package has it."""
-
-
-class WaitedTooLong(BedError):
-    """Something did not come true in time; the text says what."""
-
-
-class VmError(BedError):
-    """A VM did not start, ended, or refused a command."""
 
 
 class ScenarioError(BedError):

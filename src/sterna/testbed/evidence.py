@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sterna.host.load import HostLoad
-from sterna.testbed.console import Line
+from sterna.launch.console import Line
 
 
 @dataclass(frozen=True)

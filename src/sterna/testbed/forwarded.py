@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sterna.jit.ahead import fetch_kernels
+from sterna.launch.host import Host
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE, digest_file
 from sterna.migration.channels.tcp import TcpUri
@@ -19,7 +20,6 @@ from sterna.migration.errors import MigrationError
 from sterna.migration.proxy.proxy import Proxy
 from sterna.migration.proxy.view import ProxyView
 from sterna.testbed.errors import BedError
-from sterna.testbed.network import Host
 
 _READY_SECONDS = 30.0
 _ENDED_SECONDS = 60.0

@@ -13,9 +13,9 @@ from sterna.guests.layout import (
     ProgramId,
     Status,
 )
-from sterna.testbed.console import Line
-from sterna.testbed.errors import BedError, VmError
-from sterna.testbed.guestview import (
+from sterna.launch.console import Line
+from sterna.launch.errors import VmError
+from sterna.launch.guestview import (
     GuestGap,
     check_content,
     guest_status,
@@ -24,7 +24,8 @@ from sterna.testbed.guestview import (
     pages_in_use,
     runs_beyond,
 )
-from sterna.testbed.vm import Vm
+from sterna.launch.process import Vm
+from sterna.testbed.errors import BedError
 
 Mark = Any
 """A guest's own account of itself at one time. Each kind of guest has its own."""

@@ -12,15 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
+from sterna.launch.errors import Unsupported, VmError
+from sterna.launch.host import Host
+from sterna.launch.process import QemuVm, SharedRam, SternaVm, Vm
+from sterna.launch.qemu import Qemu, find_qemu
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
-from sterna.testbed.errors import BedError, ScenarioError, Unsupported, VmError
+from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.network import GuestNic, Host, Network
-from sterna.testbed.qemu import Qemu, find_qemu
+from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import QemuVm, SharedRam, SternaVm, Vm
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sterna.testbed.errors import BedError, Unsupported
-from sterna.testbed.namespace import Namespace
+from sterna.launch.errors import Unsupported
+from sterna.launch.namespace import Namespace
+from sterna.testbed.errors import BedError
 
 _HOST_END = "eth0"
 _TUN = "/dev/net/tun"

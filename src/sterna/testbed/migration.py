@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sterna.launch.errors import LaunchError
+from sterna.launch.process import Vm
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
-from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
 from sterna.testbed.guest import Guest, Mark
 from sterna.testbed.settings import MigrationSettings
-from sterna.testbed.vm import Vm
 
 if TYPE_CHECKING:
     from sterna.testbed.forwarded import Forwarder
@@ -252,7 +252,7 @@ class Migration:
 
         try:
             self._bed.wait(runs, _ARRIVES_SECONDS, "the guest does not run at the destination", 0.002)
-        except BedError as error:
+        except LaunchError as error:
             self.passage.problems.append(str(error))
             return None
         if self._observer is not None:

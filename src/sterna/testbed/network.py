@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from sterna.testbed.errors import BedError, Unsupported
+from sterna.launch.errors import Unsupported
+from sterna.launch.host import Host
+from sterna.launch.namespace import Namespace
+from sterna.testbed.errors import BedError
 from sterna.testbed.links import Link, LinkError, Router, make_tap
-from sterna.testbed.namespace import Namespace
 
 HOSTS = ("host1", "host2")
 SERVER = "server"
@@ -28,24 +30,6 @@ _GUEST_SUBNET = "10.83.9"
 _GATEWAY_MAC = "02:00:0a:53:09:fe"
 _FIRST_MAC = 0x52_54_00_12_34_56
 _MAX_GUESTS = 200
-
-
-@dataclass(frozen=True)
-class Host:
-    """Where processes run.
-
-    :ivar address: IPv4, where the others reach it
-    :ivar namespace: the processes' network; None on loopback
-    """
-
-    name: str
-    address: str
-    namespace: Namespace | None = None
-
-    def enter(self) -> None:
-        """In a child between fork and exec: move in."""
-        if self.namespace is not None:
-            self.namespace.enter()
 
 
 @dataclass(frozen=True)

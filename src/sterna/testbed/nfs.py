@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from sterna.testbed.errors import BedError, Unsupported
-from sterna.testbed.network import Host
-from sterna.testbed.vm import die_with_parent
+from sterna.launch.errors import Unsupported
+from sterna.launch.host import Host
+from sterna.launch.process import die_with_parent
+from sterna.testbed.errors import BedError
 
 _PROGRAMS = (("rpcbind", "rpcbind"), ("ganesha.nfsd", "nfs-ganesha"))
 _FSAL = ("ganesha/libfsalvfs.so", "nfs-ganesha-vfs")

@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self
 
+from sterna.launch.host import Host
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Exchange, Ping
-from sterna.testbed.network import Host
 
 ECHO_PORT = 7
 _ECHO_REQUEST, _ECHO_REPLY = 8, 0

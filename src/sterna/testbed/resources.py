@@ -9,7 +9,8 @@ import threading
 import uuid
 from pathlib import Path
 
-from sterna.testbed.errors import BedError, Unsupported
+from sterna.launch.errors import Unsupported
+from sterna.testbed.errors import BedError
 from sterna.testbed.remains import Kind, Remains
 
 _PREFIX = "sterna-testbed-"

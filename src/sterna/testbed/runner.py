@@ -9,9 +9,10 @@ from enum import Enum
 import msgspec
 
 from sterna.host.load import HostWatch
+from sterna.launch.errors import LaunchError, Unsupported
 from sterna.testbed.bed import Bed
 from sterna.testbed.checks import Check, Finding, Verdict
-from sterna.testbed.errors import BedError, ScenarioError, Unsupported
+from sterna.testbed.errors import ScenarioError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kinds import VmKind
 from sterna.testbed.procedures.procedure import Stage
@@ -85,7 +86,7 @@ def run_scenario(
         raise
     except Unsupported as error:
         return result(Outcome.SKIPPED, [], str(error))
-    except BedError as error:
+    except LaunchError as error:
         # What was seen before it broke may tell why.
         evidence.host = watch.load()
         findings = judge(scenario.check, evidence) if evidence.passages else []

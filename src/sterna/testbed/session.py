@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, cast
 
+from sterna.launch.host import Host
+from sterna.launch.process import die_with_parent
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Conversation
-from sterna.testbed.network import Host
-from sterna.testbed.vm import die_with_parent
 
 _OPEN_SECONDS = 60.0
 _PERIOD_SECONDS = 0.05

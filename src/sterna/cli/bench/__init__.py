@@ -77,9 +77,9 @@ def command(
     from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
     from sterna.guests.catalog import GuestError
+    from sterna.launch.errors import LaunchError, Unsupported
+    from sterna.launch.qemu import find_qemu
     from sterna.machine.config import ConfigError, parse_memory
-    from sterna.testbed.errors import BedError, Unsupported
-    from sterna.testbed.qemu import find_qemu
 
     def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -122,7 +122,7 @@ def command(
         except Unsupported as error:
             note(f"{error}; sterna is measured alone")
             variants = [one for one in variants if one.who is not Who.QEMU]
-        except BedError as error:
+        except LaunchError as error:
             raise UsageError(f"--qemu: {error}") from error
     log = kvm and (not names or _DIRTY_LOG in names)
     if not log and not any(one.fits(workload) for one in variants for workload in workloads):

@@ -12,9 +12,9 @@ from sterna.cli.errors import CliError
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
 from sterna.host.load import HostWatch
+from sterna.launch.errors import LaunchError
+from sterna.launch.qemu import Qemu
 from sterna.machine.config import ConfigError, MachineConfig
-from sterna.testbed.errors import BedError
-from sterna.testbed.qemu import Qemu
 
 _GIVE_UP_AFTER = 2
 """Runs that did not converge after which a variant is not run again: nothing about it changes."""
@@ -154,7 +154,7 @@ def _measure(
     except Unavailable as error:
         series.unavailable = str(error)
         return None
-    except (CeilingError, BedError) as error:
+    except (CeilingError, LaunchError) as error:
         measured = Measurement(Outcome.FAILED, 0.0, error=str(error))
     series.measurements.append(measured)
     return measured

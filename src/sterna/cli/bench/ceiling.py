@@ -24,8 +24,8 @@ from itertools import pairwise
 import numpy as np
 
 from sterna.host.pythonprogram import module_command, own_environment
+from sterna.launch.process import die_with_parent
 from sterna.memory.ram import RamBlock
-from sterna.testbed.vm import die_with_parent
 
 _POLL_SECONDS = 0.1
 _SECONDS = 300.0

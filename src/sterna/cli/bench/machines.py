@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sterna.cli.bench.workloads import Variant, Who, Workload
+from sterna.launch.errors import VmError
+from sterna.launch.process import QemuVm, SternaVm, Vm
 from sterna.machine.config import MachineConfig
-from sterna.testbed.errors import VmError
-from sterna.testbed.vm import QemuVm, SternaVm, Vm
 
 # What stands for no limit: QEMU takes 0 as it is meant since 8.2 only.
 _NO_LIMIT = {Who.STERNA: 0, Who.QEMU: 1 << 40}

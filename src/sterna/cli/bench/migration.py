@@ -21,10 +21,10 @@ from sterna.cli.bench.machines import Pair
 from sterna.cli.result import FINAL
 from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
 from sterna.host.load import HostLoad, HostWatch
+from sterna.launch.errors import VmError
+from sterna.launch.guestview import guest_status, has_warmed_up
+from sterna.launch.process import Vm
 from sterna.monitor.client import ConnectionLost
-from sterna.testbed.errors import VmError
-from sterna.testbed.guestview import guest_status, has_warmed_up
-from sterna.testbed.vm import Vm
 
 _WARM_UP_SECONDS = 300.0
 _LOOK_SECONDS = 0.1

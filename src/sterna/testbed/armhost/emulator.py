@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from sterna.launch.process import die_with_parent
 from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
-from sterna.testbed.vm import die_with_parent
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on,sve=off"}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sterna.launch.console import Line
 from sterna.testbed.checks.finding import BaseCheck, Finding
-from sterna.testbed.console import Line
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.limits import Milliseconds
 

@@ -20,11 +20,12 @@ from sterna.guests.layout import (
     RandomWord,
     Status,
 )
-from sterna.testbed.console import Console, Line
-from sterna.testbed.errors import BedError, VmError
+from sterna.launch.console import Console, Line
+from sterna.launch.errors import VmError
+from sterna.launch.guestview import pages_in_use
+from sterna.launch.process import Vm
+from sterna.testbed.errors import BedError
 from sterna.testbed.guest import BareGuest
-from sterna.testbed.guestview import pages_in_use
-from sterna.testbed.vm import Vm
 
 _BASE = 0x10000000
 """RAM_BASE of the programs, a virtual address (guests/src/guest.h)."""

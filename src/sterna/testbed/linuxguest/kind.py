@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sterna.guests.catalog import LINUX_PROGRAMS
+from sterna.launch.console import Console
+from sterna.launch.errors import Unsupported
+from sterna.launch.host import Host
+from sterna.launch.process import QemuVm, Vm
 from sterna.machine.boards import VIRT
-from sterna.testbed.console import Console
-from sterna.testbed.errors import BedError, ScenarioError, Unsupported
+from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
-from sterna.testbed.network import GuestNic, Host, Network
+from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.nfs import NfsServer, check_tools
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
-from sterna.testbed.vm import QemuVm, Vm
 
 _LEAST_MEMORY = 128 << 20
 _PROBE_SECONDS = 30

@@ -6,15 +6,16 @@ from typing import Annotated
 import msgspec
 
 from sterna.guests.layout import PAGE_BYTES
+from sterna.launch.errors import LaunchError, VmError
+from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed
-from sterna.testbed.errors import BedError, VmError
+from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Positive
 from sterna.testbed.migration import FINAL, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings
-from sterna.testbed.vm import Vm
 
 _REACH_SECONDS = 60.0
 _REBUILD_SECONDS = 1.0
@@ -177,6 +178,6 @@ def _wait_for_point(bed: Bed, migration: Migration, transferred: float) -> None:
 def _runs_on(bed: Bed, guest: Guest, vm: Vm, last: object) -> bool:
     try:
         bed.wait(lambda: guest.beyond(last, guest.mark(vm)), 5.0, "it stands still", 0.01)
-    except BedError:
+    except LaunchError:
         return False
     return vm.runs()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
+from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
@@ -13,7 +14,6 @@ from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
 from sterna.testbed.probes import Pinger, Session
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
-from sterna.testbed.vm import Vm
 
 _POLL_SECONDS = 0.002
 _REACHED_SECONDS = 60.0

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from sterna.guests.layout import PAGE_BYTES
+from sterna.launch.errors import LaunchError, Unsupported, VmError
+from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed
-from sterna.testbed.errors import BedError, Unsupported, VmError
+from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Injured
 from sterna.testbed.guest import Guest
 from sterna.testbed.migration import FINAL, Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.resources import FullDisk, MemoryGroup
-from sterna.testbed.vm import Vm
 
 Fault = Literal[
     "link-cut",
@@ -95,7 +96,7 @@ class _Injury:
         note = ""
         try:
             self._reach()
-        except BedError as error:
+        except LaunchError as error:
             note = str(error)
         self._break(destination)
         status = self._outcome()
@@ -217,7 +218,7 @@ class _Injury:
             last = self._guest.mark(vm)
             try:
                 self._bed.wait(lambda: self._guest.beyond(last, self._guest.mark(vm)), 5.0, "it stands still")
-            except BedError as error:
+            except LaunchError as error:
                 problems.append(str(error))
             pages, wrong = self._guest.check(vm)
             problems += wrong

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from sterna.launch.process import Vm
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
-from sterna.testbed.vm import Vm
 
 _POLL_SECONDS = 0.02
 

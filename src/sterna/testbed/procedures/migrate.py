@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
+from sterna.launch.process import Vm
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
-from sterna.testbed.vm import Vm
 
 _QUIET_SECONDS = 0.3
 _QUIET_AT_MOST_SECONDS = 3.0
@@ -105,7 +105,7 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
     @staticmethod
     def _keep_console(guest: Guest, evidence: Evidence, visited: list[Vm], since: float) -> None:
         """The lines that came since then."""
-        from sterna.testbed.console import join_lines
+        from sterna.launch.console import join_lines
 
         visited[-1].command("stop")
         visited[-1].console.wait_quiet(_QUIET_SECONDS, _QUIET_AT_MOST_SECONDS)

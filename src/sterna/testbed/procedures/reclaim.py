@@ -1,7 +1,8 @@
 """The host takes memory from the guest while it migrates."""
 
+from sterna.launch.errors import Unsupported, VmError
+from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed
-from sterna.testbed.errors import Unsupported, VmError
 from sterna.testbed.evidence import Evidence, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Share
@@ -9,7 +10,6 @@ from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
-from sterna.testbed.vm import Vm
 
 _SWAP_FACTOR = 3
 _SWAP_SECONDS = 30.0

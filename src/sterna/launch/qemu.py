@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from sterna.testbed.errors import BedError, Unsupported
+from sterna.launch.errors import LaunchError, Unsupported
 
 _PROBE_SECONDS = 30
 _VERSION = re.compile(r"QEMU emulator version (\d+\.\d+(?:\.\d+)?)", re.ASCII)
@@ -22,9 +22,9 @@ class Qemu:
 def find_qemu(named: str | None) -> Qemu:
     """The QEMU for ARM that the user named, or the one in the path.
 
-    :raise BedError: When the one that was named is not there, or is no QEMU; `Unsupported` of the one in the path.
+    :raise LaunchError: When the one that was named is not there, or is no QEMU; `Unsupported` of the one in the path.
     """
-    wanted, wrong = named or "qemu-system-arm", BedError if named else Unsupported
+    wanted, wrong = named or "qemu-system-arm", LaunchError if named else Unsupported
     path = shutil.which(wanted)
     if path is None:
         raise wrong(

@@ -15,15 +15,12 @@ from typing import Any, BinaryIO, cast
 
 from sterna.host.printable import printable
 from sterna.host.pythonprogram import module_command, own_environment
+from sterna.launch.console import Console
+from sterna.launch.errors import LaunchError, VmError
+from sterna.launch.host import LOCAL, Host
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
-from sterna.testbed.console import Console
-from sterna.testbed.errors import BedError, VmError
-from sterna.testbed.network import Host
-
-LOCAL = Host("this host", "127.0.0.1")
-"""For VMs that need no network of their own."""
 
 _START_SECONDS = 300.0
 """Kernels may have to be compiled first."""
@@ -209,7 +206,7 @@ class Vm(ABC):
                 with open(f"/proc/{self.pid}/task/{thread}/schedstat", encoding="ascii") as file:
                     total += int(file.read().split()[0])
             except (OSError, IndexError) as error:
-                raise BedError(
+                raise LaunchError(
                     f"the kernel does not tell the CPU time of thread {thread}: {error}"
                 ) from error
         return total / 1e9

@@ -20,7 +20,7 @@ from sterna.guests.layout import (
     StatusError,
     read_status,
 )
-from sterna.testbed.vm import Vm
+from sterna.launch.process import Vm
 
 
 @dataclass(frozen=True)

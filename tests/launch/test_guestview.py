@@ -13,7 +13,7 @@ from sterna.guests.layout import (
     Status,
     read_status,
 )
-from sterna.testbed.guestview import GuestGap, migration_gap
+from sterna.launch.guestview import GuestGap, migration_gap
 
 HZ = 1_000_000_000
 MS = HZ // 1000

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from sterna.testbed.errors import BedError, Unsupported
+from sterna.launch.errors import LaunchError, Unsupported
 
 _CLONE_NEWNET = 0x40000000
 _SELF = "/proc/thread-self/ns/net"
@@ -25,7 +25,7 @@ class Namespace:
     """A new network namespace. Close it, or end.
 
     :raise Unsupported: When this process may not make one.
-    :raise BedError: When the kernel has no room for one.
+    :raise LaunchError: When the kernel has no room for one.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def _unshare() -> int:
             raise Unsupported("network namespaces need root")
         if number in (errno.EINVAL, errno.ENOSYS):
             raise Unsupported("this kernel has no network namespaces")
-        raise BedError(f"cannot make a network namespace: {os.strerror(number)}")
+        raise LaunchError(f"cannot make a network namespace: {os.strerror(number)}")
     return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
 
 
