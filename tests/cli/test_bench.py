@@ -18,14 +18,14 @@ import pytest
 from rich.console import Console
 from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
-from sterna.cli.bench import ceiling, workloads
-from sterna.cli.bench.campaign import Comparison, Series, Settings, compare, guest_config
-from sterna.cli.bench.cputime import cpu_seconds
-from sterna.cli.bench.image import guest_image
-from sterna.cli.bench.migration import Measurement, Outcome, _Watched
-from sterna.cli.bench.report import print_report, to_json
-from sterna.cli.bench.summary import judge, summarise
-from sterna.cli.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
+from sterna.bench import ceiling, workloads
+from sterna.bench.campaign import Comparison, Series, Settings, compare, guest_config
+from sterna.bench.cputime import cpu_seconds
+from sterna.bench.image import guest_image
+from sterna.bench.migration import Measurement, Outcome, _Watched
+from sterna.bench.report import print_report, to_json
+from sterna.bench.summary import judge, summarise
+from sterna.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
 from sterna.guests.layout import WORK_OFFSET
 from sterna.host.load import HostLoad
 from sterna.launch.qemu import Qemu

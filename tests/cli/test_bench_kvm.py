@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from tests.hypervisor.conformance.backends import KvmX86
 
-from sterna.cli.bench.kvm import report
-from sterna.cli.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
-from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
-from sterna.cli.bench.kvm.modes import Modes
+from sterna.bench.kvm import report
+from sterna.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
+from sterna.bench.kvm.measure import ModeFigures, Sizes, Times
+from sterna.bench.kvm.modes import Modes
 from sterna.host.load import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.jit.kernel import COMPILED

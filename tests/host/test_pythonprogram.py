@@ -10,7 +10,7 @@ import pytest
 from tests.refusal import Refusal, refusing
 
 import sterna
-from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
+from sterna.bench.ceiling import CeilingError, measure_ceiling
 from sterna.host.pythonprogram import own_environment
 from sterna.launch.process import SternaVm
 from sterna.testbed.armhost.packages import _fetch_wheels

@@ -10,7 +10,7 @@ from typing import Any
 from sterna.cli.display import Display
 from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.progress import Picture, ProgressTracker
-from sterna.cli.result import FINAL
+from sterna.launch.watch import FINAL
 from sterna.monitor.answers import BegunMigration, MigrationParameters, RunState
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError

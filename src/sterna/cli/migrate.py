@@ -136,7 +136,7 @@ def _check_source(client: "QmpClient") -> None:
 
     :raise CliError: When it cannot migrate now.
     """
-    from sterna.cli.result import FINAL
+    from sterna.launch.watch import FINAL
     from sterna.monitor.answers import Migration, RunState
 
     if client.query("query-status", RunState)["status"] == "inmigrate":

@@ -5,9 +5,6 @@ from typing import Any
 
 from sterna.cli.errors import ExitCode
 
-FINAL = ("completed", "failed", "cancelled")
-"""Statuses of query-migrate that do not change any more."""
-
 
 def summarise(info: Mapping[str, Any], capabilities: Mapping[str, bool] = {}) -> dict[str, Any]:
     """What `--json` prints of a migration.

@@ -8,6 +8,7 @@ import numpy as np
 
 from sterna.launch.errors import LaunchError
 from sterna.launch.process import Vm
+from sterna.launch.watch import FINAL
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
@@ -18,7 +19,6 @@ from sterna.testbed.settings import MigrationSettings
 if TYPE_CHECKING:
     from sterna.testbed.forwarded import Forwarder
 
-FINAL = ("completed", "failed", "cancelled")
 _LOOK_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0

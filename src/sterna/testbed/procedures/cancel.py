@@ -8,12 +8,13 @@ import msgspec
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, VmError
 from sterna.launch.process import Vm
+from sterna.launch.watch import FINAL
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Positive
-from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.settings import MigrationSettings
 

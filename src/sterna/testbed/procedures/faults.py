@@ -9,11 +9,12 @@ import msgspec
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, Unsupported, VmError
 from sterna.launch.process import Vm
+from sterna.launch.watch import FINAL
 from sterna.testbed.bed import Bed
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Injured
 from sterna.testbed.guest import Guest
-from sterna.testbed.migration import FINAL, Migration
+from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure, Stage
 from sterna.testbed.resources import FullDisk, MemoryGroup
 

@@ -5,7 +5,7 @@ the migrations it is compared with. Each channel is one TCP connection over loop
 memory at one end and `recv_into` to where it belongs at the other. The time is from the first byte to the answer that the
 last has arrived.
 
-This module is also what the two processes run: ``python -m sterna.cli.bench.ceiling send|receive BYTES FD...``
+This module is also what the two processes run: ``python -m sterna.bench.ceiling send|receive BYTES FD...``
 """
 
 import os
@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from sterna.bench.errors import BenchError
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.launch.process import die_with_parent
 from sterna.memory.ram import RamBlock
@@ -32,7 +33,7 @@ _SECONDS = 300.0
 _DONE = b"\1"
 
 
-class CeilingError(Exception):
+class CeilingError(BenchError):
     """One of the two processes failed; one line."""
 
 

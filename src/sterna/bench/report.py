@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sterna.cli.bench.campaign import Comparison, Series, Settings
-from sterna.cli.bench.summary import Judgement, Summary, judge, summarise_all
-from sterna.cli.bench.table import print_table
+from sterna.bench.campaign import Comparison, Series, Settings
+from sterna.bench.summary import Judgement, Summary, judge, summarise_all
+from sterna.bench.table import print_table
 from sterna.host.limits import usable_cpus
 from sterna.monitor.units import format_rate, format_size
 

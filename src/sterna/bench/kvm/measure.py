@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sterna.cli.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages, writing_guest
+from sterna.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages, writing_guest
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.hypervisor.kvm.dirtylog import (
     CLEAR_DIRTY_LOG,

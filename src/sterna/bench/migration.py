@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from sterna.cli.bench.cputime import cpu_seconds
-from sterna.cli.bench.machines import Pair
-from sterna.cli.result import FINAL
+from sterna.bench.cputime import cpu_seconds
+from sterna.bench.machines import Pair
 from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
 from sterna.host.load import HostLoad, HostWatch
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import guest_status, has_warmed_up
 from sterna.launch.process import Vm
+from sterna.launch.watch import FINAL
 from sterna.monitor.client import ConnectionLost
 
 _WARM_UP_SECONDS = 300.0

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from sterna.cli.bench.kvm import report
-from sterna.cli.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
-from sterna.cli.bench.report import print_goals
-from sterna.cli.bench.summary import Judgement
+from sterna.bench.kvm import report
+from sterna.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
+from sterna.bench.report import print_goals
+from sterna.bench.summary import Judgement
 from sterna.host.load import HostLoad, HostWatch
 from sterna.hypervisor.interface import DirtyLogMode, Unsupported
 from sterna.machine.accel import accelerator, create_vm

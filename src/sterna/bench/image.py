@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from sterna.cli.bench.workloads import Content
+from sterna.bench.workloads import Content
 from sterna.guests import catalog
 from sterna.guests.layout import WORK_OFFSET
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sterna.cli.bench.workloads import Variant, Who, Workload
+from sterna.bench.errors import BenchError
+from sterna.bench.workloads import Variant, Who, Workload
 from sterna.launch.errors import VmError
 from sterna.launch.process import QemuVm, SternaVm, Vm
 from sterna.machine.config import MachineConfig
@@ -22,7 +23,7 @@ class Pair:
     destination: Vm
 
 
-class Unavailable(Exception):
+class Unavailable(BenchError):
     """A hypervisor does not have what a variant needs; one line."""
 
 

@@ -12,8 +12,8 @@ from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusal
 from sterna.cli.paths import NamedPath
 
 if TYPE_CHECKING:
-    from sterna.cli.bench.kvm.modes import Modes
-    from sterna.cli.bench.workloads import Variant
+    from sterna.bench.kvm.modes import Modes
+    from sterna.bench.workloads import Variant
 
 _DIRTY_LOG = "dirty-log"
 _QUICK_MEMORY = "64M"
@@ -71,9 +71,10 @@ def command(
 
     With --accel kvm: some minutes. WORKLOAD may also be dirty-log; its memory is its own.
     """
-    from sterna.cli.bench.campaign import Settings, compare, guest_config
-    from sterna.cli.bench.report import print_report, to_json
-    from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
+    from sterna.bench.campaign import Settings, compare, guest_config
+    from sterna.bench.errors import BenchError
+    from sterna.bench.report import print_report, to_json
+    from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
     from sterna.guests.catalog import GuestError
@@ -138,7 +139,10 @@ def command(
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
         if not kvm:
             compile_kernels(check=check)
-        done = [compare(workload, variants, settings, check, note) for workload in workloads]
+        try:
+            done = [compare(workload, variants, settings, check, note) for workload in workloads]
+        except BenchError as error:
+            raise CliError(str(error)) from error
     if json:
         result = to_json(done, settings)
         click.echo(json_module.dumps(result if modes is None else modes.add_to(result)))
@@ -163,8 +167,8 @@ def _measure_kvm(
     check: Callable[[], None],
     note: Callable[[str], None],
 ) -> "Modes":
-    from sterna.cli.bench.kvm.modes import find_modes
-    from sterna.cli.bench.workloads import Who
+    from sterna.bench.kvm.modes import find_modes
+    from sterna.bench.workloads import Who
     from sterna.cli.kernels import prepare_kernels
     from sterna.memory.ram import RamError
 
@@ -180,7 +184,7 @@ def _measure_kvm(
 
 
 def _list(kvm: bool) -> None:
-    from sterna.cli.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS
+    from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS
     from sterna.monitor.units import format_size
 
     click.echo("Workloads:")

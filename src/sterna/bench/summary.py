@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.cli.bench.campaign import Comparison, Series
-from sterna.cli.bench.migration import Outcome
-from sterna.cli.bench.workloads import Who
+from sterna.bench.campaign import Comparison, Series
+from sterna.bench.migration import Outcome
+from sterna.bench.workloads import Who
 
 _MEDIANS = (
     "seconds",

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sterna.cli.bench.kvm.measure import ModeFigures, Sizes, Times
-from sterna.cli.bench.summary import Judgement
-from sterna.cli.bench.table import print_table
+from sterna.bench.kvm.measure import ModeFigures, Sizes, Times
+from sterna.bench.summary import Judgement
+from sterna.bench.table import print_table
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.monitor.units import format_size
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sterna.cli.bench.ceiling import CeilingError, measure_ceiling
-from sterna.cli.bench.image import guest_image
-from sterna.cli.bench.machines import Unavailable, machine_pair
-from sterna.cli.bench.migration import Measurement, Outcome, migrate
-from sterna.cli.bench.workloads import MEBIBYTE, Variant, Who, Workload
-from sterna.cli.errors import CliError
+from sterna.bench.ceiling import CeilingError, measure_ceiling
+from sterna.bench.errors import BenchError
+from sterna.bench.image import guest_image
+from sterna.bench.machines import Unavailable, machine_pair
+from sterna.bench.migration import Measurement, Outcome, migrate
+from sterna.bench.workloads import MEBIBYTE, Variant, Who, Workload
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
 from sterna.host.load import HostWatch
@@ -91,12 +91,12 @@ def compare(
 
     :param check: called now and then; may raise
     :param note: is told of each measurement
-    :raise CliError: When the workload's guest cannot be.
+    :raise BenchError: When the workload's guest cannot be.
     """
     try:
         config = guest_config(workload, settings.memory_bytes, settings.accel)
     except (GuestError, ConfigError) as error:
-        raise CliError(f"{workload.name}: {error}") from error
+        raise BenchError(f"{workload.name}: {error}") from error
     series = [Series(variant) for variant in variants if variant.fits(workload)]
     assert config.kernel is not None
     base = int(config.board.ram_base)

@@ -1,0 +1,5 @@
+"""How a measurement fails."""
+
+
+class BenchError(Exception):
+    """It cannot be made; one line."""
