@@ -40,7 +40,7 @@ fuzz: $(VENV)/.dev
 handover: $(VENV)/.dev
 	$(BIN)/python -m tests.handover
 
-# How many of a sample of mutants each folder's own tests kill. A run that was stopped goes on where it was; hours for all five.
+# How many of a sample of mutants each folder's own tests kill. A run that was stopped goes on where it was; hours for all of them.
 MUTANTS ?= --sample 200
 mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants $(MUTANTS)

@@ -86,7 +86,7 @@ from sterna.cli.kernels import prepare_survey_kernels
 prepare_survey_kernels()
 {NO_MORE}
 from sterna.stream.ram import ram_setup
-from sterna.stream.ram_survey import RamSurveyor
+from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream.reader import StreamReader
 surveyor = RamSurveyor(12, True)
 surveyor.read_setup(StreamReader(BytesIO(ram_setup([("ram", 8192)]))))

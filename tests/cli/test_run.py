@@ -62,7 +62,7 @@ main(arguments)
             ("run", *GUEST[:-1], "unix:serial", "--memory", "16M", "--qmp", "unix:socket,server"),
         ),
         (
-            "sterna.migration.proxy.proxy.Recording",
+            "sterna.analysis.proxy.proxy.Recording",
             ("stream", "proxy", "unix:socket", "unix:destination", "--record", "record"),
         ),
     ],

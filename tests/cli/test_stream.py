@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tests.migration.pairs import hosts, source_guest
 
+from sterna.analysis.ram_survey import PageLedger
 from sterna.cli.pagemap import page_runs, show_page_maps
 from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.ram import RamDecoder
-from sterna.stream.ram_survey import PageLedger
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.wire import SectionType
 

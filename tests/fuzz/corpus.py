@@ -14,17 +14,17 @@ from tests.migration.pairs import TCP, hosts
 from tests.monitor.machines import monitored
 from tests.savedstream import saved, saving
 
+from sterna.analysis.proxy.proxy import Proxy
+from sterna.analysis.survey import survey
 from sterna.jit.ahead import fetch_kernels
 from sterna.migration import handshake, verify
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
-from sterna.migration.proxy.proxy import Proxy
 from sterna.stream import xbzrle
 from sterna.stream.multifd import Compression
 from sterna.stream.pagecompression import compressor
 from sterna.stream.return_path import ReturnMessage, pong, shut
-from sterna.stream.survey import survey
 from sterna.stream.wire import ReturnPathType
 
 PAGES = 6

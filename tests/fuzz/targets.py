@@ -25,13 +25,17 @@ from tests.migration.double import DoubleGuest
 from tests.monitor.machines import monitored
 from tests.stream.streams import PieceSource
 
+from sterna.analysis import ram_survey
+from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.compare import compare
+from sterna.analysis.proxy.answers import Answers
+from sterna.analysis.survey import survey
 from sterna.cli.streamreport import survey_report
 from sterna.memory.ram import RamBlock
 from sterna.migration import doubt, handshake, peer, verify
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, ProtocolError
 from sterna.migration.multifd import receiver
-from sterna.migration.proxy.answers import Answers
 from sterna.migration.statistics import MigrationStatus
 from sterna.monitor import dump, protocol, units
 from sterna.monitor.client import ConnectionLost, QmpClient
@@ -40,10 +44,8 @@ from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
-from sterna.stream import ram_survey, xbzrle
+from sterna.stream import xbzrle
 from sterna.stream.body import BytesSource
-from sterna.stream.channel_survey import ChannelSource, StoredChannels
-from sterna.stream.compare import compare
 from sterna.stream.description import Descriptions, find_description
 from sterna.stream.multifd import Compression, PacketFormat, decode_init
 from sterna.stream.pagecompression import decompressor
@@ -51,7 +53,6 @@ from sterna.stream.ram import RamDecoder
 from sterna.stream.reader import CommandPiece, SectionPiece, StreamReader
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.sections import Configuration
-from sterna.stream.survey import survey
 from sterna.stream.wire import SectionType, StreamError
 
 SECONDS = 60.0

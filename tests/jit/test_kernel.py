@@ -283,7 +283,8 @@ def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkey
 BEGUN = """
 from sterna.migration import xbzrle_kernels
 from sterna.stage2 import tables
-from sterna.stream import ram_kernels, survey_kernels
+from sterna.analysis import survey_kernels
+from sterna.stream import ram_kernels
 from sterna.jit.ahead import fetch_kernels
 fetch_kernels(lambda text: print(text, flush=True))
 """

@@ -17,12 +17,12 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, wai
 from tests.ports import held_port
 from tests.refusal import Refusal, refuse, refusing
 
+from sterna.analysis.proxy.proxy import Proxy
+from sterna.analysis.proxy.recording import RecordingError
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.unix import UnixUri
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, StateError, UriError
-from sterna.migration.proxy.proxy import Proxy
-from sterna.migration.proxy.recording import RecordingError
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event, NotTheOwner, Standing
 from sterna.stream.vmstate import DeviceState

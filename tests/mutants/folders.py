@@ -20,6 +20,7 @@ class Folder:
 FOLDERS = {
     "stage2": Folder("src/sterna/stage2", ("tests/stage2",)),
     "migration": Folder("src/sterna/migration", ("tests/migration",)),
+    "analysis": Folder("src/sterna/analysis", ("tests/analysis",)),
     "stream": Folder("src/sterna/stream", ("tests/stream",)),
     "devices": Folder(
         "src/sterna/machine/devices",

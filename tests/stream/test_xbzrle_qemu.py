@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from tests.savedstream import saved, saving
 from tests.stream.test_qemu_streams import BOARDS, RAM_BYTES, SECONDS, Board, BytesInPieces, running
 
+from sterna.analysis.survey import survey
 from sterna.memory.digest import digest_file
 from sterna.memory.ram import RamBlock
 from sterna.stream import xbzrle
 from sterna.stream.ram import RamDecoder, read_setup
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
-from sterna.stream.survey import survey
 from sterna.stream.wire import RamFlag, SectionType
 
 pytestmark = pytest.mark.qemu

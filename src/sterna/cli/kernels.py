@@ -19,7 +19,7 @@ _MIGRATION = (
     "sterna.migration.xbzrle_kernels",
     "sterna.stream.ram_kernels",
 )
-_SURVEY = ("sterna.stream.capture",)
+_SURVEY = ("sterna.analysis.capture",)
 _EMULATED = ("sterna.hypervisor.emulated.guestmode", "sterna.stage2.tables")
 _KVM = ("sterna.hypervisor.kvm.dirtyring",)
 """Modules whose kernels are called, their own or those of what they import."""

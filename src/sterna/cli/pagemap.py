@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sterna.stream.ram_survey import PageLedger
+    from sterna.analysis.ram_survey import PageLedger
 
 _COLUMNS = 64
 _LINES = 16

@@ -21,10 +21,10 @@ from sterna.host.printable import printable
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from sterna.analysis.proxy.proxy import Proxy
+    from sterna.analysis.proxy.view import ProxyView
     from sterna.cli.follow import Interrupts
     from sterna.migration.channels.uri import ListeningUri, Uri
-    from sterna.migration.proxy.proxy import Proxy
-    from sterna.migration.proxy.view import ProxyView
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     Exit codes: 0 completed, 1 could not start or reach the destination, 2 wrong call, 3 failed, 4 cancelled here,
     5 completed, but what went through could not be understood, 6 outcome unknown, 130 nothing came.
     """
+    from sterna.analysis.proxy.proxy import Proxy
     from sterna.cli.follow import Interrupts
     from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_survey_kernels
     from sterna.migration.channels import uri
     from sterna.migration.errors import MigrationError, UriError
-    from sterna.migration.proxy.proxy import Proxy
 
     try:
         near = _listening_uri(listen, uri.parse)
@@ -264,7 +264,7 @@ def _show(view: "ProxyView") -> None:
 
 def _exit(view: "ProxyView") -> int:
     """:raise CliError: With the exit code, when not all is well."""
-    from sterna.migration.proxy.outcome import Outcome
+    from sterna.analysis.proxy.outcome import Outcome
 
     codes = {
         Outcome.COMPLETED: ExitCode.OK,

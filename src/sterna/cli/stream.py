@@ -23,7 +23,7 @@ from sterna.cli.streamreport import (
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
-    from sterna.stream.findings import Fault, StreamSurvey
+    from sterna.analysis.findings import Fault, StreamSurvey
 
 
 @click.group("stream")
@@ -151,7 +151,7 @@ def diff(left: Path, right: Path, json: bool) -> int:
     Exit code 0 when none does, 1 when some do, 2 when they cannot be compared: one is broken,
     7 when something is in one that cannot be read here.
     """
-    from sterna.stream.compare import compare
+    from sterna.analysis.compare import compare
 
     surveys = []
     for file in (left, right):
@@ -178,8 +178,8 @@ def _survey(
     page_digests: bool = False,
 ) -> "StreamSurvey":
     """:raise UsageError: When a file cannot be read."""
+    from sterna.analysis.capture import survey_file
     from sterna.cli.kernels import prepare_survey_kernels
-    from sterna.stream.capture import survey_file
 
     prepare_survey_kernels()
     try:

@@ -13,9 +13,9 @@ from sterna.host.printable import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sterna.analysis.compare import StreamDifference
+    from sterna.analysis.findings import SectionSurvey, StreamSurvey
     from sterna.memory.digest import RamDigest
-    from sterna.stream.compare import StreamDifference
-    from sterna.stream.findings import SectionSurvey, StreamSurvey
     from sterna.stream.vmstate import DeviceState
 
 _ROWS = 40

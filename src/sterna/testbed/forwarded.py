@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sterna.analysis.proxy.proxy import Proxy
+from sterna.analysis.proxy.view import ProxyView
 from sterna.jit.ahead import fetch_kernels
 from sterna.launch.host import Host
 from sterna.memory.address import PAGE_SIZE
@@ -17,8 +19,6 @@ from sterna.memory.digest import CHUNK_SIZE, digest_file
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.uri import parse
 from sterna.migration.errors import MigrationError
-from sterna.migration.proxy.proxy import Proxy
-from sterna.migration.proxy.view import ProxyView
 from sterna.testbed.errors import BedError
 
 _READY_SECONDS = 30.0

@@ -11,11 +11,11 @@ from io import RawIOBase
 from pathlib import Path
 from typing import cast
 
-from sterna.stream.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.survey import survey
 from sterna.stream.description import find_description
-from sterna.stream.findings import StreamSurvey
 from sterna.stream.reader import StreamSource
-from sterna.stream.survey import survey
 from sterna.stream.wire import VMDESC_LIMIT
 
 MAIN_FILE = "main.stream"

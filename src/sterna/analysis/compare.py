@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sterna.stream.findings import SectionSurvey, StreamSurvey
-from sterna.stream.ram_survey import PageLedger
+from sterna.analysis.findings import SectionSurvey, StreamSurvey
+from sterna.analysis.ram_survey import PageLedger
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState
 

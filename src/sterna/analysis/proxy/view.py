@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.connection import Kind
-from sterna.migration.proxy.outcome import Verdict
-from sterna.stream.findings import StreamSurvey
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.proxy.answers import Answers
+from sterna.analysis.proxy.connection import Kind
+from sterna.analysis.proxy.outcome import Verdict
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from sterna.analysis.channel_survey import ChannelSource
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.proxy.answers import Answers
+from sterna.analysis.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
+from sterna.analysis.proxy.outcome import Outcome, Verdict, judge, was_committed
+from sterna.analysis.proxy.recording import Recording
+from sterna.analysis.proxy.tap import RING_BYTES, TapReader
+from sterna.analysis.proxy.view import ConnectionView, ProxyView
+from sterna.analysis.survey import Surveyor
 from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import Cancelled, ChannelError, UriError
-from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
-from sterna.migration.proxy.outcome import Outcome, Verdict, judge, was_committed
-from sterna.migration.proxy.recording import Recording
-from sterna.migration.proxy.tap import RING_BYTES, TapReader
-from sterna.migration.proxy.view import ConnectionView, ProxyView
 from sterna.ownership import Outcome as Answered
-from sterna.stream.channel_survey import ChannelSource
-from sterna.stream.findings import StreamSurvey
 from sterna.stream.multifd import CHANNEL_LIMIT
-from sterna.stream.survey import Surveyor
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests.stream.streams import PieceSource
 
-from sterna.stream.capture import survey_file
-from sterna.stream.compare import compare
+from sterna.analysis.capture import survey_file
+from sterna.analysis.compare import compare
+from sterna.analysis.findings import SectionSurvey
+from sterna.analysis.survey import survey
 from sterna.stream.description import find_description
-from sterna.stream.findings import SectionSurvey
-from sterna.stream.survey import survey
 
 pytestmark = pytest.mark.qemu
 

@@ -14,34 +14,34 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.analysis.test_survey import HEADER, ram_stream, records
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
 from tests.ports import held_port
 from tests.refusal import Refusal, refuse_threads, refusing
-from tests.stream.test_survey import HEADER, ram_stream, records
 
+from sterna.analysis.capture import survey_file
+from sterna.analysis.proxy import connection as connection_module
+from sterna.analysis.proxy import proxy as proxy_module
+from sterna.analysis.proxy.connection import Connection, End, Kind
+from sterna.analysis.proxy.outcome import Outcome
+from sterna.analysis.proxy.proxy import Proxy
+from sterna.analysis.proxy.recording import Recording, RecordingError
+from sterna.analysis.proxy.tap import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tap
+from sterna.analysis.proxy.view import ProxyView
+from sterna.analysis.survey import Surveyor
 from sterna.host.newfile import NewFile
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
-from sterna.migration.proxy import connection as connection_module
-from sterna.migration.proxy import proxy as proxy_module
-from sterna.migration.proxy.connection import Connection, End, Kind
-from sterna.migration.proxy.outcome import Outcome
-from sterna.migration.proxy.proxy import Proxy
-from sterna.migration.proxy.recording import Recording, RecordingError
-from sterna.migration.proxy.tap import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tap
-from sterna.migration.proxy.view import ProxyView
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import sections
-from sterna.stream.capture import survey_file
 from sterna.stream.multifd import Init
 from sterna.stream.return_path import shut
-from sterna.stream.survey import Surveyor
 from sterna.stream.wire import Command
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED

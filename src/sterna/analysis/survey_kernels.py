@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.analysis.survey_tallies import Tally, hold, note_page
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
 from sterna.stream import xbzrle
 from sterna.stream.ram_kernels import Bytes, Status, copy
-from sterna.stream.survey_tallies import Tally, hold, note_page
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 
 NEW_PASS = len(Status)

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from sterna.analysis.proxy.answers import Answers
+from sterna.analysis.proxy.tap import HEAD_BYTES, RING_BYTES, Tap
 from sterna.migration import doubt
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError
-from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.tap import HEAD_BYTES, RING_BYTES, Tap
 from sterna.stream import multifd, wire
 
 _BACK_BYTES = 64 << 10

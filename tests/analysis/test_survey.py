@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from tests.hosttree import HostTree
 from tests.stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
+from sterna.analysis import ram_survey, shadow, survey_kernels, survey_tallies
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.survey import DEVICE_LIMIT, survey
 from sterna.host import limits
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
-from sterna.stream import ram_survey, sections, shadow, survey_kernels, survey_tallies
+from sterna.stream import sections
 from sterna.stream.description import VALUE_LIMIT, find_description, stream_description
-from sterna.stream.findings import StreamSurvey
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
-from sterna.stream.survey import DEVICE_LIMIT, survey
 from sterna.stream.wire import Command
 
 HEADER = sections.header(Configuration("toy-1.0"))

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from tests.migration.test_qemu import RAM, Qemu, qemu
 
+from sterna.analysis.capture import survey_file
+from sterna.analysis.proxy.connection import Kind
+from sterna.analysis.proxy.outcome import Outcome
+from sterna.analysis.proxy.proxy import Proxy
+from sterna.analysis.proxy.view import ProxyView
 from sterna.guests import catalog
 from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, DirtyramWord, StatusError, read_status
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.migration.channels.unix import UnixUri
-from sterna.migration.proxy.connection import Kind
-from sterna.migration.proxy.outcome import Outcome
-from sterna.migration.proxy.proxy import Proxy
-from sterna.migration.proxy.view import ProxyView
-from sterna.stream.capture import survey_file
 
 pytestmark = pytest.mark.qemu
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream import multifd
 from sterna.stream.multifd import Compression, PacketFormat
 from sterna.stream.pagecompression import Decompressor, decompressor
-from sterna.stream.ram_survey import RamSurveyor
 from sterna.stream.reader import StreamReader, StreamSource
 from sterna.stream.wire import StreamError
 

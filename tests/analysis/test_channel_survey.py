@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.analysis.test_survey import END, HEADER, ram_stream, records
 from tests.stream.streams import PieceSource
-from tests.stream.test_survey import END, HEADER, ram_stream, records
 
-from sterna.stream import survey_tallies
-from sterna.stream.capture import survey_file
-from sterna.stream.channel_survey import ChannelSource, StoredChannels
-from sterna.stream.findings import StreamSurvey
+from sterna.analysis import survey_tallies
+from sterna.analysis.capture import survey_file
+from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.survey import survey
 from sterna.stream.multifd import Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
-from sterna.stream.survey import survey
 
 FORMAT = PacketFormat(12)
 SYNC = FORMAT.encode(Packet(sync=True))

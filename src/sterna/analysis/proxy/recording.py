@@ -1,4 +1,4 @@
-"""Keeping what went through the proxy: a directory as `sterna.stream.capture` reads it."""
+"""Keeping what went through the proxy: a directory as `sterna.analysis.capture` reads it."""
 
 import contextlib
 import errno
@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sterna.analysis.proxy.connection import Connection, Kind
+from sterna.analysis.proxy.tap import TapReader
 from sterna.host.newfile import NewFile
 from sterna.migration.errors import MigrationError
-from sterna.migration.proxy.connection import Connection, Kind
-from sterna.migration.proxy.tap import TapReader
 from sterna.stream.multifd import CHANNEL_LIMIT
 
 _NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from tests.stream.streams import TOY, TOY_STATE, PieceSource
 
+from sterna.analysis import compare as comparing
+from sterna.analysis.compare import BlockDifference, FieldDifference, StreamDifference, compare
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.survey import survey
 from sterna.memory.ram import RamBlock
-from sterna.stream import compare as comparing
 from sterna.stream import sections
-from sterna.stream.compare import BlockDifference, FieldDifference, StreamDifference, compare
 from sterna.stream.description import find_description, stream_description
-from sterna.stream.findings import StreamSurvey
 from sterna.stream.ram import END_OF_RECORDS, encode_pages, ram_setup
 from sterna.stream.sections import Configuration
-from sterna.stream.survey import survey
 from sterna.stream.vmstate import DeviceState, VmStateDescription, buffer
 
 DISK = VmStateDescription("disk", 1, (buffer("cache", 100),))

@@ -15,18 +15,12 @@ from dataclasses import dataclass
 
 import xxhash
 
+from sterna.analysis.channel_survey import Channels, ChannelSurveyor
+from sterna.analysis.findings import ByteKinds, CommandSurvey, Fault, SectionSurvey, StreamSurvey
+from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream.body import BytesSource
-from sterna.stream.channel_survey import Channels, ChannelSurveyor
 from sterna.stream.description import Descriptions
-from sterna.stream.findings import (
-    ByteKinds,
-    CommandSurvey,
-    Fault,
-    SectionSurvey,
-    StreamSurvey,
-)
 from sterna.stream.footer import FOOTER_BYTES, until_footer
-from sterna.stream.ram_survey import RamSurveyor
 from sterna.stream.reader import (
     CommandPiece,
     EndOfStream,

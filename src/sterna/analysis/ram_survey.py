@@ -1,13 +1,13 @@
 """What a ``ram`` section sends: how often each page came, in which passes, and what RAM it leaves behind.
 
 Passes are not marked in the stream. They are derived from the order of its records, see
-`sterna.stream.survey_tallies`: a page that is repeated proves a new pass, which began where the order last
+`sterna.analysis.survey_tallies`: a page that is repeated proves a new pass, which began where the order last
 went back. A pass that repeats no page of the one before it is not told apart from it, so there may have been
 more passes than are found, never fewer (a source that starts a pass in the middle of RAM and wraps round has
 the part before the wrap counted to the pass before).
 
 Memory: 8 bytes for each page of guest RAM that is sent. Where digests are wanted pages are held as well, as the
-destination has them (`sterna.stream.shadow`).
+destination has them (`sterna.analysis.shadow`).
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.analysis import survey_kernels, survey_tallies
+from sterna.analysis.shadow import ShadowRam, free_bytes
+from sterna.analysis.survey_kernels import NEW_PASS
+from sterna.analysis.survey_tallies import Tally
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
-from sterna.stream import survey_kernels, survey_tallies
 from sterna.stream.ram import (
     CHANGE_FAULTS,
     MULTIFD_FLUSH_TEXT,
@@ -28,9 +31,6 @@ from sterna.stream.ram import (
 )
 from sterna.stream.ram_kernels import Bytes, Status
 from sterna.stream.reader import StreamReader
-from sterna.stream.shadow import ShadowRam, free_bytes
-from sterna.stream.survey_kernels import NEW_PASS
-from sterna.stream.survey_tallies import Tally
 from sterna.stream.wire import RamFlag, StreamError, StreamUnsupported
 
 PAGE_LIMIT = 1 << 26

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.proxy.answers import Answers
 from sterna.migration.handshake import PrivateCommand
-from sterna.migration.proxy.answers import Answers
 from sterna.ownership import Outcome as Answered
-from sterna.stream.findings import StreamSurvey
 from sterna.stream.wire import Command
 
 

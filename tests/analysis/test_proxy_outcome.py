@@ -1,17 +1,17 @@
 """What the proxy says of a migration's end: never more than it has seen."""
 
 import pytest
+from tests.analysis.test_survey import END, HEADER, records
 from tests.stream.streams import PieceSource
-from tests.stream.test_survey import END, HEADER, records
 
+from sterna.analysis.proxy.answers import Answers
+from sterna.analysis.proxy.outcome import Outcome, judge
+from sterna.analysis.survey import survey
 from sterna.migration.handshake import PrivateCommand
-from sterna.migration.proxy.answers import Answers
-from sterna.migration.proxy.outcome import Outcome, judge
 from sterna.ownership import Outcome as Answered
 from sterna.stream import sections
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
 from sterna.stream.return_path import shut
-from sterna.stream.survey import survey
 from sterna.stream.wire import Command
 
 RETURN_PATH = sections.command(Command.OPEN_RETURN_PATH)

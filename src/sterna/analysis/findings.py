@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from sterna.analysis.channel_survey import ChannelSurvey
+from sterna.analysis.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
 from sterna.memory.digest import RamDigest
-from sterna.stream.channel_survey import ChannelSurvey
-from sterna.stream.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
