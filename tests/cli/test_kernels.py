@@ -11,6 +11,8 @@ import pytest
 
 from sterna.cli.errors import ExitCode
 from sterna.jit.kernel import COMPILED
+from sterna.launch.errors import Unsupported
+from sterna.testbed.kinds import KindOptions, make_kind
 
 TESTS = Path(__file__).parent.parent
 
@@ -192,21 +194,59 @@ def test_who_compiles_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
 
 ONE_PACKAGE_LESS = """
 import sys
-sys.modules["unicorn"] = None
+sys.modules[sys.argv[1]] = None
 from sterna.cli import main
-main(sys.argv[1:])
+main(sys.argv[2:])
 """
 
 
-@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
-@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",)])
-def test_a_package_that_is_missing_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["numba", "unicorn"])
+@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",), ("bench", "--only", "sterna")])
+def test_a_package_that_is_missing_is_named(package: str, command: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ONE_PACKAGE_LESS, *command],
+        [sys.executable, "-c", ONE_PACKAGE_LESS, package, *command],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.stderr == "sterna: error: the Python package unicorn is missing: pip install unicorn\n"
+    assert done.stderr == (
+        f"sterna: error: accel emulated: the Python package {package} is missing: pip install {package}\n"
+    )
+    assert done.returncode == ExitCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("package", ["numba", "unicorn"])
+def test_a_test_bed_skips_what_a_missing_package_keeps_from_running(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Unsupported, match=f"the Python package {package} is missing"):
+        make_kind("emulated", KindOptions()).check()
+
+
+@pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
+@pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",), ("stream", "info", "file")])
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_a_package_that_does_not_load_is_named(
+    package: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Also by the processes that compile."""
+    (tmp_path / "file").touch()
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / f"{package}.py").write_text("raise ImportError('it needs another numpy')\n")
+    path = os.pathsep.join([str(packages), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "sterna", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    said = [line for line in done.stderr.splitlines() if not line.startswith("sterna: compiling kernels")]
+    assert said == [
+        "sterna: error: the Python package numba does not load: it needs another numpy; pip install --upgrade numba"
+    ]
     assert done.returncode == ExitCode.UNSUPPORTED

@@ -80,6 +80,8 @@ def command(
     from sterna.guests.catalog import GuestError
     from sterna.launch.errors import LaunchError, Unsupported
     from sterna.launch.qemu import find_qemu
+    from sterna.machine.accel import check_board
+    from sterna.machine.boards import VIRT
     from sterna.machine.config import ConfigError, parse_memory
 
     def note(text: str) -> None:
@@ -137,7 +139,9 @@ def command(
         modes = _measure_kvm(variants, log, quick, settings.runs, check, note) if kvm else None
         if modes is not None:
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
-        if not kvm:
+        if not kvm and any(one.who is Who.STERNA for one in variants):
+            with hypervisor_refusals():
+                check_board(accel, VIRT)
             compile_kernels(check=check)
         try:
             done = [compare(workload, variants, settings, check, note) for workload in workloads]

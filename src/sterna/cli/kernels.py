@@ -42,12 +42,12 @@ def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
     """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources, and at
     what they are compiled for, will do.
     """
-    from sterna.jit.kernel import COMPILED
+    from sterna.jit.kernel import COMPILED, loading
 
     if not COMPILED:
         return
-    from sterna.jit.fingerprint import target
-
+    with _failures(), loading():
+        from sterna.jit.fingerprint import target
     digest = hashlib.sha256(f"{accel} {target()}\0".encode())
     for path in sorted(Path(sterna.__file__).parent.rglob("*.py")):
         found = path.stat()
@@ -60,7 +60,7 @@ def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
 
 def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
     from sterna.jit.ahead import fetch_kernels
-    from sterna.jit.kernel import COMPILED, KernelError
+    from sterna.jit.kernel import COMPILED
 
     if not COMPILED:
         return
@@ -71,11 +71,23 @@ def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
         raise CliError(
             f"the Python package {error.name} is missing: pip install {error.name}", ExitCode.UNSUPPORTED
         ) from error
+    except ImportError as error:
+        raise CliError(f"a Python package does not load: {error}", ExitCode.UNSUPPORTED) from error
+    with _failures(), _line(check) as tell:
+        fetch_kernels(tell)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """A kernel that cannot be had in the body of the `with` statement is the command's error."""
+    from sterna.jit.kernel import KernelError, NoCompilerError
+
     try:
-        with _line(check) as tell:
-            fetch_kernels(tell)
+        yield
+    except NoCompilerError as error:
+        raise CliError(str(error), ExitCode.UNSUPPORTED) from error
     except KernelError as error:
-        raise CliError(str(error), ExitCode.FAILURE) from error
+        raise CliError(str(error)) from error
 
 
 @contextmanager

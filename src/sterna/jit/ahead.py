@@ -22,7 +22,7 @@ from sterna.host.limits import available_bytes, usable_cpus
 from sterna.host.private import UnsafeError
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.jit import kernelcache
-from sterna.jit.kernel import COMPILED, Kernel, KernelError, kernels_ahead
+from sterna.jit.kernel import COMPILED, Kernel, KernelError, NoCompilerError, kernels_ahead
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
@@ -182,7 +182,8 @@ def main() -> None:
         # What the parent has loaded may have changed since; then it compiles for itself.
         data = b""
         if file_name(kernel, kernel.expected) == file:
-            data = compile_to_file(kernel, kernel.expected)
+            with suppress(NoCompilerError):  # the parent meets it too, and says so
+                data = compile_to_file(kernel, kernel.expected)
         if sources_changed():
             data = b""
         output.write(_LENGTH.pack(len(data)) + data)

@@ -13,7 +13,7 @@ from llvmlite import binding
 
 from sterna.jit import kernelcache
 from sterna.jit.fingerprint import fingerprint, sources_changed
-from sterna.jit.kernel import Code, Kernel, Key
+from sterna.jit.kernel import Code, Kernel, Key, loading
 
 _number = itertools.count()
 
@@ -51,8 +51,8 @@ def compile_to_file(kernel: Kernel, key: Key) -> bytes:
 
     :raise KernelError: When it cannot be compiled.
     """
-    from sterna.jit.compiler import compile_kernel
-
+    with loading():
+        from sterna.jit.compiler import compile_kernel
     head, code = compile_kernel(kernel, key)
     return json.dumps({**head, "sha256": hashlib.sha256(code).hexdigest()}).encode() + b"\n" + code
 

@@ -14,7 +14,8 @@ import importlib
 import importlib.util
 import threading
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any, TypeVar, cast, overload
 
@@ -77,6 +78,24 @@ _HEAD_IS_KNOWN = _head_is_known()
 
 class KernelError(Exception):
     """A kernel was called in a way that compiled code has not, or failed."""
+
+
+class NoCompilerError(KernelError):
+    """numba is installed and does not load."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """In the body of the `with` statement numba is imported, or what comes with it.
+
+    :raise NoCompilerError: When that cannot be.
+    """
+    try:
+        yield
+    except (ImportError, OSError) as error:  # an OSError of LLVM's library
+        raise NoCompilerError(
+            f"the Python package numba does not load: {error}; pip install --upgrade numba"
+        ) from error
 
 
 class Late:
@@ -217,10 +236,14 @@ class Kernel:
         return (self.code(tuple(key)) if code is None else code)(words)
 
     def find(self) -> bool:
-        """Fetch what is expected to be called: whether it is there."""
+        """Fetch what is expected to be called: whether it is there.
+
+        :raise NoCompilerError: When it cannot even be looked for.
+        """
         with _fetching:
             if self.expected not in self._code:
-                from sterna.jit.code import find
+                with loading():
+                    from sterna.jit.code import find
 
                 code = find(self, self.expected)
                 if code is None:
@@ -237,7 +260,8 @@ class Kernel:
         """
         with _fetching:
             if key not in self._code:
-                from sterna.jit.code import fetch
+                with loading():
+                    from sterna.jit.code import fetch
 
                 served = self.ahead and key != self.expected and _serves(self.expected, key)
                 self._keep(key, self.code(self.expected) if served else fetch(self, key))

@@ -1,5 +1,6 @@
 """Which hypervisor runs a machine: the registry of accelerators, and the one place that knows the implementations."""
 
+import importlib.util
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from sterna.machine.boards import PC_MIN, VIRT, VIRT_ARM64, ArmBoard, Board, Isa
 
 _KVM_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
 """The hosts whose KVM runs such guests."""
+_EMULATED_PACKAGES = ("numba", "unicorn")
+"""What the emulated hypervisor needs and nothing else does: the compiler of guest mode, and the CPU."""
 _KVM_BOARDS = {"x86_64": PC_MIN, "aarch64": VIRT_ARM64}
 
 CheckBoard = Callable[[Board], None]
@@ -39,6 +42,11 @@ def check_emulated(board: Board) -> None:
         raise Unsupported(
             f"accel emulated: there is no {board.isa.value} CPU; use accel kvm, or an ARMv7 board"
         )
+    for package in _EMULATED_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise Unsupported(
+                f"accel emulated: the Python package {package} is missing: pip install {package}"
+            )
 
 
 def emulated_vm(make: Callable[..., Vm], board: Board, smp: int, dirty_log: DirtyLogMode) -> Vm:
