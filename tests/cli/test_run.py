@@ -92,6 +92,23 @@ def test_quit_is_answered_before_the_end(tmp_path: Path) -> None:
         assert machine.errors() == ""
 
 
+def test_a_monitor_whose_answers_are_lost_says_so_and_the_guest_goes_on(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sterna", "run", "--memory", "16M", *GUEST, "--monitor", "stdio"],
+            input="info status\nquit\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert done.stderr == (
+        "sterna: error: standard output: No space left on device; what the monitor answers is lost\n"
+    )
+    assert done.returncode == 1, "ended by the last command"
+
+
 def test_the_serial_line_is_standard_output(tmp_path: Path) -> None:
     with vm(tmp_path, "vm", "--kernel", "clock", "--append", "20") as machine:
         assert machine.process.stdout is not None

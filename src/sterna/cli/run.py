@@ -92,7 +92,7 @@ def command(
     """Run a virtual machine.
 
     Ends with `quit`, when the guest shuts down, or by SIGINT, SIGTERM or SIGHUP. Exit code 1 when the guest broke,
-    7 when this host or this program cannot have such a machine.
+    or standard output took no more of what the monitor said, 7 when this host or this program cannot have such a machine.
     """
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory, parse_uuid
     from sterna.machine.nicconfig import NicConfigError, parse_nic
@@ -270,7 +270,7 @@ class _RunningMachine:
         self._lock = threading.Lock()
         self._migration: MigrationController | None = None
         self._early_status = ""
-        self._incoming_failed = False
+        self._incoming_failed = self._unanswered = False
         self._ended = threading.Event()
         self._reported = False
 
@@ -370,7 +370,8 @@ class _RunningMachine:
             self._machine.stop()
             control.closing.set()
             await server.close()
-        return ExitCode.FAILURE if self._machine.error or self._incoming_failed else ExitCode.OK
+        failed = self._machine.error or self._incoming_failed or self._unanswered
+        return ExitCode.FAILURE if failed else ExitCode.OK
 
     # -- what ends it ----------------------------------------------------------------------------------------
 
@@ -409,15 +410,28 @@ class _RunningMachine:
 
     def _start_console(self, monitor: Any) -> None:
         def loop() -> None:
-            _write(f"sterna {_version()} monitor - type 'help' for more information\n{_PROMPT}")
+            self._answer(f"sterna {_version()} monitor - type 'help' for more information\n{_PROMPT}")
             for line in _lines(0):
-                _write(monitor.execute(line))
+                self._answer(monitor.execute(line))
                 if self._ended.is_set():
                     return
-                _write(_PROMPT)
+                self._answer(_PROMPT)
 
         # Reads with os.read: a daemon thread inside sys.stdin would trip over the interpreter's end.
         threading.Thread(target=loop, name="monitor", daemon=True).start()
+
+    def _answer(self, text: str) -> None:
+        """Write what the monitor says. Where standard output takes no more it is told, once, and guest and commands go on."""
+        data = text.encode(errors="replace")
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError as error:
+            if not self._unanswered:
+                self._unanswered = True
+                self._teller.tell(
+                    f"error: standard output: {error.strerror}; what the monitor answers is lost"
+                )
 
 
 _PROMPT = "(sterna) "
@@ -428,13 +442,6 @@ def _version() -> str:
     from sterna import __version__
 
     return __version__
-
-
-def _write(text: str) -> None:
-    data = text.encode(errors="replace")
-    with contextlib.suppress(OSError):
-        while data:
-            data = data[os.write(1, data) :]
 
 
 def _lines(fd: int) -> Iterator[str]:
