@@ -245,5 +245,13 @@ def test_the_kernel_and_its_twin_agree(packets: list[list[int]], hold: bool) -> 
 
 def test_a_main_stream_alone_needs_no_channel() -> None:
     main = HEADER + END
+    assert survey(PieceSource(main), channels=StoredChannels([])).fault is None
     assert survey(PieceSource(main), channels=StoredChannels([])).flaw() is not None
     assert survey_all(ram_stream(records("0 1 2 3 4 5 6 7"))).flaw() is None
+
+
+def test_channels_that_were_not_read_are_named() -> None:
+    found = survey_all(HEADER + END, *whole()[1])
+    assert found.fault is not None
+    assert found.fault.text == "section 'channel 0': nothing of it was read: the main stream has no guest RAM"
+    assert (found.complete, found.main_fault) == (True, None)

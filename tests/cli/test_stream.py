@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.migration.pairs import hosts, source_guest
+from tests.stream.test_survey import END, HEADER
 
 from sterna.analysis.ram_survey import PageLedger
 from sterna.cli.pagemap import page_runs, show_page_maps
 from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
+from sterna.stream.multifd import Init
 from sterna.stream.ram import RamDecoder
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.wire import SectionType
@@ -152,6 +154,27 @@ def test_verify(cli, stream: Path) -> None:
     assert f"ok: {stream.stat().st_size} bytes, 1 RAM block with 16 pages" in out
     assert "3 device sections (3 decoded)" in out
     assert json.loads(cli("stream", "verify", "--json", str(stream))[1])["ok"] is True
+
+
+def test_a_channel_that_is_none_or_is_not_read_is_said(cli, stream: Path, tmp_path: Path) -> None:
+    empty, channel, without_ram = tmp_path / "empty", tmp_path / "channel", tmp_path / "without-ram"
+    empty.touch()
+    channel.write_bytes(Init(bytes(16), 0).encode())
+    without_ram.write_bytes(HEADER + END)
+    for main, channels, expected, code in (
+        (stream, [empty], f"section '{empty}', offset 0x0: the stream is cut short here", 1),
+        (stream, [channel, channel], f"the channel {channel} is given twice", 2),
+        (
+            without_ram,
+            [channel],
+            f"section '{channel}': nothing of it was read: the main stream has no guest RAM",
+            1,
+        ),
+    ):
+        for command in ("info", "verify"):
+            given = [part for one in channels for part in ("--channel", str(one))]
+            left, _, error = cli("stream", command, str(main), *given)
+            assert (one_line(error), left) == (f"sterna: error: {main}: {expected}\n", code)
 
 
 def test_verify_names_the_first_bad_byte(cli, stream: Path, tmp_path: Path) -> None:

@@ -36,12 +36,15 @@ def survey_file(
     :param digests: as for `survey`
     :param page_digests: as for `survey`
     :raise OSError: When a file cannot be opened or searched.
+    :raise ValueError: When a channel is given twice.
     """
     if path.is_dir():
         if not (path / MAIN_FILE).exists():
             raise FileNotFoundError(errno.ENOENT, f"no {MAIN_FILE} in it", str(path))
         channels = [*channels, *sorted(path.glob(CHANNEL_FILES))]
         path /= MAIN_FILE
+    if repeated := [channel for i, channel in enumerate(channels) if channel in channels[:i]]:
+        raise ValueError(f"the channel {repeated[0]} is given twice")
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb", buffering=0))
         sources = [

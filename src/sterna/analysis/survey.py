@@ -279,6 +279,9 @@ class Surveyor:
                     self._watch(self)
                     break
         self._read_end()
+        if self._ram is None and self._given_channels and (unread := self._given_channels.sources()):
+            text = "nothing of it was read: the main stream has no guest RAM"
+            self._channel_fault = Fault.of(StreamError(text, unread[0].label))
         self._beside(ChannelSurveyor.read_end)
 
     def _configure(self, configuration: Configuration) -> None:

@@ -69,7 +69,7 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
         if pages:
             show_page_maps(survey.ledgers)
     if survey.fault is not None:
-        raise _failure(file, survey.fault)
+        raise _failure(file, survey, survey.fault)
     return ExitCode.OK
 
 
@@ -93,7 +93,7 @@ def verify(file: Path, channels: tuple[Path, ...], json: bool) -> int:
         report = {"file": str(file), "ok": ok, "bytes": survey.total_bytes}
         click.echo(json_module.dumps({**report, "fault": asdict(flaw) if flaw else None}))
     if flaw is not None:
-        raise _failure(file, flaw)
+        raise _failure(file, survey, flaw)
     if not json:
         devices = [section for section in survey.sections if not section.is_ram]
         decoded = sum(section.state is not None for section in devices)
@@ -157,7 +157,7 @@ def diff(left: Path, right: Path, json: bool) -> int:
     for file in (left, right):
         survey = _survey(file, page_digests=True)
         if survey.fault is not None:
-            raise _failure(file, survey.fault, broken=ExitCode.USAGE)
+            raise _failure(file, survey, survey.fault, broken=ExitCode.USAGE)
         surveys.append(survey)
     difference = compare(*surveys)
     if json:
@@ -191,6 +191,8 @@ def _survey(
     return survey
 
 
-def _failure(file: Path, fault: "Fault", broken: ExitCode = ExitCode.FAILURE) -> CliError:
-    text = "the file is empty" if fault.offset == 0 and fault.cut else printable(fault.text)
+def _failure(
+    file: Path, survey: "StreamSurvey", fault: "Fault", broken: ExitCode = ExitCode.FAILURE
+) -> CliError:
+    text = "the file is empty" if fault.cut and not survey.bytes else printable(fault.text)
     return CliError(f"{printable(str(file))}: {text}", ExitCode.UNSUPPORTED if fault.unsupported else broken)
