@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 _CHUNK = 1 << 16
@@ -25,16 +26,23 @@ class Console:
     """Reads a serial line from a pipe, on a thread of its own, until it ends.
 
     :ivar fd: the end that a VM writes to; `give_away` closes it here
+
+    :raise OSError: When there can be no pipe.
+    :raise RuntimeError: When the host has no thread to spare.
     """
 
     def __init__(self) -> None:
-        self._read_fd, self.fd = os.pipe2(os.O_CLOEXEC)
         self._pieces: list[tuple[bytes, float]] = []
         self._size = 0
         self._changed = threading.Condition()
         self._ended = False
-        self._thread = threading.Thread(target=self._read, name="console", daemon=True)
-        self._thread.start()
+        with ExitStack() as opened:
+            self._read_fd, self.fd = os.pipe2(os.O_CLOEXEC)
+            opened.callback(os.close, self._read_fd)
+            opened.callback(os.close, self.fd)
+            self._thread = threading.Thread(target=self._read, name="console", daemon=True)
+            self._thread.start()
+            opened.pop_all()  # the thread closes the one, `give_away` the other
 
     def give_away(self) -> None:
         """The VM has its own copy now. Does nothing the second time."""

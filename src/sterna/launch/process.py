@@ -10,6 +10,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -49,22 +50,25 @@ class Vm(ABC):
         self.name = name
         self.host = host
         self.qmp: QmpClient
-        self.console = Console()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        # We listen and connect, and the child accepts: nothing races, and the path is needed no longer.
-        with tempfile.TemporaryDirectory(prefix="sterna-") as directory, socket.socket(socket.AF_UNIX) as own:
-            path = os.path.join(directory, "qmp")
-            own.bind(path)
-            own.listen()
-            self._connection = socket.socket(socket.AF_UNIX)
-            self._connection.connect(path)
+        with ExitStack() as opened:
             try:
-                self._process = self._start(own.fileno(), self.console.fd, self._errors.fileno())
-            except (OSError, subprocess.SubprocessError) as error:
-                self._connection.close()
-                self.console.close()
-                self._errors.close()
+                self.console = Console()
+                opened.callback(self.console.close)
+                self._errors = opened.enter_context(tempfile.TemporaryFile())
+                self._connection = opened.enter_context(socket.socket(socket.AF_UNIX))
+                # We listen and connect, and the child accepts: nothing races, and the path is needed no longer.
+                with (
+                    tempfile.TemporaryDirectory(prefix="sterna-") as directory,
+                    socket.socket(socket.AF_UNIX) as own,
+                ):
+                    path = os.path.join(directory, "qmp")
+                    own.bind(path)
+                    own.listen()
+                    self._connection.connect(path)
+                    self._process = self._start(own.fileno(), self.console.fd, self._errors.fileno())
+            except (OSError, subprocess.SubprocessError, RuntimeError) as error:
                 raise VmError(f"cannot start the {name}: {getattr(error, 'strerror', error)}") from error
+            opened.pop_all()  # `close` closes them
         self.console.give_away()
 
     @abstractmethod

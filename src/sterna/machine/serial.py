@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -102,6 +103,8 @@ class DescriptorSerial:
     """A line on file descriptors: standard input and output, or a file.
 
     :param name: as its user says it
+    :param owned: the output is closed with the line, or when there can be none
+    :raise RuntimeError: When the host has no thread to spare.
     """
 
     def __init__(self, name: str, output: int, input: int | None, *, owned: bool) -> None:
@@ -112,10 +115,14 @@ class DescriptorSerial:
         self._closed = False
         self._input = input
         self._owned = owned
-        self._stop_read, self._stop_write = os.pipe()
         self._thread: threading.Thread | None = None
-        self._writer = threading.Thread(target=self._write, name="serial-out", daemon=True)
-        self._writer.start()
+        with ExitStack() as opened:
+            if owned:
+                opened.callback(os.close, output)
+            self._stop_read, self._stop_write = _pipe(opened)
+            self._writer = threading.Thread(target=self._write, name="serial-out", daemon=True)
+            self._writer.start()
+            self._opened = opened.pop_all()
 
     def write(self, data: bytes) -> None:
         """Write it soon. The guest does not wait for whoever reads: past 1 MiB of waiting output more is lost, as on a wire."""
@@ -184,27 +191,33 @@ class DescriptorSerial:
             self._changed.notify_all()
         # A terminal that is stopped may hold the last write for ever.
         self._writer.join(_LAST_WRITE_S)
-        os.close(self._stop_read)
-        os.close(self._stop_write)
-        if self._owned:
-            os.close(self._output)
+        self._opened.close()
+
+
+def _pipe(opened: ExitStack) -> tuple[int, int]:
+    """Both ends of a pipe, which are closed with `opened`."""
+    ends = os.pipe()
+    for end in ends:
+        opened.callback(os.close, end)
+    return ends
 
 
 class UnixSerial:
     """A line on a Unix socket: listens at `path`, one peer at a time. What the guest writes with no peer is lost."""
 
     def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._path = SocketPath.bind(self._listener, str(path))
-            self._listener.listen(_BACKLOG)
-        except OSError as error:
-            self._listener.close()
-            raise SerialError(f"serial unix:{path}: {error.strerror or error}") from error
         self._peer: socket.socket | None = None
         self._lock = threading.Lock()
-        self._stop_read, self._stop_write = os.pipe()
         self._thread: threading.Thread | None = None
+        with ExitStack() as opened:
+            try:
+                self._stop_read, self._stop_write = _pipe(opened)
+                self._listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                opened.callback(SocketPath.bind(self._listener, str(path)).remove)
+                self._listener.listen(_BACKLOG)
+            except OSError as error:
+                raise SerialError(f"serial unix:{path}: {error.strerror or error}") from error
+            self._opened = opened.pop_all()
 
     def write(self, data: bytes) -> None:
         """Send it to the peer; a peer that does not read loses bytes and never holds up the guest."""
@@ -258,10 +271,7 @@ class UnixSerial:
         if self._thread is not None:
             self._thread.join()
         self._drop_peer()
-        self._path.remove()
-        self._listener.close()
-        os.close(self._stop_read)
-        os.close(self._stop_write)
+        self._opened.close()
 
 
 def check_serial(text: str) -> None:

@@ -32,7 +32,7 @@ class Forwarder:
 
     :param host: the destination's
     :param destination: where the destination waits
-    :raise BedError: When it cannot listen.
+    :raise BedError: When it cannot listen, or have its thread.
     """
 
     def __init__(self, host: Host, destination: str) -> None:
@@ -45,8 +45,12 @@ class Forwarder:
         self._thread = threading.Thread(
             target=self._run, args=(host, destination), name="forwarder", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the operating system has no thread to spare
+            raise BedError(f"nothing can be forwarded on {host.name}: {error}") from error
         if not self._ready.wait(_READY_SECONDS) or not self.uri:
+            self.cancel()
             raise BedError(f"nothing can be forwarded on {host.name}: {self._fault or 'no answer'}")
 
     def _run(self, host: Host, destination: str) -> None:
@@ -59,7 +63,7 @@ class Forwarder:
                 self.uri = self._proxy.uri
                 self._ready.set()
                 self._view = self._proxy.run()
-        except (MigrationError, OSError) as error:
+        except (MigrationError, OSError, RuntimeError) as error:  # RuntimeError: no thread to spare
             self._fault = str(error)
         finally:
             self._ready.set()

@@ -33,7 +33,7 @@ class Probe(ABC):
     """Sends from a host, on a thread of its own, from when it is made until `stop`. A context manager.
 
     :param now: the time that what is seen is noted with, in seconds
-    :raise BedError: When its socket cannot be made.
+    :raise BedError: When its socket or its thread cannot be had.
     """
 
     def __init__(self, host: Host, address: str, now: Callable[[], float]) -> None:
@@ -49,12 +49,16 @@ class Probe(ABC):
                 stack.pop_all()
                 return made
 
-        try:
-            self._own = make() if host.namespace is None else host.namespace.call(make)
-        except OSError as error:
-            raise BedError(f"cannot reach out from {host.name} to {address}: {error.strerror}") from error
-        self._thread = threading.Thread(target=self._guarded, name="probe", daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as opened:
+            try:
+                self._own = make() if host.namespace is None else host.namespace.call(make)
+                opened.enter_context(self._own)
+                self._thread = threading.Thread(target=self._guarded, name="probe", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:
+                why = getattr(error, "strerror", error)
+                raise BedError(f"cannot reach out from {host.name} to {address}: {why}") from error
+            self._opened = opened.pop_all()
 
     @abstractmethod
     def _socket(self) -> socket.socket: ...
@@ -79,7 +83,7 @@ class Probe(ABC):
         """
         self._stopping.set()
         self._thread.join()
-        self._own.close()
+        self._opened.close()
         if self._error is not None:
             raise BedError(f"a probe from the server failed: {self._error.strerror}") from self._error
 

@@ -38,7 +38,7 @@ class SshSession:
         self._longest = 0.0
         self._failed = ""
         self._stop = threading.Event()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
 
         def enter() -> None:
             die_with_parent()
@@ -52,27 +52,25 @@ class SshSession:
             "UserKnownHostsFile": str(known),
         }
         told = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        try:
-            self._process = subprocess.Popen(
-                ["ssh", "-F", "none", "-T", "-i", str(key), *told, f"root@{address}", "sh"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env=os.environ | {"SSH_AUTH_SOCK": ""},
-                process_group=0,
-                preexec_fn=enter,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            self._errors.close()
-            raise BedError(f"cannot start ssh: {getattr(error, 'strerror', error)}") from error
-        self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
-        self._thread.start()
-        try:
+        with contextlib.ExitStack() as opened:
+            try:
+                self._errors = opened.enter_context(tempfile.TemporaryFile())
+                self._process = subprocess.Popen(
+                    ["ssh", "-F", "none", "-T", "-i", str(key), *told, f"root@{address}", "sh"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    env=os.environ | {"SSH_AUTH_SOCK": ""},
+                    process_group=0,
+                    preexec_fn=enter,
+                )
+                opened.callback(self._end)
+                self._thread.start()
+            except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+                raise BedError(f"cannot start ssh: {getattr(error, 'strerror', error)}") from error
             if not self.wait_answers(1, _OPEN_SECONDS):
                 raise BedError(f"the guest does not answer over ssh: {self._said() or self._failed}")
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     @property
     def answered(self) -> int:
@@ -95,15 +93,18 @@ class SshSession:
 
     def close(self) -> None:
         """End it. Does nothing the second time."""
+        self._opened.close()
+
+    def _end(self) -> None:
         self._stop.set()
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        self._thread.join(_OPEN_SECONDS)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(_OPEN_SECONDS)
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 cast(BinaryIO, stream).close()
-        self._errors.close()
 
     def __enter__(self) -> "SshSession":
         return self

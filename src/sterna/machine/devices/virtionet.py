@@ -10,6 +10,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol
@@ -85,6 +86,8 @@ class VirtioNet:
     :ivar transport: what the guest accesses
     :ivar mac: the guest's address, 6 bytes
     :ivar counts: what has happened
+
+    :raise RuntimeError: When the host has no thread to spare.
     """
 
     device_id = DEVICE_ID
@@ -95,15 +98,18 @@ class VirtioNet:
         self.mac = mac
         self.counts = FrameCounts()
         self._network = network
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = False
         self._closed = False
         self._connected = True
         self._announcements: list[float] = []
         self._last_announcement = 0.0
-        self.transport = VirtioMmio(self, memory, irq)
-        self._thread = threading.Thread(target=self._serve, name="virtio-net", daemon=True)
-        self._thread.start()
+        with ExitStack() as opened:
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            opened.callback(os.close, self._wake)
+            self.transport = VirtioMmio(self, memory, irq)
+            self._thread = threading.Thread(target=self._serve, name="virtio-net", daemon=True)
+            self._thread.start()
+            self._opened = opened.pop_all()
 
     # -- for the machine ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +141,7 @@ class VirtioNet:
             self._closed = True
         self.notify()
         self._thread.join()
-        os.close(self._wake)
+        self._opened.close()
 
     # -- for the transport -------------------------------------------------------------------------------------------------
 

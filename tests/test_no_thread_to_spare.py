@@ -1,0 +1,84 @@
+"""What opens descriptors or starts processes, and then cannot have its thread, leaves nothing behind."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cli.vms import children
+from tests.machine.virtiodriver import MAC, SocketNetwork
+from tests.refusal import refuse_threads
+
+from sterna.launch.console import Console
+from sterna.launch.host import LOCAL
+from sterna.launch.process import SternaVm
+from sterna.machine.devices.virtionet import VirtioNet
+from sterna.machine.serial import open_serial
+from sterna.testbed.errors import BedError
+from sterna.testbed.forwarded import Forwarder
+from sterna.testbed.probes import Session
+from sterna.testbed.session import SshSession
+
+SSH = """#!/bin/sh
+exec sleep 1000
+"""
+REFUSED = "can't start new thread"
+
+
+def make_card(directory: Path) -> object:
+    network = SocketNetwork()
+    try:
+        return VirtioNet(network, MAC, None, lambda level: None)  # type: ignore[arg-type]
+    finally:
+        network.close()
+
+
+def make_ssh(directory: Path) -> object:
+    return SshSession(LOCAL, "127.0.0.1", directory / "key", "a key", directory)
+
+
+MAKERS: dict[str, tuple[type[Exception], Callable[[Path], object]]] = {
+    "virtio-net": (RuntimeError, make_card),
+    "serial-out": (RuntimeError, lambda directory: open_serial(f"file:{directory}/output")),
+    "console": (RuntimeError, lambda directory: Console()),
+    "probe": (BedError, lambda directory: Session(LOCAL, "127.0.0.1", time.monotonic)),
+    "ssh": (BedError, make_ssh),
+    "forwarder": (BedError, lambda directory: Forwarder(LOCAL, "tcp:127.0.0.1:1")),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_stays_open(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    error, make = MAKERS[name]
+    before = remains()
+    refuse_threads(monkeypatch, name)
+    with pytest.raises(error, match=REFUSED):
+        make(tmp_path)
+    assert remains() == before
+
+
+def test_a_vm_whose_console_cannot_be_read_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = remains()
+    refuse_threads(monkeypatch, "console")
+    with pytest.raises(BedError, match=f"cannot start the source: {REFUSED}"):
+        SternaVm("source", [])
+    assert remains() == before
+
+
+def test_a_forwarder_whose_proxy_cannot_accept_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = remains()
+    refuse_threads(monkeypatch, "proxy-accept")
+    forwarder = Forwarder(LOCAL, "tcp:127.0.0.1:1")
+    with pytest.raises(BedError, match=REFUSED):
+        forwarder.compare("ram", 0, 0)
+    assert remains() == before
+
+
+def remains() -> tuple[int, set[int], set[threading.Thread]]:
+    """Open descriptors, processes and threads."""
+    return len(os.listdir("/proc/self/fd")), children(os.getpid()), set(threading.enumerate())
