@@ -248,6 +248,21 @@ def test_a_second_copy_for_which_there_is_no_memory_is_refused_while_the_guest_r
     assert not guest.logging_started
 
 
+def test_the_second_copy_and_a_cache_have_to_fit_in_together(host: HostTree) -> None:
+    for spare, status in ((-1, FAILED), (0, COMPLETED)):
+        guest = InjuredGuest()
+        guest.block.data[:] |= 0  # touched, all of it
+        left(host, 2 * guest.block.size + spare)
+        info = migrate(guest, {"xbzrle": True}, **{"xbzrle-cache-size": 8 << 20})
+        assert info.status is status, info.error
+        assert (not guest.logging_started) == (status is FAILED)
+        assert status is COMPLETED or re.fullmatch(
+            r"the XBZRLE cache \(xbzrle-cache-size\) and the audit's second copy of guest RAM \(x-sterna-audit\) "
+            r"together may take 15\.6 MiB of memory, and only 15\.6 MiB are left here, beside all of the guest's own",
+            info.error,
+        )
+
+
 def test_what_the_second_copy_may_take_is_not_left_for_the_cache(host: HostTree) -> None:
     guests = [InjuredGuest() for _ in range(2)]
     sizes = []

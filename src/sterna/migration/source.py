@@ -325,13 +325,14 @@ class Source:
         :raise RamError: When the user asked, and the host refuses the memory or has too little left.
         """
         blocks, own = self.guest.ram_blocks, self.parameters.policy is not PolicyName.FIXED
+        copy = sum(block.size for block in blocks) if self.parameters.audit else 0
         if self.parameters.xbzrle:
-            return XbzrleCache(blocks, self.parameters.xbzrle_cache_size, self._page_bits, from_start=own)
+            size = self.parameters.xbzrle_cache_size
+            return XbzrleCache(blocks, size, self._page_bits, from_start=own, audit_bytes=copy)
         # QEMU and sterna take XBZRLE whether or not they are told; who reads a file or a pipe is not known.
         if not (own and self.parameters.may_choose_xbzrle and isinstance(self.uri, uris.ListeningUri)):
             return None
-        shadow = sum(block.size for block in blocks) if self.parameters.audit else 0
-        size = affordable_cache(blocks, shadow)
+        size = affordable_cache(blocks, copy)
         if self._multifd is not None or not size:
             return None
         try:

@@ -79,6 +79,7 @@ class XbzrleCache:
     :param cache_bytes: a power of two, at least one page; what is beyond guest RAM is not used
     :param page_bits: log2 of the stream's page size
     :param from_start: pages of the first pass may be encoded
+    :param audit_bytes: what an audit's second copy of RAM may yet take; it and the cache have to fit in together
 
     :raise RamError: When the host refuses the memory, or has too little left.
     """
@@ -90,6 +91,7 @@ class XbzrleCache:
         page_bits: int = PAGE_SHIFT,
         *,
         from_start: bool = False,
+        audit_bytes: int = 0,
     ) -> None:
         self.from_start = from_start
         self._cache_bytes = cache_bytes
@@ -106,7 +108,12 @@ class XbzrleCache:
         self._places = max(places, 1 << self._split)
         # A place that no page has takes no memory.
         needed = min(self._places << page_bits, sum(block.size for block in blocks))
-        require_room("the XBZRLE cache (xbzrle-cache-size)", needed, ())
+        what = "the XBZRLE cache (xbzrle-cache-size)"
+        if audit_bytes:
+            both = f"{what} and the audit's second copy of guest RAM (x-sterna-audit) together"
+            require_room(both, needed + audit_bytes, blocks)
+        else:
+            require_room(what, needed, ())
         self._memory = RamBlock("xbzrle cache", self._places << page_bits)
         self._keys = np.zeros(self._places, dtype=np.int64)
         self._ages = np.zeros(self._places, dtype=np.int64)
