@@ -583,17 +583,17 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
         )
         connection = Connection(near, far, lambda connection: None)
         connection.kind = Kind.MAIN
-        reader = connection.tap.attach()
-        connection.tap.room()[:3] = b"RAM"
-        connection.tap.commit(3)
-        connection.tap.end()
+        readers = []
+        for tap, parts in ((connection.tap, (b"RAM",)), (connection.back, (b"it ", b"runs"))):
+            readers.append(tap.attach())
+            for part in parts:
+                tap.room()[: len(part)] = part
+                tap.commit(len(part))
+            tap.end()
         recording = Recording(directory)
 
         def record() -> None:
-            recording.start(connection, reader)
-            recording.take_answer(connection, memoryview(b"it "))
-            recording.take_answer(connection, memoryview(b"runs"))
-            recording.end(connection)
+            recording.start(connection, *readers)
             for thread in recording.threads:
                 thread.join()
 
@@ -616,6 +616,37 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
             "main.return: No space left on device",
         )
         assert not files
+
+
+def test_a_disk_that_stands_still_holds_no_answer_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    write = NewFile.write
+
+    def write_when_released(file: NewFile, data: memoryview) -> None:
+        released.wait()
+        write(file, data)
+
+    monkeypatch.setattr(NewFile, "write", write_when_released)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        through(f"tcp:127.0.0.1:{server.getsockname()[1]}", record=tmp_path / "record") as running,
+        socket.create_connection(("127.0.0.1", running.port), SECONDS) as near,
+    ):
+        try:
+            near.sendall(RAM)
+            far, _ = server.accept()
+            with far:
+                assert far.recv(len(RAM), socket.MSG_WAITALL) == RAM
+                for answer in (b"one", b"two", b"six"):
+                    far.sendall(answer)
+                    assert near.recv(3, socket.MSG_WAITALL) == answer
+            near.shutdown(socket.SHUT_WR)
+        finally:
+            released.set()
+        view = running.result()
+    assert view.recording_fault == ""
+    assert (tmp_path / "record" / "main.return").read_bytes() == b"onetwosix"
+    assert (tmp_path / "record" / "main.stream").read_bytes() == RAM
 
 
 # -- what is owed, and never comes ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.stream import multifd, wire
 
-_BACK_BYTES = 64 << 10
+_BACK_RING_BYTES = 64 << 10
 _LINGER_SECONDS = 5.0
 LAST_WORD_SECONDS = 60.0
 """How long one end may take for its last word when the other has said its own."""
@@ -60,13 +60,12 @@ class Connection:
     """Forwards between `near`, the source's side, and `far`, the destination's.
 
     :param identified: called once, in the forwarding thread, when the kind is known
-    :param keep: called with the bytes that go back
     :param bell: called when there is something to read on the tap
     :param ring_bytes: how far those who look at what goes forward may fall behind it
 
     :ivar tap: what goes forward
-    :ivar answers: what comes back
-    :ivar head_back: the first bytes of that, as many as an answer to a question has
+    :ivar back: what comes back
+    :ivar answers: the messages in that
     :ivar forward_end: how the direction to the destination ended, None while it has not
     :ivar backward_end: the other one
     :ivar first_end: what ended first, in words
@@ -79,24 +78,21 @@ class Connection:
         near: SocketChannel,
         far: SocketChannel,
         identified: Callable[["Connection"], None],
-        keep: Callable[["Connection", memoryview], None] = lambda connection, data: None,
         bell: Callable[[], None] = lambda: None,
         ring_bytes: int = RING_BYTES,
     ) -> None:
         self.near, self.far = near, far
         self.tap = Tap(ring_bytes, bell=bell)
+        self.back = Tap(_BACK_RING_BYTES)
         self.answers = Answers()
         self.kind = Kind.UNKNOWN
         self.started_ns = time.monotonic_ns()
-        self.returned = 0
-        self.head_back = b""
         self.forward_end: End | None = None
         self.backward_end: End | None = None
         self.first_end = ""
         self.over = False
         self.forward_ended_ns = 0
         self._identified = identified
-        self._keep = keep
         self._lock = threading.Lock()
         self._forwarded = threading.Event()
 
@@ -107,6 +103,7 @@ class Connection:
             back.start()
         except RuntimeError:  # the operating system has no thread to spare
             self.tap.end()
+            self.back.end()
             self.near.close()
             self.far.close()
             return
@@ -182,6 +179,7 @@ class Connection:
         except Cancelled:
             pass
         finally:
+            self.back.end()
             self._note_end("backward_end", end)
             if end is End.SENDER_LOST:
                 # Whatever the source writes now, nobody reads it.
@@ -199,10 +197,10 @@ class Connection:
         self.near.stop_reading()
 
     def _pump_back(self) -> End:
-        buffer = memoryview(bytearray(_BACK_BYTES))
         while True:
+            room = self.back.room()
             try:
-                got = self.far.readinto(buffer)
+                got = self.far.readinto(room)
             except ChannelError:
                 return End.SENDER_LOST
             if not got:
@@ -210,14 +208,12 @@ class Connection:
                 self.near.end_writing()
                 return End.CLOSED
             # Before the source can act on it: what it does then comes after the destination's decision.
-            self.answers.feed(buffer[:got])
+            self.answers.feed(room[:got])
             try:
-                self.near.send(buffer[:got])
+                self.near.send(room[:got])
             except ChannelError:
                 return End.RECEIVER_LOST
-            self.returned += got
-            self.head_back += bytes(buffer[: min(got, doubt.ANSWER_BYTES - len(self.head_back))])
-            self._keep(self, buffer[:got])
+            self.back.commit(got)
 
     def _note_end(self, name: str, end: End) -> None:
         with self._lock:

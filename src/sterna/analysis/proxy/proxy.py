@@ -113,7 +113,7 @@ class Proxy:
         self._connections: list[Connection] = []
         self._ended_others: dict[Kind, ConnectionView] = {}
         self._turned_away = 0
-        self._readers: dict[Connection, tuple[TapReader, TapReader | None]] = {}
+        self._readers: dict[Connection, tuple[TapReader, Sequence[TapReader]]] = {}
         self._threads: list[threading.Thread] = []
         self._analysis: threading.Thread | None = None
         self._main: Connection | None = None
@@ -221,10 +221,10 @@ class Proxy:
         with self._changed:
             main, survey, fault = self._main, self._survey, self._analysis_fault
             connections = [
-                ConnectionView(one.kind, one.tap.forwarded, one.returned) for one in self._connections
+                ConnectionView(one.kind, one.tap.forwarded, one.back.forwarded) for one in self._connections
             ]
             connections += self._ended_others.values()
-            stalled = sum(one.tap.stalled_seconds for one in self._connections)
+            stalled = sum(tap.stalled_seconds for one in self._connections for tap in (one.tap, one.back))
         started = self._started_ns
         starts: tuple[float, ...] = ()
         confirmed = None
@@ -354,31 +354,29 @@ class Proxy:
                 self._changed.notify_all()
 
     def _connect(self, near: SocketChannel, far: SocketChannel) -> Connection:
-        recording = self._recording
         with self._changed:
             is_one_of_few = sum(not one.over for one in self._connections) < _LARGE_RINGS
         connection = Connection(
             near,
             far,
             self._identified,
-            recording.take_answer if recording else lambda connection, data: None,
             self._bell.set,
             RING_BYTES if is_one_of_few else _SMALL_RING_BYTES,
         )
-        record = connection.tap.attach() if recording else None
+        records = [tap.attach() for tap in (connection.tap, connection.back) if self._recording]
         with self._changed:
-            self._readers[connection] = connection.tap.attach(), record
+            self._readers[connection] = connection.tap.attach(), records
             self._connections.append(connection)
         return connection
 
     def _identified(self, connection: Connection) -> None:
-        reader, record = self._readers[connection]
+        reader, records = self._readers[connection]
         with self._changed:
             channels = sum(one.kind is Kind.CHANNEL for one in self._connections)
             if channels > CHANNEL_LIMIT and connection.kind is Kind.CHANNEL:
                 connection.kind = Kind.OTHER
-        if record and self._recording:
-            self._recording.start(connection, record)
+        if self._recording:
+            self._recording.start(connection, *records)
         with self._changed:
             if connection.kind is Kind.MAIN and self._main is None:
                 self._main = connection
@@ -427,16 +425,17 @@ class Proxy:
 
     def _finish(self, connection: Connection) -> None:
         if connection.kind is Kind.UNKNOWN:  # it said nothing
-            for reader in self._readers[connection]:
-                if reader:
-                    reader.close()
+            analysed, recorded = self._readers[connection]
+            for reader in (analysed, *recorded):
+                reader.close()
         with self._changed:
             connection.over = True
             if connection is self._main:
                 self._main_ended = time.monotonic()
-            elif connection.kind is Kind.QUESTION and len(connection.head_back) == doubt.ANSWER_BYTES:
+            elif connection.kind is Kind.QUESTION and len(connection.back.head) >= doubt.ANSWER_BYTES:
+                answer = connection.back.head[: doubt.ANSWER_BYTES]
                 try:
-                    self._answer, _ = doubt.decode_answer(connection.head_back, str(self._destination))
+                    self._answer, _ = doubt.decode_answer(answer, str(self._destination))
                 except ChannelError:
                     pass
             elif connection.kind is Kind.UNKNOWN:
@@ -450,12 +449,10 @@ class Proxy:
                 self._ended_others[other.kind] = ConnectionView(
                     other.kind,
                     known.forwarded + other.tap.forwarded,
-                    known.returned + other.returned,
+                    known.returned + other.back.forwarded,
                     known.count + 1,
                 )
                 self._forget(other)
-        if self._recording:  # last: a disk may stand still
-            self._recording.end(connection)
 
     def _forget(self, connection: Connection) -> None:
         self._connections.remove(connection)

@@ -26,7 +26,8 @@ class RecordingError(MigrationError):
 
 
 class Recording:
-    """Files ``main.stream``, ``channel-0.stream`` and so on; what came back has ``.return`` in place of ``.stream``.
+    """Files ``main.stream``, ``channel-0.stream`` and so on; what came back, if anything did, has ``.return`` in place of
+    ``.stream``.
 
     Writing is apart from forwarding, and its failure does not touch it. A file has its name when all that it is to hold is in
     it, also of a migration that was cut; one that could not be written to its end is not there.
@@ -42,20 +43,20 @@ class Recording:
         self._directory = directory
         self._made = _make(directory)
         self._counts: Counter[Kind] = Counter()
-        self._stems: dict[Connection, str] = {}
-        self._answers: dict[str, NewFile | None] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
-    def start(self, connection: Connection, reader: TapReader) -> None:
+    def start(self, connection: Connection, forward: TapReader, back: TapReader) -> None:
         """Record a connection whose kind is known.
 
-        :param reader: of all that goes forward
+        :param forward: of all that goes forward
+        :param back: of all that comes back
         """
         with self._lock:
             number = self._counts[connection.kind]
             if number >= _MOST.get(connection.kind, _MOST_OTHERS):
-                reader.close()
+                forward.close()
+                back.close()
                 return
             self._counts[connection.kind] += 1
             stem = _NAMES[connection.kind]
@@ -63,57 +64,28 @@ class Recording:
                 stem += f"-{number}"
             elif number:
                 stem += f"-{number + 1}"
-            self._stems[connection] = stem
-            thread = threading.Thread(
-                target=self._write, args=(f"{stem}.stream", reader), name="proxy-record", daemon=True
-            )
             self._threads = [other for other in self._threads if other.is_alive()]
-            try:
-                thread.start()
-            except RuntimeError as error:  # the operating system has no thread to spare
-                self.fault = f"{stem}.stream: {error}"
-                reader.close()
-                return
-            self._threads.append(thread)
-
-    def take_answer(self, connection: Connection, data: memoryview) -> None:
-        """Record what came back."""
-        stem = self._stems.get(connection)
-        if stem is None:
-            return
-        name = f"{stem}.return"
-        try:
-            if name not in self._answers:
-                self._answers[name] = None
-                self._answers[name] = NewFile(self._directory / name, private=True)
-            file = self._answers[name]
-            if file is not None:
-                file.write(data)
-        except OSError as error:
-            self._give_up_answers(name, error)
-
-    def end(self, connection: Connection) -> None:
-        """Nothing more comes back: what did takes its place."""
-        name = f"{self._stems.pop(connection, '')}.return"
-        file = self._answers.pop(name, None)
-        try:
-            if file is not None:
-                file.commit()
-        except OSError as error:
-            self.fault = f"{name}: {error.strerror}"
-
-    def _give_up_answers(self, name: str, error: OSError) -> None:
-        self.fault = f"{name}: {error.strerror}"
-        file, self._answers[name] = self._answers[name], None
-        if file is not None:
-            file.close()
+            for name, reader in ((f"{stem}.stream", forward), (f"{stem}.return", back)):
+                thread = threading.Thread(
+                    target=self._write, args=(name, reader), name="proxy-record", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the operating system has no thread to spare
+                    self.fault = f"{name}: {error}"
+                    reader.close()
+                else:
+                    self._threads.append(thread)
 
     def _write(self, name: str, reader: TapReader) -> None:
         buffer = memoryview(bytearray(_CHUNK))
         try:
+            if not (got := reader.readinto(buffer)):
+                return
             with NewFile(self._directory / name, private=True) as file:
-                while got := reader.readinto(buffer):
+                while got:
                     file.write(buffer[:got])
+                    got = reader.readinto(buffer)
                 file.commit()
         except OSError as error:
             self.fault = f"{name}: {error.strerror or error}"
