@@ -687,6 +687,28 @@ def test_a_stranger_that_begins_a_channel_and_holds_it_delays_nothing(
     assert (view.survey.fault is None) == (len(opening) == 4)
 
 
+@pytest.mark.parametrize("multifd", [False, True])
+def test_a_stranger_at_a_sternas_migration_is_not_waited_for(multifd: bool) -> None:
+    with hosts(source_guest(512), waiting_guest(512)) as (here, there):
+        for host in (here, there):
+            host.controller.set_capabilities({"multifd": multifd})
+        with (
+            through(there.controller.incoming(TCP)) as running,
+            socket.create_connection(("127.0.0.1", running.port)) as stranger,
+        ):
+            stranger.sendall(Init(bytes(16), 0).encode())
+            running.wait_until(lambda view: [one.kind for one in view.connections] == [Kind.CHANNEL])
+            info = here.migrate(running.uri)
+            stranger.shutdown(socket.SHUT_WR)
+            view = running.result()
+    assert info.status is COMPLETED, info.error
+    assert view.survey is not None
+    assert view.survey.flaw() is None
+    assert len(view.survey.channels) == 2 * multifd
+    kinds = [one.kind for one in view.connections]
+    assert (kinds.count(Kind.OTHER), kinds.count(Kind.CHANNEL)) == (1, 2 * multifd)
+
+
 def test_a_stranger_whose_channel_is_broken_does_not_hide_the_migration() -> None:
     with (
         answering() as address,

@@ -18,7 +18,7 @@ from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream import multifd
 from sterna.stream.multifd import Compression, PacketFormat
 from sterna.stream.pagecompression import Decompressor, decompressor
-from sterna.stream.reader import StreamReader, StreamSource
+from sterna.stream.reader import CommandPiece, StreamReader, StreamSource
 from sterna.stream.wire import StreamError
 
 
@@ -35,6 +35,10 @@ class ChannelSource:
 
 class Channels(Protocol):
     """The channels of a stream."""
+
+    def note(self, command: CommandPiece) -> None:
+        """The main stream has a command, which may tell something of them."""
+        ...
 
     def sources(self) -> Sequence[ChannelSource]:
         """Those that there are by now; when the first part of the ram section has ended, all of them."""
@@ -62,6 +66,9 @@ class StoredChannels:
 
     def __init__(self, sources: Sequence[ChannelSource]) -> None:
         self._sources = sources
+
+    def note(self, command: CommandPiece) -> None:
+        pass
 
     def sources(self) -> Sequence[ChannelSource]:
         return self._sources

@@ -300,6 +300,8 @@ class Surveyor:
         self._page_bits = bits
 
     def _note_command(self, command: CommandPiece) -> None:
+        if self._given_channels:
+            self._given_channels.note(command)
         size = 5 + len(command.payload)
         at = self._reader.offset - size
         self._kinds["commands"] += size

@@ -64,6 +64,7 @@ class Connection:
     :param ring_bytes: how far those who look at what goes forward may fall behind it
 
     :ivar tap: what goes forward
+    :ivar opening: its first bytes, as many as it took to tell the kind
     :ivar back: what comes back
     :ivar answers: the messages in that
     :ivar forward_end: how the direction to the destination ended, None while it has not
@@ -86,6 +87,7 @@ class Connection:
         self.back = Tap(_BACK_RING_BYTES)
         self.answers = Answers()
         self.kind = Kind.UNKNOWN
+        self.opening = b""
         self.started_ns = time.monotonic_ns()
         self.forward_end: End | None = None
         self.backward_end: End | None = None
@@ -154,7 +156,8 @@ class Connection:
                 return End.CLOSED
             if self.kind is Kind.UNKNOWN:
                 # Before the destination can answer.
-                kind = _kind_of(tap.head + bytes(room[: min(got, HEAD_BYTES)]))
+                self.opening = (tap.head + bytes(room[: min(got, HEAD_BYTES)]))[:HEAD_BYTES]
+                kind = _kind_of(self.opening)
                 if kind is not Kind.UNKNOWN:
                     self._identify(kind)
             before = self.far.transferred

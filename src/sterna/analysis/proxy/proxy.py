@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from sterna.analysis.channel_survey import ChannelSource
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.proxy.answers import Answers
 from sterna.analysis.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
+from sterna.analysis.proxy.livechannels import LiveChannels
 from sterna.analysis.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.analysis.proxy.recording import Recording
 from sterna.analysis.proxy.tap import RING_BYTES, TapReader
@@ -60,27 +60,6 @@ _WORK = {
     "proxy-record": "the recording to be written",
 }
 """What is waited for, by the name of the thread that does it; the first before the last."""
-
-
-class _LiveChannels:
-    """The channels of a migration that goes through a proxy."""
-
-    def __init__(self, proxy: "Proxy", main: TapReader) -> None:
-        self._proxy = proxy
-        self._main = main
-        self._readers: dict[str, TapReader] = {}
-
-    def sources(self) -> list[ChannelSource]:
-        self._readers = dict(self._proxy.channels())
-        return [ChannelSource(label, reader) for label, reader in self._readers.items()]
-
-    def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
-        candidates = {self._readers[label]: label for label in labels}
-        ready = self._proxy.wait_ready([*([self._main] if main else []), *candidates])
-        return candidates.get(ready)
-
-    def close(self) -> None:
-        self._proxy.close_channels()
 
 
 class Proxy:
@@ -458,9 +437,11 @@ class Proxy:
         self._connections.remove(connection)
         del self._readers[connection]
 
-    def channels(self) -> list[tuple[str, TapReader]]:
+    def channels(self, is_own: Callable[[bytes], bool]) -> list[tuple[str, TapReader]]:
         """What the channels of multifd send, each with a name. The source has connected all of them before its first
         part ends; the first call waits a little for those of which it is not known yet what they are.
+
+        :param is_own: whether a channel with such an initial packet is the migration's; others are foreign from now on
         """
         with self._changed:
             if not self._channels_known:
@@ -473,6 +454,10 @@ class Proxy:
                 )
                 self._channels_known = True
             channels = [one for one in self._connections if one.kind is Kind.CHANNEL]
+            for stranger in [one for one in channels if not is_own(one.opening)]:
+                channels.remove(stranger)
+                stranger.kind = Kind.OTHER
+                self._readers[stranger][0].close()
             return [(f"multifd connection {i}", self._readers[one][0]) for i, one in enumerate(channels)]
 
     def close_channels(self) -> None:
@@ -497,7 +482,7 @@ class Proxy:
 
     def _analyse(self, reader: TapReader) -> None:
         try:
-            channels = _LiveChannels(self, reader)
+            channels = LiveChannels(self, reader)
             surveyor = Surveyor(reader, None, self._digests, channels, self._note)
             surveyor.read()
             survey = surveyor.result()

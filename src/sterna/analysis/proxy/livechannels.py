@@ -1,0 +1,62 @@
+"""The channels of a migration that goes through a proxy, for its analysis."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sterna.analysis.channel_survey import ChannelSource
+from sterna.analysis.proxy.tap import TapReader
+from sterna.migration import handshake
+from sterna.migration.errors import ProtocolError
+from sterna.migration.handshake import Offer, PrivateCommand
+from sterna.stream.multifd import decode_init
+from sterna.stream.reader import CommandPiece
+from sterna.stream.wire import StreamError
+
+if TYPE_CHECKING:
+    from sterna.analysis.proxy.proxy import Proxy
+
+
+class LiveChannels:
+    """Those that have connected, but for a stranger's: a sterna's source has said on the main stream what its own begin with,
+    and any other would be waited for in vain.
+
+    :param main: reads the main stream
+    """
+
+    def __init__(self, proxy: "Proxy", main: TapReader) -> None:
+        self._proxy = proxy
+        self._main = main
+        self._offer: Offer | None = None
+        self._begun = False
+        self._readers: dict[str, TapReader] = {}
+
+    def note(self, command: CommandPiece) -> None:
+        # Before guest RAM: what has been taken for a channel stays one.
+        if command.kind == PrivateCommand.OFFER and not self._begun:
+            try:
+                self._offer = handshake.decode(command.payload, Offer)
+            except ProtocolError:
+                pass  # the destination refuses it
+
+    def sources(self) -> list[ChannelSource]:
+        self._begun = True
+        self._readers = dict(self._proxy.channels(self._is_own))
+        return [ChannelSource(label, reader) for label, reader in self._readers.items()]
+
+    def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
+        candidates = {self._readers[label]: label for label in labels}
+        ready = self._proxy.wait_ready([*([self._main] if main else []), *candidates])
+        return candidates.get(ready)
+
+    def close(self) -> None:
+        self._proxy.close_channels()
+
+    def _is_own(self, opening: bytes) -> bool:
+        """:param opening: a channel's initial packet"""
+        if self._offer is None:
+            return True
+        try:
+            token = decode_init(opening).token.hex()
+        except StreamError:
+            return False
+        return self._offer.multifd > 0 and self._offer.token in ("", token)
