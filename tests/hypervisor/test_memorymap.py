@@ -28,3 +28,19 @@ def test_slots_come_and_go_while_somebody_looks():
         assert list(memory.slots) == [2, 3]
         assert memory.read(PAGE_SIZE, 4) is None
         assert memory.read(3 * PAGE_SIZE, 4) == bytes(4)
+
+
+def test_a_block_that_is_closed_while_somebody_looks_is_in_no_slot():
+    memory = MemoryMap(40)
+    block = RamBlock("ram", PAGE_SIZE)
+
+    class Meanwhile(int):
+        """An address; when a slot has been compared with it, another thread deletes the slot and closes its block."""
+
+        def __ge__(self, other):
+            memory.drop(1)
+            block.close()
+            return super().__ge__(other)
+
+    memory.put(MemorySlot(1, Ipa(0), PAGE_SIZE, block))
+    assert memory.read(Meanwhile(0), 4) is None

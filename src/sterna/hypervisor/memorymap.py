@@ -104,12 +104,18 @@ class MemoryMap:
         return [(Ipa(start), end - start) for start, end in ends if start < end]
 
     def read(self, ipa: int, size: int) -> bytes | None:
-        """Guest memory, or None when the range is not in one slot."""
+        """Guest memory, or None when the range is not in one slot, or the slot goes meanwhile."""
         slot = self.slot_at(ipa, size)
         if slot is None:
             return None
         start = slot.offset + ipa - slot.ipa
-        return bytes(slot.block.data[start : start + size])
+        try:
+            data = slot.block.data
+        except (
+            AttributeError
+        ):  # the block has been closed since; else its memory stays while this looks at it
+            return None
+        return bytes(data[start : start + size])
 
     @property
     def devices(self) -> tuple[tuple[Ipa, int, MmioDevice], ...]:
