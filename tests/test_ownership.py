@@ -22,6 +22,7 @@ TELLS_NOTHING = (
     Event.NO_ANSWER,
     Event.UNKNOWN,
     Event.DEADLINE,
+    Event.CANCELLED,
     Event.SHUT_WITH_ERROR,
 )
 

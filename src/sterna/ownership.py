@@ -27,8 +27,8 @@ and the destination of a migration records its *outcome*::
 
 The source is in doubt from COMMIT on (to a sterna), or from the first byte of the stream's end on (to everyone else). What ends a
 doubt is the destination's own word about this migration, or the proof that its process has ended. A connection that is lost or
-refused, silence, a deadline and a destination that does not know the migration end none: they are events like the others,
-and change nothing.
+refused, silence, a deadline, a user's cancel and a destination that does not know the migration end none: they are events like
+the others, and change nothing.
 
 A QEMU that migrates a guest here gives it up when it reads SHUT(0) on its return path, and goes on with it on any other end of
 that. So the destination says so first, and takes the guest over when that has left its host's hands; else it waits for its user.
@@ -85,6 +85,7 @@ class Event(Enum):
     NO_ANSWER = "the destination does not answer"
     UNKNOWN = "whoever listens at the destination's address does not know the migration"
     DEADLINE = "a time limit has passed"
+    CANCELLED = "the wait for the destination's word was cancelled"
     SHUT_WITH_ERROR = (
         "a QEMU closes the return path with an error, which it does before and after the guest's start"
     )

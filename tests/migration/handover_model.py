@@ -206,7 +206,13 @@ class Model:
         question = Message("destination", "ASK", state.attempt)
         yield "the source asks", state._replace(network=state.network | {question}), True
         second = self.rules.told(self.rules.answer(Outcome.UNKNOWN) or Outcome.UNKNOWN)
-        for event in (Event.CONNECTION_REFUSED, Event.NO_ANSWER, Event.DEADLINE, second):
+        for event in (
+            Event.CONNECTION_REFUSED,
+            Event.NO_ANSWER,
+            Event.DEADLINE,
+            Event.CANCELLED,
+            second,
+        ):
             yield f"the source asks: {event.value}", self._settled(state, event), False
         if state.watching and not state.destination_alive:
             yield (
@@ -440,7 +446,7 @@ class QemuModel:
                 sent = state._replace(doing="SHUT", network=state.network | {"END"})
                 yield "the kernel takes the end", sent, True
             case "SHUT":
-                for event in (Event.CONNECTION_LOST, Event.DEADLINE, Event.NO_ANSWER):
+                for event in (Event.CONNECTION_LOST, Event.DEADLINE, Event.CANCELLED, Event.NO_ANSWER):
                     after = state._replace(source=hold(event), doing="over")
                     yield f"the source waits no longer: {event.value}", after, False
         if state.doing == "over":

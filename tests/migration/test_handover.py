@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from sterna.stream.return_path import pong, shut
 from sterna.stream.wire import Command
 
 PAGES = 3
+SECONDS = 120.0
+LIMITS = ("x-sterna-doubt-timeout", "x-sterna-switchover-timeout")
 ROOT = Path(__file__).parents[2]
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 
@@ -563,8 +565,8 @@ def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) 
     with socket.create_server(("127.0.0.1", 0)) as listener, hosts(guest()) as (here,):
         thread = threading.Thread(target=qemu_double, args=(listener, late, True), daemon=True)
         thread.start()
-        limit = 60_000 if automatic else 200
-        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 300})
+        limits = (60_000, 60_000) if automatic else (200, 300)
+        here.controller.set_parameters(dict(zip(LIMITS, limits, strict=True)))
         here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
         if not automatic:
             info = here.outcome()
@@ -583,6 +585,46 @@ def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) 
             assert here.controller.resolve_doubt() == "the guest runs at the destination"
         assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
         thread.join(30)
+
+
+@pytest.mark.parametrize("destination", ["QEMU", "command", "sterna"])
+def test_a_cancel_ends_the_wait_in_doubt_and_not_the_doubt(destination: str, tmp_path: Path) -> None:
+    say, told = threading.Event(), tmp_path / "told"
+
+    def late(connection: socket.socket) -> None:
+        assert say.wait(SECONDS)
+        connection.sendall(shut(0).encode())
+
+    with ExitStack() as stack:
+        (here,) = stack.enter_context(hosts(guest()))
+        here.controller.set_parameters(dict(zip(LIMITS, (int(SECONDS * 1000), 500), strict=True)))
+        if destination == "QEMU":
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            thread = threading.Thread(target=qemu_double, args=(listener, late, True), daemon=True)
+            thread.start()
+            here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        elif destination == "command":
+            os.mkfifo(told)
+            here.controller.migrate(f"exec:cat > /dev/null; read word < {told}")
+        else:
+            there = stack.enter_context(elsewhere("stop", "advance_counter"))
+            here.controller.migrate(there.address)
+            there.await_stop()
+        while (info := here.controller.wait(0.05)).status.running:
+            if here.guest.ownership.standing is Standing.IN_DOUBT:
+                here.controller.cancel()
+        in_doubt(here, info)
+        assert "the wait for the destination's word was cancelled" in info.error
+        if destination == "QEMU":
+            say.set()
+            thread.join(SECONDS)
+        elif destination == "command":
+            told.write_text("word\n")
+        else:
+            there.go_on()
+            assert there.line() == "running"
+        word = "the command has all of the guest" if destination == "command" else "the guest runs at"
+        assert here.controller.resolve_doubt().startswith(word)
 
 
 def test_a_qemu_is_not_asked(tmp_path: Path) -> None:
@@ -775,8 +817,8 @@ def test_a_command_that_ends_late_is_heard(tmp_path: Path, automatic: bool, stat
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with hosts(guest()) as (here,):
-        limit = 60_000 if automatic else 200
-        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 300})
+        limits = (60_000, 60_000) if automatic else (200, 300)
+        here.controller.set_parameters(dict(zip(LIMITS, limits, strict=True)))
         here.controller.migrate(f"exec:cat > /dev/null; read line < '{fifo}'; exit {status}")
         if not automatic:
             info = here.outcome()

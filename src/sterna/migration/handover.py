@@ -42,6 +42,7 @@ class Doubt:
     witness: Witness | None = field(default=None, init=False)
     _heard: Said | None = field(default=None, init=False)
     _ended_by: Event | None = field(default=None, init=False)
+    _waiting: Cancellation | None = field(default=None, init=False)
 
     @property
     def advice(self) -> str:
@@ -71,11 +72,34 @@ class Doubt:
             self._ended_by = event
         return after
 
-    def resolve(self, seconds: float, cancellation: Cancellation, uri: uris.Uri | None = None) -> int:
+    def wait(self, seconds: float, closing: Cancellation) -> int:
+        """As `resolve`; `stop_waiting` ends it too."""
+        with Cancellation() as waiting:
+            self._waiting = waiting
+            if closing.is_set:  # else whoever sets it has this stopped
+                waiting.set()
+            try:
+                return self.resolve(seconds, closing, waiting=waiting)
+            finally:
+                self._waiting = None
+
+    def stop_waiting(self) -> None:
+        """If somebody waits, he does no longer; the doubt stays. From any thread."""
+        if (waiting := self._waiting) is not None:
+            waiting.set()
+
+    def resolve(
+        self,
+        seconds: float,
+        cancellation: Cancellation,
+        uri: uris.Uri | None = None,
+        waiting: Cancellation | None = None,
+    ) -> int:
         """Find out who runs the guest: ask the destination if it can be asked, hear what it says by itself, and look whether its
         process has ended.
 
         :param uri: where to ask, when that is not where the guest was sent; whoever listens there is asked, whatever it is
+        :param waiting: ends the wait in place of `cancellation`
         :return: the destination runs it: its CLOCK_REALTIME just before the first guest instruction, 0 where nobody tells; or
             has all of it (`Standing.HANDED_ON`): 0
         :raise MigrationError: When the destination does not run it and never will, or its user had it run here meanwhile: it is
@@ -87,11 +111,16 @@ class Doubt:
         try:
             if self._can_ask(where) or (uri is not None and isinstance(uri, uris.ListeningUri)):
                 assert isinstance(where, uris.ListeningUri)
-                told, clock_ns = doubt.ask(where, self.migration_id, seconds, cancellation, self._is_over)
+                told, clock_ns = doubt.ask(
+                    where, self.migration_id, seconds, waiting or cancellation, self._is_over
+                )
             else:
-                self._wait(seconds, cancellation)
-        except (InDoubt, Cancelled) as silent:
+                self._wait(seconds, waiting or cancellation)
+        except InDoubt as silent:
             reason = str(silent)
+        except Cancelled:
+            self.apply(Event.CANCELLED)
+            reason = Event.CANCELLED.value
         heard = self._heard.event if self._heard is not None else None
         match self.ownership.standing:
             case Standing.AWAY if told is Event.RUNS:
@@ -190,7 +219,7 @@ class Doubt:
 class HandOver:
     """The end of one migration at the source, whose guest is stopped.
 
-    :ivar closing: set when the program ends; only that ends a question to the destination
+    :ivar closing: set when the program ends
     """
 
     doubt: Doubt
@@ -237,7 +266,7 @@ class HandOver:
 
     def _ask(self, error: Exception, seconds: float) -> int:
         try:
-            return self.doubt.resolve(seconds, self.closing)
+            return self.doubt.wait(seconds, self.closing)
         except InDoubt as silent:
             raise InDoubt(f"{error}; then {silent}") from error
         except MigrationError as word:
@@ -260,7 +289,7 @@ class HandOver:
         except Cancelled:
             # Nobody but the connection tells, and its time limit or its user's cancel change nothing any more.
             self._keep_connection()
-            self.doubt.resolve(doubt_seconds, self.closing)
+            self.doubt.wait(doubt_seconds, self.closing)
             return
         except (MigrationError, StreamError) as error:
             self.doubt.apply(Event.CONNECTION_LOST)
@@ -301,7 +330,7 @@ class HandOver:
         except Cancelled:
             if isinstance(self.channel, ExecChannel):
                 self.doubt.witness = CommandWitness(self.channel)
-            self.doubt.resolve(doubt_seconds, self.closing)
+            self.doubt.wait(doubt_seconds, self.closing)
             return
         except MigrationError as error:
             self.doubt.apply(Event.NO_ANSWER)

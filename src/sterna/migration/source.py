@@ -126,8 +126,11 @@ class Source:
         return self._sent_pages.heat(cells)
 
     def cancel(self) -> None:
-        """Cancel. Once COMMIT is on its way the destination decides, and the migration may still complete."""
+        """Cancel. Once COMMIT is on its way the destination decides, and the migration may still complete; who cancels while its
+        word is waited for in doubt waits no longer.
+        """
         self.progress.cancelling()
+        self.doubt.stop_waiting()  # first: what follows may begin that wait
         self._cancellation.set()
 
     def abandon(self, reason: str) -> None:
