@@ -219,8 +219,23 @@ def test_a_device_needs_two_tables(free):
     use_a_table(stage2)
     with pytest.raises(OutOfTablesError, match=f"no page-table page left to map a device at {BASE:#x}"):
         stage2.map_device(BASE, PAGE_SIZE, 0x900_0000)
-    assert stage2.free_tables == 0
+    assert stage2.free_tables == free
     assert stage2.statistics()["pages_4k"] == 0
+    stage2.validate()
+
+
+def test_a_device_is_mapped_whole_or_not_at_all():
+    """Its second page needs a table more than there are."""
+    stage2 = make(pool_size=5 * PAGE_SIZE)
+    use_a_table(stage2)
+    end = Ipa(BASE + PMD_SIZE)
+    with pytest.raises(
+        OutOfTablesError, match=f"no page-table page left to map a device at {end - PAGE_SIZE:#x}"
+    ):
+        stage2.map_device(Ipa(end - PAGE_SIZE), 2 * PAGE_SIZE, 0x900_0000)
+    assert stage2.entry(Ipa(end - PAGE_SIZE)) == (0, 1)
+    assert (stage2.statistics()["pages_4k"], stage2.free_tables) == (0, 2)
+    stage2.validate()
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -165,13 +165,14 @@ class Stage2:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def map_device(self, ipa: Ipa, size: int, pa: int) -> None:
-        """Map device memory, page by page, never executable.
+        """Map device memory, page by page, never executable. Nothing else is mapped in its range.
 
-        :raise OutOfTablesError: When the pool has no page left.
+        :raise OutOfTablesError: When the pool has no page left; then none of it is mapped.
         """
         with self._locked():
             for offset in range(0, size, PAGE_SIZE):
                 if not map_device(self.state, self.tables, ipa + offset, self.format.device | (pa + offset)):
+                    unmap_range(self.state, self.tables, ipa, ipa + offset + PAGE_SIZE)
                     raise OutOfTablesError(f"no page-table page left to map a device at {ipa:#x}")
 
     def unmap(self, ipa: Ipa, size: int) -> None:
