@@ -12,6 +12,7 @@ from tests.machine.virtiodriver import MAC, SocketNetwork
 from tests.refusal import refuse_threads
 
 from sterna.launch.console import Console
+from sterna.launch.errors import VmError
 from sterna.launch.host import LOCAL
 from sterna.launch.process import SternaVm
 from sterna.machine.devices.virtionet import VirtioNet
@@ -65,7 +66,7 @@ def test_nothing_stays_open(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_vm_whose_console_cannot_be_read_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     before = remains()
     refuse_threads(monkeypatch, "console")
-    with pytest.raises(BedError, match=f"cannot start the source: {REFUSED}"):
+    with pytest.raises(VmError, match=f"cannot start the source: {REFUSED}"):
         SternaVm("source", [])
     assert remains() == before
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.analysis.test_survey import END, HEADER
 from tests.migration.pairs import hosts, source_guest
-from tests.stream.test_survey import END, HEADER
 
 from sterna.analysis.ram_survey import PageLedger
 from sterna.cli.pagemap import page_runs, show_page_maps
