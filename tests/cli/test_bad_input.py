@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.refusal import refuse_threads
 
 from sterna.cli import LazyGroup
 
@@ -308,6 +309,27 @@ def test_long_input_is_not_echoed_in_whole(cli, arguments: tuple[str, ...]) -> N
     code, _, error = cli(*arguments)
     assert len(one_line(error)) < 400
     assert code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "thread", "expected"),
+    [
+        (
+            ("run", "--kernel", "clock", "--memory", "16M", "--serial", "null"),
+            "vcpu0",
+            "cannot make the machine",
+        ),
+        (("stream", "proxy", "unix:{}/near", "unix:{}/far"), "proxy-accept", "cannot be waited at"),
+    ],
+)
+def test_a_host_without_a_thread_to_spare(
+    cli, arguments: tuple[str, ...], thread: str, expected: str, tmp_path: Path, monkeypatch
+) -> None:
+    refuse_threads(monkeypatch, thread)
+    code, _, error = cli(*(text.format(tmp_path) for text in arguments))
+    assert re.search(f"^sterna: error: .*{expected}: can't start new thread$", error.splitlines()[-1])
+    assert code == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

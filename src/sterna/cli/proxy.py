@@ -81,7 +81,10 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
         share_heap()
         print(f"sterna: listening on {proxy.uri}, forwarding to {destination}", file=sys.stderr, flush=True)
         with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
-            view = proxy.run(display.show)
+            try:
+                view = proxy.run(display.show)
+            except MigrationError as error:
+                raise CliError(str(error)) from error
     if json:
         click.echo(json_module.dumps(_report(view)))
     else:

@@ -240,6 +240,8 @@ def _make_machine(config: "MachineConfig", prepare: Callable[[], None]) -> "Mach
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         raise CliError(f"cannot make the machine: {what}{error.strerror or error}") from error
+    except RuntimeError as error:  # the operating system has no thread to spare
+        raise CliError(f"cannot make the machine: {error}") from error
     except MemoryError as error:
         raise CliError(f"this host cannot give {config.memory_bytes >> 20} MiB: {error}") from error
 

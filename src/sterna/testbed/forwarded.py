@@ -63,7 +63,7 @@ class Forwarder:
                 self.uri = self._proxy.uri
                 self._ready.set()
                 self._view = self._proxy.run()
-        except (MigrationError, OSError, RuntimeError) as error:  # RuntimeError: no thread to spare
+        except (MigrationError, OSError) as error:
             self._fault = str(error)
         finally:
             self._ready.set()

@@ -127,9 +127,13 @@ class Proxy:
         """Forward one migration.
 
         :param watch: called every so many seconds in the calling thread
+        :raise ChannelError: When nobody can be waited for.
         """
         accepting = threading.Thread(target=self._accept, name="proxy-accept", daemon=True)
-        accepting.start()
+        try:
+            accepting.start()
+        except RuntimeError as error:  # the operating system has no thread to spare
+            raise ChannelError(f"{self.uri} cannot be waited at: {error}") from error
         try:
             while True:
                 with self._changed:
