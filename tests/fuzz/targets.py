@@ -31,13 +31,14 @@ from sterna.analysis.compare import compare
 from sterna.analysis.proxy.answers import Answers
 from sterna.analysis.survey import survey
 from sterna.cli.streamreport import survey_report
+from sterna.host import units
 from sterna.memory.ram import RamBlock
 from sterna.migration import doubt, handshake, peer, verify
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, ProtocolError
 from sterna.migration.multifd import receiver
 from sterna.migration.statistics import MigrationStatus
-from sterna.monitor import dump, protocol, units
+from sterna.monitor import dump, protocol
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.commands import Commands
 from sterna.monitor.framing import FramingError, JsonFramer

@@ -13,7 +13,7 @@ from sterna.bench.campaign import Comparison, Series, Settings
 from sterna.bench.summary import Judgement, Summary, judge, summarise_all
 from sterna.bench.table import print_table
 from sterna.host.limits import usable_cpus
-from sterna.monitor.units import format_rate, format_size
+from sterna.host.units import format_rate, format_size
 
 _DASH = "—"
 

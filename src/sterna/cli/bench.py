@@ -189,7 +189,7 @@ def _measure_kvm(
 
 def _list(kvm: bool) -> None:
     from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS
-    from sterna.monitor.units import format_size
+    from sterna.host.units import format_size
 
     click.echo("Workloads:")
     for workload in WORKLOADS.values():

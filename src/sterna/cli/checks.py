@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.host.limits import available_bytes, usable_cpus
+from sterna.host.units import format_size
 from sterna.migration.errors import describe
-from sterna.monitor.units import format_size
 
 _SMALL_MEMORY = 2 << 30
 _EMULATED = ("numba", "unicorn", "stage 2")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sterna.cli.progress import Picture
 from sterna.cli.result import farewell, verdict
 from sterna.host.printable import printable
-from sterna.monitor.units import format_rate, format_size
+from sterna.host.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from rich.live import Live

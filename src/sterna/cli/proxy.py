@@ -161,7 +161,7 @@ class _Display:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self, view: "ProxyView", now: float) -> str:
-        from sterna.monitor.units import format_rate, format_size
+        from sterna.host.units import format_rate, format_size
 
         rate = (view.forwarded - self._bytes) / (now - self._shown)
         parts = [f"{format_size(view.forwarded)} in {view.seconds:.1f} s", format_rate(rate)]
@@ -176,7 +176,7 @@ class _Display:
 
 
 def _pass_lines(view: "ProxyView") -> list[str]:
-    from sterna.monitor.units import format_size
+    from sterna.host.units import format_size
 
     if not view.survey:
         return []
@@ -232,7 +232,7 @@ def _report(view: "ProxyView") -> dict[str, Any]:
 
 
 def _show(view: "ProxyView") -> None:
-    from sterna.monitor.units import format_rate, format_size
+    from sterna.host.units import format_rate, format_size
 
     if view.survey and view.survey.configuration:
         show_survey("stream", view.survey)

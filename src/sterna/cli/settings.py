@@ -3,7 +3,7 @@
 from typing import Any
 
 from sterna.cli.errors import UsageError
-from sterna.monitor.units import parse_bandwidth, parse_duration_ms
+from sterna.host.units import parse_bandwidth, parse_duration_ms
 
 
 def bandwidth_value(text: str) -> int:

@@ -141,7 +141,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def show_survey(title: str, survey: "StreamSurvey") -> None:
-    from sterna.monitor.units import format_size
+    from sterna.host.units import format_size
 
     configuration = survey.configuration
     assert configuration is not None

@@ -7,7 +7,7 @@ from typing import Any
 from sterna.cli.display import format_seconds
 from sterna.cli.trial import TrialSettings, trial_verdict
 from sterna.host.load import HostLoad
-from sterna.monitor.units import format_rate, format_size
+from sterna.host.units import format_rate, format_size
 
 _WIDTH = 100
 _LABEL_WIDTH = 14

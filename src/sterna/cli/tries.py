@@ -5,11 +5,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sterna.host.units import format_rate
 from sterna.migration.parameters import PARAMETERS
 from sterna.monitor.answers import CapabilityState, MigrationParameters, Word
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
-from sterna.monitor.units import format_rate
 
 _SHOWN = ("max-bandwidth", "downtime-limit", "x-sterna-policy")
 """Parameters that decide most, shown beside those that the user sets and those that are not at their defaults."""

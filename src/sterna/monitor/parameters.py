@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from sterna.host.units import parse_size
 from sterna.migration.parameters import PARAMETERS
 from sterna.monitor.protocol import QmpError
-from sterna.monitor.units import parse_size
 
 _ON, _OFF = ("on", "true", "yes", "y"), ("off", "false", "no", "n")
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from sterna.host.units import parse_bandwidth
 from sterna.machine.config import ConfigError, parse_memory
 from sterna.migration.parameters import MAX_DOWNTIME_LIMIT_MS
-from sterna.monitor.units import parse_bandwidth
 from sterna.testbed.limits import Count, Number, Positive
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from sterna.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.bench.summary import Judgement
 from sterna.bench.table import print_table
+from sterna.host.units import format_size
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.monitor.units import format_size
 
 _GIB = 1 << 30
 _SPARSE = "harvest, 1 % of all"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sterna.monitor.units import format_rate, format_size, parse_bandwidth, parse_duration_ms, parse_size
+from sterna.host.units import format_rate, format_size, parse_bandwidth, parse_duration_ms, parse_size
 
 
 @pytest.mark.parametrize(
