@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sterna.host.limits import most_bytes
+from sterna.host.units import parse_size
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.accel import accelerator, accelerators
 from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa
@@ -14,8 +15,7 @@ from sterna.machine.serial import SerialError, check_serial
 from sterna.memory.address import PAGE_SIZE
 
 MEBIBYTE = 1 << 20
-_UNITS = {"": MEBIBYTE, "B": 1, "K": 1 << 10, "M": MEBIBYTE, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[BKMGT]?)", re.ASCII)
+_SIZE = re.compile(r"\d[\d.]{0,22}[BKMGT]?", re.ASCII | re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.ARM64: ("host",), Isa.X86_64: ("host",)}
 """CPU models of each kind of board; the first is the default."""
@@ -109,16 +109,13 @@ def parse_memory(text: str) -> int:
 
     :raise ConfigError: When the text is not a size.
     """
-    match = _SIZE.fullmatch(text.strip().upper())
-    if match is None:
-        raise ConfigError(
-            f"memory: {text!r} is not a size; write a number and B, K, M, G or T, such as 1792M"
-        )
-    if len(text) > 24:
-        raise ConfigError(f"memory: {text[:24]!r}... has too many digits")
-    whole, _, fraction = match["number"].partition(".")
-    unit = _UNITS[match["unit"]]
-    return int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+    try:
+        if _SIZE.fullmatch(text.strip()):
+            return parse_size(text, default_unit="m")
+    except ValueError:
+        pass
+    shown = repr(text) if len(text) <= 24 else f"{text[:24]!r}..."
+    raise ConfigError(f"memory: {shown} is not a size; write a number and B, K, M, G or T, such as 1792M")
 
 
 def parse_uuid(text: str) -> UUID:
