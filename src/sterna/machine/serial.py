@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from sterna.host.socketpath import SocketPath
+from sterna.host.address import listen_path
 
 log = logging.getLogger(__name__)
 
@@ -212,9 +212,9 @@ class UnixSerial:
         with ExitStack() as opened:
             try:
                 self._stop_read, self._stop_write = _pipe(opened)
-                self._listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-                opened.callback(SocketPath.bind(self._listener, str(path)).remove)
-                self._listener.listen(_BACKLOG)
+                self._listener, bound = listen_path(str(path), _BACKLOG)
+                opened.enter_context(self._listener)
+                opened.callback(bound.remove)
             except OSError as error:
                 raise SerialError(f"serial unix:{path}: {error.strerror or error}") from error
             self._opened = opened.pop_all()

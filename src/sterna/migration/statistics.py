@@ -26,6 +26,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
+from sterna.host.address import parse_inet
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.lostwrites import AuditReport
 from sterna.stream.leftover import Leftover
@@ -357,8 +358,8 @@ def _socket_address(uri: str) -> dict[str, str]:
     kind, _, rest = uri.partition(":")
     if kind == "unix":
         return {"type": "unix", "path": rest}
-    host, _, port = rest.rpartition(":")
-    return {"type": "inet", "host": host.strip("[]"), "port": port}
+    address = parse_inet(rest)
+    return {"type": "inet", "host": address.host, "port": str(address.port)}
 
 
 @dataclass

@@ -4,10 +4,14 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from sterna.host import address as sockets
+from sterna.host.address import InetAddress, listen_inet, listen_path, parse_inet, parse_path
 from sterna.host.lookup import look_up
-from sterna.host.socketpath import SocketPath, what_is_no_socket
+from sterna.host.socketpath import what_is_no_socket
 from sterna.monitor.protocol import QmpError
 
 
@@ -18,6 +22,7 @@ class AddressError(QmpError):
 _FORMS = "unix:PATH[,server], tcp:HOST:PORT[,server] or fd:NUMBER"
 _OPTIONS = {"server", "server=on", "nowait", "wait=off", "wait=on"}
 _BACKLOG = 16
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,7 @@ class MonitorAddress:
             return f"unix:{self.path}"
         if self.kind == "fd":
             return f"fd:{self.fd}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp:{host}:{self.port}"
+        return f"tcp:{InetAddress(self.host, self.port)}"
 
 
 def parse_address(text: str) -> MonitorAddress:
@@ -62,19 +66,20 @@ def parse_address(text: str) -> MonitorAddress:
             f"{shown}: 'wait=on' is not supported; the guest starts without waiting for a client"
         )
     if kind == "unix":
-        if not target or "\0" in target:
-            raise AddressError(f"{shown}: the path of the socket is missing")
-        if len(os.fsencode(target)) > 107:
-            raise AddressError(f"{shown}: a unix socket's path has 107 bytes at most")
-        return MonitorAddress("unix", path=target)
+        return MonitorAddress("unix", path=_parsed(parse_path, target, shown))
     if kind == "fd":
         if not (target.isascii() and target.isdigit() and len(target) < 8):
             raise AddressError(f"{shown}: {target[:40]!r} is not the number of a descriptor")
         return MonitorAddress("fd", fd=int(target))
-    host, colon, port = target.rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise AddressError(f"{shown}: {port[:40]!r} is not a port; expected tcp:HOST:PORT")
-    return MonitorAddress("tcp", host=host.strip("[]") or "127.0.0.1", port=int(port))
+    inet = _parsed(parse_inet, target, shown)
+    return MonitorAddress("tcp", host=inet.host or "127.0.0.1", port=inet.port)
+
+
+def _parsed(parse: Callable[[str], Parsed], target: str, shown: str) -> Parsed:
+    try:
+        return parse(target)
+    except sockets.AddressError as error:
+        raise AddressError(f"{shown}: {error}; expected {_FORMS}") from error
 
 
 def listen(address: MonitorAddress) -> socket.socket:
@@ -86,8 +91,8 @@ def listen(address: MonitorAddress) -> socket.socket:
         if address.kind == "fd":
             return _adopt(address)
         if address.kind == "unix":
-            return _listen_unix(address)
-        return _listen_tcp(address)
+            return listen_path(address.path, _BACKLOG)[0]
+        return listen_inet(look_up(address.host, address.port, passive=True)[0], _BACKLOG, both=True)
     except OSError as error:
         raise AddressError(f"cannot listen on {address}: {_cause(error)}") from error
 
@@ -125,30 +130,6 @@ def _connect(family: socket.AddressFamily, target: object, timeout: float | None
         connection.close()
         raise
     return connection
-
-
-def _listen_tcp(address: MonitorAddress) -> socket.socket:
-    family, target = look_up(address.host, address.port, passive=True)[0]
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(target)  # type: ignore[arg-type]
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _listen_unix(address: MonitorAddress) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        SocketPath.bind(listener, address.path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _adopt(address: MonitorAddress) -> socket.socket:

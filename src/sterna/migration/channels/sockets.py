@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
+from sterna.host.address import InetAddress
 from sterna.host.lookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
@@ -300,6 +301,5 @@ class Listener:
 
 def _peer_name(sock: socket.socket, address: object, uri: str) -> str:
     if sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"tcp:{host}:{address[1]}"
+        return f"tcp:{InetAddress(address[0], address[1])}"
     return f"the peer on {uri}"

@@ -1,8 +1,8 @@
 """`tcp:HOST:PORT`: IPv4, IPv6 in brackets, or a name. A host left out is this one (loopback)."""
 
-import socket
 from dataclasses import dataclass, replace
 
+from sterna.host.address import AddressError, InetAddress, listen_inet, parse_inet
 from sterna.host.lookup import LOOKUP_SECONDS, Address, look_up
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
@@ -15,14 +15,11 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
-class TcpUri:
-    """:ivar host: a name or a numeric address without brackets; empty is the loopback address"""
-
-    host: str
-    port: int
+class TcpUri(InetAddress):
+    """A port that listens, or is to."""
 
     def __str__(self) -> str:
-        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+        return f"tcp:{super().__str__()}"
 
     def _addresses(self, seconds: float, *, passive: bool = False, cancel_fd: int = -1) -> list[Address]:
         host = self.host or "127.0.0.1"
@@ -65,19 +62,12 @@ class TcpUri:
         """
         :raise ChannelError: When the host is unknown or the port is taken.
         """
-        family, address = self._addresses(LOOKUP_SECONDS, passive=True)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        address = self._addresses(LOOKUP_SECONDS, passive=True)[0]
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                # Bind exactly what the user named, not IPv4 beside it.
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)  # type: ignore[arg-type]
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
+            sock = listen_inet(address, BACKLOG)
         except OSError as error:
-            sock.close()
             raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
+        sock.setblocking(False)
         return Listener(sock, str(TcpUri(self.host, sock.getsockname()[1])))
 
 
@@ -86,17 +76,8 @@ def parse(rest: str) -> TcpUri:
 
     :raise UriError: When host or port is malformed.
     """
-    if rest.startswith("["):
-        host, bracket, tail = rest[1:].partition("]")
-        if not bracket or not tail.startswith(":"):
-            raise UriError(f"tcp:{rest}: an IPv6 address is written [ADDRESS]:PORT; expected {FORM}")
-        port = tail[1:]
-    else:
-        host, colon, port = rest.rpartition(":")
-        if not colon:
-            raise UriError(f"tcp:{rest}: the port is missing; expected {FORM}")
-        if ":" in host:
-            raise UriError(f"tcp:{rest}: an IPv6 address needs brackets; expected tcp:[ADDRESS]:PORT")
-    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535 and len(port) <= 5):
-        raise UriError(f"tcp:{rest}: port {port!r} is not a number from 0 to 65535; expected {FORM}")
-    return TcpUri(host, int(port))
+    try:
+        address = parse_inet(rest)
+    except AddressError as error:
+        raise UriError(f"tcp:{rest}: {error}; expected {FORM}") from error
+    return TcpUri(address.host, address.port)

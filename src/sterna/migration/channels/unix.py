@@ -4,7 +4,8 @@ import os
 import socket
 from dataclasses import dataclass
 
-from sterna.host.socketpath import SocketPath, what_is_no_socket
+from sterna.host.address import AddressError, listen_path, parse_path
+from sterna.host.socketpath import what_is_no_socket
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import describe
 from sterna.migration.channels.sockets import BACKLOG, CONNECT_SECONDS, Listener, SocketChannel
@@ -12,8 +13,6 @@ from sterna.migration.channels.sockets import connect as connect_socket
 from sterna.migration.errors import ChannelError, UriError
 
 FORM = "unix:PATH"
-_PATH_MAX = 107
-"""Bytes in sockaddr_un.sun_path without the final zero."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,11 @@ class UnixUri:
         """
         :raise ChannelError: When the path cannot be bound, or somebody listens there already.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            bound = SocketPath.bind(sock, self.path)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
+            sock, bound = listen_path(self.path, BACKLOG)
         except OSError as error:
-            sock.close()
             raise ChannelError(f"cannot listen on {self}: {describe(error)}") from error
+        sock.setblocking(False)
         return Listener(sock, str(self), bound.remove)
 
 
@@ -58,10 +54,7 @@ def parse(rest: str) -> UnixUri:
 
     :raise UriError: When the path is empty, too long for a socket address, or holds a zero byte.
     """
-    if not rest:
-        raise UriError(f"unix: the path is missing; expected {FORM}")
-    if "\0" in rest:
-        raise UriError(f"unix: the path holds a zero byte; expected {FORM}")
-    if len(os.fsencode(rest)) > _PATH_MAX:
-        raise UriError(f"unix: the path is longer than {_PATH_MAX} bytes; expected {FORM}")
-    return UnixUri(rest)
+    try:
+        return UnixUri(parse_path(rest))
+    except AddressError as error:
+        raise UriError(f"unix: {error}; expected {FORM}") from error
