@@ -1,6 +1,5 @@
 """QMP messages: requests, answers, errors, events (QEMU's docs/interop/qmp-spec)."""
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sterna import __version__
+from sterna.host.messages import Flaw, flaw
 
 QEMU_VERSION = {"major": 7, "minor": 2, "micro": 0}
 """The version whose commands and types we follow."""
@@ -65,7 +65,7 @@ def parse_request(text: bytes) -> Request:
     """
     try:
         message = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise NoObjectError(f"JSON parse error, {error}") from error
     if not isinstance(message, dict):
         raise NoObjectError("QMP input must be a JSON object")
@@ -103,10 +103,6 @@ def event(name: str, data: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`")
-_MISSING = re.compile(r"Object missing required field `([^`]*)`")
-_TYPE = re.compile(r"Expected `([^`]*)`, got")
-_PATH = re.compile(r" - at `\$\.?([^`]*)`")
 _QAPI_TYPES = {"str": "string", "int": "integer", "bool": "boolean", "object": "object", "array": "array"}
 
 
@@ -119,18 +115,15 @@ def convert_arguments(arguments: dict[str, Any], schema: type[msgspec.Struct]) -
     try:
         return msgspec.convert(arguments, schema)
     except msgspec.ValidationError as error:
-        raise QmpError(_describe(str(error))) from error
+        raise QmpError(_describe(flaw(error))) from error
 
 
-def _describe(text: str) -> str:
-    found = _PATH.search(text)
-    path = found[1] if found else ""
-    prefix = path + "." if path else ""
-    if match := _UNKNOWN.search(text):
-        return f"Parameter '{prefix}{match[1][:80]}' is unexpected"
-    if match := _MISSING.search(text):
-        return f"Parameter '{prefix}{match[1]}' is missing"
-    if match := _TYPE.search(text):
-        expected = _QAPI_TYPES.get(match[1].removesuffix(" | null"), match[1])
-        return f"Invalid parameter type for '{path}', expected: {expected}"
-    return f"Parameter '{path}': {text[:200]}"
+def _describe(flaw: Flaw) -> str:
+    if flaw.unknown is not None:
+        return f"Parameter '{flaw.unknown}' is unexpected"
+    if flaw.missing is not None:
+        return f"Parameter '{flaw.missing}' is missing"
+    if flaw.expected is not None:
+        expected = _QAPI_TYPES.get(flaw.expected.removesuffix(" | null"), flaw.expected)
+        return f"Invalid parameter type for '{flaw.place}', expected: {expected}"
+    return f"Parameter '{flaw.place}': {flaw.reason[:200]}"

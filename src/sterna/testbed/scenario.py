@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from sterna.host.messages import Flaw, flaw
 from sterna.testbed.checks import Check
 from sterna.testbed.errors import ScenarioError
 from sterna.testbed.kinds import KINDS
@@ -83,7 +84,7 @@ class ScenarioFile:
         try:
             return msgspec.convert(tables, Scenario, strict=True)
         except msgspec.ValidationError as error:
-            raise ScenarioError(f"{self.source}: {_explain(str(error))}") from error
+            raise ScenarioError(f"{self.source}: {_explain(flaw(error))}") from error
 
 
 def parse(name: str, source: str, text: str) -> ScenarioFile:
@@ -185,14 +186,12 @@ def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def _explain(text: str) -> str:
-    """msgspec's message with the key first: ``vm.smp: Expected `int`, got `str```."""
-    reason, _, path = text.partition(" - at `$")
-    where = path.rstrip("`").lstrip(".")
-    if reason.startswith("Object contains unknown field"):
-        key = reason.split("`")[1]
-        return f"{where + '.' if where else ''}{key}: unknown key"
-    if reason.startswith("Invalid value") and where.endswith("kind"):
-        known: object = Procedure if where.startswith("procedure") else Check
+def _explain(flaw: Flaw) -> str:
+    """What is wrong with the key first: ``vm.smp: Expected `int`, got `str```."""
+    if flaw.unknown is not None:
+        return f"{flaw.unknown}: unknown key"
+    reason = flaw.reason
+    if reason.startswith("Invalid value") and flaw.place.endswith("kind"):
+        known: object = Procedure if flaw.place.startswith("procedure") else Check
         reason += f"; there are {', '.join(sorted(one.__struct_config__.tag for one in get_args(known)))}"
-    return f"{where}: {reason}" if where else reason
+    return f"{flaw.place}: {reason}" if flaw.place else reason
