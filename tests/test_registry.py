@@ -1,0 +1,89 @@
+"""What is added by name: modules of a package, entry points of other distributions, and what a process adds itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sterna.registry import PluginError, Registry, UnknownName
+
+
+def install(folder: Path, name: str, entry_points: str) -> None:
+    """What pip leaves of a distribution."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sterna.test.things]\n{entry_points}\n")
+
+
+@pytest.fixture
+def things(tmp_path, monkeypatch) -> Registry[str]:
+    """Two built-in modules, one that is none, and another distribution on the path."""
+    package = tmp_path / f"things_{tmp_path.name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in ("plain", "two_words", "_shared"):
+        (package / f"{name}.py").write_text(f"THING = {name!r}\n")
+    (tmp_path / f"other_{tmp_path.name}.py").write_text("THING = 'other'\nPLAIN = 'not the built-in one'\n")
+    other = f"other_{tmp_path.name}"
+    install(
+        tmp_path,
+        "other",
+        f"other = {other}:THING\nplain = {other}:PLAIN\nwrong = {other}:NOTHING\nmissing = no_such_module_here",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Registry("sterna.test.things", package.name, "THING")
+
+
+def test_the_names_of_all(things) -> None:
+    assert list(things) == ["plain", "two-words", "other", "wrong", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "item"), [("plain", "plain"), ("two-words", "two_words"), ("other", "other")]
+)
+def test_each_is_there_by_its_name(things, name, item) -> None:
+    assert name in things
+    assert things.get(name) == item
+
+
+@pytest.mark.parametrize("name", ["", "two_words", "_shared", "-shared", "plain.x", "__init__"])
+def test_what_nobody_registered_is_not_there(things, name) -> None:
+    assert name not in things
+    with pytest.raises(UnknownName, match="there are plain, two-words, other"):
+        things.get(name)
+
+
+@pytest.mark.parametrize("name", ["wrong", "missing"])
+def test_an_entry_point_that_cannot_be_loaded_is_named(things, name) -> None:
+    assert name in things
+    with pytest.raises(PluginError, match=rf"^sterna\.test\.things: {name} \(.* cannot be loaded: "):
+        things.get(name)
+
+
+def test_two_distributions_with_the_same_name_are_told_of(things, tmp_path) -> None:
+    install(tmp_path, "third", "other = third:THING")
+    with pytest.raises(PluginError, match=r"other is other_.*:THING and third:THING"):
+        things.get("other")
+
+
+def test_a_process_adds_and_replaces(things) -> None:
+    things.add("own", "mine")
+    things.add("plain", "instead")
+    assert (things.get("own"), things.get("plain")) == ("mine", "instead")
+    assert list(things)[:3] == ["plain", "two-words", "own"]
+
+
+def test_a_built_in_name_costs_neither_modules_nor_metadata() -> None:
+    """The command line asks for names before it does anything."""
+    script = (
+        "import sys\nfrom sterna.registry import Registry\n"
+        "known = Registry('sterna.test.things', 'sterna.host', 'X')\n"
+        "assert 'units' in known\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert not {"importlib.metadata", "sterna.host.units"} & set(done.stdout.split())
