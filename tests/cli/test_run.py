@@ -58,7 +58,7 @@ main(arguments)
     ("place", "arguments"),
     [
         (
-            "sterna.machine.machine.create_vm",
+            "sterna.machine.machine.open_vm",
             ("run", *GUEST[:-1], "unix:serial", "--memory", "16M", "--qmp", "unix:socket,server"),
         ),
         (

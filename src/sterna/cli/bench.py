@@ -78,10 +78,9 @@ def command(
     from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
     from sterna.guests.catalog import GuestError
+    from sterna.hypervisor.accelerator import Isa, check_arch
     from sterna.launch.errors import LaunchError, Unsupported
     from sterna.launch.qemu import find_qemu
-    from sterna.machine.accel import check_board
-    from sterna.machine.boards import VIRT
     from sterna.machine.config import ConfigError, parse_memory
 
     def note(text: str) -> None:
@@ -141,7 +140,7 @@ def command(
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
         if not kvm and any(one.who is Who.STERNA for one in variants):
             with hypervisor_refusals():
-                check_board(accel, VIRT)
+                check_arch(accel, Isa.ARMV7)
             compile_kernels(check=check)
         try:
             done = [compare(workload, variants, settings, check, note) for workload in workloads]

@@ -145,15 +145,16 @@ def _memory() -> Check:
 
 def _kvm() -> Check:
     """VMs are made, one for each way to keep a dirty log, and a guest runs in one."""
+    from sterna.hypervisor.accelerator import open_vm
     from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
-    from sterna.machine.accel import accelerator, create_vm
+    from sterna.machine.config import MachineConfig
 
-    name, board = "kvm", accelerator("kvm").board
+    name, board = "kvm", MachineConfig(accel="kvm").board
     modes: list[str] = []
     refusal = ""
     for mode in DirtyLogMode:
         try:
-            create_vm("kvm", board, 1, mode).close()
+            open_vm("kvm", board.isa, dirty_log=mode).close()
             modes.append(mode)
         except HypervisorError as error:
             refusal = refusal or str(error).removeprefix("accel kvm: ")

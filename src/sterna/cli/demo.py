@@ -66,8 +66,8 @@ def command(
     from sterna.cli.trial import TrialSettings, run_trial
     from sterna.cli.trialreport import report_lines
     from sterna.guests.catalog import PROGRAMS, GuestError, validate
+    from sterna.hypervisor.accelerator import ACCELERATORS, check_arch, open_vm
     from sterna.hypervisor.interface import DirtyLogMode
-    from sterna.machine.accel import check_board, create_vm
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
     if append is None:
@@ -97,9 +97,9 @@ def command(
         audit,
     )
     with hypervisor_refusals():
-        check_board(accel, config.board)
-        if accel == "kvm":  # costs nothing; the emulated hypervisor's would need the kernels
-            create_vm(accel, config.board, smp, DirtyLogMode(dirty_log)).close()
+        check_arch(accel, config.board.isa)
+        if not ACCELERATORS.get(accel).compiled:  # costs nothing then
+            open_vm(accel, config.board.isa, vcpus=smp, dirty_log=DirtyLogMode(dirty_log)).close()
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         compile_kernels(accel, interrupts.check)
         result = run_trial(settings, display, interrupts)

@@ -20,8 +20,6 @@ _MIGRATION = (
     "sterna.stream.ram_kernels",
 )
 _SURVEY = ("sterna.analysis.capture",)
-_EMULATED = ("sterna.hypervisor.emulated.guestmode", "sterna.stage2.tables")
-_KVM = ("sterna.hypervisor.kvm.dirtyring",)
 """Modules whose kernels are called, their own or those of what they import."""
 
 
@@ -30,7 +28,9 @@ def prepare_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
 
     :param check: called now and then; what it raises ends it
     """
-    _prepare((*_MIGRATION, *(_KVM if accel == "kvm" else _EMULATED)), check)
+    from sterna.hypervisor.accelerator import ACCELERATORS
+
+    _prepare((*_MIGRATION, *ACCELERATORS.get(accel).kernels), check)
 
 
 def prepare_survey_kernels(check: Callable[[], None] = lambda: None) -> None:

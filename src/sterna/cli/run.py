@@ -152,6 +152,7 @@ def _run(
     console: bool,
     ignored: tuple[str, ...],
 ) -> int:
+    from sterna.hypervisor.accelerator import ACCELERATORS
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
     from sterna.migration.errors import MigrationError, UriError
@@ -168,7 +169,7 @@ def _run(
         listening = list(_listen(qmp, stack))
         # Compiled when all that may be wrong has been found, and before there is a VM that needs them; KVM's needs none.
         prepare = functools.partial(_prepare, config.accel)
-        machine = _make_machine(config, prepare if config.accel != "kvm" else lambda: None)
+        machine = _make_machine(config, prepare if ACCELERATORS.get(config.accel).compiled else lambda: None)
         stack.callback(machine.close)
         prepare()
         teller = Teller()

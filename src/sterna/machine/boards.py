@@ -1,8 +1,8 @@
 """The boards: where their memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
 
 from dataclasses import dataclass, replace
-from enum import Enum
 
+from sterna.hypervisor.accelerator import Isa
 from sterna.memory.address import Ipa
 
 GIC_SPI_BASE = 32
@@ -18,14 +18,6 @@ ADDRESS_LIMIT = 1 << 32
 """A 32-bit guest without LPAE sees nothing beyond."""
 DEVICE_TREE_ROOM = 1 << 20
 """The device tree is at the start of RAM and ends below this offset."""
-
-
-class Isa(Enum):
-    """What a guest's instructions are."""
-
-    ARMV7 = "armv7"
-    ARM64 = "arm64"
-    X86_64 = "x86_64"
 
 
 @dataclass(frozen=True)
@@ -117,6 +109,11 @@ class Board:
         """The most RAM that fits, in bytes."""
         return self.ram_end - self.ram_base
 
+    @property
+    def secondaries_off(self) -> bool:
+        """Whether all CPUs but the first wait until the guest starts them."""
+        return False
+
     def reserved_bytes(self, device_tree_bytes: int) -> int:
         """How much of RAM, from its start, a kernel must leave alone."""
         return device_tree_bytes
@@ -133,6 +130,11 @@ class ArmBoard(Board):
     gic: Gic
     peripheral_base: int
     psci: bool
+
+    @property
+    def secondaries_off(self) -> bool:
+        """PSCI starts them."""
+        return self.psci
 
 
 @dataclass(frozen=True, kw_only=True)

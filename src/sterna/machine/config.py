@@ -3,16 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from sterna.host.limits import most_bytes
 from sterna.host.units import parse_size
+from sterna.hypervisor.accelerator import ACCELERATORS, Isa
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.machine.accel import accelerator, accelerators
-from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board, Isa
+from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.machine.serial import SerialError, check_serial
 from sterna.memory.address import PAGE_SIZE
+from sterna.registry import Registry
 
 MEBIBYTE = 1 << 20
 _SIZE = re.compile(r"\d[\d.]{0,22}[BKMGT]?", re.ASCII | re.IGNORECASE)
@@ -36,7 +38,7 @@ class MachineConfig:
     :ivar cpu: the CPU model; empty for the board's
     :ivar smp: number of CPUs
     :ivar memory_bytes: size of RAM
-    :ivar accel: the hypervisor, ``emulated``, ``kvm`` or what else is registered (`sterna.machine.accel`)
+    :ivar accel: the hypervisor, ``emulated``, ``kvm`` or what else is registered (`sterna.hypervisor.accelerator.ACCELERATORS`)
     :ivar dirty_log: how the hypervisor keeps its dirty log, ``bitmap``, ``manual`` or ``ring``
     :ivar kernel: name of a guest that ships with sterna, or path of an ELF file; None for an incoming machine, or RAM that
         starts empty
@@ -69,17 +71,18 @@ class MachineConfig:
     uuid: UUID | None = None
 
     def __post_init__(self) -> None:
-        _choice("accel", self.accel, accelerators())
-        accel = accelerator(self.accel)
-        object.__setattr__(self, "machine", self.machine or accel.board.name)
+        _choice("accel", self.accel, ACCELERATORS)
+        accel = ACCELERATORS.get(self.accel)
+        object.__setattr__(self, "machine", self.machine or accel.board)
         _choice("machine", self.machine, tuple(BOARDS))
         cpus = CPUS[self.board.isa]
         object.__setattr__(self, "cpu", self.cpu or cpus[0])
         _choice("cpu", self.cpu, cpus)
         _choice("dirty log", self.dirty_log, tuple(DirtyLogMode))
         if DirtyLogMode(self.dirty_log) not in accel.dirty_logs:
+            kind = "dirty rings" if self.dirty_log == DirtyLogMode.RING else f"log {self.dirty_log}"
             raise ConfigError(
-                "dirty log: the emulated hypervisor has no dirty rings; choose bitmap or manual"
+                f"dirty log: the {self.accel} hypervisor has no {kind}; choose {' or '.join(accel.dirty_logs)}"
             )
         if not 1 <= self.smp <= MAX_CPUS:
             raise ConfigError(f"smp: {self.smp} CPUs asked for, the board has 1 to {MAX_CPUS}")
@@ -190,6 +193,6 @@ def _check_nics(nics: Sequence[NicConfig], board: Board) -> tuple[NicConfig, ...
     return complete
 
 
-def _choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
+def _choice(setting: str, value: str, choices: Registry[Any] | tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{setting}: {value!r} is not known; choose {' or '.join(choices)}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from sterna.machine.boards import Board, Isa
+from sterna.hypervisor.accelerator import Isa
+from sterna.machine.boards import Board
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
+from sterna.hypervisor.accelerator import check_arch, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
 from sterna.hypervisor.traits import Trait
 from sterna.machine import devicetree, kernel
-from sterna.machine.accel import check_board, create_vm
 from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
@@ -97,7 +97,7 @@ class Machine:
 
     def _build(self, stack: ExitStack, prepare: Callable[[], None]) -> None:
         config, board = self.config, self.config.board
-        check_board(config.accel, board)
+        check_arch(config.accel, board.isa)
         boot = None
         if config.kernel is not None and not config.incoming:
             device_tree = devicetree.build(config)
@@ -111,7 +111,13 @@ class Machine:
             self.serial: SerialBackend = open_serial(config.serial)
             line.callback(self.serial.close)
             prepare()
-            self._vm = create_vm(config.accel, board, config.smp, DirtyLogMode(config.dirty_log))
+            self._vm = open_vm(
+                config.accel,
+                board.isa,
+                vcpus=config.smp,
+                dirty_log=DirtyLogMode(config.dirty_log),
+                secondaries_off=board.secondaries_off,
+            )
             stack.callback(self._vm.close)
             # Opened before the VM, and closed before it too: input raises an interrupt at a vCPU.
             stack.enter_context(line.pop_all())

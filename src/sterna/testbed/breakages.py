@@ -3,11 +3,12 @@
 Only the program that the test bed starts for them (`sterna.cli.broken`) registers them: nothing else knows that they exist.
 """
 
+from dataclasses import replace
 from functools import partial
 
+from sterna.hypervisor.accelerator import ACCELERATORS
+from sterna.hypervisor.accelerators.emulated import ACCELERATOR, emulated_vm
 from sterna.hypervisor.emulated.broken import BREAKAGES, broken_vm
-from sterna.machine.accel import EMULATED_LOGS, Accelerator, check_emulated, emulated_vm, register
-from sterna.machine.boards import VIRT
 
 __all__ = ["BREAKAGES", "LAUNCHER", "accel_name", "register_all"]
 
@@ -23,5 +24,5 @@ def accel_name(breakage: str) -> str:
 def register_all() -> None:
     """Have every breakage as an accelerator."""
     for breakage in BREAKAGES:
-        create = partial(emulated_vm, broken_vm(breakage))
-        register(Accelerator(accel_name(breakage), check_emulated, create, VIRT, EMULATED_LOGS))
+        name, create = accel_name(breakage), partial(emulated_vm, broken_vm(breakage))
+        ACCELERATORS.add(name, replace(ACCELERATOR, name=name, create=create))

@@ -13,11 +13,11 @@ from typing import Any
 
 from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
 from sterna.hypervisor import interface as hypervisor
+from sterna.hypervisor.accelerator import Isa, check_arch
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, SharedRam, SternaVm, Vm
 from sterna.launch.qemu import Qemu, find_qemu
-from sterna.machine.accel import check_board
 from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError, ScenarioError
@@ -161,7 +161,7 @@ class SternaKind(VmKind):
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         if self._accel == "emulated":
             try:
-                check_board(self._accel, VIRT)
+                check_arch(self._accel, Isa.ARMV7)
             except hypervisor.Unsupported as error:
                 raise Unsupported(str(error)) from error
             return

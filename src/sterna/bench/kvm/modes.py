@@ -11,8 +11,9 @@ from sterna.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.bench.report import print_goals
 from sterna.bench.summary import Judgement
 from sterna.host.load import HostLoad, HostWatch
+from sterna.hypervisor.accelerator import open_vm
 from sterna.hypervisor.interface import DirtyLogMode, Unsupported
-from sterna.machine.accel import accelerator, create_vm
+from sterna.machine.config import MachineConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def find_modes(asked: Sequence[str]) -> Modes:
     there, missing = [], {}
     for mode in dict.fromkeys(map(DirtyLogMode, asked)):
         try:
-            create_vm("kvm", accelerator("kvm").board, 1, mode).close()
+            open_vm("kvm", MachineConfig(accel="kvm").board.isa, dirty_log=mode).close()
             there.append(mode)
         except Unsupported as error:
             missing[mode.value] = str(error)
