@@ -16,7 +16,7 @@ from typing import Any
 from sterna.guests.layout import STATUS_OFFSET
 from sterna.launch.guestview import guest_status, has_warmed_up
 from sterna.launch.process import SternaVm
-from sterna.machine.boards import VIRT
+from sterna.machine.board import VIRT
 
 MEMORY = "64M"
 GUEST = ["--kernel", "dirtyram", "--append", "8000 20 20"]

@@ -29,7 +29,7 @@ from sterna.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load,
 from sterna.guests.layout import WORK_OFFSET
 from sterna.host.load import HostLoad
 from sterna.launch.qemu import Qemu
-from sterna.machine.boards import BOARDS
+from sterna.machine.board import BOARDS
 from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock
 

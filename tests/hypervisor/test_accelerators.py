@@ -7,7 +7,7 @@ import pytest
 
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa, check_arch, open_vm
 from sterna.hypervisor.interface import ArgumentError, DirtyLogMode, Unsupported
-from sterna.machine.boards import BOARDS
+from sterna.machine.board import BOARDS
 from sterna.registry import UnknownName
 
 

@@ -4,7 +4,7 @@ import fdt
 import pytest
 
 from sterna.machine import devicetree
-from sterna.machine.boards import DEVICE_TREE_ROOM
+from sterna.machine.board import DEVICE_TREE_ROOM
 from sterna.machine.config import MAX_APPEND_BYTES, MachineConfig
 
 

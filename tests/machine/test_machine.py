@@ -21,7 +21,7 @@ from sterna.host import limits
 from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
-from sterna.machine.boards import VIRT
+from sterna.machine.board import VIRT
 from sterna.machine.config import ConfigError
 from sterna.machine.devices.gic import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Interrupt, Register

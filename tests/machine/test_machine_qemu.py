@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from sterna.guests import catalog
-from sterna.machine.boards import VIRT
+from sterna.machine.board import VIRT
 from sterna.machine.runstate import RunState
 from sterna.machine.state import sections
 from sterna.machine.state.cpregs import WIRE

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.machine.virtiodriver import MAC, Rig, rig
 
 from sterna.machine import devicetree
-from sterna.machine.boards import BOARDS
+from sterna.machine.board import BOARDS
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.devices.virtiommio import VERSION_1, Status, TransportState
 from sterna.machine.devices.virtqueue import QueueError, QueueState

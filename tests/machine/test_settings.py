@@ -4,7 +4,7 @@ import pytest
 from tests.hosttree import HostTree
 
 from sterna.host import limits
-from sterna.machine.boards import VEXPRESS_A15, VIRT
+from sterna.machine.board import VEXPRESS_A15, VIRT
 from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
 

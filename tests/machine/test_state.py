@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.boards import VEXPRESS_A15, VIRT
+from sterna.machine.board import VEXPRESS_A15, VIRT
 from sterna.machine.devices.gic import CpuInterface, Distributor, Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
 from sterna.machine.devices.pl011 import Pl011, Pl011Registers

@@ -10,7 +10,7 @@ from sterna.host.limits import most_bytes
 from sterna.host.units import parse_size
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.machine.boards import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
+from sterna.machine.board import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.machine.serial import SerialError, check_serial
 from sterna.memory.address import PAGE_SIZE

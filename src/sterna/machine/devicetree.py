@@ -6,7 +6,7 @@ Its shape is that of the trees QEMU makes for these boards, as far as the device
 import fdt
 
 from sterna.hypervisor.accelerator import Isa
-from sterna.machine.boards import DEVICE_TREE_ROOM, TRANSPORT_BYTES, ArmBoard, Board
+from sterna.machine.board import DEVICE_TREE_ROOM, TRANSPORT_BYTES, ArmBoard, Board
 from sterna.machine.config import MachineConfig
 
 _GIC_PHANDLE = 0x8001

@@ -9,7 +9,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from sterna.hypervisor.accelerator import Isa
-from sterna.machine.boards import Board
+from sterna.machine.board import Board
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024

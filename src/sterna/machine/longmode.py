@@ -7,7 +7,7 @@ handlers: an exception ends in a triple fault, which the machine reports. It get
 import struct
 
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86VcpuState
-from sterna.machine.boards import PAGE_TABLE_BYTES
+from sterna.machine.board import PAGE_TABLE_BYTES
 
 _GIB = 1 << 30
 _MAPPED_GIB = 4

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from sterna.hypervisor.interface import Vm
-from sterna.machine.boards import Board
+from sterna.machine.board import Board
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.virtiommio import TransportBank
 from sterna.machine.devices.virtionet import FrameCounts, VirtioNet

@@ -18,7 +18,7 @@ from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, SharedRam, SternaVm, Vm
 from sterna.launch.qemu import Qemu, find_qemu
-from sterna.machine.boards import MAX_CPUS, VIRT, Board, X86Board
+from sterna.machine.board import MAX_CPUS, VIRT, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import BareGuest, Guest

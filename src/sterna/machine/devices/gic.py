@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
-from sterna.machine.boards import GIC_SPI_BASE, VIRTUAL_TIMER_IRQ
+from sterna.machine.board import GIC_SPI_BASE, VIRTUAL_TIMER_IRQ
 from sterna.machine.devices.gicregisters import (
     ALL_CPUS,
     APR_WORDS,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from sterna.machine.boards import GIC_SPI_BASE
+from sterna.machine.board import GIC_SPI_BASE
 
 MAX_IRQS = 1020
 CPU_SLOTS = 8

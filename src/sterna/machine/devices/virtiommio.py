@@ -8,7 +8,7 @@ from enum import IntEnum, IntFlag
 from typing import Protocol
 
 from sterna.host.complaints import Complaints
-from sterna.machine.boards import TRANSPORT_BYTES
+from sterna.machine.board import TRANSPORT_BYTES
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.virtqueue import GuestMemory, QueueError, QueueState, Virtqueue
 

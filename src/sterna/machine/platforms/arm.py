@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
 from sterna.hypervisor.interface import Vm
-from sterna.machine.boards import ArmBoard
+from sterna.machine.board import ArmBoard
 from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.guestram import GuestRam

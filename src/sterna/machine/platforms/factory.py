@@ -7,7 +7,7 @@ from sterna.hypervisor.arm import ArmVcpu
 from sterna.hypervisor.arm64 import Arm64Vcpu
 from sterna.hypervisor.interface import Vm
 from sterna.hypervisor.x86 import X86Vcpu
-from sterna.machine.boards import ArmBoard, Board, X86Board
+from sterna.machine.board import ArmBoard, Board, X86Board
 from sterna.machine.platforms import Platform
 from sterna.machine.platforms.arm import ArmPlatform
 from sterna.machine.platforms.arm64 import Arm64Platform

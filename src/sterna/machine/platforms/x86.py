@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from sterna.hypervisor.interface import HypervisorError, Vm
 from sterna.hypervisor.x86 import X86Vcpu
 from sterna.machine import longmode
-from sterna.machine.boards import X86Board
+from sterna.machine.board import X86Board
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.sleeptimer import SleepTimer
 from sterna.machine.guestram import GuestRam

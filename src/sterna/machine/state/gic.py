@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from sterna.machine.boards import GIC_SPI_BASE
+from sterna.machine.board import GIC_SPI_BASE
 from sterna.machine.devices.gicregisters import (
     APR_WORDS,
     CPU_SLOTS,

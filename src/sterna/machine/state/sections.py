@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sterna.hypervisor.arm import COUNTER_HZ, ArmVcpuState
-from sterna.machine.boards import ArmBoard, Board
+from sterna.machine.board import ArmBoard, Board
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
 from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.runstate import RunState

@@ -13,7 +13,7 @@ from sterna.launch.console import Console
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, Vm
-from sterna.machine.boards import VIRT
+from sterna.machine.board import VIRT
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import QemuKind
