@@ -13,10 +13,10 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.layout import STATUS_OFFSET
 from sterna.launch.guestview import guest_status, has_warmed_up
 from sterna.launch.process import SternaVm
-from sterna.machine.board import VIRT
 
 MEMORY = "64M"
 GUEST = ["--kernel", "dirtyram", "--append", "8000 20 20"]

@@ -185,7 +185,7 @@ def test_an_interrupt_ends_the_ceiling() -> None:
 
 @pytest.mark.parametrize("content", list(Content))
 def test_image(content: Content) -> None:
-    board, size = BOARDS["virt"], 16 * MEBIBYTE
+    board, size = BOARDS.get("virt"), 16 * MEBIBYTE
     with guest_image("clock", "virt", int(board.ram_base), size, content) as path:
         image = read_image(Path(path), board, size, 1 << 16)
         with guest_image("clock", "virt", int(board.ram_base), size, Content.NONE) as shipped:

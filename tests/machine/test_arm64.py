@@ -2,8 +2,8 @@
 
 import pytest
 
+from sterna.boards.virt_arm64 import BOARD as VIRT_ARM64
 from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
-from sterna.machine.board import VIRT_ARM64
 from sterna.machine.platforms import Common
 from sterna.machine.platforms.arm64 import Arm64Platform
 from sterna.machine.state.arm64 import ARM64_CPU, load_cpu

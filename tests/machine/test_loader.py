@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.machine.images import EM_386, HEADER_BYTES, Elf
 
-from sterna.machine.board import VIRT
+from sterna.boards.virt import BOARD as VIRT
 from sterna.machine.loader import LoadError, Segment, place, read_image
 
 CODE = VIRT.ram_base + 0x20_0000

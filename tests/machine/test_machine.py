@@ -15,13 +15,13 @@ from tests.hypervisor.conftest import wait_until
 from tests.hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from tests.refusal import refuse_threads
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
 from sterna.host import limits
 from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
-from sterna.machine.board import VIRT
 from sterna.machine.config import ConfigError
 from sterna.machine.devices.gic import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Interrupt, Register

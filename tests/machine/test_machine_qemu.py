@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import catalog
-from sterna.machine.board import VIRT
 from sterna.machine.runstate import RunState
 from sterna.machine.state import sections
 from sterna.machine.state.cpregs import WIRE

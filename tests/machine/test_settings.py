@@ -3,8 +3,9 @@
 import pytest
 from tests.hosttree import HostTree
 
+from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
+from sterna.boards.virt import BOARD as VIRT
 from sterna.host import limits
-from sterna.machine.board import VEXPRESS_A15, VIRT
 from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
+from sterna.boards.virt import BOARD as VIRT
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.board import VEXPRESS_A15, VIRT
 from sterna.machine.devices.gic import CpuInterface, Distributor, Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
 from sterna.machine.devices.pl011 import Pl011, Pl011Registers

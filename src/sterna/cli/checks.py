@@ -145,11 +145,11 @@ def _memory() -> Check:
 
 def _kvm() -> Check:
     """VMs are made, one for each way to keep a dirty log, and a guest runs in one."""
-    from sterna.hypervisor.accelerator import open_vm
+    from sterna.hypervisor.accelerator import ACCELERATORS, open_vm
     from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
-    from sterna.machine.config import MachineConfig
+    from sterna.machine.board import BOARDS
 
-    name, board = "kvm", MachineConfig(accel="kvm").board
+    name, board = "kvm", BOARDS.get(ACCELERATORS.get("kvm").board)
     modes: list[str] = []
     refusal = ""
     for mode in DirtyLogMode:

@@ -1,9 +1,10 @@
-"""The boards: where their memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
+"""What a board is: where its memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sterna.hypervisor.accelerator import Isa
 from sterna.memory.address import Ipa
+from sterna.registry import Registry
 
 GIC_SPI_BASE = 32
 """Interrupts below are private to a CPU: 16 software-generated ones (SGI), then 16 of its own devices (PPI)."""
@@ -162,55 +163,4 @@ class X86Board(Board):
 
 _TIME_RECORD_BYTES = 64
 
-VIRT = ArmBoard(
-    name="virt",
-    isa=Isa.ARMV7,
-    machine_type="virt-7.2",
-    page_bits=12,
-    ram_base=Ipa(0x4000_0000),
-    ram_name="mach-virt.ram",
-    gic=Gic(Ipa(0x0800_0000), 0x1_0000, Ipa(0x0801_0000), 0x1_0000, irqs=288),
-    uarts=(Uart(Ipa(0x0900_0000), 1),),
-    virtio=VirtioSlots(Ipa(0x0A00_0000), 32, spi=16),
-    peripheral_base=0x0800_0000,
-    psci=True,
-    model="linux,dummy-virt",
-    compatible=("linux,dummy-virt",),
-)
-
-VEXPRESS_A15 = ArmBoard(
-    name="vexpress-a15",
-    isa=Isa.ARMV7,
-    machine_type="vexpress-a15",
-    page_bits=None,
-    ram_base=Ipa(0x8000_0000),
-    ram_name="vexpress.highmem",
-    gic=Gic(Ipa(0x2C00_1000), 0x1000, Ipa(0x2C00_2000), 0x2000, irqs=160),
-    uarts=tuple(Uart(Ipa(0x1C09_0000 + 0x1_0000 * i), 5 + i) for i in range(4)),
-    virtio=VirtioSlots(Ipa(0x1C13_0000), 4, spi=40),
-    peripheral_base=0x2C00_0000,
-    psci=False,
-    model="V2P-CA15",
-    compatible=("arm,vexpress,v2p-ca15", "arm,vexpress"),
-)
-
-VIRT_ARM64 = replace(VIRT, name="virt-arm64", isa=Isa.ARM64)
-"""The same with AArch64 CPUs; QEMU has one name for both."""
-
-PC_MIN = X86Board(
-    name="pc-min",
-    isa=Isa.X86_64,
-    machine_type="pc-min",
-    page_bits=12,
-    ram_base=Ipa(0x4000_0000),
-    ram_name="pc-min.ram",
-    uarts=(Uart(Ipa(0x0900_0000), 1),),
-    virtio=VirtioSlots(Ipa(0x0A00_0000), 32, spi=16),
-    model="pc-min",
-    compatible=("sterna,pc-min",),
-    # Above are the pages that KVM keeps for itself.
-    ram_end=0xF000_0000,
-    sleep_timer=Ipa(0x0901_0000),
-)
-
-BOARDS: dict[str, Board] = {board.name: board for board in (VIRT, VEXPRESS_A15, VIRT_ARM64, PC_MIN)}
+BOARDS: Registry[Board] = Registry("sterna.boards", "sterna.boards", "BOARD")

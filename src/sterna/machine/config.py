@@ -74,7 +74,7 @@ class MachineConfig:
         _choice("accel", self.accel, ACCELERATORS)
         accel = ACCELERATORS.get(self.accel)
         object.__setattr__(self, "machine", self.machine or accel.board)
-        _choice("machine", self.machine, tuple(BOARDS))
+        _choice("machine", self.machine, BOARDS)
         cpus = CPUS[self.board.isa]
         object.__setattr__(self, "cpu", self.cpu or cpus[0])
         _choice("cpu", self.cpu, cpus)
@@ -104,7 +104,7 @@ class MachineConfig:
     @property
     def board(self) -> Board:
         """The description of the board."""
-        return BOARDS[self.machine]
+        return BOARDS.get(self.machine)
 
 
 def parse_memory(text: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
 from sterna.hypervisor import interface as hypervisor
 from sterna.hypervisor.accelerator import Isa, check_arch
@@ -18,7 +19,7 @@ from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, SharedRam, SternaVm, Vm
 from sterna.launch.qemu import Qemu, find_qemu
-from sterna.machine.board import MAX_CPUS, VIRT, Board, X86Board
+from sterna.machine.board import MAX_CPUS, Board, X86Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import BareGuest, Guest

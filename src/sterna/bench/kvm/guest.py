@@ -9,13 +9,13 @@ from typing import cast
 
 import numpy as np
 
-from sterna.hypervisor.accelerator import Isa, open_vm
+from sterna.hypervisor.accelerator import ACCELERATORS, Isa, open_vm
 from sterna.hypervisor.arm64 import Arm64Vcpu
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags
 from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86Vcpu
 from sterna.machine import longmode
-from sterna.machine.config import MachineConfig
+from sterna.machine.board import BOARDS
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
@@ -79,7 +79,7 @@ class WritingGuest:
     """
 
     def __init__(self, mode: DirtyLogMode, size: int, *, huge_pages: bool = True) -> None:
-        self._isa = MachineConfig(accel="kvm").board.isa
+        self._isa = BOARDS.get(ACCELERATORS.get("kvm").board).isa
         self.pages = size >> PAGE_SHIFT
         self._value = 0
         self.vm = cast(KvmVm, open_vm("kvm", self._isa, dirty_log=mode))

@@ -11,9 +11,9 @@ from sterna.bench.kvm.measure import QUICK, ModeFigures, Sizes, measure
 from sterna.bench.report import print_goals
 from sterna.bench.summary import Judgement
 from sterna.host.load import HostLoad, HostWatch
-from sterna.hypervisor.accelerator import open_vm
+from sterna.hypervisor.accelerator import ACCELERATORS, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, Unsupported
-from sterna.machine.config import MachineConfig
+from sterna.machine.board import BOARDS
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def find_modes(asked: Sequence[str]) -> Modes:
     :raise HypervisorError: When one cannot be made though this host has it.
     """
     there, missing = [], {}
+    arch = BOARDS.get(ACCELERATORS.get("kvm").board).isa
     for mode in dict.fromkeys(map(DirtyLogMode, asked)):
         try:
-            open_vm("kvm", MachineConfig(accel="kvm").board.isa, dirty_log=mode).close()
+            open_vm("kvm", arch, dirty_log=mode).close()
             there.append(mode)
         except Unsupported as error:
             missing[mode.value] = str(error)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import LINUX_PROGRAMS
 from sterna.launch.console import Console
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, Vm
-from sterna.machine.board import VIRT
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds import QemuKind

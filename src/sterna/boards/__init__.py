@@ -1,0 +1,1 @@
+"""The boards that ship: a module for each, which has it as `BOARD`."""

@@ -1,0 +1,21 @@
+"""A board of our own with x86_64 CPUs: as little as a guest of KVM needs."""
+
+from sterna.hypervisor.accelerator import Isa
+from sterna.machine.board import Uart, VirtioSlots, X86Board
+from sterna.memory.address import Ipa
+
+BOARD = X86Board(
+    name="pc-min",
+    isa=Isa.X86_64,
+    machine_type="pc-min",
+    page_bits=12,
+    ram_base=Ipa(0x4000_0000),
+    ram_name="pc-min.ram",
+    uarts=(Uart(Ipa(0x0900_0000), 1),),
+    virtio=VirtioSlots(Ipa(0x0A00_0000), 32, spi=16),
+    model="pc-min",
+    compatible=("sterna,pc-min",),
+    # Above are the pages that KVM keeps for itself.
+    ram_end=0xF000_0000,
+    sleep_timer=Ipa(0x0901_0000),
+)

@@ -1,0 +1,8 @@
+"""QEMU's `virt` with AArch64 CPUs; QEMU has one name for both."""
+
+from dataclasses import replace
+
+from sterna.boards.virt import BOARD as VIRT
+from sterna.hypervisor.accelerator import Isa
+
+BOARD = replace(VIRT, name="virt-arm64", isa=Isa.ARM64)
