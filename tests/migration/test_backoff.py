@@ -6,8 +6,8 @@ import pytest
 from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, waiting_guest
 
-from sterna.migration.convergence import backoff as backoff_module
-from sterna.migration.convergence.backoff import Backoff
+from sterna.migration import backoff as backoff_module
+from sterna.migration.backoff import Backoff
 from sterna.migration.pages import PassWork
 from sterna.migration.precopy import Precopy
 from sterna.migration.statistics import MigrationInfo, MigrationStatus, PassCounter

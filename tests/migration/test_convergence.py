@@ -11,8 +11,8 @@ from tests.refusal import refuse_threads
 
 from sterna.machine.throttle import Throttle
 from sterna.migration.controller import MigrationController
-from sterna.migration.convergence.fixed import AutoConverge
 from sterna.migration.parameters import Parameters
+from sterna.migration.policies.fixed import AutoConverge
 from sterna.migration.statistics import MigrationStatus
 
 

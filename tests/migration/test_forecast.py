@@ -2,7 +2,7 @@
 
 import pytest
 
-from sterna.migration.convergence.forecast import DIGEST_MS, LOAD_MS, Forecast, LinkMeter
+from sterna.migration.forecast import DIGEST_MS, LOAD_MS, Forecast, LinkMeter
 from sterna.migration.pagesender import Sent
 
 LINK = 125_000_000

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from sterna.migration.convergence.adaptive import Adaptive
-from sterna.migration.convergence.choice import choose
-from sterna.migration.convergence.deadline import Deadline
-from sterna.migration.convergence.fixed import Fixed
-from sterna.migration.convergence.policy import (
+from sterna.migration.choice import choose
+from sterna.migration.parameters import Parameters
+from sterna.migration.policies.adaptive import Adaptive
+from sterna.migration.policies.deadline import Deadline
+from sterna.migration.policies.fixed import Fixed
+from sterna.migration.policy import (
     LAST_PASS_MS,
     Continue,
     Decision,
@@ -21,9 +22,8 @@ from sterna.migration.convergence.policy import (
     Situation,
     SwitchOver,
 )
-from sterna.migration.convergence.verdict import explain, verdict
-from sterna.migration.parameters import Parameters
 from sterna.migration.statistics import DowntimeParts
+from sterna.migration.verdict import explain, verdict
 
 GIGABIT = 125e6
 PAGE = 4104

@@ -396,9 +396,7 @@ def test_the_policy_chooses_encoding_from_the_start() -> None:
 
 
 def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "sterna.migration.convergence.adaptive._is_encoding_worth_it", lambda situation: False
-    )
+    monkeypatch.setattr("sterna.migration.policies.adaptive._is_encoding_worth_it", lambda situation: False)
     with hosts(source_guest(200, steps_per_look=200), waiting_guest(200)) as (here, there):
         here.controller.set_parameters(SLOW)
         here.controller.migrate(there.controller.incoming(TCP))

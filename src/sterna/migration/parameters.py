@@ -30,7 +30,7 @@ class Verify(Enum):
 
 
 class PolicyName(Enum):
-    """How a migration converges (`sterna.migration.convergence`)."""
+    """How a migration converges (`sterna.migration.policy`)."""
 
     ADAPTIVE = "adaptive"
     FIXED = "fixed"

@@ -7,11 +7,17 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch, page_numbers
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration.audit import Audit, NoAudit
+from sterna.migration.backoff import Backoff
 from sterna.migration.cancellation import Cancellation
-from sterna.migration.convergence.backoff import Backoff
-from sterna.migration.convergence.choice import choose
-from sterna.migration.convergence.forecast import Forecast
-from sterna.migration.convergence.policy import (
+from sterna.migration.choice import choose
+from sterna.migration.errors import GivenUp
+from sterna.migration.forecast import Forecast
+from sterna.migration.guest import Guest
+from sterna.migration.pages import PassWork, SentPages
+from sterna.migration.pagesender import PageSender, Sent
+from sterna.migration.parameters import Parameters
+from sterna.migration.peer import Greeted, Peer, PeerKind
+from sterna.migration.policy import (
     Continue,
     Decision,
     GiveUp,
@@ -22,12 +28,6 @@ from sterna.migration.convergence.policy import (
     Situation,
     SwitchOver,
 )
-from sterna.migration.errors import GivenUp
-from sterna.migration.guest import Guest
-from sterna.migration.pages import PassWork, SentPages
-from sterna.migration.pagesender import PageSender, Sent
-from sterna.migration.parameters import Parameters
-from sterna.migration.peer import Greeted, Peer, PeerKind
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus, PassCounter

@@ -13,7 +13,7 @@ With XBZRLE, pages that went as what changed, and pages that had not changed, ar
 - **Dirty rate**: pages found dirty at the last look, over the time since the look before.
 - **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
 - **Expected downtime**, or predicted: what stopping at the last look at the dirty log was predicted to cost, by
-the same parts as the downtime (`sterna.migration.convergence.forecast`). Once there is a downtime, `predicted-
+the same parts as the downtime (`sterna.migration.forecast`). Once there is a downtime, `predicted-
 downtime-ms` over `downtime-ms` says how good the prediction was that the guest was stopped on.
 - **Downtime**: from the moment the last vCPU left guest mode at the source to the moment before the first
 guest instruction at the destination, both CLOCK_REALTIME, the destination's corrected by the clock offset
@@ -197,7 +197,7 @@ class MigrationInfo:
     """A snapshot of one migration, outgoing or incoming; final once the status is not `running`.
 
     :ivar uri: where to, or where from
-    :ivar policy: what decides when the guest is stopped (`sterna.migration.convergence`)
+    :ivar policy: what decides when the guest is stopped (`sterna.migration.policy`)
     :ivar verdict: why it is not expected to converge, and what would do; empty when it is
     :ivar predicted_downtime: by part, as of the last look at the dirty log
     :ivar least_downtime_ms: what a switchover is predicted to take when nothing is left to send; None before the first pass

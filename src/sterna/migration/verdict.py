@@ -3,7 +3,7 @@
 import math
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.convergence.policy import Situation
+from sterna.migration.policy import Situation
 
 LOSING = 0.9
 """A pass that is followed by one this long compared with it gains little: two in a row do not converge."""

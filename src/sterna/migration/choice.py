@@ -1,10 +1,10 @@
 """Which policy a migration follows."""
 
-from sterna.migration.convergence.adaptive import Adaptive
-from sterna.migration.convergence.deadline import Deadline
-from sterna.migration.convergence.fixed import Fixed
-from sterna.migration.convergence.policy import Policy
 from sterna.migration.parameters import Parameters, PolicyName
+from sterna.migration.policies.adaptive import Adaptive
+from sterna.migration.policies.deadline import Deadline
+from sterna.migration.policies.fixed import Fixed
+from sterna.migration.policy import Policy
 
 
 def choose(parameters: Parameters) -> Policy:

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass, field
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.convergence.policy import LAST_PASS_MS
 from sterna.migration.pagesender import Sent
+from sterna.migration.policy import LAST_PASS_MS
 from sterna.migration.statistics import DowntimeParts
 
 STOP_MS = 0.2

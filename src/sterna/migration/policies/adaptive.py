@@ -8,8 +8,8 @@
 - It never gives up by itself. What would have to change is said in a verdict.
 """
 
-from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
-from sterna.migration.convergence.verdict import is_losing, verdict
+from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.verdict import is_losing, verdict
 
 _CHEAP = 0.85
 """A further pass is worth it up to this length, compared with the last."""

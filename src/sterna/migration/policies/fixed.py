@@ -10,9 +10,9 @@ cpu-throttle`.
 from dataclasses import dataclass
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
-from sterna.migration.convergence.verdict import verdict
 from sterna.migration.parameters import Parameters
+from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.verdict import verdict
 
 _PASSES_PER_STEP = 2
 

@@ -7,9 +7,9 @@ cannot be in time is given up as soon as that is certain, with the reason; the g
 import math
 from dataclasses import replace
 
-from sterna.migration.convergence.adaptive import Adaptive
-from sterna.migration.convergence.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
-from sterna.migration.convergence.verdict import explain
+from sterna.migration.policies.adaptive import Adaptive
+from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.verdict import explain
 
 _MARGIN = 0.9
 """Share of the time left that is planned for."""
