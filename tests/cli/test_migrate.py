@@ -283,6 +283,9 @@ def test_a_policy_that_is_none(policy: str) -> None:
     done = migrate("unix:/nowhere", "tcp:127.0.0.1:1", "--policy", policy)
     assert done.returncode == 2
     assert "--policy: " in done.stderr
+    limits = "is not a deadline in seconds, 1 to 1000000\n"
+    known = "is not adaptive, deadline:SECONDS or fixed\n"
+    assert done.stderr.endswith(limits if policy.startswith("deadline:") else known)
 
 
 def settings_of(vm: Vm) -> list[object]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sterna.migration.choice import choose
-from sterna.migration.parameters import Parameters
+from sterna.migration.errors import ParameterError
+from sterna.migration.parameters import PARAMETERS, POLICIES, Parameters, PolicyType
 from sterna.migration.policies.adaptive import Adaptive
 from sterna.migration.policies.deadline import Deadline
 from sterna.migration.policies.fixed import Fixed
@@ -279,11 +279,41 @@ def test_what_the_verdict_recommends_does_help(remedy: str) -> None:
 
 def test_the_parameter_names_the_policy() -> None:
     parameters = Parameters()
-    assert isinstance(choose(parameters), Adaptive)
-    parameters.set({"x-sterna-policy": "fixed"})
-    assert isinstance(choose(parameters), Fixed)
-    parameters.set({"x-sterna-policy": "deadline", "x-sterna-deadline": 30})
-    assert isinstance(choose(parameters), Deadline)
+    for changes, kind in (
+        ({}, Adaptive),
+        ({"x-sterna-policy": "fixed"}, Fixed),
+        ({"x-sterna-policy": "deadline", "x-sterna-deadline": 30}, Deadline),
+    ):
+        parameters.set(changes)
+        assert isinstance(parameters.policy.make(parameters), kind)
+
+
+def test_each_policy_says_its_name_and_its_parameter() -> None:
+    assert list(POLICIES) == ["adaptive", "deadline", "fixed"]
+    for name in POLICIES:
+        policy = POLICIES.get(name)
+        assert policy.name == name
+        assert not policy.argument or isinstance(PARAMETERS[policy.argument].default, int)
+        assert bool(policy.argument) == bool(policy.unit)
+
+
+def test_a_policy_of_ones_own_is_named_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AtOnce:
+        def after_pass(self, situation: Situation) -> Decision:
+            return SwitchOver()
+
+        def during_pass(self, sending: Sending) -> GiveUp | None:
+            return None
+
+    parameters = Parameters()
+    with pytest.raises(ParameterError, match="takes adaptive, deadline, fixed; not 'at-once'"):
+        parameters.set({"x-sterna-policy": "at-once"})
+    monkeypatch.setitem(
+        POLICIES._items, "at-once", PolicyType("at-once", lambda parameters: AtOnce(), own=False)
+    )
+    parameters.set({"x-sterna-policy": "at-once"})
+    assert isinstance(parameters.policy.make(parameters), AtOnce)
+    assert not parameters.may_choose_xbzrle
 
 
 def test_what_the_user_said_of_capabilities_holds() -> None:

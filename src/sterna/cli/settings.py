@@ -40,17 +40,22 @@ def policy_values(text: str) -> dict[str, Any]:
 
     :raise UsageError: When it is none.
     """
-    from sterna.migration.parameters import PARAMETERS, PolicyName
+    from sterna.migration.parameters import PARAMETERS, POLICIES
 
     name, colon, argument = text.partition(":")
-    if name == PolicyName.DEADLINE.value and colon:
-        limits = PARAMETERS["x-sterna-deadline"]
-        seconds = int(argument) if argument.isascii() and argument.isdigit() and len(argument) < 10 else 0
-        if not limits.low <= seconds <= limits.high:
-            raise UsageError(
-                f"--policy: {argument[:40]!r} is not a deadline in seconds, {limits.low} to {limits.high}"
-            )
-        return {"x-sterna-policy": name, "x-sterna-deadline": seconds}
-    if colon or name not in (PolicyName.ADAPTIVE.value, PolicyName.FIXED.value):
-        raise UsageError(f"--policy: {text[:80]!r} is not adaptive, fixed or deadline:SECONDS")
-    return {"x-sterna-policy": name}
+    policy = POLICIES.get(name) if name in POLICIES else None
+    if policy is None or bool(policy.argument) != bool(colon):
+        known = [
+            one + (f":{kind.unit.upper()}" if (kind := POLICIES.get(one)).argument else "")
+            for one in POLICIES
+        ]
+        raise UsageError(f"--policy: {text[:80]!r} is not {', '.join(known[:-1])} or {known[-1]}")
+    if not policy.argument:
+        return {"x-sterna-policy": name}
+    limits = PARAMETERS[policy.argument]
+    value = int(argument) if argument.isascii() and argument.isdigit() and len(argument) < 10 else 0
+    if not limits.low <= value <= limits.high:
+        raise UsageError(
+            f"--policy: {argument[:40]!r} is not a {name} in {policy.unit}, {limits.low} to {limits.high}"
+        )
+    return {"x-sterna-policy": name, policy.argument: value}

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sterna.migration.errors import ParameterError
+from sterna.migration.policy import Policy
+from sterna.registry import Registry
 from sterna.stream.multifd import Compression
 
 Value = int | bool | str
@@ -29,12 +31,24 @@ class Verify(Enum):
     """Always: fail against a peer that cannot, and append the digests to one-way streams."""
 
 
-class PolicyName(Enum):
-    """How a migration converges (`sterna.migration.policy`)."""
+@dataclass(frozen=True)
+class PolicyType:
+    """What `x-sterna-policy` names.
 
-    ADAPTIVE = "adaptive"
-    FIXED = "fixed"
-    DEADLINE = "deadline"
+    :ivar make: makes one migration's
+    :ivar own: whether it may choose XBZRLE, and to begin with it, of which the user has not said whether it is on
+    :ivar argument: the parameter, a whole number, that VALUE sets in ``--policy NAME:VALUE``; empty when there is none
+    :ivar unit: what that counts
+    """
+
+    name: str
+    make: Callable[["Parameters"], Policy]
+    own: bool = True
+    argument: str = ""
+    unit: str = ""
+
+
+POLICIES: Registry[PolicyType] = Registry("sterna.policies", "sterna.migration.policies", "POLICY")
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Spec:
     default: Value
     low: int = 0
     high: int = _SIZE_MAX
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Registry[PolicyType] = ()
     power_of_two: bool = False
 
     def check(self, name: str, value: object) -> Value:
@@ -99,7 +113,7 @@ PARAMETERS: Mapping[str, Spec] = {
     "max-cpu-throttle": Spec(99, low=1, high=99),
     "x-sterna-audit": Spec(False),
     "x-sterna-verify": Spec("auto", choices=tuple(verify.value for verify in Verify)),
-    "x-sterna-policy": Spec("adaptive", choices=tuple(policy.value for policy in PolicyName)),
+    "x-sterna-policy": Spec("adaptive", choices=POLICIES),
     "x-sterna-deadline": Spec(60, low=1, high=1_000_000),
     "x-sterna-max-throttle": Spec(99, high=99),
     "x-sterna-doubt-timeout": Spec(10_000, high=3_600_000),
@@ -224,8 +238,9 @@ class Parameters:
         return self._capabilities["auto-converge"]
 
     @property
-    def policy(self) -> PolicyName:
-        return PolicyName(self._values["x-sterna-policy"])
+    def policy(self) -> PolicyType:
+        """How a migration converges (`sterna.migration.policy`)."""
+        return POLICIES.get(str(self._values["x-sterna-policy"]))
 
     @property
     def deadline_seconds(self) -> float:
@@ -244,7 +259,7 @@ class Parameters:
     @property
     def may_choose_xbzrle(self) -> bool:
         """Whether XBZRLE is left to the policy: the user has not said."""
-        return "xbzrle" not in self._asked and self.policy is not PolicyName.FIXED
+        return "xbzrle" not in self._asked and self.policy.own
 
     @property
     def xbzrle(self) -> bool:

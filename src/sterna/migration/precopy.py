@@ -9,7 +9,6 @@ from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration.audit import Audit, NoAudit
 from sterna.migration.backoff import Backoff
 from sterna.migration.cancellation import Cancellation
-from sterna.migration.choice import choose
 from sterna.migration.errors import GivenUp
 from sterna.migration.forecast import Forecast
 from sterna.migration.guest import Guest
@@ -64,7 +63,7 @@ class Precopy:
     _policy: Policy = field(init=False)
 
     def __post_init__(self) -> None:
-        self._policy = choose(self.parameters)
+        self._policy = self.parameters.policy.make(self.parameters)
         self._at_once = PassWork.dirty(self.guest.ram_blocks, [])
         self._nothing_left = False
         self._forecast = Forecast(round_trip_seconds=self.greeted.round_trip_seconds)
@@ -77,7 +76,7 @@ class Precopy:
         commits = self.greeted.kind is PeerKind.STERNA
         least = self._forecast.downtime(0, 0, 0, None if self.rolling is None else 0.0, commits=commits)
         self.progress.note(
-            policy=self.parameters.policy.value,
+            policy=self.parameters.policy.name,
             expected_downtime_ms=limit_ms,
             least_downtime_ms=least.total,
         )

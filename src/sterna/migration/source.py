@@ -45,7 +45,7 @@ from sterna.migration.handshake import Offer
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import PageHeat, PassWork, SentPages
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
-from sterna.migration.parameters import Parameters, PolicyName, Verify
+from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.precopy import Precopy
 from sterna.migration.process import OwnProcess
@@ -327,7 +327,7 @@ class Source:
 
         :raise RamError: When the user asked, and the host refuses the memory or has too little left.
         """
-        blocks, own = self.guest.ram_blocks, self.parameters.policy is not PolicyName.FIXED
+        blocks, own = self.guest.ram_blocks, self.parameters.policy.own
         copy = sum(block.size for block in blocks) if self.parameters.audit else 0
         if self.parameters.xbzrle:
             size = self.parameters.xbzrle_cache_size

@@ -8,6 +8,7 @@
 - It never gives up by itself. What would have to change is said in a verdict.
 """
 
+from sterna.migration.parameters import PolicyType
 from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
 from sterna.migration.verdict import is_losing, verdict
 
@@ -62,3 +63,6 @@ class Adaptive:
 
 def _is_encoding_worth_it(situation: Situation) -> bool:
     return situation.last.number == 1 or situation.rest_seconds <= situation.whole_seconds
+
+
+POLICY = PolicyType("adaptive", lambda parameters: Adaptive())

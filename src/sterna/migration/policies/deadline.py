@@ -7,6 +7,7 @@ cannot be in time is given up as soon as that is certain, with the reason; the g
 import math
 from dataclasses import replace
 
+from sterna.migration.parameters import PolicyType
 from sterna.migration.policies.adaptive import Adaptive
 from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
 from sterna.migration.verdict import explain
@@ -73,3 +74,11 @@ def _sum_of_passes(ratio: float, shrink: float) -> float:
         return 1.0
     count = max(1, math.ceil(math.log(shrink) / math.log(ratio)))
     return float((1 - ratio**count) / (1 - ratio))
+
+
+POLICY = PolicyType(
+    "deadline",
+    lambda parameters: Deadline(parameters.deadline_seconds),
+    argument="x-sterna-deadline",
+    unit="seconds",
+)

@@ -10,7 +10,7 @@ cpu-throttle`.
 from dataclasses import dataclass
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.parameters import Parameters
+from sterna.migration.parameters import Parameters, PolicyType
 from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
 from sterna.migration.verdict import verdict
 
@@ -70,3 +70,6 @@ class Fixed:
 
     def during_pass(self, sending: Sending) -> GiveUp | None:
         return None
+
+
+POLICY = PolicyType("fixed", Fixed, own=False)
