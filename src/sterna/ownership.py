@@ -41,6 +41,8 @@ import threading
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
+from sterna.errors import Error, InternalError
+
 
 class Standing(Enum):
     """What a machine has to do with its guest."""
@@ -112,7 +114,7 @@ class AttemptEvent(Enum):
     ASKED = "the source asks who runs the guest"
 
 
-class IllegalEvent(Exception):
+class IllegalEvent(InternalError):
     """A machine was to do what its standing forbids."""
 
 
@@ -213,7 +215,7 @@ def told(outcome: Outcome) -> Event:
     return {Outcome.RUNNING: Event.RUNS, Outcome.ABANDONED: Event.ABANDONED}.get(outcome, Event.UNKNOWN)
 
 
-class NotTheOwner(Exception):
+class NotTheOwner(Error):
     """The guest is not to run here: it is not this machine's, or nobody knows. One line that says what can be done."""
 
 

@@ -11,9 +11,9 @@ from tests.hosttree import HostTree, host
 from tests.migration.double import WORDS_PER_PAGE, DoubleGuest
 from tests.migration.pairs import TCP, hosts
 
+from sterna.host.printable import describe
 from sterna.memory.bitmap import DirtyBatch
 from sterna.migration.audit import ShadowAudit
-from sterna.migration.errors import describe
 from sterna.migration.lostwrites import LostWrite
 from sterna.migration.pages import Batch, SentPages
 from sterna.migration.progress import Progress

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from sterna.host.printable import describe
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.runstate import RunState, RunStateError
-from sterna.migration.errors import ParameterError, describe
+from sterna.migration.errors import ParameterError
 from sterna.migration.parameters import CAPABILITIES, PARAMETERS, Parameters
 from sterna.ownership import NotTheOwner
 from sterna.stream.wire import StreamError

@@ -8,10 +8,11 @@ from fcntl import ioctl
 
 import pytest
 
+from sterna.host.printable import describe
 from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.errors import ChannelError, ProtocolError, describe
+from sterna.migration.errors import ChannelError, ProtocolError
 from sterna.migration.handshake import Nack, PrivateMessage
 from sterna.migration.peer import NackError, Peer
 from sterna.stream.return_path import ReturnMessage, pong

@@ -1,5 +1,7 @@
 """How a measurement fails."""
 
+from sterna.errors import Error
 
-class BenchError(Exception):
+
+class BenchError(Error):
     """It cannot be made; one line."""

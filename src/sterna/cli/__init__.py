@@ -12,6 +12,7 @@ from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
 from sterna.cli.signals import ended_in_order
+from sterna.errors import Error, InternalError
 from sterna.host.printable import printable
 
 COMMANDS = {
@@ -68,6 +69,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _fail(str(error), error.code, given, None)
         except CliError as error:
             _fail(str(error), error.code, given, out)
+        except InternalError:
+            raise
+        except Error as error:
+            _fail(str(error), ExitCode.FAILURE, given, out)
         except click.ClickException as error:
             _fail(error.format_message(), ExitCode.USAGE, given, out)
         except (click.Abort, KeyboardInterrupt):

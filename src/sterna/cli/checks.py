@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sterna.cli.errors import CliError
 from sterna.host.limits import available_bytes, usable_cpus
+from sterna.host.printable import describe
 from sterna.host.units import format_size
-from sterna.migration.errors import describe
 
 _SMALL_MEMORY = 2 << 30
 _EMULATED = ("numba", "unicorn", "stage 2")
@@ -21,7 +22,7 @@ _EMULATED = ("numba", "unicorn", "stage 2")
 _PFN_PRESENT = 1 << 63
 
 
-class NotRunning(Exception):
+class NotRunning(CliError):
     """A guest shows no sign of life."""
 
 

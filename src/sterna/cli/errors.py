@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from sterna.errors import Error
+
 _ECHO_LIMIT = 80
 _ELLIPSIS = "..."
 
@@ -33,7 +35,7 @@ class ExitCode(IntEnum):
     """Ended by SIGINT."""
 
 
-class CliError(Exception):
+class CliError(Error):
     """A command that fails, with one line for the user."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILURE) -> None:

@@ -226,18 +226,13 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
 def _make_machine(config: "MachineConfig", prepare: Callable[[], None]) -> "Machine":
     from sterna.guests.catalog import GuestError
     from sterna.machine.config import ConfigError
-    from sterna.machine.loader import LoadError
     from sterna.machine.machine import Machine
-    from sterna.machine.serial import SerialError
-    from sterna.machine.tap import TapError
 
     try:
         with hypervisor_refusals():
             return Machine(config, prepare)
     except (GuestError, ConfigError) as error:
         raise UsageError(str(error)) from error
-    except (LoadError, SerialError, TapError) as error:
-        raise CliError(str(error)) from error
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         raise CliError(f"cannot make the machine: {what}{error.strerror or error}") from error

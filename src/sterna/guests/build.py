@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from sterna.guests.catalog import BOARDS, IMAGES, LINUX, LINUX_PROGRAMS, PROGRAMS
+from sterna.guests.errors import GuestError
 from sterna.host.pythonprogram import module_command
 
 SOURCES = Path(__file__).parent / "src"
@@ -81,7 +82,7 @@ _FLAGS = (
 )
 
 
-class BuildError(Exception):
+class BuildError(GuestError):
     """A guest program cannot be built: the compiler is missing or refuses a source."""
 
 

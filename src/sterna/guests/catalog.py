@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sterna.guests.errors import GuestError as GuestError
 from sterna.guests.layout import MAX_CPUS, PAGE_BYTES, WORK_OFFSET
 
 BOARDS = ("virt", "vexpress-a15", "virt-arm64", "pc-min")
@@ -29,10 +30,6 @@ _RAM_LIMIT = {
     "pc-min": 0xB000_0000,
 }
 """RAM that the guests use: they know addresses up to 4 GiB."""
-
-
-class GuestError(Exception):
-    """The user named a guest program, board or arguments that cannot be; the text says which and what would do."""
 
 
 _EXAMPLE_ADDRESS = "10.83.9.1"

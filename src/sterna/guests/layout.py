@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.guests.errors import GuestError
+
 STATUS_OFFSET = 0x200000
 """Bytes from the start of RAM to the status page."""
 
@@ -198,7 +200,7 @@ assert CPU_RECORD.itemsize == 768
 assert STATUS.itemsize == STATUS_BYTES
 
 
-class StatusError(Exception):
+class StatusError(GuestError):
     """The bytes given are not the status page of a guest program that this version knows."""
 
 

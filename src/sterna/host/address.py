@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from sterna.host.errors import HostError
 from sterna.host.lookup import Address
 from sterna.host.socketpath import SocketPath
 
@@ -11,7 +12,7 @@ _PATH_MAX = 107
 """Bytes in sockaddr_un.sun_path without the final zero."""
 
 
-class AddressError(ValueError):
+class AddressError(HostError, ValueError):
     """A text is no address. It says what is wrong, for whoever names the text and the form that was expected."""
 
 

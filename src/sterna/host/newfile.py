@@ -16,6 +16,8 @@ import re
 import stat
 from types import TracebackType
 
+from sterna.host.errors import HostError
+
 _Path = str | os.PathLike[str]
 
 _KINDS = {
@@ -30,7 +32,7 @@ _MOST_LINKS = 40
 """As many as the kernel follows (path_resolution(7))."""
 
 
-class NotAFileError(OSError):
+class NotAFileError(HostError, OSError):
     """A path leads to something else than a regular file; `strerror` says to what.
 
     :ivar takes_bytes: whether a program that is given the path can write into it or read from it
@@ -42,7 +44,7 @@ class NotAFileError(OSError):
         self.takes_bytes = number != errno.EISDIR
 
 
-class UnsyncedError(OSError):
+class UnsyncedError(HostError, OSError):
     """A file is complete and has taken its place, but whether that outlasts a power failure is not known; `strerror` says so."""
 
     def __init__(self, cause: OSError) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sterna.host.errors import HostError
+
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-class UnsafeError(Exception):
+class UnsafeError(HostError):
     """Somebody else could have put there what is there, or have chosen where it leads to."""
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
 from typing import Protocol, runtime_checkable
 
+from sterna.errors import Error
 from sterna.hypervisor.traits import Trait
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
 
 
-class HypervisorError(Exception):
+class HypervisorError(Error):
     """A call the hypervisor refuses; the text names the call and the argument that is wrong."""
 
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
+from sterna.errors import InternalError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED = importlib.util.find_spec("numba") is not None
@@ -76,7 +78,7 @@ def _head_is_known() -> bool:
 _HEAD_IS_KNOWN = _head_is_known()
 
 
-class KernelError(Exception):
+class KernelError(InternalError):
     """A kernel was called in a way that compiled code has not, or failed."""
 
 

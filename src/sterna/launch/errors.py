@@ -8,8 +8,10 @@
       +-- VmError           a VM did not start, ended, or refused a command
 """
 
+from sterna.errors import Error
 
-class LaunchError(Exception):
+
+class LaunchError(Error):
     """A virtual machine, or what it needs, cannot be had as asked; one line."""
 
 

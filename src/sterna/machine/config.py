@@ -11,6 +11,7 @@ from sterna.host.units import parse_size
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.board import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
+from sterna.machine.errors import MachineError
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.machine.serial import SerialError, check_serial
 from sterna.memory.address import PAGE_SIZE
@@ -25,7 +26,7 @@ MAX_APPEND_BYTES = 4096
 SMALLEST_MEMORY = 2 * DEVICE_TREE_ROOM
 
 
-class ConfigError(Exception):
+class ConfigError(MachineError):
     """A machine cannot be made as asked; the text names the setting, the value and what is allowed."""
 
 

@@ -1,6 +1,7 @@
 """Guest RAM in a VM: the memory slot, its dirty log, and the host's own accesses."""
 
 from sterna.hypervisor.interface import HostPaging, HypervisorError, MemorySlot, SlotFlags, Vm
+from sterna.machine.errors import MachineError
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
@@ -8,7 +9,7 @@ from sterna.memory.ram import RamBlock
 _SLOT = 0
 
 
-class AddressError(ValueError):
+class AddressError(MachineError, ValueError):
     """An access that is not to guest RAM; the text names the range."""
 
 

@@ -10,6 +10,7 @@ from elftools.elf.elffile import ELFFile
 
 from sterna.hypervisor.accelerator import Isa
 from sterna.machine.board import Board
+from sterna.machine.errors import MachineError
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024
@@ -17,7 +18,7 @@ _ELF = {Isa.ARMV7: (32, "EM_ARM"), Isa.ARM64: (64, "EM_AARCH64"), Isa.X86_64: (6
 """Bits and machine of the executables that a CPU runs."""
 
 
-class LoadError(Exception):
+class LoadError(MachineError):
     """A kernel file cannot be loaded; the text names the file and what is wrong with it."""
 
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from sterna.machine.errors import MachineError
+
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 _NAME = re.compile(r"[^\s/:,%]{1,15}")
 _FD = re.compile(r"[0-9]{1,7}", re.ASCII)
@@ -14,7 +16,7 @@ _FIXED = {"model": ("virtio-net-device", "virtio"), "script": ("no",), "downscri
 """Keys that QEMU's users write, and the values that describe what is always so here."""
 
 
-class NicConfigError(Exception):
+class NicConfigError(MachineError):
     """A card is not described right; the text names what is wrong and what is allowed."""
 
 

@@ -13,6 +13,8 @@ An incoming machine starts as `inmigrate`; `resume` takes it to the state that i
 
 from enum import Enum
 
+from sterna.machine.errors import MachineError
+
 
 class RunState(Enum):
     """States of a machine, named as in QEMU 7.2's `RunState` of qapi/run-state.json."""
@@ -59,7 +61,7 @@ MIGRATABLE = frozenset(state for state, targets in TRANSITIONS.items() if _S.FIN
 """States of a machine that has a guest to migrate."""
 
 
-class RunStateError(Exception):
+class RunStateError(MachineError):
     """The machine is in a state that does not allow what was asked.
 
     :ivar actual: the state it is in

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sterna.host.address import listen_path
+from sterna.machine.errors import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _LAST_WRITE_S = 1.0
 _BACKLOG = 1
 
 
-class SerialError(Exception):
+class SerialError(MachineError):
     """A serial line cannot be opened; the text names it and why."""
 
 

@@ -5,6 +5,8 @@ import fcntl
 import os
 import struct
 
+from sterna.machine.errors import MachineError
+
 _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
@@ -16,7 +18,7 @@ _IFREQ = struct.Struct("16sH22x")
 _FRAME_BYTES = 1 << 17
 
 
-class TapError(Exception):
+class TapError(MachineError):
     """A tap cannot be used; the text names it and what to do."""
 
 

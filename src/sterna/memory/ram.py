@@ -7,6 +7,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.errors import Error
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Hva
 
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
@@ -14,7 +15,7 @@ _MADV_POPULATE_WRITE = 23  # include/uapi/asm-generic/mman-common.h, since Linux
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h; Python has no name for it before 3.13
 
 
-class RamError(Exception):
+class RamError(Error):
     """Guest RAM cannot be had from the host: its size is wrong, or the host lacks the memory."""
 
 

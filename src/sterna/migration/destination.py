@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from sterna.host.printable import describe
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import full_bitmap
 from sterna.memory.digest import RamDigest, page_digests
@@ -25,7 +26,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.streamsource import ChannelSource
 from sterna.migration.doubt import OutcomeRecord
-from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError, describe
+from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError
 from sterna.migration.guest import Guest
 from sterna.migration.handshake import (
     Commit,

@@ -20,12 +20,10 @@
 Corrupt streams raise `sterna.stream.wire.StreamError`, which names section and offset.
 """
 
-from sterna.host.printable import printable
-
-_TEXT_LIMIT = 400
+from sterna.errors import Error
 
 
-class MigrationError(Exception):
+class MigrationError(Error):
     """A migration failed or cannot start; one line that says what and why."""
 
 
@@ -79,26 +77,3 @@ class ProtocolError(MigrationError):
 
 class InDoubt(MigrationError):
     """The destination was told to run the guest and could not be asked whether it does."""
-
-
-def describe(error: BaseException) -> str:
-    """An error as one line of at most 400 characters that print; a hostile peer's words may be in it.
-
-    What this program raises itself is worded for people, and so is what the host refuses; all else is a fault of this program.
-    """
-    if isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    elif isinstance(error, MemoryError):
-        text = f"this host has no memory left: {error}" if str(error) else "this host has no memory left"
-    elif type(error).__module__.partition(".")[0] == __name__.partition(".")[0] and str(error):
-        text = str(error)
-    else:
-        text = f"internal error: {type(error).__name__}: {error}"
-    return one_line(text)
-
-
-def one_line(text: str) -> str:
-    """A text that a peer may have made, as one line of at most 400 characters that print."""
-    text = printable(" ".join(text.split()))
-    half = _TEXT_LIMIT // 2
-    return text if len(text) <= _TEXT_LIMIT else f"{text[: half - 3]} ... {text[2 - half :]}"

@@ -55,7 +55,8 @@ from typing import Annotated, TypeVar
 import msgspec
 import xxhash
 
-from sterna.migration.errors import ProtocolError, one_line
+from sterna.host.printable import one_line
+from sterna.migration.errors import ProtocolError
 from sterna.migration.process import ProcessIdentity
 from sterna.stream.multifd import CHANNEL_LIMIT
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sterna.errors import InternalError
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.statistics import (
     PASS_LIMIT,
@@ -25,7 +26,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and data, as QMP sends them."""
 
 
-class IllegalTransition(Exception):
+class IllegalTransition(InternalError):
     """A status that cannot follow the present one: a bug here."""
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
+from sterna.host.printable import describe
 from sterna.hypervisor.traits import first_difference
 from sterna.memory.digest import RamDigest
 from sterna.memory.ram import RamError
@@ -37,7 +38,6 @@ from sterna.migration.errors import (
     Refused,
     Unsynced,
     VerificationError,
-    describe,
 )
 from sterna.migration.guest import Guest
 from sterna.migration.handover import Doubt, HandOver

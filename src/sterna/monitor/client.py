@@ -11,6 +11,7 @@ import msgspec
 
 from sterna.host.printable import printable
 from sterna.monitor.addresses import MonitorAddress, connect
+from sterna.monitor.errors import MonitorError
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.protocol import QmpError
 
@@ -22,7 +23,7 @@ _INTEGER_BITS = 64
 Answer = TypeVar("Answer")
 
 
-class ConnectionLost(Exception):
+class ConnectionLost(MonitorError):
     """The other end closed the connection, fell silent, or does not speak QMP; one line."""
 
 

@@ -8,13 +8,9 @@ from enum import Enum
 from typing import Any, Protocol
 from uuid import UUID
 
-from sterna.hypervisor.interface import HypervisorError
-from sterna.machine.runstate import RunStateError
+from sterna.errors import Error, InternalError
 from sterna.migration.controller import MigrationController
-from sterna.migration.errors import MigrationError
 from sterna.monitor.protocol import QmpError
-from sterna.ownership import NotTheOwner
-from sterna.stream.wire import StreamError
 
 
 class MachineSettings(Protocol):
@@ -67,18 +63,6 @@ class Machine(Protocol):
     def age(self, ipa: int, size: int) -> int: ...
 
 
-EXPECTED_ERRORS = (
-    MigrationError,
-    NotTheOwner,
-    RunStateError,
-    HypervisorError,
-    StreamError,
-    OSError,
-    ValueError,
-)
-"""What a command may fail with when its user or the host is at fault; the text is meant for the user."""
-
-
 @dataclass
 class Control:
     """The targets of commands.
@@ -104,9 +88,9 @@ class Control:
         try:
             with nullcontext() if waits else self._lock:
                 yield
-        except QmpError:
+        except (QmpError, InternalError):
             raise
-        except EXPECTED_ERRORS as error:
+        except (Error, OSError, ValueError) as error:
             raise QmpError(str(error) or type(error).__name__) from error
 
     def start_incoming(self, uri: str) -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from sterna.monitor.errors import MonitorError
+
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_DEPTH = 256
 """msgspec decodes recursively; deeper texts are refused before it sees them."""
@@ -11,7 +13,7 @@ _OUTSIDE = re.compile(rb'["\[\]{}\n]')
 _IN_STRING = re.compile(rb'["\\\n]')
 
 
-class FramingError(Exception):
+class FramingError(MonitorError):
     """The bytes are no sequence of JSON texts.
 
     :ivar fatal: nothing that follows can be told apart; close the connection

@@ -8,6 +8,7 @@ import msgspec
 
 from sterna import __version__
 from sterna.host.messages import Flaw, flaw
+from sterna.monitor.errors import MonitorError
 
 QEMU_VERSION = {"major": 7, "minor": 2, "micro": 0}
 """The version whose commands and types we follow."""
@@ -19,7 +20,7 @@ GREETING: dict[str, Any] = {
 }
 
 
-class QmpError(Exception):
+class QmpError(MonitorError):
     """A command that fails; becomes a QMP error.
 
     :ivar desc: one line for people

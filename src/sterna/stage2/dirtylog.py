@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from sterna.errors import Error
 from sterna.memory.address import BITS_PER_WORD, Ipa, bitmap_words
 from sterna.memory.bitmap import Words, full_bitmap, new_bitmap
 from sterna.stage2.tables import Stage2
 from sterna.stage2.tlb import RemoteTlbFlush
 
 
-class DirtyLogError(Exception):
+class DirtyLogError(Error):
     """A range that get or clear cannot work on."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.errors import Error
 from sterna.jit.atomics import lock, unlock
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.stage2.change import map_device, unmap_range
@@ -29,7 +30,7 @@ def _address(bitmap: NDArray[np.uint64] | None) -> int:
     return 0 if bitmap is None else bitmap.ctypes.data
 
 
-class OutOfTablesError(Exception):
+class OutOfTablesError(Error):
     """The pool of page-table pages is used up."""
 
 

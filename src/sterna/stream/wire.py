@@ -7,6 +7,8 @@ Sources: QEMU's ``migration/savevm.h`` (section types, magic), ``migration/savev
 
 from enum import IntEnum, IntFlag
 
+from sterna.errors import Error
+
 MAGIC = 0x5145564D
 """The first four bytes, ``QEVM``."""
 VERSION = 3
@@ -98,7 +100,7 @@ RAM_BLOCK_LIMIT = 1024
 """Most RAM blocks of one stream; a `virt` machine has seven."""
 
 
-class StreamError(Exception):
+class StreamError(Error):
     """The stream cannot be read, or a value cannot be put into it; the text says where.
 
     :ivar message: what is wrong

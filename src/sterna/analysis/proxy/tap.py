@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from sterna.migration.channels.sockets import VANISHED_SECONDS
+from sterna.migration.errors import MigrationError
 from sterna.stream.multifd import INIT_BYTES
 
 RING_BYTES = 16 << 20
@@ -26,7 +27,7 @@ _MARK_BYTES = 4 << 10
 _MARKS = 4096
 
 
-class LeftBehind(OSError):
+class LeftBehind(MigrationError, OSError):
     """A reader was too slow, and what it has not read is gone."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sterna.machine.errors import MachineError
 from sterna.machine.guestram import AddressError
 
 _DESCRIPTOR = struct.Struct("<QIHH")
@@ -21,7 +22,7 @@ _RING = 4
 _MASK = 0xFFFF
 
 
-class QueueError(Exception):
+class QueueError(MachineError):
     """The driver broke the rules of a virtqueue; the text says which. The device needs a reset."""
 
 

@@ -10,12 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
+from sterna.host.printable import describe
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.gather import Vectors, vectors_of
-from sterna.migration.errors import ChannelError, MigrationError, describe
+from sterna.migration.errors import ChannelError, MigrationError
 from sterna.migration.multifd import kernels
 from sterna.migration.multifd.kernels import Marks
 from sterna.stream.multifd import COMPRESSED_LIMIT, Compression, Packet, PacketFormat

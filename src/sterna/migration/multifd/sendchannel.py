@@ -5,10 +5,11 @@ import threading
 
 import numpy as np
 
+from sterna.host.printable import describe
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.gather import vectors_of
-from sterna.migration.errors import ChannelError, MigrationError, describe
+from sterna.migration.errors import ChannelError, MigrationError
 from sterna.migration.multifd.jobs import Group, Job, Jobs, Task
 from sterna.migration.pagesender import send_paced
 from sterna.migration.ratelimit import RateLimiter
