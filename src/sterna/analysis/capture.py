@@ -28,7 +28,7 @@ def channel_file(number: int) -> str:
 
 
 def survey_file(
-    path: Path, channels: Sequence[Path] = (), *, digests: bool = False, page_digests: bool = False
+    path: Path | str, channels: Sequence[Path] = (), *, digests: bool = False, page_digests: bool = False
 ) -> StreamSurvey:
     """Survey a stream in a file, in anything else that can be read as one, or in a capture.
 
@@ -38,6 +38,7 @@ def survey_file(
     :raise OSError: When a file cannot be opened or searched.
     :raise ValueError: When a channel is given twice.
     """
+    path = Path(path)
     if path.is_dir():
         if not (path / MAIN_FILE).exists():
             raise FileNotFoundError(errno.ENOENT, f"no {MAIN_FILE} in it", str(path))

@@ -8,12 +8,12 @@ from typing import NoReturn
 
 import click
 
-from sterna import __version__
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
 from sterna.cli.signals import ended_in_order
 from sterna.errors import Error, InternalError
 from sterna.host.printable import printable
+from sterna.version import VERSION
 
 COMMANDS = {
     "bench": "Measure migrations, side by side with QEMU's where it is installed.",
@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
     invoke_without_command=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="sterna")
+@click.version_option(VERSION, prog_name="sterna")
 def _sterna() -> None:
     """Dirty page logging and live migration for virtual machines."""
 

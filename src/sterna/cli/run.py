@@ -17,6 +17,7 @@ from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusal
 from sterna.cli.paths import NamedPath
 from sterna.cli.signals import heard_hangup
 from sterna.cli.teller import Teller
+from sterna.version import VERSION
 
 if TYPE_CHECKING:
     from sterna.machine.config import MachineConfig
@@ -408,7 +409,7 @@ class _RunningMachine:
 
     def _start_console(self, monitor: Any) -> None:
         def loop() -> None:
-            self._answer(f"sterna {_version()} monitor - type 'help' for more information\n{_PROMPT}")
+            self._answer(f"sterna {VERSION} monitor - type 'help' for more information\n{_PROMPT}")
             for line in _lines(0):
                 self._answer(monitor.execute(line))
                 if self._ended.is_set():
@@ -434,12 +435,6 @@ class _RunningMachine:
 
 _PROMPT = "(sterna) "
 _MAX_LINE = 1 << 16
-
-
-def _version() -> str:
-    from sterna import __version__
-
-    return __version__
 
 
 def _lines(fd: int) -> Iterator[str]:

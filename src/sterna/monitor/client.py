@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from sterna.host.printable import printable
-from sterna.monitor.addresses import MonitorAddress, connect
+from sterna.monitor.addresses import MonitorAddress, connect, parse_address
 from sterna.monitor.errors import MonitorError
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.protocol import QmpError
@@ -72,14 +72,20 @@ class QmpClient:
 
     @classmethod
     def connect(
-        cls, address: MonitorAddress, timeout: float | None = 30.0, greeting_seconds: float | None = None
+        cls,
+        address: MonitorAddress | str,
+        timeout: float | None = 30.0,
+        greeting_seconds: float | None = None,
     ) -> "QmpClient":
         """
+        :param address: or its text, ``unix:PATH``, ``tcp:HOST:PORT`` or ``fd:N``
         :param timeout: seconds for the connection and for each answer
         :param greeting_seconds: for the server's greeting, if not `timeout`
-        :raise AddressError: When nobody listens there.
+        :raise AddressError: When it is none, or nobody listens there.
         :raise ConnectionLost: When whoever listens does not speak QMP, or serves another client.
         """
+        if isinstance(address, str):
+            address = parse_address(address)
         return cls(connect(address, timeout), str(address), timeout, greeting_seconds)
 
     def command(self, name: str, **arguments: Any) -> Any:

@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from sterna import __version__
 from sterna.host.messages import Flaw, flaw
 from sterna.monitor.errors import MonitorError
+from sterna.version import VERSION
 
 QEMU_VERSION = {"major": 7, "minor": 2, "micro": 0}
 """The version whose commands and types we follow."""
 
-PACKAGE = f"sterna {__version__}"
+PACKAGE = f"sterna {VERSION}"
 
 GREETING: dict[str, Any] = {
     "QMP": {"version": {"qemu": QEMU_VERSION, "package": PACKAGE}, "capabilities": []}
