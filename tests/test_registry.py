@@ -14,7 +14,7 @@ def install(folder: Path, name: str, entry_points: str) -> None:
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[sterna.test.things]\n{entry_points}\n")
+    (info / "entry_points.txt").write_text(f"[things.of.a.test]\n{entry_points}\n")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def things(tmp_path, monkeypatch) -> Registry[str]:
         f"other = {other}:THING\nplain = {other}:PLAIN\nwrong = {other}:NOTHING\nmissing = no_such_module_here",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    return Registry("sterna.test.things", package.name, "THING")
+    return Registry("things.of.a.test", package.name, "THING")
 
 
 def test_the_names_of_all(things) -> None:
@@ -58,7 +58,7 @@ def test_what_nobody_registered_is_not_there(things, name) -> None:
 @pytest.mark.parametrize("name", ["wrong", "missing"])
 def test_an_entry_point_that_cannot_be_loaded_is_named(things, name) -> None:
     assert name in things
-    with pytest.raises(PluginError, match=rf"^sterna\.test\.things: {name} \(.* cannot be loaded: "):
+    with pytest.raises(PluginError, match=rf"^things\.of\.a\.test: {name} \(.* cannot be loaded: "):
         things.get(name)
 
 
@@ -79,7 +79,7 @@ def test_a_built_in_name_costs_neither_modules_nor_metadata() -> None:
     """The command line asks for names before it does anything."""
     script = (
         "import sys\nfrom sterna.registry import Registry\n"
-        "known = Registry('sterna.test.things', 'sterna.host', 'X')\n"
+        "known = Registry('things.of.a.test', 'sterna.host', 'X')\n"
         "assert 'units' in known\n"
         "print(*sys.modules)\n"
     )
