@@ -29,7 +29,7 @@ WITHOUT_A_COMPILER = """
 import sys
 sys.modules["numba"] = sys.modules["unicorn"] = None
 import numpy as np
-import sterna.cli.demo, sterna.cli.run, sterna.machine.machine, sterna.migration.controller, sterna.migration.incoming
+import sterna.cli.demo, sterna.cli.run, sterna.machine.machine, sterna.migration.controller, sterna.migration.destination.listen
 import sterna.hypervisor.kvm.vm
 from sterna.cli.kernels import prepare_kernels
 from sterna.jit import kernel

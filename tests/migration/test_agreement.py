@@ -16,8 +16,8 @@ from tests.migration.test_qemu import Qemu, qemu
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
-from sterna.migration.agreement import disagreement
 from sterna.migration.controller import MigrationController
+from sterna.migration.destination.agreement import disagreement
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import sections
 from sterna.stream.return_path import ReturnPathDecoder, shut

@@ -16,11 +16,12 @@ from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 from tests.refusal import refuse_threads
 
-from sterna.migration import doubt, handshake, incoming, verify
+from sterna.migration import doubt, handshake, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
-from sterna.migration.destination import Destination
+from sterna.migration.destination import listen
+from sterna.migration.destination.run import Destination
 from sterna.migration.errors import ChannelError, StateError
 from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
@@ -240,7 +241,7 @@ def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
 
 
 def test_a_source_that_falls_silent_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(listen, "SILENCE_SECONDS", 0.2)
     with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
         address = there.controller.incoming(TCP)
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 30) as connection:
@@ -253,7 +254,7 @@ def test_a_source_that_falls_silent_makes_room_for_another(monkeypatch: pytest.M
 
 def test_a_source_that_drips_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is never silent for long, and never gets anywhere."""
-    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(listen, "SILENCE_SECONDS", 0.5)
     setup = sections.section_start(1, "ram", 0, 4) + ram.ram_setup([("double.ram", PAGES * 4096)])
     part = sections.section_part(1) + ram.END_OF_RECORDS + sections.footer(1)
     with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
@@ -273,7 +274,7 @@ def test_a_source_that_drips_makes_room_for_another(monkeypatch: pytest.MonkeyPa
 
 def test_a_source_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds, pages = 3.0, 15
-    monkeypatch.setattr(incoming, "SILENCE_SECONDS", seconds)
+    monkeypatch.setattr(listen, "SILENCE_SECONDS", seconds)
     guest = DoubleGuest(pages, steps_per_ms=0)
     guest.advance_steps(3 * pages)
     with hosts(guest, waiting_guest(pages)) as (here, there):
@@ -285,8 +286,8 @@ def test_a_source_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_sterna_that_is_turned_away_learns_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "_SLOT_SECONDS", 0.1)
-    monkeypatch.setattr(incoming, "_GREETING_SECONDS", 0.1)
+    monkeypatch.setattr(listen, "_SLOT_SECONDS", 0.1)
+    monkeypatch.setattr(listen, "_GREETING_SECONDS", 0.1)
     with hosts(DoubleGuest(PAGES), waiting_guest(PAGES)) as (here, there):
         address = there.controller.incoming(TCP)
         port = int(address.rpartition(":")[2])
@@ -356,12 +357,12 @@ def test_connections_that_do_not_say_what_they_want_make_room(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as there may be, and none of them goes by itself."""
-    monkeypatch.setattr(incoming, "_HEAD_SECONDS", 600.0)
+    monkeypatch.setattr(listen, "_HEAD_SECONDS", 600.0)
     with hosts(source_guest(), waiting_guest()) as (here, there), ExitStack() as stack:
         uri = there.controller.incoming(TCP)
         address = ("127.0.0.1", int(uri.rpartition(":")[2]))
         silent = []
-        for _ in range(incoming._CONNECTION_LIMIT):
+        for _ in range(listen._CONNECTION_LIMIT):
             silent.append(stack.enter_context(socket.create_connection(address, 300)))
             silent[-1].sendall(said)
         info = here.migrate(uri)

@@ -11,8 +11,8 @@ import pytest
 from tests.migration.double import CPU, DISK, DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 
-from sterna.migration import incoming
-from sterna.migration.leftovers import RAM_LIMIT, SECTIONS_LIMIT
+from sterna.migration.destination import listen
+from sterna.migration.destination.leftovers import RAM_LIMIT, SECTIONS_LIMIT
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import sections
 from sterna.stream.description import stream_description
@@ -248,7 +248,7 @@ def test_damage_anywhere_is_a_refusal_or_harmless(seed: int, tmp_path: Path) -> 
 def test_a_source_that_falls_silent_before_its_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(listen, "SILENCE_SECONDS", 0.3)
     stream = Guest([(NIC, nic())]).stream()
     end = stream.rindex(b"\0\x06", 0, stream.index(b'{"page_size"'))
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):

@@ -19,9 +19,10 @@ from tests.migration.pairs import TCP, Host, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault, Proxy
 
 from sterna.memory.ram import RamBlock
-from sterna.migration import handshake, incoming
+from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.destination import listen
 from sterna.migration.handshake import Offer
 from sterna.migration.multifd import lobby, receiver
 from sterna.migration.multifd.receivechannel import ReceiveChannel
@@ -289,7 +290,7 @@ def test_a_channel_that_never_connects(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_channel_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sterna.migration.incoming.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("sterna.migration.destination.listen.SILENCE_SECONDS", 0.3)
     with attempt(2) as (there, source):
         source.channel(0).sendall(SYNC)
         source.channel(1).sendall(packet(0)[:2000])
@@ -325,7 +326,7 @@ def test_channels_whose_peers_have_gone_make_room(monkeypatch: pytest.MonkeyPatc
             host.controller.set_capabilities({"multifd": True})
         uri = there.controller.incoming(TCP)
         with ExitStack() as stack:
-            for index in range(incoming._CONNECTION_LIMIT + 2):
+            for index in range(listen._CONNECTION_LIMIT + 2):
                 address = ("127.0.0.1", int(uri.rpartition(":")[2]))
                 stranger = stack.enter_context(socket.create_connection(address, SECONDS))
                 stranger.sendall(Init(NO_UUID, 100 + index).encode())

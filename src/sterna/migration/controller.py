@@ -7,14 +7,14 @@ from typing import Any
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
+from sterna.migration.destination.listen import Incoming
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import MigrationError, StateError
 from sterna.migration.guest import Guest
-from sterna.migration.incoming import Incoming
 from sterna.migration.pages import PageHeat
 from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
-from sterna.migration.source import Source
+from sterna.migration.source.run import Source
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.ownership import Standing
 

@@ -20,7 +20,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import Listener, SocketChannel
-from sterna.migration.destination import Destination
+from sterna.migration.destination.run import Destination
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.guest import Guest

@@ -21,10 +21,11 @@ from sterna.memory.bitmap import full_bitmap
 from sterna.memory.digest import RamDigest, page_digests
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import handshake, process, verify
-from sterna.migration.agreement import disagreement, page_bits
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.streamsource import ChannelSource
+from sterna.migration.destination.agreement import disagreement, page_bits
+from sterna.migration.destination.leftovers import Leftovers
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError, Refused, VerificationError
 from sterna.migration.guest import Guest
@@ -38,7 +39,6 @@ from sterna.migration.handshake import (
     Ready,
     Running,
 )
-from sterna.migration.leftovers import Leftovers
 from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.multifd.receiver import MultifdReceiver
 from sterna.migration.parameters import Parameters, Verify

@@ -2,7 +2,7 @@
 
 Setup (connect, header, greeting, RAM blocks, dirty logging on), then passes: all pages first, then what the
 dirty log says was written since, until the rest is estimated to fit the downtime limit; then the guest stops,
-and the last pages, the devices and the end follow. How the guest changes hands is `sterna.migration.handover`'s
+and the last pages, the devices and the end follow. How the guest changes hands is `sterna.migration.source.handover`'s
 subject.
 
 Whatever goes wrong, and whenever: logging is off, the channel closed, and the guest runs if it ran before,
@@ -40,17 +40,17 @@ from sterna.migration.errors import (
     VerificationError,
 )
 from sterna.migration.guest import Guest
-from sterna.migration.handover import Doubt, HandOver
 from sterna.migration.handshake import Offer
 from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
 from sterna.migration.pages import PageHeat, PassWork, SentPages
 from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
 from sterna.migration.parameters import Parameters, Verify
 from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
-from sterna.migration.precopy import Precopy
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.source.handover import Doubt, HandOver
+from sterna.migration.source.precopy import Precopy
 from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
 from sterna.ownership import Standing

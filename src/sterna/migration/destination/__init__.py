@@ -1,0 +1,1 @@
+"""The destination of a migration, phase by phase."""
