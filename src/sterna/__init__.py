@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from sterna.migration.controller import MigrationController as Migrations
     from sterna.migration.errors import MigrationError
     from sterna.migration.parameters import POLICIES, PolicyType
-    from sterna.migration.policy import Continue, GiveUp, Pass, Policy, SwitchOver
-    from sterna.migration.statistics import MigrationInfo
+    from sterna.migration.policy import Continue, GiveUp, Policy, SwitchOver
+    from sterna.migration.statistics import MigrationInfo, Pass
     from sterna.monitor.client import QmpClient
     from sterna.monitor.protocol import QmpError
     from sterna.stream.wire import StreamError
@@ -107,7 +107,7 @@ _HOMES = {
     "MigrationError": "migration.errors",
     "MigrationInfo": "migration.statistics",
     "Migrations": "migration.controller:MigrationController",
-    "Pass": "migration.policy",
+    "Pass": "migration.statistics",
     "Policy": "migration.policy",
     "PolicyType": "migration.parameters",
     "QmpClient": "monitor.client",

@@ -16,13 +16,12 @@ from sterna.migration.policy import (
     Decision,
     GiveUp,
     Limits,
-    Pass,
     Policy,
     Sending,
     Situation,
     SwitchOver,
 )
-from sterna.migration.statistics import DowntimeParts
+from sterna.migration.statistics import DowntimeParts, Pass
 from sterna.migration.verdict import explain, verdict
 
 GIGABIT = 125e6

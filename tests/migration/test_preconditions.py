@@ -219,7 +219,7 @@ def test_nothing_left_to_send_fits_every_limit(policy: str) -> None:
         here.controller.set_parameters({"x-sterna-policy": policy, "downtime-limit": 0})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is COMPLETED, info.error
-        assert info.passes[-2].dirty_pages_after == 0
+        assert info.passes[-2].dirty_pages == 0
         assert_one_runs(here.guest, there.guest)
 
 

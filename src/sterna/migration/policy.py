@@ -8,26 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.statistics import DowntimeParts
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A finished pass.
-
-    :ivar pages: pages sent
-    :ivar bytes: bytes they took on the wire
-    :ivar seconds: from one look at the dirty log to the next
-    :ivar dirty_pages: pages that the look at its end found
-    :ivar throttle_percent: how much of its time the guest was kept from running
-    """
-
-    number: int
-    pages: int
-    bytes: int
-    seconds: float
-    dirty_pages: int
-    throttle_percent: int = 0
+from sterna.migration.statistics import DowntimeParts, Pass
 
 
 @dataclass(frozen=True)
@@ -46,7 +27,7 @@ class Limits:
 class Situation:
     """Where a migration is after a pass.
 
-    :ivar passes: the passes so far, at least one, the latest last
+    :ivar passes: the passes so far, or the last thousand; at least one, the latest last
     :ivar rest_bytes: what the dirty pages are expected to take on the wire as they are encoded now
     :ivar rest_seconds: how long the next pass, which sends them, is expected to take while the guest runs
     :ivar whole_seconds: how long it would take if all its pages were sent whole

@@ -3,8 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +15,7 @@ from sterna.migration.statistics import (
     DowntimeParts,
     MigrationInfo,
     MigrationStatus,
-    PassCounter,
-    PassRecord,
+    Pass,
 )
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,8 @@ class Progress:
         self._lock = threading.RLock()
         self._info = MigrationInfo(uri=self.uri, incoming=self.incoming)
         self._started = self.clock()
-        self._pass: PassCounter | None = None
+        self._pass: Pass | None = None
+        self._pass_began = self._started
         self._looked_at = self._started
 
     def snapshot(self) -> MigrationInfo:
@@ -147,15 +146,13 @@ class Progress:
         """The first page is about to be sent."""
         self.note(setup_time_ms=self._elapsed_ms())
 
-    @contextmanager
-    def sending_pass(self, remaining_pages: int) -> Iterator[PassCounter]:
+    def begin_pass(self, remaining_pages: int) -> None:
         """A pass begins; `finish_pass` ends it."""
         with self._lock:
             number = self._info.pass_number + 1
-            self._pass = PassCounter(number, self.clock())
+            self._pass, self._pass_began = Pass(number), self.clock()
             self.note(pass_number=number, remaining=remaining_pages * PAGE_SIZE)
         self._announce("MIGRATION_PASS", {"pass": number})
-        yield self._pass
 
     def sent(
         self,
@@ -174,11 +171,13 @@ class Progress:
         :param multifd_bytes: how much of `size` went on multifd channels
         """
         with self._lock:
-            assert self._pass is not None
-            self._pass.bytes += size
-            self._pass.pages += pages
-            self._pass.zero_pages += zero_pages
-            info = self._info
+            info, running = self._info, self.running_pass
+            self._pass = replace(
+                running,
+                pages=running.pages + pages,
+                bytes=running.bytes + size,
+                zero_pages=running.zero_pages + zero_pages,
+            )
             self.note(
                 transferred=info.transferred + size,
                 multifd_bytes=info.multifd_bytes + multifd_bytes,
@@ -207,21 +206,24 @@ class Progress:
                 downtime_bytes=info.downtime_bytes + (size if final else 0),
             )
 
-    def finish_pass(self, dirty_pages_after: int) -> PassRecord:
-        """A look at the dirty log ended the pass."""
+    def finish_pass(self, dirty_pages: int) -> None:
+        """A look at the dirty log ended the pass, and found so many pages."""
         with self._lock:
-            assert self._pass is not None
             now = self.clock()
-            record = self._pass.finished(now, dirty_pages_after, self._info.throttle_percent)
-            rate = dirty_pages_after / (now - self._looked_at) if now > self._looked_at else 0.0
+            finished = replace(
+                self.running_pass,
+                seconds=now - self._pass_began,
+                dirty_pages=dirty_pages,
+                throttle_percent=self._info.throttle_percent,
+            )
+            rate = dirty_pages / (now - self._looked_at) if now > self._looked_at else 0.0
             self._looked_at = now
             self.note(
-                passes=(*self._info.passes[1 - PASS_LIMIT :], record),
+                passes=(*self._info.passes[1 - PASS_LIMIT :], finished),
                 dirty_pages_rate=rate,
-                remaining=dirty_pages_after * PAGE_SIZE,
+                remaining=dirty_pages * PAGE_SIZE,
             )
             self._pass = None
-            return record
 
     def looked(self, dirty_pages: int) -> None:
         """Between two passes there was another look at the dirty log; so many pages are to be sent now."""
@@ -240,6 +242,17 @@ class Progress:
     def elapsed_seconds(self) -> float:
         """Since the migration was started."""
         return self.clock() - self._started
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Those that are over, the last `PASS_LIMIT`."""
+        return self._info.passes
+
+    @property
+    def running_pass(self) -> Pass:
+        """The pass that is under way, as far as it has come."""
+        assert self._pass is not None
+        return self._pass
 
     @property
     def pass_number(self) -> int:

@@ -2,7 +2,7 @@
 
 Bytes are those of the stream, headers included. Times that QEMU reports in ms are whole ms in `to_qmp`.
 
-- **Pass**: from one look at the dirty log to the next. Pass 1 sends every page. Its `dirty_pages_after` is
+- **Pass**: from one look at the dirty log to the next. Pass 1 sends every page. Its `dirty_pages` are
 what the look at its end found: the work of the next pass. The last pass runs while the guest is stopped.
 - **Transferred**: bytes of the stream handed to the kernel. **Remaining**: bytes of RAM in pages not sent
 since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
@@ -73,26 +73,26 @@ PASS_LIMIT = 1000
 
 
 @dataclass(frozen=True)
-class PassRecord:
-    """One finished pass over dirty memory.
+class Pass:
+    """One pass over dirty memory.
 
     :ivar number: counted from 1
     :ivar pages: pages sent
-    :ivar zero_pages: how many of them held only zeros
-    :ivar bytes: bytes of the stream
-    :ivar ms: how long it took
-    :ivar dirty_pages_after: pages the look at its end found dirty; 0 for the last pass
+    :ivar bytes: bytes of the stream that they took
+    :ivar seconds: from one look at the dirty log to the next; 0 while it runs
+    :ivar dirty_pages: pages that the look at its end found; 0 for the last pass
     :ivar throttle_percent: how much of its time the guest was kept from running
+    :ivar zero_pages: how many pages held only zeros
     :ivar predicted_downtime_ms: of a stop right after the pass; None for the last pass
     """
 
     number: int
-    pages: int
-    zero_pages: int
-    bytes: int
-    ms: float
-    dirty_pages_after: int
+    pages: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    dirty_pages: int = 0
     throttle_percent: int = 0
+    zero_pages: int = 0
     predicted_downtime_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class PassRecord:
             "pages": self.pages,
             "zero_pages": self.zero_pages,
             "bytes": self.bytes,
-            "ms": round(self.ms, 3),
-            "dirty_pages_after": self.dirty_pages_after,
+            "ms": round(self.seconds * 1000, 3),
+            "dirty_pages_after": self.dirty_pages,
             "throttle_percent": self.throttle_percent,
             "predicted_downtime_ms": _rounded(self.predicted_downtime_ms),
         }
@@ -234,7 +234,7 @@ class MigrationInfo:
     verdict: str = ""
     predicted_downtime: DowntimeParts | None = None
     least_downtime_ms: float | None = None
-    passes: tuple[PassRecord, ...] = ()
+    passes: tuple[Pass, ...] = ()
     pass_number: int = 0
     transferred: int = 0
     multifd_bytes: int = 0
@@ -323,7 +323,7 @@ class MigrationInfo:
         if not self.incoming:
             extras |= {
                 "total-ms": round(self.total_time_ms, 3),
-                "passes": [record.to_dict() for record in self.passes],
+                "passes": [each.to_dict() for each in self.passes],
                 "clock-offset-ns": self.clock_offset_ns,
             }
             extras["saved-pages"] = self.saved_pages
@@ -360,29 +360,6 @@ def _socket_address(uri: str) -> dict[str, str]:
         return {"type": "unix", "path": rest}
     address = parse_inet(rest)
     return {"type": "inet", "host": address.host, "port": str(address.port)}
-
-
-@dataclass
-class PassCounter:
-    """The pass that is running."""
-
-    number: int
-    started: float
-    pages: int = 0
-    zero_pages: int = 0
-    bytes: int = 0
-
-    def finished(self, now: float, dirty_pages_after: int, throttle_percent: int) -> PassRecord:
-        """The record of the pass, now that it is over."""
-        return PassRecord(
-            self.number,
-            self.pages,
-            self.zero_pages,
-            self.bytes,
-            (now - self.started) * 1000,
-            dirty_pages_after,
-            throttle_percent,
-        )
 
 
 WINDOW_SECONDS = 0.1

@@ -21,7 +21,6 @@ from sterna.migration.policy import (
     Decision,
     GiveUp,
     Limits,
-    Pass,
     Policy,
     Sending,
     Situation,
@@ -29,7 +28,7 @@ from sterna.migration.policy import (
 )
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.statistics import MigrationStatus, PassCounter
+from sterna.migration.statistics import MigrationStatus
 from sterna.migration.xbzrlecache import XbzrleCache
 
 _PATIENCE_SECONDS = 5.0
@@ -67,7 +66,6 @@ class Precopy:
         self._at_once = PassWork.dirty(self.guest.ram_blocks, [])
         self._nothing_left = False
         self._forecast = Forecast(round_trip_seconds=self.greeted.round_trip_seconds)
-        self._passes: list[Pass] = []
         self._backoff = Backoff()
         self._throttle = 0
         self._paced_before = 0.0
@@ -126,7 +124,7 @@ class Precopy:
         """Wait, where passes are short. What is written meanwhile goes with the next pass: it is no longer for the wait, and
         finds no more at its end.
         """
-        wait = self._backoff.after_pass(self._passes[-1].seconds)
+        wait = self._backoff.after_pass(self.progress.passes[-1].seconds)
         if not wait:
             return work
         self.cancellation.sleep(wait)
@@ -161,21 +159,20 @@ class Precopy:
 
     def _send(self, work: PassWork, *, final: bool) -> None:
         few = work.pages <= _FEW_PAGES
-        with self.progress.sending_pass(work.pages) as counter:
-            for batch in work.batches():
-                self.cancellation.check()
-                self.peer.check()
-                self._account(
-                    self.pages.send_batch(self.audit.stage(batch), counter.number, final=final), final
-                )
-                self.sent_pages.record(batch, counter.number)
-                if not final:
-                    self._look_ahead(counter, work)
-            self._account(self.pages.finish_pass(final=final), final)
+        self.progress.begin_pass(work.pages)
+        number = self.progress.pass_number
+        for batch in work.batches():
+            self.cancellation.check()
+            self.peer.check()
+            self._account(self.pages.send_batch(self.audit.stage(batch), number, final=final), final)
+            self.sent_pages.record(batch, number)
             if not final:
-                self._look_at_once(few)
-            if not final and self.greeted.kind is not PeerKind.SILENT:
-                self._await_destination(counter, work)
+                self._look_ahead(work)
+        self._account(self.pages.finish_pass(final=final), final)
+        if not final:
+            self._look_at_once(few)
+        if not final and self.greeted.kind is not PeerKind.SILENT:
+            self._await_destination(work)
 
     def _look_at_once(self, few: bool) -> None:
         """After a pass of a few pages: has the guest written anything while they were sent?
@@ -188,18 +185,19 @@ class Precopy:
         if few:
             self.audit.look(self._at_once, self.progress.pass_number)
 
-    def _await_destination(self, counter: PassCounter, work: PassWork) -> None:
+    def _await_destination(self, work: PassWork) -> None:
         """The pass is over when the destination has taken it in: else what is under way, or waits there for memory, would be
         waited for while the guest stands still.
 
         One that does not answer may wait for more itself, if it took the stream for another than it is: then the next pass
         shows it.
         """
+        number = self.progress.pass_number
         waiting, started = self.pages.unsent_bytes(), time.monotonic()
-        self.progress.sent_other(self.peer.ping(counter.number))
+        self.progress.sent_other(self.peer.ping(number))
         waited = 0.0
-        while waited < _PATIENCE_SECONDS and not self.peer.ponged(counter.number, _LOOK_SECONDS):
-            self._look_ahead(counter, work)
+        while waited < _PATIENCE_SECONDS and not self.peer.ponged(number, _LOOK_SECONDS):
+            self._look_ahead(work)
             waited = time.monotonic() - started
         digest = self.rolling.cost_seconds(self._written_pieces) if self.rolling is not None else 0.0
         self._forecast.drained(time.monotonic() - started, waiting, digest)
@@ -216,14 +214,14 @@ class Precopy:
         )
         self._forecast.sent(sent)
 
-    def _look_ahead(self, counter: PassCounter, work: PassWork) -> None:
-        progress = self.progress
+    def _look_ahead(self, work: PassWork) -> None:
+        progress, running = self.progress, self.progress.running_pass
         self._forecast.link.observe(
             time.monotonic(), progress.transferred, self.pages.unsent_bytes(), self.pages.waited_seconds()
         )
-        remaining = counter.bytes * work.pages / counter.pages if counter.pages else 0.0
+        remaining = running.bytes * work.pages / running.pages if running.pages else 0.0
         rate = progress.bandwidth.bytes_per_second
-        sending = Sending(counter.number, progress.elapsed_seconds, remaining, rate)
+        sending = Sending(running.number, progress.elapsed_seconds, remaining, rate)
         if give_up := self._policy.during_pass(sending):
             raise GivenUp(give_up.reason)
 
@@ -244,10 +242,7 @@ class Precopy:
         )
         self._forecast.finish_pass(paced, harvest_seconds)
         self._note_cache()
-        record = self.progress.finish_pass(work.pages)
-        self._passes.append(
-            Pass(record.number, record.pages, record.bytes, record.ms / 1000, work.pages, self._throttle)
-        )
+        self.progress.finish_pass(work.pages)
 
     def _note_cache(self) -> None:
         if self.cache is not None:
@@ -265,7 +260,7 @@ class Precopy:
         )
         self.progress.predict(predicted)
         return Situation(
-            self._passes,
+            self.progress.passes,
             size,
             self._forecast.next_pass_seconds(work.pages, size, self.limiter.rate),
             self._forecast.whole_pass_seconds(work.pages, self.limiter.rate),
