@@ -28,7 +28,7 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.errors import InDoubt, MigrationError, StateError
 from sterna.migration.handshake import GREETING
 from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
-from sterna.migration.source.handover import Doubt
+from sterna.migration.source.doubt import Doubt
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.ownership import Event, NotTheOwner, Outcome, Ownership, Standing
 from sterna.stream import sections

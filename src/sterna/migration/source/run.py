@@ -49,7 +49,8 @@ from sterna.migration.peer import Greeted, NackError, Peer, PeerKind
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.source.handover import Doubt, HandOver
+from sterna.migration.source.doubt import Doubt
+from sterna.migration.source.handover import HandOver
 from sterna.migration.source.precopy import Precopy
 from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
