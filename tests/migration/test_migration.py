@@ -425,7 +425,7 @@ def test_the_bandwidth_limit_holds_and_can_be_lifted(monkeypatch: pytest.MonkeyP
         waited[0] += seconds
 
     monkeypatch.setattr(
-        "sterna.migration.source.run.RateLimiter",
+        "sterna.migration.source.context.RateLimiter",
         lambda rate, sleep: RateLimiter(rate, clock=lambda: waited[0], sleep=wait),
     )
     with hosts(source_guest(2000, steps_per_ms=1, steps_per_look=100), waiting_guest(2000)) as (here, there):

@@ -14,6 +14,7 @@ from sterna.migration.guest import Guest
 from sterna.migration.pages import PageHeat
 from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
+from sterna.migration.source.context import SourceContext
 from sterna.migration.source.run import Source
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.ownership import Standing
@@ -71,7 +72,7 @@ class MigrationController:
             self._check_open()
             self._check_not_asking()
             self._check_owner()
-            if self._source is not None and self._source.progress.snapshot().status.running:
+            if self._source is not None and self._source.context.progress.snapshot().status.running:
                 raise StateError("there is a migration process in progress")
             if self._deferred or (
                 self._incoming is not None
@@ -82,7 +83,7 @@ class MigrationController:
             self._guest.check_migratable()
             self._end_source()
             progress = Progress(self._emit, uri)
-            source = Source(self._guest, target, self._parameters, progress, self._closing)
+            source = Source(SourceContext(self._guest, target, self._parameters, progress, self._closing))
             # The status is there when the call returns: whoever asks next sees this migration.
             progress.enter(MigrationStatus.SETUP)
             self._source = source
@@ -162,7 +163,7 @@ class MigrationController:
         """The outgoing migration if there was one, else the incoming one."""
         source, incoming = self._source, self._incoming
         if source is not None:
-            info = source.progress.snapshot()
+            info = source.context.progress.snapshot()
             return replace(info, in_doubt=info.in_doubt and source.resolvable)
         if incoming is not None:
             return incoming.info()
@@ -241,7 +242,7 @@ class MigrationController:
     def _parameters_changed(self) -> None:
         source = self._source
         if source is not None:
-            source.limiter.rate = self._parameters.max_bandwidth
+            source.context.limiter.rate = self._parameters.max_bandwidth
 
     def _check_channels(self, uri: uris.Uri) -> None:
         if self._parameters.multifd and not isinstance(uri, uris.ListeningUri):
@@ -283,7 +284,7 @@ class MigrationController:
             self._check_open()
             self._check_not_asking()
             source = self._source
-            if source is None or source.progress.snapshot().status.running or not source.resolvable:
+            if source is None or source.context.progress.snapshot().status.running or not source.resolvable:
                 raise StateError("no migration is in doubt")
             self._asking = True
         try:
@@ -301,7 +302,7 @@ class MigrationController:
         if self._thread is not None:
             self._thread.join()
         if self._source is not None:
-            self._source.doubt.stop_watching()
+            self._source.context.doubt.stop_watching()
 
     def _check_open(self) -> None:
         if self._closed:
