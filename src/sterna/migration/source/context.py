@@ -19,6 +19,7 @@ from sterna.migration.peer import Greeted, Peer
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.ratelimit import RateLimiter
+from sterna.migration.source.dirtylogging import DirtyLogging
 from sterna.migration.source.doubt import Doubt
 from sterna.migration.xbzrlecache import XbzrleCache
 from sterna.ownership import Standing
@@ -62,6 +63,7 @@ class SourceContext:
                 guest.uuid or NO_UUID,
                 secrets.token_bytes(len(NO_TOKEN)),
             )
+        self.logging = DirtyLogging(guest)
         self.overdue = False
         self.ends = ExitStack()
         self.ends.callback(self.cancellation.close)
@@ -73,6 +75,12 @@ class SourceContext:
     def _stop_watching(self) -> None:
         if self.guest.ownership.standing is not Standing.IN_DOUBT:
             self.doubt.stop_watching()
+
+    def expire(self) -> None:
+        """The guest has been stopped for too long: give the switchover up, as a cancel would."""
+        if not self.cancellation.is_set:
+            self.overdue = True
+            self.cancellation.set()
 
     def send(self, channel: Channel, data: bytes, *, final: bool = False) -> None:
         """Send something other than pages."""
