@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -68,7 +68,10 @@ class Greeted:
 
 
 class Peer:
-    """The other end of a source's channel."""
+    """The other end of a source's channel.
+
+    :ivar handlers: by type, what is done with a message that may come while others are waited for; whether that is all
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -77,6 +80,11 @@ class Peer:
         self._buffer = bytearray(1 << 16)
         self._is_sterna = False
         self._pinged = 0
+        self.handlers: dict[int, Callable[[ReturnMessage], bool]] = {
+            PrivateMessage.NACK: self._take_nack,
+            ReturnPathType.SHUT: self._take_shut,
+            ReturnPathType.PONG: self._answers_a_ping,
+        }
 
     # -- what comes back -------------------------------------------------------------------------------------
 
@@ -131,8 +139,7 @@ class Peer:
                     )
                 self._take(self._channel.readinto(memoryview(self._buffer)))
             message = self._messages.popleft()
-            self._refusal(message)
-            if not self._answers_a_ping(message):
+            if not self._is_handled(message):
                 return message
 
     def next_now(self) -> ReturnMessage | None:
@@ -145,8 +152,7 @@ class Peer:
                     return None
                 self._take(got)
             message = self._messages.popleft()
-            self._refusal(message)
-            if not self._answers_a_ping(message):
+            if not self._is_handled(message):
                 return message
 
     def move(self, channel: Channel) -> None:
@@ -154,24 +160,28 @@ class Peer:
         self._channel = channel
 
     def _take_answers(self) -> int:
-        """Take what has come while the stream is sent: answers to pings.
+        """Take what has come while the stream is sent: answers to pings, and what else has a handler.
 
         :return: the last ping answered, 0 for none
         """
         answered = 0
         while self._messages:
             message = self._messages.popleft()
-            self._refusal(message)
-            if not self._answers_a_ping(message):
+            if not self._is_handled(message):
                 raise ProtocolError(
                     f"{self._channel.peer} sent a message of type {message.type:#x} out of turn"
                 )
-            answered = message.value
+            if message.type == ReturnPathType.PONG:
+                answered = message.value
         return answered
+
+    def _is_handled(self, message: ReturnMessage) -> bool:
+        handle = self.handlers.get(message.type)
+        return handle is not None and handle(message)
 
     def _answers_a_ping(self, message: ReturnMessage) -> bool:
         """Whether it is an answer that was asked for, and then not waited for."""
-        return message.type == ReturnPathType.PONG and 0 < message.value <= self._pinged
+        return 0 < message.value <= self._pinged
 
     def _take(self, got: int) -> None:
         if got == 0:
@@ -179,11 +189,13 @@ class Peer:
             raise ChannelError(f"{self._channel.peer} closed the connection")
         self._messages.extend(self._decoder.feed(memoryview(self._buffer)[:got]))
 
-    def _refusal(self, message: ReturnMessage) -> None:
-        if message.type == PrivateMessage.NACK:
-            raise NackError(handshake.decode(message.payload, Nack))
-        if message.type == ReturnPathType.SHUT and message.value:
+    def _take_nack(self, message: ReturnMessage) -> bool:
+        raise NackError(handshake.decode(message.payload, Nack))
+
+    def _take_shut(self, message: ReturnMessage) -> bool:
+        if message.value:
             raise ShutError("destination refused: it could not load the guest")
+        return False
 
     def _expect(self, kind: PrivateMessage) -> bytes:
         message = self.wait()
