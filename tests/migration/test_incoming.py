@@ -21,6 +21,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination import listen
+from sterna.migration.destination.context import DestinationContext, Wait
 from sterna.migration.destination.run import Destination
 from sterna.migration.errors import ChannelError, StateError
 from sterna.migration.multifd.lobby import Lobby
@@ -231,10 +232,8 @@ def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
         progress = FailsAtTheEnd(lambda name, data: None, "", incoming=True)
         progress.enter(MigrationStatus.SETUP)
         with uris.parse(f"file:{tmp_path}/stream").open_incoming(cancellation) as channel:
-            destination = Destination(
-                moved, channel, b"", Parameters(), progress, doubt.OutcomeRecord(), uuid.uuid4(), cancellation
-            )
-            destination.run()
+            wait = Wait(moved, Parameters(), doubt.OutcomeRecord(), uuid.uuid4(), cancellation)
+            Destination(DestinationContext(wait, channel, b"", progress)).run()
         assert progress.snapshot().status is MigrationStatus.ACTIVE, "no failure is told of a guest that runs"
         assert_guest_lives(moved, 5)
     assert "the ink has run out" in caplog.text

@@ -20,6 +20,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import Listener, SocketChannel
+from sterna.migration.destination.context import DestinationContext, Wait
 from sterna.migration.destination.run import Destination
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError
@@ -75,7 +76,6 @@ class Incoming:
         self._uri = uri
         self._parameters = parameters
         self._emit = emit
-        self._id = uuid.uuid4()
         self._record = record
         self._cancellation = Cancellation()
         self._enough = Cancellation()
@@ -97,6 +97,16 @@ class Incoming:
             else:
                 channel = undo.enter_context(uri.open_incoming(self._cancellation))
                 run = lambda: self._take_in(channel, b"")  # noqa: E731
+            self._wait = Wait(
+                guest,
+                parameters,
+                record,
+                uuid.uuid4(),
+                self._cancellation,
+                # Whoever set up a one-way channel, or a connection of his own, keeps no one else out.
+                SILENCE_SECONDS if self._listener else None,
+                self._lobby if self._listener else None,
+            )
             self._progress.enter(MigrationStatus.SETUP)
             self._thread = threading.Thread(target=run, name="incoming", daemon=True)
             try:
@@ -294,19 +304,7 @@ class Incoming:
                     self._progress = self._new_progress()
                     self._progress.enter(MigrationStatus.SETUP)
                 self._progress.note(source=channel.peer)
-                destination = Destination(
-                    self._guest,
-                    channel,
-                    head,
-                    self._parameters,
-                    self._progress,
-                    self._record,
-                    self._id,
-                    self._cancellation,
-                    # Whoever set up a one-way channel, or a connection of his own, keeps no one else out.
-                    SILENCE_SECONDS if self._listener else None,
-                    self._lobby if self._listener else None,
-                )
+                destination = Destination(DestinationContext(self._wait, channel, head, self._progress))
                 destination.run()
             finally:
                 runs = self._guest.ownership.standing is not Standing.ABSENT
