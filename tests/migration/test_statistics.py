@@ -2,6 +2,7 @@
 
 import pytest
 
+from sterna.migration.pagesender import Sent
 from sterna.migration.progress import IllegalTransition, Progress
 from sterna.migration.statistics import Bandwidth, DowntimeParts, MigrationInfo, MigrationStatus
 
@@ -37,8 +38,8 @@ def test_passes_add_up() -> None:
     progress.set_up()
     progress.advance(MigrationStatus.ACTIVE)
     progress.begin_pass(10_240)
-    progress.sent(size=4_000_000, pages=1000, zero_pages=0, seconds=0.1, final=False)
-    progress.sent(size=90_000, pages=9240, zero_pages=9240, seconds=0.1, final=False)
+    progress.sent(Sent(size=4_000_000, pages=1000, zero_pages=0, seconds=0.1), final=False)
+    progress.sent(Sent(size=90_000, pages=9240, zero_pages=9240, seconds=0.1), final=False)
     clock.now += 0.5
     progress.finish_pass(100)
     progress.predict(DowntimeParts(last_pass=7.0, start=0.5))
@@ -58,7 +59,7 @@ def test_passes_add_up() -> None:
     assert info.dirty_pages_rate == pytest.approx(100 / 0.7)
     assert info.setup_time_ms == pytest.approx(200)
     progress.begin_pass(100)
-    progress.sent(size=400_000, pages=100, zero_pages=0, seconds=0.1, final=True)
+    progress.sent(Sent(size=400_000, pages=100, zero_pages=0, seconds=0.1), final=True)
     progress.finish_pass(0)
     progress.advance(MigrationStatus.DEVICE)
     progress.enter(MigrationStatus.COMPLETED, downtime_ms=12.5)

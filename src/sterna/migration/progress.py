@@ -9,6 +9,7 @@ from typing import Any
 
 from sterna.errors import InternalError
 from sterna.memory.address import PAGE_SIZE
+from sterna.migration.pagesender import Sent
 from sterna.migration.statistics import (
     PASS_LIMIT,
     Bandwidth,
@@ -154,41 +155,30 @@ class Progress:
             self.note(pass_number=number, remaining=remaining_pages * PAGE_SIZE)
         self._announce("MIGRATION_PASS", {"pass": number})
 
-    def sent(
-        self,
-        *,
-        size: int,
-        pages: int,
-        zero_pages: int,
-        seconds: float,
-        final: bool,
-        saved_pages: int = 0,
-        multifd_bytes: int = 0,
-    ) -> None:
-        """Pages were handed to the channel, in so many bytes and seconds.
+    def sent(self, sent: Sent, *, final: bool) -> None:
+        """Pages were handed to the channel.
 
-        :param saved_pages: how many were sent as what changed in them, or not at all because nothing did
-        :param multifd_bytes: how much of `size` went on multifd channels
+        :param final: whether the guest is stopped
         """
         with self._lock:
             info, running = self._info, self.running_pass
             self._pass = replace(
                 running,
-                pages=running.pages + pages,
-                bytes=running.bytes + size,
-                zero_pages=running.zero_pages + zero_pages,
+                pages=running.pages + sent.pages,
+                bytes=running.bytes + sent.size,
+                zero_pages=running.zero_pages + sent.zero_pages,
             )
             self.note(
-                transferred=info.transferred + size,
-                multifd_bytes=info.multifd_bytes + multifd_bytes,
-                downtime_bytes=info.downtime_bytes + (size if final else 0),
-                remaining=max(0, info.remaining - pages * PAGE_SIZE),
-                zero_pages=info.zero_pages + zero_pages,
-                normal_pages=info.normal_pages + pages - zero_pages - saved_pages,
-                saved_pages=info.saved_pages + saved_pages,
+                transferred=info.transferred + sent.size,
+                multifd_bytes=info.multifd_bytes + sent.multifd_bytes,
+                downtime_bytes=info.downtime_bytes + (sent.size if final else 0),
+                remaining=max(0, info.remaining - sent.pages * PAGE_SIZE),
+                zero_pages=info.zero_pages + sent.zero_pages,
+                normal_pages=info.normal_pages + sent.pages - sent.zero_pages - sent.saved_pages,
+                saved_pages=info.saved_pages + sent.saved_pages,
             )
-            if pages > zero_pages or self.bandwidth.bytes_per_second == 0:
-                self.bandwidth.add(size, pages, seconds)
+            if sent.pages > sent.zero_pages or self.bandwidth.bytes_per_second == 0:
+                self.bandwidth.add(sent.size, sent.pages, sent.seconds)
 
     def received(self, size: int, normal_pages: int, zero_pages: int) -> None:
         """A destination has received so many more bytes, and pages in all."""

@@ -60,13 +60,16 @@ class Passes:
         context.cancellation.check()
         link.peer.check()
         number = context.progress.pass_number
-        sent = self._account(link.pages.send_batch(link.audit.stage(batch), number, final=final), final)
+        sent = link.pages.send_batch(link.audit.stage(batch), number, final=final)
+        context.progress.sent(sent, final=final)
         context.sent_pages.record(batch, number)
         return sent
 
     def flush(self, *, final: bool) -> Sent:
         """All of the pass has been handed to the kernel on return."""
-        return self._account(self._link.pages.finish_pass(final=final), final)
+        sent = self._link.pages.finish_pass(final=final)
+        self._context.progress.sent(sent, final=final)
+        return sent
 
     def finish(self, dirty_pages: int) -> None:
         """The pass is over, and leaves so many pages dirty."""
@@ -78,15 +81,3 @@ class Passes:
         """From now on no page is sent as what changed in it."""
         self._link.pages.send_whole()
         self.cache = None
-
-    def _account(self, sent: Sent, final: bool) -> Sent:
-        self._context.progress.sent(
-            size=sent.size,
-            pages=sent.pages,
-            zero_pages=sent.zero_pages,
-            saved_pages=sent.saved_pages,
-            multifd_bytes=sent.multifd_bytes,
-            seconds=sent.seconds,
-            final=final,
-        )
-        return sent
