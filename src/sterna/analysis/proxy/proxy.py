@@ -6,14 +6,13 @@ Only when the destination was told to run the guest and the connection broke bef
 proxy stays for a while, so that the source can ask through it.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from sterna.analysis.findings import StreamSurvey
+from sterna.analysis.proxy.analysis import Analysis
 from sterna.analysis.proxy.answers import Answers
 from sterna.analysis.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
 from sterna.analysis.proxy.livechannels import LiveChannels
@@ -21,7 +20,6 @@ from sterna.analysis.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.analysis.proxy.recording import Recording
 from sterna.analysis.proxy.tap import RING_BYTES, TapReader
 from sterna.analysis.proxy.view import ConnectionView, ProxyView
-from sterna.analysis.survey import Surveyor
 from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
@@ -30,13 +28,10 @@ from sterna.migration.errors import Cancelled, ChannelError, UriError
 from sterna.ownership import Outcome as Answered
 from sterna.stream.multifd import CHANNEL_LIMIT
 
-log = logging.getLogger(__name__)
-
 DOUBT_SECONDS = 60.0
 """How long the source has to ask who runs the guest."""
 _CHANNELS_SECONDS = 2.0
 """How long the first look at the channels waits for those that have connected and not said yet what they are."""
-_SURVEY_SECONDS = 0.2
 _OTHERS_SECONDS = 5.0
 """How long connections may outlast that of the main stream."""
 MOST_OPEN = 320
@@ -85,8 +80,8 @@ class Proxy:
                 f"{destination}: that is where the proxy itself is to listen; give the address that the destination waits at"
             )
         self._destination = destination
-        self._digests = digests
         self._changed = threading.Condition()
+        self._analysis = Analysis(self._changed, digests)
         # Held from when a connection is taken until the destination has its like: a QEMU takes the first for the main channel.
         self._turn = threading.Semaphore()
         self._connections: list[Connection] = []
@@ -94,13 +89,9 @@ class Proxy:
         self._turned_away = 0
         self._readers: dict[Connection, tuple[TapReader, Sequence[TapReader]]] = {}
         self._threads: list[threading.Thread] = []
-        self._analysis: threading.Thread | None = None
         self._main: Connection | None = None
         self._main_ended = 0.0
         self._channels_known = self._channels_over = False
-        self._survey: StreamSurvey | None = None
-        self._surveyed = 0.0
-        self._analysis_fault = ""
         self._unreachable = ""
         self._bell = threading.Event()
         self._answer: Answered | None = None
@@ -153,8 +144,8 @@ class Proxy:
                 thread.join(seconds)
                 watch(self)
         with self._changed:
-            if self._analysis and self._analysis.is_alive():
-                self._analysis_fault = "the analysis was left before its end"
+            if self._analysis.runs:
+                self._analysis.fault = "the analysis was left before its end"
             if self._recording and any(thread.is_alive() for thread in self._recording.threads):
                 self._recording.fault = "it was left before all was written"
         return self.view()
@@ -162,8 +153,8 @@ class Proxy:
     def _workers(self) -> Iterator[threading.Thread]:
         """What has something to bring to its end when all connections are cut; each may begin the next."""
         yield from self._threads
-        if self._analysis:
-            yield self._analysis
+        if self._analysis.thread:
+            yield self._analysis.thread
         if self._recording:
             yield from self._recording.threads
 
@@ -176,7 +167,7 @@ class Proxy:
         """
         with self._changed:
             self._interrupts += 1
-            if self._interrupts > 1 or self._survey is None or not self._survey.complete:
+            if self._interrupts > 1 or self._analysis.survey is None or not self._analysis.survey.complete:
                 self._cut_by_user = True
                 self._cut.set()
             self._changed.notify_all()
@@ -202,7 +193,7 @@ class Proxy:
     def view(self) -> ProxyView:
         """What has been seen until now."""
         with self._changed:
-            main, survey, fault = self._main, self._survey, self._analysis_fault
+            main, survey, fault = self._main, self._analysis.survey, self._analysis.fault
             connections = [
                 ConnectionView(one.kind, one.tap.forwarded, one.back.forwarded) for one in self._connections
             ]
@@ -251,7 +242,7 @@ class Proxy:
                 return Verdict(Outcome.UNREACHABLE, self._unreachable)
             return Verdict(Outcome.NOTHING, "no migration came")
         return judge(
-            self._survey if not self._analysis_fault else None,
+            self._analysis.survey if not self._analysis.fault else None,
             main.answers,
             main.first_end
             or ("the proxy was interrupted" if self._cut_by_user else "the connection was cut"),
@@ -266,7 +257,7 @@ class Proxy:
             return True
         if self._main is None:
             return self._interrupts > 0 or (not alive and bool(self._unreachable))
-        if not self._main_ended or (self._analysis and self._analysis.is_alive()):
+        if not self._main_ended or self._analysis.runs:
             return False
         if self._is_in_doubt():
             return time.monotonic() - self._main_ended > DOUBT_SECONDS
@@ -276,7 +267,7 @@ class Proxy:
         assert self._main is not None
         answers = self._main.answers
         told = answers.runs or answers.refusal or self._answer is not None
-        return was_committed(self._survey) and not told
+        return was_committed(self._analysis.survey) and not told
 
     # -- connections -----------------------------------------------------------------------------------------
 
@@ -363,23 +354,14 @@ class Proxy:
         with self._changed:
             if connection.kind is Kind.MAIN and self._main is None:
                 self._main = connection
-                self._start_analysis(reader)
+                if not self._analysis.start(reader, LiveChannels(self, reader)):
+                    self._channels_over = True
             elif connection.kind is not Kind.CHANNEL or self._channels_over:
                 reader.close()
             if self._is_foreign(connection) and len(self._foreign(ended=False)) > MOST_FOREIGN:
                 self._turned_away += 1
                 connection.cut()
             self._changed.notify_all()
-
-    def _start_analysis(self, reader: TapReader) -> None:
-        thread = threading.Thread(target=self._analyse, args=(reader,), name="proxy-analysis", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the operating system has no thread to spare
-            self._analysis_fault, self._channels_over = f"the analysis was not begun: {error}", True
-            reader.close()
-            return
-        self._analysis = thread
 
     def _is_foreign(self, connection: Connection) -> bool:
         """Whether it is known to be neither the main stream nor one of its channels."""
@@ -481,29 +463,3 @@ class Proxy:
                 if reader.ready:
                     return reader
             self._bell.wait()
-
-    # -- analysis --------------------------------------------------------------------------------------------
-
-    def _analyse(self, reader: TapReader) -> None:
-        try:
-            channels = LiveChannels(self, reader)
-            surveyor = Surveyor(reader, None, self._digests, channels, self._note)
-            surveyor.read()
-            survey = surveyor.result()
-            with self._changed:
-                self._survey = survey
-        except Exception as error:
-            # Whatever it is, the migration goes on.
-            log.exception("the analysis failed")
-            with self._changed:
-                self._analysis_fault = f"the analysis failed: {type(error).__name__}: {error}"
-        finally:
-            reader.close()
-            self.close_channels()
-
-    def _note(self, surveyor: Surveyor) -> None:
-        if (now := time.monotonic()) - self._surveyed < _SURVEY_SECONDS and not surveyor.complete:
-            return
-        survey = surveyor.result()
-        with self._changed:
-            self._survey, self._surveyed = survey, now
