@@ -42,7 +42,8 @@ def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda:
     """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources, and at
     what they are compiled for, will do.
     """
-    from sterna.jit.kernel import COMPILED, loading
+    from sterna.jit.kernel import COMPILED
+    from sterna.jit.source import loading
 
     if not COMPILED:
         return

@@ -13,12 +13,13 @@ from llvmlite import binding
 
 from sterna.jit import kernelcache
 from sterna.jit.fingerprint import fingerprint, sources_changed
-from sterna.jit.kernel import Code, Kernel, Key, loading
+from sterna.jit.machinecode import Code
+from sterna.jit.source import KernelSource, Key, loading
 
 _number = itertools.count()
 
 
-def fetch(kernel: Kernel, key: Key) -> Code:
+def fetch(kernel: KernelSource, key: Key) -> Code:
     """A kernel's machine code, compiled unless that has been done.
 
     :raise KernelError: When it cannot be compiled.
@@ -35,18 +36,18 @@ def fetch(kernel: Kernel, key: Key) -> Code:
     return code
 
 
-def find(kernel: Kernel, key: Key) -> Code | None:
+def find(kernel: KernelSource, key: Key) -> Code | None:
     """A kernel's machine code if it was compiled before."""
     stored = kernelcache.read(file_name(kernel, key))
     return None if stored is None else _link(kernel, key, stored)
 
 
-def file_name(kernel: Kernel, key: Key) -> str:
+def file_name(kernel: KernelSource, key: Key) -> str:
     """Where in the cache a kernel's code is."""
     return f"{kernel.name.removeprefix('sterna.')}-{fingerprint(kernel, key)}.o"
 
 
-def compile_to_file(kernel: Kernel, key: Key) -> bytes:
+def compile_to_file(kernel: KernelSource, key: Key) -> bytes:
     """Compile a kernel: a line that says what it is, and an object file.
 
     :raise KernelError: When it cannot be compiled.
@@ -68,7 +69,7 @@ def _linker() -> Any:
     return linker
 
 
-def _link(kernel: Kernel, key: Key, stored: bytes) -> Code | None:
+def _link(kernel: KernelSource, key: Key, stored: bytes) -> Code | None:
     """The code in a file of the cache; None when it is spoilt."""
     line, _, code = stored.partition(b"\n")
     try:

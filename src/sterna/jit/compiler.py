@@ -10,17 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from sterna.jit.kernel import (
-    CONTIGUOUS,
-    MISFIT,
-    WRITEABLE,
-    ArrayHead,
-    Kernel,
-    KernelError,
-    Key,
-    Late,
-    names_in,
-)
+from sterna.jit.machinecode import MISFIT, ArrayHead
+from sterna.jit.source import CONTIGUOUS, WRITEABLE, KernelError, KernelSource, Key, Late, names_in
 
 _RETURNS = {types.int64: "i", types.uint64: "u", types.boolean: "b", types.none: ""}
 
@@ -28,14 +19,14 @@ _WORD, _INT, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
 
 _CALLBACK, _ENTRY = "callback", "entry"
 
-_dispatchers: dict[Kernel, Any] = {}
+_dispatchers: dict[KernelSource, Any] = {}
 
 
-def compile_kernel(kernel: Kernel, key: Key) -> tuple[dict[str, str], bytes]:
+def compile_kernel(kernel: KernelSource, key: Key) -> tuple[dict[str, str], bytes]:
     """Compile a kernel for these arguments.
 
-    :return: what `sterna.jit.kernel.Code` asks for: the names of its function (``symbol``) and of its entry (``entry``, empty
-        without one), and what it ``returns``; and an object file with these and all that they call but the C library's
+    :return: what `sterna.jit.machinecode.Code` asks for: the names of its function (``symbol``) and of its entry (``entry``,
+        empty without one), and what it ``returns``; and an object file with these and all that they call but the C library's
     :raise KernelError: When numba cannot, or makes of it what cannot be called.
     """
     dispatcher = _dispatcher(kernel)
@@ -91,7 +82,7 @@ def _write_callback(compiled: Any, module: Any) -> None:
 def _write_entry(key: Key, compiled: Any, module: Any) -> None:
     """A function that takes arrays as they are, and looks whether they are what they should be.
 
-    See `sterna.jit.kernel.Code`; `_check_convention` has seen how the compiled function takes its arguments.
+    See `sterna.jit.machinecode.Code`; `_check_convention` has seen how the compiled function takes its arguments.
     """
     native = compiled.target_context.declare_function(module, compiled.fndesc)
     pointer = _BYTE.as_pointer()
@@ -150,14 +141,14 @@ def _write_entry(key: Key, compiled: Any, module: Any) -> None:
     builder.ret(ir.Constant(_INT, MISFIT))
 
 
-def _dispatcher(kernel: Kernel) -> Any:
+def _dispatcher(kernel: KernelSource) -> Any:
     """What numba makes of the function: a copy of it, in whose names compiled functions stand for kernels."""
     if kernel not in _dispatchers:
         function = kernel.function
         names = dict(function.__globals__)
         for name in names_in(function.__code__):
             called = names.get(name)
-            if isinstance(called, Kernel):
+            if isinstance(called, KernelSource):
                 names[name] = _dispatcher(called)
             elif isinstance(called, Late):
                 names[name] = called.resolve()

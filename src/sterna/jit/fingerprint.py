@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from llvmlite import binding
 
-from sterna.jit.kernel import Kernel, KernelError, Key, Late, names_in
+from sterna.jit.source import KernelError, KernelSource, Key, Late, names_in
 
 _LIBRARIES = ("numba", "llvmlite", "numpy")
-_MAKERS = tuple(f"sterna.jit.{name}" for name in ("compiler", "kernel", "code"))
+_MAKERS = tuple(f"sterna.jit.{name}" for name in ("compiler", "source", "machinecode", "code"))
 
 
-def fingerprint(kernel: Kernel, key: Key) -> str:
+def fingerprint(kernel: KernelSource, key: Key) -> str:
     """Changes with all that makes a difference to a kernel's machine code.
 
     :raise TypeError: When a kernel reads something that cannot be told apart.
@@ -78,7 +78,7 @@ def _read(module: str) -> str:
 
 
 @functools.cache
-def _of_kernel(kernel: Kernel) -> str:
+def _of_kernel(kernel: KernelSource) -> str:
     function = kernel.function
     parts = [kernel.name, str(kernel.inline), str(kernel.hook), _of_code(function.__code__)]
     parts += [_of_value(function.__defaults__)]
@@ -101,7 +101,7 @@ def _of_value(value: Any) -> str:
 
     :raise TypeError: When that cannot be said.
     """
-    if isinstance(value, Kernel):
+    if isinstance(value, KernelSource):
         return _of_kernel(value)
     if isinstance(value, Late):
         return f"{value.path} {_source(value.module)} {_of_value(value.made_of)}"
