@@ -157,7 +157,8 @@ def test_a_signal_meanwhile_leaves_no_socket(
 PREPARED = """
 import sys
 from sterna.cli.testbedrun import _prepare
-from sterna.testbed.kinds import KindOptions, make_kind
+from sterna.testbed.kind import KindOptions
+from sterna.testbed.kinds import make_kind
 _prepare(make_kind(sys.argv[1], KindOptions()))
 """
 """What a test bed does before its first scenario."""

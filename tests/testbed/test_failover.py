@@ -16,6 +16,7 @@ from sterna.launch.guestview import guest_status
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.machine.devices.virtionet import announcement
+from sterna.testbed.kind import KindOptions
 from sterna.testbed.kinds import make_kind
 from sterna.testbed.network import GuestNic, NamespaceNetwork, guest_nic
 from sterna.testbed.probes import Pinger, Session, internet_checksum
@@ -42,7 +43,7 @@ def start(network: NamespaceNetwork) -> Iterator[Callable[..., Vm]]:
         def make(kind: str, host: int, port: int = 0, *, nic: GuestNic | None = NIC) -> Vm:
             where = network.hosts[host]
             network.attach(where, NIC)
-            maker = make_kind(kind)
+            maker = make_kind(kind, KindOptions())
             if port:
                 vm = maker.destination(f"destination {port}", where, SETTINGS, port, hold=False, nic=nic)
             else:

@@ -23,7 +23,7 @@ from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.errors import ImageError
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.kinds import KindOptions
+from sterna.testbed.kind import KindOptions
 from sterna.testbed.linuxguest import image, kind
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.guest import LinuxGuest

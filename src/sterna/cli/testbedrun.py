@@ -18,7 +18,7 @@ from sterna.host.newfile import check_report, write_report
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
-    from sterna.testbed.kinds import VmKind
+    from sterna.testbed.kind import VmKind
     from sterna.testbed.runner import Result
     from sterna.testbed.scenario import ScenarioFile
 
@@ -122,7 +122,8 @@ def run(
     from sterna.launch.errors import LaunchError
     from sterna.launch.qemu import find_qemu
     from sterna.testbed.errors import ScenarioError
-    from sterna.testbed.kinds import KindOptions, make_kind
+    from sterna.testbed.kind import KindOptions
+    from sterna.testbed.kinds import make_kind
     from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 

@@ -40,6 +40,7 @@ __all__ = [
     "hook",
     "kernel",
     "kernels_ahead",
+    "loading",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -14,7 +14,7 @@ from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.testbed.errors import BedError
 from sterna.testbed.guest import Guest
-from sterna.testbed.kinds import VmKind
+from sterna.testbed.kind import VmKind
 from sterna.testbed.network import GuestNic, Network, guest_nic, make_network
 from sterna.testbed.remains import Remains
 from sterna.testbed.settings import VmSettings

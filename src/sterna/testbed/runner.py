@@ -14,7 +14,7 @@ from sterna.testbed.bed import Bed
 from sterna.testbed.checks import Check, Finding, Verdict
 from sterna.testbed.errors import ScenarioError
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.kinds import VmKind
+from sterna.testbed.kind import VmKind
 from sterna.testbed.procedures.procedure import Stage
 from sterna.testbed.scenario import ScenarioFile
 

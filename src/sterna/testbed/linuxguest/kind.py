@@ -16,7 +16,7 @@ from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, Vm
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
-from sterna.testbed.kinds import QemuKind
+from sterna.testbed.kind import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
