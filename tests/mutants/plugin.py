@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-_REPORT = Path(os.environ["MUTANTS_REPORT"])
 _ERRORS = os.fdopen(os.dup(2), "w")
 """Standard error, also while pytest captures it."""
 _PLAN: dict[str, float] = dict(
@@ -23,7 +22,7 @@ _PLAN: dict[str, float] = dict(
 
 
 def _say(**line: object) -> None:
-    with _REPORT.open("a") as report:
+    with open(os.environ["MUTANTS_REPORT"], "a") as report:
         report.write(json.dumps(line) + "\n")
 
 

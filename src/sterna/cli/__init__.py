@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Commands that live in ``sterna.cli.NAME`` as the function `command`."""
+    """Commands: each is the function `command` of the module of its name in `sterna.cli`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
