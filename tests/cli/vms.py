@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sterna.launch.command import sterna_arguments
+from sterna.machine.config import MachineConfig
 from sterna.monitor.addresses import parse_address
 from sterna.monitor.client import QmpClient
 
@@ -25,18 +27,9 @@ class Vm:
     def __init__(self, directory: Path, name: str, *arguments: str, stderr: int | None = None) -> None:
         self.address = f"unix:{directory}/{name}.qmp"
         self._errors = (directory / f"{name}.stderr").open("w+b")
-        command = [
-            sys.executable,
-            "-m",
-            "sterna",
-            "run",
-            "--memory",
-            "16M",
-            "--qmp",
-            f"{self.address},server",
-        ]
+        machine = sterna_arguments(MachineConfig(memory_bytes=16 << 20), extra=arguments)
         self.process = subprocess.Popen(
-            [*command, *arguments],
+            [sys.executable, "-m", "sterna", "run", "--qmp", f"{self.address},server", *machine],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors if stderr is None else stderr,

@@ -5,21 +5,25 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from uuid import UUID
 
 import pytest
 
 from sterna.bench.machines import machine_pair
 from sterna.bench.workloads import VARIANTS, WORKLOADS
+from sterna.cli import run
 from sterna.cli.display import choose_display
 from sterna.cli.errors import CliError
 from sterna.cli.follow import Interrupts
 from sterna.cli.trial import TrialSettings, run_trial
 from sterna.guests.catalog import find
+from sterna.launch.command import sterna_arguments
 from sterna.launch.errors import VmError
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.launch.qemu import Qemu
 from sterna.machine.config import MachineConfig
+from sterna.machine.nicconfig import NicConfig
 from sterna.testbed.kind import KindOptions, QemuKind, SternaKind, VmKind
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
@@ -30,6 +34,8 @@ SETTINGS = VmSettings(memory="16M", smp=2, arguments="100 10 5")
 SHARED = VmSettings(memory="16M", smp=2, arguments="100 10 5", shared_ram=True)
 NET = VmSettings(memory="16M", program="net")
 MORE = KindOptions(arguments=("--dirty-log", "manual"))
+MACHINE = "--memory 16777216B --accel emulated --dirty-log bitmap"
+CARD = "--nic tap,ifname=tap7,mac=52:54:00:00:00:01"
 CONSOLE = "--serial file:/dev/fd/N"
 QMP = "-nodefaults -display none -chardev socket,id=qmp,fd=N,server=on,wait=off -mon chardev=qmp,mode=control"
 QEMU_CONSOLE = "-chardev file,id=serial,path=/dev/fd/N -serial chardev:serial"
@@ -55,13 +61,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("config", "machine"),
     [
-        (
-            {},
-            "--machine virt --cpu cortex-a15 --smp 1 --memory 134217728B --accel emulated --dirty-log bitmap",
-        ),
+        ({}, "--machine virt --smp 1 --memory 134217728B --accel emulated --dirty-log bitmap"),
         (
             {"machine": "vexpress-a15", "smp": 2, "memory_bytes": 32 << 20, "dirty_log": "manual"},
-            "--machine vexpress-a15 --cpu cortex-a15 --smp 2 --memory 33554432B --accel emulated --dirty-log manual",
+            "--machine vexpress-a15 --smp 2 --memory 33554432B --accel emulated --dirty-log manual",
         ),
     ],
 )
@@ -84,28 +87,28 @@ def measure(variant: str, workload: str, config: MachineConfig) -> None:
 
 def test_of_a_measurement(started: list[str]) -> None:
     measure("sterna", "dirty-1g", MachineConfig(kernel="/image", append="100 10 5", smp=2))
-    machine = "--machine virt --cpu cortex-a15 --smp 2 --memory 134217728B --accel emulated --serial null"
+    machine = "--machine virt --smp 2 --memory 134217728B --accel emulated --dirty-log bitmap"
     assert started == [
-        f"run {machine} --dirty-log bitmap --kernel /image --append '100 10 5' --name source --qmp fd:N",
-        f"run {machine} --dirty-log bitmap --mem-prealloc --incoming defer --name destination --qmp fd:N",
+        f"run {machine} --kernel /image --append '100 10 5' --serial null --name source --qmp fd:N",
+        f"run {machine} --mem-prealloc --incoming defer --serial null --name destination --qmp fd:N",
     ]
 
 
 def test_of_a_measurement_of_what_was_never_touched(started: list[str]) -> None:
     measure("sterna", "idle-zero", MachineConfig(kernel="/image", dirty_log="manual"))
-    machine = "--machine virt --cpu cortex-a15 --smp 1 --memory 134217728B --accel emulated --serial null"
+    machine = "--machine virt --smp 1 --memory 134217728B --accel emulated --dirty-log manual"
     assert started == [
-        f"run {machine} --dirty-log manual --kernel /image --append '' --name source --qmp fd:N",
-        f"run {machine} --dirty-log manual --incoming defer --name destination --qmp fd:N",
+        f"run {machine} --kernel /image --append '' --serial null --name source --qmp fd:N",
+        f"run {machine} --incoming defer --serial null --name destination --qmp fd:N",
     ]
 
 
 def test_of_a_measurement_of_qemu(started: list[str]) -> None:
     measure("qemu", "dirty-1g", MachineConfig(kernel="/image", append="100 10 5", smp=2))
-    machine = "-M virt -cpu cortex-a15 -smp 2 -m 128M -serial null"
+    machine = "-M virt -cpu cortex-a15 -smp 2 -m 131072K"
     assert started == [
-        f"{machine} -kernel /image -append '100 10 5' -name 'QEMU source' {QMP}",
-        f"{machine} -incoming defer -mem-prealloc -name 'QEMU destination' {QMP}",
+        f"{machine} -kernel /image -append '100 10 5' -serial null -name 'QEMU source' {QMP}",
+        f"{machine} -mem-prealloc -incoming defer -serial null -name 'QEMU destination' {QMP}",
     ]
 
 
@@ -115,23 +118,24 @@ def test_of_a_measurement_of_qemu(started: list[str]) -> None:
         (
             KindOptions(),
             lambda kind: kind.source("A", HOST, SETTINGS),
-            f"--accel emulated --smp 2 --memory 16777216B --kernel dirtyram --append '100 10 5' --name A {CONSOLE}",
+            f"--machine virt --smp 2 {MACHINE} --kernel dirtyram --append '100 10 5' --name A {CONSOLE}",
         ),
         (
             MORE,
             lambda kind: kind.source("A", HOST, NET, NIC),
-            "--accel emulated --smp 1 --memory 16777216B --nic tap,ifname=tap7,mac=52:54:00:00:00:01 --dirty-log manual "
+            f"--machine virt --smp 1 {MACHINE} {CARD} --dirty-log manual "
             f"--kernel net --append 10.0.9.1 --name A {CONSOLE}",
         ),
         (
             KindOptions(breakage="forget-mark"),
             lambda kind: kind.destination("B", HOST, SETTINGS, 0, hold=False),
-            f"--accel broken:forget-mark --smp 2 --memory 16777216B --incoming tcp:10.0.0.1:0 --name B {CONSOLE}",
+            "--machine virt --smp 2 --memory 16777216B --accel broken:forget-mark --dirty-log bitmap "
+            f"--incoming tcp:10.0.0.1:0 --name B {CONSOLE}",
         ),
         (
             MORE,
             lambda kind: kind.destination("B", HOST, SETTINGS, 7000, hold=True, log="/tmp/log", nic=NIC),
-            "--accel emulated --smp 2 --memory 16777216B --nic tap,ifname=tap7,mac=52:54:00:00:00:01 --dirty-log manual "
+            f"--machine virt --smp 2 {MACHINE} {CARD} --dirty-log manual "
             "--incoming tcp:10.0.0.1:7000 --paused --serial file:/tmp/log --name B",
         ),
     ],
@@ -184,3 +188,21 @@ def test_of_a_test_bed_of_older_qemus(started: list[str]) -> None:
         assert started == [
             f"-M virt -cpu cortex-a15 -smp 2 -m 16392K -incoming tcp:10.0.0.1:0 -serial file:/tmp/log -name B {QMP}"
         ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MachineConfig(kernel="clock"),
+        MachineConfig(
+            kernel="net", append="10.0.9.1 10", nics=(NicConfig("tap1"), NicConfig(fd=5)), paused=True
+        ),
+        MachineConfig(kernel="clock", machine="vexpress-a15", uuid=UUID(int=7), preallocated=True),
+        MachineConfig(kernel="clock", accel="kvm", dirty_log="ring", smp=3, memory_bytes=(16 << 20) + 4096),
+    ],
+)
+def test_a_machines_settings_arrive_whole(config: MachineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[MachineConfig] = []
+    monkeypatch.setattr(run, "_run", lambda config, *_: arrived.append(config))
+    run.command.main(sterna_arguments(config, serial="null"), standalone_mode=False)
+    assert arrived == [config]

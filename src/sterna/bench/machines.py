@@ -7,6 +7,7 @@ from functools import partial
 
 from sterna.bench.errors import BenchError
 from sterna.bench.workloads import Variant, Who, Workload
+from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import VmError
 from sterna.launch.process import QemuVm, SternaVm, Vm
 from sterna.machine.config import MachineConfig
@@ -66,20 +67,10 @@ def machine_pair(
 
 
 def _sterna(name: str, config: MachineConfig) -> Vm:
-    arguments = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
-    arguments += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel, "--serial", "null"]
-    arguments += ["--dirty-log", config.dirty_log]
-    if config.incoming:
-        prealloc = ["--mem-prealloc"] if config.preallocated else []
-        return SternaVm(name, [*arguments, *prealloc, "--incoming", "defer"])
-    return SternaVm(name, [*arguments, "--kernel", config.kernel or "", "--append", config.append])
+    incoming = "defer" if config.incoming else None
+    return SternaVm(name, sterna_arguments(config, incoming=incoming, serial="null"))
 
 
 def _qemu(binary: str, name: str, config: MachineConfig) -> Vm:
-    arguments = ["-M", config.machine, "-cpu", config.cpu, "-smp", str(config.smp)]
-    arguments += ["-m", f"{config.memory_bytes >> 20}M", "-serial", "null"]
-    if config.incoming:
-        arguments += ["-incoming", "defer", *(["-mem-prealloc"] if config.preallocated else [])]
-    else:
-        arguments += ["-kernel", config.kernel or "", "-append", config.append]
-    return QemuVm(f"QEMU {name}", binary, arguments)
+    incoming = "defer" if config.incoming else None
+    return QemuVm(f"QEMU {name}", binary, qemu_arguments(config, incoming=incoming, serial="null"))

@@ -13,6 +13,7 @@ from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
 from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
 from sterna.host.load import HostWatch
+from sterna.launch.command import sterna_arguments
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import (
     check_content,
@@ -78,14 +79,9 @@ class _Trial:
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
         config = self._settings.config
-        common = ["--machine", config.machine, "--cpu", config.cpu, "--smp", str(config.smp)]
-        common += ["--memory", f"{config.memory_bytes}B", "--accel", config.accel]
-        common += ["--dirty-log", config.dirty_log]
-        assert config.kernel is not None
-        guest = ["--kernel", config.kernel, "--append", config.append]
-        self._source = stack.enter_context(SternaVm("source", [*common, *guest]))
-        incoming = ["--incoming", "tcp:127.0.0.1:0"]
-        self._destination = stack.enter_context(SternaVm("destination", [*common, *incoming]))
+        self._source = stack.enter_context(SternaVm("source", sterna_arguments(config)))
+        waiting = sterna_arguments(config, incoming="tcp:127.0.0.1:0")
+        self._destination = stack.enter_context(SternaVm("destination", waiting))
         for vm in (self._source, self._destination):
             vm.ready(self._check_interrupt)
         self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")

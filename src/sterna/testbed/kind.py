@@ -15,12 +15,14 @@ from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import PROGRAMS, GuestError, find, validate
 from sterna.hypervisor import interface as hypervisor
 from sterna.hypervisor.accelerator import Isa, check_arch
+from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import Unsupported, VmError
-from sterna.launch.host import Host
+from sterna.launch.host import LOCAL, Host
 from sterna.launch.process import QemuVm, SharedRam, SternaVm, Vm
 from sterna.launch.qemu import Qemu, find_qemu
 from sterna.machine.board import MAX_CPUS, Board, X86Board
-from sterna.machine.config import MachineConfig
+from sterna.machine.config import ConfigError, MachineConfig
+from sterna.machine.nicconfig import NicConfig
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import BareGuest, Guest
 from sterna.testbed.network import GuestNic, Network
@@ -169,7 +171,8 @@ class SternaKind(VmKind):
         if not os.path.exists("/dev/kvm"):
             raise Unsupported("this machine has no /dev/kvm")
         settings = VmSettings(memory="16M", program="clock")
-        with SternaVm("trial", [*self._common(settings), "--kernel", "clock", "--paused"]) as vm:
+        config = machine_config("trial", settings, accel=self._accel, kernel="clock", paused=True)
+        with self._vm("trial", LOCAL, config) as vm:
             try:
                 vm.ready()
             except VmError as error:
@@ -178,8 +181,8 @@ class SternaKind(VmKind):
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
         arguments = _arguments(settings, nic)
         _validate(settings, arguments, self._board())
-        guest = ["--kernel", settings.program, "--append", arguments]
-        return self._start(name, [*self._common(settings, nic), *guest], host)
+        guest = {"kernel": settings.program, "append": arguments}
+        return self._vm(name, host, machine_config(name, settings, nic, accel=self._accel, **guest))
 
     def destination(
         self,
@@ -192,12 +195,8 @@ class SternaKind(VmKind):
         log: str | None = None,
         nic: GuestNic | None = None,
     ) -> Vm:
-        arguments = [*self._common(settings, nic), "--incoming", f"tcp:{host.address}:{port}"]
-        if hold:
-            arguments.append("--paused")
-        if log is not None:
-            arguments += ["--serial", f"file:{log}"]
-        return self._start(name, arguments, host)
+        config = machine_config(name, settings, nic, accel=self._accel, paused=hold)
+        return self._vm(name, host, config, f"tcp:{host.address}:{port}", serial_line(log))
 
     def guest(self, settings: VmSettings) -> Guest:
         board = self._board()
@@ -211,18 +210,12 @@ class SternaKind(VmKind):
         """The one that this hypervisor runs by default."""
         return MachineConfig(accel=self._accel).board
 
-    def _common(self, settings: VmSettings, nic: GuestNic | None = None) -> list[str]:
-        machine = [
-            "--accel",
-            self._machine_accel,
-            "--smp",
-            str(settings.smp),
-            "--memory",
-            f"{settings.memory_bytes}B",
-        ]
-        if nic is not None:
-            machine += ["--nic", f"tap,ifname={nic.tap},mac={nic.mac}"]
-        return [*machine, *self.options.arguments]
+    def _vm(
+        self, name: str, host: Host, config: MachineConfig, incoming: str | None = None, serial: str = ""
+    ) -> Vm:
+        accel, extra = self._machine_accel, self.options.arguments
+        line = sterna_arguments(config, accel=accel, incoming=incoming, serial=serial, extra=extra)
+        return self._start(name, line, host)
 
 
 _PROBE_SECONDS = 30
@@ -260,10 +253,11 @@ class QemuKind(VmKind):
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
         arguments = _arguments(settings, nic)
         _validate(settings, arguments, VIRT)
-        image = find(settings.program, VIRT.name)
-        guest = ["-kernel", str(image), "-append", arguments]
-        ram = SharedRam(VIRT.ram_name, self._memory_bytes(settings)) if settings.shared_ram else None
-        return QemuVm(name, self._binary(), [*self._common(settings, nic, ram), *guest], host, ram)
+        guest = {"kernel": str(find(settings.program, VIRT.name)), "append": arguments}
+        config = self._config(name, settings, nic, **guest)
+        ram = SharedRam(VIRT.ram_name, config.memory_bytes) if settings.shared_ram else None
+        line = qemu_arguments(config, ram=ram, extra=self.options.arguments)
+        return QemuVm(name, self._binary(), line, host, ram)
 
     def destination(
         self,
@@ -276,12 +270,10 @@ class QemuKind(VmKind):
         log: str | None = None,
         nic: GuestNic | None = None,
     ) -> Vm:
-        arguments = [*self._common(settings, nic), "-incoming", f"tcp:{host.address}:{port}"]
-        if hold:
-            arguments.append("-S")
-        if log is not None:
-            arguments += ["-serial", f"file:{log}"]
-        return QemuVm(name, self._binary(), arguments, host)
+        config = self._config(name, settings, nic, paused=hold)
+        incoming, extra = f"tcp:{host.address}:{port}", self.options.arguments
+        line = qemu_arguments(config, incoming=incoming, serial=serial_line(log), extra=extra)
+        return QemuVm(name, self._binary(), line, host)
 
     def settle(self, vm: Vm) -> None:
         """The first reading of a bitmap page by page, when all pages are marked, holds up the guest for long: have it done."""
@@ -300,20 +292,8 @@ class QemuKind(VmKind):
         """As the VM has it."""
         return settings.memory_bytes + (0 if settings.exact_memory else self._odd_bytes)
 
-    def _common(
-        self, settings: VmSettings, nic: GuestNic | None = None, ram: SharedRam | None = None
-    ) -> list[str]:
-        machine = ["-M", "virt", "-cpu", "cortex-a15", "-smp", str(settings.smp)]
-        if ram is not None:
-            # The RAM block's name, which the destination has to have as well, is the backend's.
-            file = f"id={ram.block},size={self._memory_bytes(settings)},mem-path={ram.path},share=on"
-            machine += ["-object", f"memory-backend-file,{file}", "-machine", f"memory-backend={ram.block}"]
-        if nic is not None:
-            machine += ["-netdev", f"tap,id=net0,ifname={nic.tap},script=no,downscript=no"]
-            machine += ["-device", f"virtio-net-device,netdev=net0,mac={nic.mac}"]
-            # The guest programs know virtio 1, not what came before.
-            machine += ["-global", "virtio-mmio.force-legacy=false"]
-        return [*machine, "-m", f"{self._memory_bytes(settings) >> 10}K", *self.options.arguments]
+    def _config(self, name: str, settings: VmSettings, nic: GuestNic | None, **chosen: Any) -> MachineConfig:
+        return machine_config(name, settings, nic, memory_bytes=self._memory_bytes(settings), **chosen)
 
     @cached_property
     def _qemu(self) -> Qemu:
@@ -330,6 +310,27 @@ def _wait_status(vm: Vm, wanted: str) -> None:
         if status in ("failed", "completed") or time.monotonic() > deadline:
             raise BedError(f"a trial migration of the {vm.name} is {status}, not {wanted}")
         time.sleep(_POLL_SECONDS)
+
+
+def machine_config(
+    name: str, settings: VmSettings, nic: GuestNic | None = None, **chosen: Any
+) -> MachineConfig:
+    """The machine of a VM under test.
+
+    :param chosen: what else a `MachineConfig` has
+    :raise VmError: When this host cannot have it.
+    """
+    nics = () if nic is None else (NicConfig(nic.tap, mac=bytes.fromhex(nic.mac.replace(":", ""))),)
+    config = {"smp": settings.smp, "memory_bytes": settings.memory_bytes, "nics": nics, **chosen}
+    try:
+        return MachineConfig(**config)
+    except ConfigError as error:
+        raise VmError(f"the {name} did not start: {error}") from error
+
+
+def serial_line(log: str | None) -> str:
+    """Where a VM's console goes, for its command line: a file, or read here."""
+    return "" if log is None else f"file:{log}"
 
 
 def _arguments(settings: VmSettings, nic: GuestNic | None) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import LINUX_PROGRAMS
+from sterna.launch.command import qemu_arguments
 from sterna.launch.console import Console
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, Vm
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
-from sterna.testbed.kind import QemuKind
+from sterna.testbed.kind import QemuKind, serial_line
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
@@ -125,8 +126,10 @@ class QemuLinuxKind(QemuKind):
         store = self._furnished()
         disk = store.new_disk(self.image)
         shared = store.directory
-        guest = ["-kernel", str(shared / KERNEL), "-initrd", str(shared / INITRAMFS)]
-        vm = self._vm(name, host, settings, nic, disk, [*guest, "-append", _command_line(settings, nic)])
+        kernel = {"kernel": str(shared / KERNEL), "append": _command_line(settings, nic)}
+        config = self._config(name, settings, nic, **kernel)
+        devices = [*self._devices(disk), "-initrd", str(shared / INITRAMFS)]
+        vm = _SeatedVm(name, self._binary(), qemu_arguments(config, extra=devices), host)
         vm.seat = store.seats[_guest_of(name)] = Seat(disk, vm.console)
         return vm
 
@@ -142,12 +145,11 @@ class QemuLinuxKind(QemuKind):
         nic: GuestNic | None = None,
     ) -> Vm:
         seat = self._furnished().seats[_guest_of(name)]
-        arguments = ["-incoming", f"tcp:{host.address}:{port}"]
-        if hold:
-            arguments.append("-S")
-        if log is not None:
-            arguments += ["-serial", f"file:{log}"]
-        vm = self._vm(name, host, settings, nic, seat.disk, arguments)
+        config = self._config(name, settings, nic, paused=hold)
+        devices = self._devices(seat.disk)
+        incoming, serial = f"tcp:{host.address}:{port}", serial_line(log)
+        line = qemu_arguments(config, incoming=incoming, serial=serial, extra=devices)
+        vm = _SeatedVm(name, self._binary(), line, host)
         vm.seat = seat
         return vm
 
@@ -162,18 +164,11 @@ class QemuLinuxKind(QemuKind):
     def guest(self, settings: VmSettings) -> Guest:
         return LinuxGuest(int(VIRT.ram_base), self._memory_bytes(settings))
 
-    def _vm(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        nic: GuestNic | None,
-        disk: str,
-        arguments: list[str],
-    ) -> _SeatedVm:
-        devices = ["-no-reboot", "-blockdev", self._furnished().blockdev(disk)]
-        devices += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-rng-device"]
-        return _SeatedVm(name, self._binary(), [*self._common(settings, nic), *devices, *arguments], host)
+    def _devices(self, disk: str) -> list[str]:
+        """What the user wants besides, and what is not a board's own."""
+        blockdev = self._furnished().blockdev(disk)
+        devices = ["-no-reboot", "-blockdev", blockdev, "-device", "virtio-blk-device,drive=root"]
+        return [*self.options.arguments, *devices, "-device", "virtio-rng-device"]
 
     def _furnished(self) -> _Store:
         assert self._store is not None
