@@ -16,10 +16,10 @@ from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
 from sterna.cli.display import Display
 from sterna.cli.errors import CliError
-from sterna.cli.follow import Interrupts
 from sterna.cli.trial import TrialSettings, _Trial
 from sterna.cli.trialreport import report_lines
 from sterna.host.load import HostLoad
+from sterna.launch.signals import Interrupts
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
 needs_kvm = pytest.mark.skipif(

@@ -14,7 +14,6 @@ from sterna.bench.workloads import VARIANTS, WORKLOADS
 from sterna.cli import run
 from sterna.cli.display import choose_display
 from sterna.cli.errors import CliError
-from sterna.cli.follow import Interrupts
 from sterna.cli.trial import TrialSettings, run_trial
 from sterna.guests.catalog import find
 from sterna.launch.command import sterna_arguments
@@ -22,6 +21,7 @@ from sterna.launch.errors import VmError
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.launch.qemu import Qemu
+from sterna.launch.signals import Interrupts
 from sterna.machine.config import MachineConfig
 from sterna.machine.nicconfig import NicConfig
 from sterna.testbed.kind import KindOptions, QemuKind, SternaKind, VmKind

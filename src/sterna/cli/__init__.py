@@ -4,7 +4,7 @@ import importlib
 import json
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -13,6 +13,7 @@ from sterna.cli.output import GuardedStream, OutputError, discard_output, guarde
 from sterna.cli.signals import ended_in_order
 from sterna.errors import Error, InternalError
 from sterna.host.printable import printable
+from sterna.launch.signals import ended_in_order
 from sterna.version import VERSION
 
 COMMANDS = {
@@ -39,6 +40,12 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"sterna.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # to which click would add an empty line
+            raise CliError("interrupted", ExitCode.INTERRUPTED) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

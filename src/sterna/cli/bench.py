@@ -75,12 +75,12 @@ def command(
     from sterna.bench.errors import BenchError
     from sterna.bench.report import print_report, to_json
     from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
-    from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
     from sterna.guests.catalog import GuestError
     from sterna.hypervisor.accelerator import Isa, check_arch
     from sterna.launch.errors import LaunchError, Unsupported
     from sterna.launch.qemu import find_qemu
+    from sterna.launch.signals import Interrupts
     from sterna.machine.config import ConfigError, parse_memory
 
     def note(text: str) -> None:
@@ -130,11 +130,7 @@ def command(
     if not log and not any(one.fits(workload) for one in variants for workload in workloads):
         raise UsageError("none of these variants is measured with these workloads; see sterna bench --list")
     with Interrupts().caught() as interrupts:
-
-        def check() -> None:
-            if interrupts.count:
-                raise CliError("interrupted", ExitCode.INTERRUPTED)
-
+        check = interrupts.check
         modes = _measure_kvm(variants, log, quick, settings.runs, check, note) if kvm else None
         if modes is not None:
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]

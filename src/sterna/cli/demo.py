@@ -60,7 +60,6 @@ def command(
     says so; --no-auto-converge leaves it alone, and such a migration may never end.
     """
     from sterna.cli.display import choose_display
-    from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import compile_kernels
     from sterna.cli.settings import bandwidth_value, duration_value, policy_values
     from sterna.cli.trial import TrialSettings, run_trial
@@ -68,6 +67,7 @@ def command(
     from sterna.guests.catalog import PROGRAMS, GuestError, validate
     from sterna.hypervisor.accelerator import ACCELERATORS, check_arch, open_vm
     from sterna.hypervisor.interface import DirtyLogMode
+    from sterna.launch.signals import Interrupts
     from sterna.machine.config import ConfigError, MachineConfig, parse_memory
 
     if append is None:

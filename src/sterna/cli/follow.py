@@ -1,54 +1,19 @@
 """Following one migration to its end through QMP, with a display and a way to cancel."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sterna.cli.display import Display
 from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.progress import Picture, ProgressTracker
+from sterna.launch.signals import Interrupts
 from sterna.launch.watch import FINAL
 from sterna.monitor.answers import BegunMigration, MigrationParameters, RunState
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
 
 _POLL_SECONDS = 0.1
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextmanager
-    def caught(self) -> Iterator["Interrupts"]:
-        """The signals are counted in the body of the `with` statement; ignored ones (nohup) stay ignored."""
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        caught = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
-        try:
-            for number in caught:
-                signal.signal(number, self._interrupted)
-            yield self
-        finally:
-            for number in caught:
-                signal.signal(number, before[number])
-
-    def check(self) -> None:
-        """
-        :raise CliError: When there was one.
-        """
-        if self.count:
-            raise CliError("interrupted", ExitCode.INTERRUPTED)
-
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 def follow(

@@ -77,9 +77,10 @@ def command(
     8 completed for the source, and nobody has asked the destination.
     """
     from sterna.cli.display import choose_display
-    from sterna.cli.follow import Interrupts, follow
+    from sterna.cli.follow import follow
     from sterna.cli.result import exit_code, summarise
     from sterna.cli.tries import applied
+    from sterna.launch.signals import Interrupts
     from sterna.monitor.addresses import AddressError, parse_address
     from sterna.monitor.client import ConnectionLost, QmpClient
     from sterna.monitor.protocol import QmpError

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sterna.analysis.proxy.proxy import Proxy
     from sterna.analysis.proxy.view import ProxyView
-    from sterna.cli.follow import Interrupts
+    from sterna.launch.signals import Interrupts
     from sterna.migration.channels.uri import ListeningUri, Uri
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     5 completed, but what went through could not be understood, 6 outcome unknown, 130 nothing came.
     """
     from sterna.analysis.proxy.proxy import Proxy
-    from sterna.cli.follow import Interrupts
     from sterna.cli.heap import share_heap
     from sterna.cli.kernels import prepare_survey_kernels
+    from sterna.launch.signals import Interrupts
     from sterna.migration.channels import uri
     from sterna.migration.errors import MigrationError, UriError
 

@@ -15,8 +15,8 @@ import click
 from sterna.cli import heap, machineoptions
 from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
-from sterna.cli.signals import heard_hangup
 from sterna.cli.teller import Teller
+from sterna.launch.signals import heard_hangup
 from sterna.version import VERSION
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def _run(
 
 def _prepare(accel: str) -> None:
     """Have the kernels at hand. A signal meanwhile ends the command in order: sockets have been made by now."""
-    from sterna.cli.follow import Interrupts
     from sterna.cli.kernels import prepare_kernels
+    from sterna.launch.signals import Interrupts
 
     with Interrupts().caught() as interrupts:
         prepare_kernels(accel, interrupts.check)

@@ -2,7 +2,6 @@
 
 import json as json_module
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +12,9 @@ import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
-from sterna.cli.signals import ended_in_order
 from sterna.host.newfile import check_report, write_report
 from sterna.host.printable import printable
+from sterna.launch.signals import ENDING, ended_in_order
 
 if TYPE_CHECKING:
     from sterna.testbed.kind import VmKind
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
 _FILE = NamedPath(path_type=Path, dir_okay=False)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
 
 
@@ -152,7 +150,7 @@ def run(
                 raise UsageError(f"{option}: cannot write {path}: {error.strerror}") from error
     results: list[Result] = []
     began, began_at = time.monotonic(), time.time()
-    with ended_in_order(*_SIGNALS):
+    with ended_in_order(*ENDING):
         try:
             for line in clean_stale(say=_say):
                 _say(f"removed what an earlier run left: {line}")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sterna.cli.display import Display
-from sterna.cli.errors import CliError, ExitCode
-from sterna.cli.follow import Interrupts, follow
+from sterna.cli.errors import CliError
+from sterna.cli.follow import follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
 from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
@@ -24,6 +24,7 @@ from sterna.launch.guestview import (
     runs_beyond,
 )
 from sterna.launch.process import SternaVm, Vm
+from sterna.launch.signals import Interrupts
 from sterna.machine.config import MachineConfig
 
 _WARM_UP_SECONDS = 600.0
@@ -83,7 +84,7 @@ class _Trial:
         waiting = sterna_arguments(config, incoming="tcp:127.0.0.1:0")
         self._destination = stack.enter_context(SternaVm("destination", waiting))
         for vm in (self._source, self._destination):
-            vm.ready(self._check_interrupt)
+            vm.ready(self._interrupts.check)
         self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")
         before = self._stage2()
         self._host = HostWatch()
@@ -153,8 +154,6 @@ class _Trial:
                 "the guest does not go on at the destination",
             )
         except (CliError, VmError) as error:
-            if isinstance(error, CliError) and error.code is ExitCode.INTERRUPTED:
-                raise
             problems.append(str(error))
         gap = migration_gap(last, arrived[0])
         downtime = float(summary["downtime_ms"])
@@ -195,18 +194,15 @@ class _Trial:
 
     def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
         """
-        :raise CliError: When the condition does not come true in time, or on SIGINT.
+        :raise CliError: When the condition does not come true in time.
+        :raise KeyboardInterrupt: On a signal that ends commands.
         """
         deadline = time.monotonic() + seconds
         while not condition():
-            self._check_interrupt()
+            self._interrupts.check()
             if time.monotonic() > deadline:
                 raise CliError(f"{otherwise} in {seconds:g} s; {self._host.load()}")
             time.sleep(_POLL_SECONDS)
-
-    def _check_interrupt(self) -> None:
-        if self._interrupts.count:
-            raise CliError("interrupted", ExitCode.INTERRUPTED)
 
 
 def trial_verdict(summary: Mapping[str, Any]) -> str:
