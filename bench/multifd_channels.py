@@ -10,38 +10,38 @@ price of a channel.
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.layout import STATUS_OFFSET
-from sterna.launch.guestview import guest_status, has_warmed_up
+from sterna.host.load import HostWatch
+from sterna.launch.command import sterna_arguments
 from sterna.launch.process import SternaVm
+from sterna.launch.watch import wait_warm, watch
+from sterna.machine.config import MachineConfig
 
-MEMORY = "64M"
-GUEST = ["--kernel", "dirtyram", "--append", "8000 20 20"]
+MACHINE = MachineConfig(memory_bytes=64 << 20, kernel="dirtyram", append="8000 20 20")
+WARM_UP_SECONDS = 300.0
 CHANNELS = [0, 1, 8, 64, 255]
 
 
-def migrate(channels: int) -> dict[str, Any]:
+def migrate(channels: int) -> Mapping[str, Any]:
     """:return: what `query-migrate` says at the end"""
     with ExitStack() as stack:
-        source = stack.enter_context(SternaVm("source", ["--memory", MEMORY, *GUEST]))
-        incoming = ["--memory", MEMORY, "--incoming", "tcp:127.0.0.1:0"]
-        destination = stack.enter_context(SternaVm("destination", incoming))
+        source = stack.enter_context(SternaVm("source", sterna_arguments(MACHINE)))
+        waiting = sterna_arguments(MACHINE, incoming="tcp:127.0.0.1:0")
+        destination = stack.enter_context(SternaVm("destination", waiting))
         for vm in (source, destination):
             vm.ready(lambda: None)
             capability = {"capability": "multifd", "state": channels > 0}
             vm.command("migrate-set-capabilities", capabilities=[capability])
             vm.command("migrate-set-parameters", **{"multifd-channels": max(1, channels)})
-        while (status := guest_status(source, VIRT.ram_base + STATUS_OFFSET)) is None or not has_warmed_up(
-            status
-        ):
-            time.sleep(0.1)
-        [address] = destination.command("query-migrate")["socket-address"]
-        source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")
-        while (info := source.command("query-migrate"))["status"] not in ("completed", "failed"):
-            time.sleep(0.05)
+        wait_warm(source, MACHINE.board.ram_base + STATUS_OFFSET, WARM_UP_SECONDS, HostWatch())
+        source.command("migrate", uri=destination.incoming_uri())
+        query = partial(source.command, "query-migrate")
+        info = watch(query, lambda info: None, lambda: time.sleep(0.05))
         assert info["status"] == "completed", info["error-desc"]
         return info
 

@@ -14,12 +14,9 @@ from typing import Any
 import pytest
 from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
-from sterna.cli.display import Display
-from sterna.cli.errors import CliError
-from sterna.cli.trial import TrialSettings, _Trial
+from sterna.cli.trial import TrialSettings
 from sterna.cli.trialreport import report_lines
 from sterna.host.load import HostLoad
-from sterna.launch.signals import Interrupts
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
 needs_kvm = pytest.mark.skipif(
@@ -192,11 +189,6 @@ def test_a_check_that_fails_says_how_busy_the_host_was() -> None:
     problem = "the guest's counter saw 900.0 ms, the downtime was 20.0 ms"
     report = report_lines(finished(2) | {"verified": False, "problems": [problem]}, SMALL)
     assert report[-3:] == [f"  {'problem':<14}{problem}", told, "NOT VERIFIED"]
-
-
-def test_a_wait_that_fails_says_how_busy_the_host_was() -> None:
-    with pytest.raises(CliError, match=r"^it did not in 0 s; host meanwhile: \d+ CPUs?, load \d"):
-        _Trial(SMALL, Display(), Interrupts())._wait(lambda: False, 0.0, "it did not")
 
 
 def record(pages: int, left: int) -> dict[str, float]:

@@ -12,18 +12,19 @@ of a migration that takes no longer than a few of its steps it says little.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
 from sterna.bench.cputime import cpu_seconds
 from sterna.bench.machines import Pair
-from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, GuestState, ProgramId, Status
+from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, ProgramId
 from sterna.host.load import HostLoad, HostWatch
 from sterna.launch.errors import VmError
-from sterna.launch.guestview import guest_status, has_warmed_up
+from sterna.launch.guestview import known_status
 from sterna.launch.process import Vm
-from sterna.launch.watch import FINAL
+from sterna.launch.watch import FINAL, wait_for, wait_warm, watch
 from sterna.monitor.client import ConnectionLost
 
 _WARM_UP_SECONDS = 300.0
@@ -92,11 +93,11 @@ def migrate(
     :raise VmError: When anything but the migration fails.
     """
     source, destination = pair.source, pair.destination
-    before = _warm_up(source, ram_base, check)
+    before = wait_warm(source, ram_base + STATUS_OFFSET, _WARM_UP_SECONDS, HostWatch(), check)
     rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
     uri = destination.incoming_uri()
-    watch = HostWatch()
-    writes = _writes(_status(source, ram_base))
+    host = HostWatch()
+    writes = _writes(source, ram_base)
     cpu = [cpu_seconds(vm.pid) for vm in (source, destination)]
     started = time.monotonic()
     source.command("migrate", uri=uri)
@@ -110,8 +111,10 @@ def migrate(
     during = None
     if rate is not None and status in ("completed", "cancelled"):
         if status == "completed":
-            _arrive(destination, check)
-        now = _writes(_status(destination if status == "completed" else source, ram_base))
+            # Before it runs there, a QEMU may refuse to read its memory.
+            late, often = f"the guest does not run at the {destination.name}", _ARRIVES_PAUSE_SECONDS
+            wait_for(destination.runs, _ARRIVES_SECONDS, late, host, check=check, poll_seconds=often)
+        now = _writes(destination if status == "completed" else source, ram_base)
         during = (now - writes) / (time.monotonic() - started)
     own = info.get("x-sterna", {})
     throttles = [watched.throttle_percent, *(one["throttle_percent"] for one in own.get("passes", []))]
@@ -132,7 +135,7 @@ def migrate(
         writes_before=rate,
         writes_during=during,
         throttle_percent=None if rate is None else max(throttles),
-        host=watch.load(),
+        host=host.load(),
     )
 
 
@@ -154,13 +157,9 @@ def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]
     """Follow the migration to its end; past the deadline, cancel it."""
     watched = _Watched({})
     cancelled = False
-    while True:
-        ended = _wait_for_end(source)
-        watched.info = info = source.command("query-migrate")
-        if info.get("status") in FINAL:
-            return watched
-        if ended:
-            continue
+
+    def look(info: Mapping[str, Any]) -> None:
+        nonlocal cancelled, deadline
         check()
         watched.look(info, limit_ms)
         now = time.monotonic()
@@ -170,63 +169,37 @@ def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]
             cancelled, deadline = True, now + _CANCEL_SECONDS
             source.command("migrate_cancel")
 
-
-def _wait_for_end(source: Vm) -> bool:
-    try:
-        source.qmp.wait_event(
-            lambda event: event["event"] == "MIGRATION" and event["data"]["status"] in FINAL, _LOOK_SECONDS
-        )
-    except TimeoutError:
-        return False
-    except ConnectionLost as error:
-        raise VmError(f"the {source.name} was lost during the migration: {error}") from error
-    return True
+    watched.info = watch(lambda: source.command("query-migrate"), look, lambda: _wait_for_end(source))
+    return watched
 
 
-def _arrive(destination: Vm, check: Callable[[], None]) -> None:
-    """Wait until the guest runs where it came: before, a QEMU may refuse to read its memory."""
-    deadline = time.monotonic() + _ARRIVES_SECONDS
-    while not destination.runs():
-        check()
-        if time.monotonic() > deadline:
-            raise VmError(f"the guest does not run at the {destination.name} in {_ARRIVES_SECONDS:g} s")
-        time.sleep(_ARRIVES_PAUSE_SECONDS)
+def _wait_for_end(source: Vm) -> None:
+    """Wait for the event that tells of the outcome, but not for long."""
+    with suppress(TimeoutError):
+        try:
+            source.qmp.wait_event(
+                lambda event: event["event"] == "MIGRATION" and event["data"]["status"] in FINAL,
+                _LOOK_SECONDS,
+            )
+        except ConnectionLost as error:
+            raise VmError(f"the {source.name} was lost during the migration: {error}") from error
 
 
 # -- the guest -----------------------------------------------------------------------------------------------
 
 
-def _warm_up(source: Vm, ram_base: int, check: Callable[[], None]) -> Status:
-    deadline = time.monotonic() + _WARM_UP_SECONDS
-    while True:
-        status = guest_status(source, ram_base + STATUS_OFFSET)
-        if status is not None and status.state is GuestState.ERROR:
-            raise VmError(f"the guest gave up: {status.error.name}")
-        if status is not None and has_warmed_up(status):
-            return status
-        check()
-        if time.monotonic() > deadline:
-            raise VmError(f"the guest of the {source.name} was not ready in {_WARM_UP_SECONDS:g} s")
-        time.sleep(_PAUSE_SECONDS)
-
-
 def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
-    before, started = _writes(_status(source, ram_base)), time.monotonic()
+    before, started = _writes(source, ram_base), time.monotonic()
     while time.monotonic() < started + _RATE_SECONDS:
         check()
         time.sleep(_PAUSE_SECONDS)
-    now = _writes(_status(source, ram_base))
+    now = _writes(source, ram_base)
     return (now - before) / (time.monotonic() - started)
 
 
-def _status(vm: Vm, ram_base: int) -> Status:
-    status = guest_status(vm, ram_base + STATUS_OFFSET)
-    if status is None:
-        raise VmError(f"the RAM of the {vm.name} holds no status page of a guest program")
-    return status
-
-
-def _writes(status: Status) -> int:
+def _writes(vm: Vm, ram_base: int) -> int:
+    """Pages that its guest has written so far; 0 of one that does not count them."""
+    status = known_status(vm, ram_base + STATUS_OFFSET)
     if status.program is not ProgramId.DIRTYRAM:
         return 0
     return sum(status.word(cpu, DirtyramWord.WRITES) for cpu in range(status.cpus))

@@ -8,7 +8,7 @@ from sterna.cli.display import Display
 from sterna.cli.errors import CliError, ExitCode
 from sterna.cli.progress import Picture, ProgressTracker
 from sterna.launch.signals import Interrupts
-from sterna.launch.watch import FINAL
+from sterna.launch.watch import watch
 from sterna.monitor.answers import BegunMigration, MigrationParameters, RunState
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
@@ -20,48 +20,47 @@ def follow(
     client: QmpClient,
     display: Display,
     interrupts: Interrupts,
-    watch: Callable[[Picture], None] = lambda picture: None,
+    seen: Callable[[Picture], None] = lambda picture: None,
     poll_seconds: float = _POLL_SECONDS,
 ) -> Mapping[str, Any]:
     """Show a migration until it has an outcome. The first interrupt cancels it, the second leaves it alone.
 
-    :param watch: called with each picture
+    :param seen: called with each picture
     :return: the last answer of query-migrate, and as `run-state` what query-status says
     :raise CliError: When the connection is lost, the VM does not say how the migration goes, or the user left.
     """
     cancelled = continued = warned = False
+
+    def look(info: Mapping[str, Any]) -> None:
+        nonlocal cancelled, continued, warned
+        picture = tracker.update(info)
+        least_ms = info.get("x-sterna", {}).get("least-downtime-ms")
+        if not warned and least_ms is not None and least_ms > limit_ms:
+            warned = True
+            display.note(
+                f"a switchover takes some {least_ms:.0f} ms here even with nothing left to send: with a downtime limit of "
+                f"{limit_ms} ms the guest only stops after a pass that leaves nothing"
+            )
+        display.show(picture)
+        if picture.status == "pre-switchover" and not continued:
+            continued = True
+            display.note("pre-switchover: the guest is stopped, as pause-before-switchover asks; continuing")
+            client.command("migrate-continue", state="pre-switchover")
+        seen(picture)
+        if interrupts.count > 1:
+            raise CliError("interrupted again: the migration was left being cancelled", ExitCode.INTERRUPTED)
+        if interrupts.count and not cancelled:
+            cancelled = True
+            client.command("migrate_cancel")
+
     try:
         limit_ms = client.query("query-migrate-parameters", MigrationParameters)["downtime-limit"]
         tracker = ProgressTracker(limit_ms)
-        while True:
-            info = client.query("query-migrate", BegunMigration)
-            picture = tracker.update(info)
-            if picture.status in FINAL:
-                # Where the guest is, its machine says: an outcome alone does not.
-                return {**info, "run-state": client.query("query-status", RunState)["status"]}
-            least_ms = info.get("x-sterna", {}).get("least-downtime-ms")
-            if not warned and least_ms is not None and least_ms > limit_ms:
-                warned = True
-                display.note(
-                    f"a switchover takes some {least_ms:.0f} ms here even with nothing left to send: with a downtime limit of "
-                    f"{limit_ms} ms the guest only stops after a pass that leaves nothing"
-                )
-            display.show(picture)
-            if picture.status == "pre-switchover" and not continued:
-                continued = True
-                display.note(
-                    "pre-switchover: the guest is stopped, as pause-before-switchover asks; continuing"
-                )
-                client.command("migrate-continue", state="pre-switchover")
-            watch(picture)
-            if interrupts.count > 1:
-                raise CliError(
-                    "interrupted again: the migration was left being cancelled", ExitCode.INTERRUPTED
-                )
-            if interrupts.count and not cancelled:
-                cancelled = True
-                client.command("migrate_cancel")
-            time.sleep(poll_seconds)
+        info = watch(
+            lambda: client.query("query-migrate", BegunMigration), look, lambda: time.sleep(poll_seconds)
+        )
+        # Where the guest is, its machine says: an outcome alone does not.
+        return {**info, "run-state": client.query("query-status", RunState)["status"]}
     except ConnectionLost as error:
         raise CliError(
             f"the VM was lost during the migration, its outcome is unknown here: {error}", ExitCode.LOST

@@ -1,6 +1,5 @@
 """One migration between two processes, from start to verdict."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -11,20 +10,20 @@ from sterna.cli.errors import CliError
 from sterna.cli.follow import follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
-from sterna.guests.layout import STATUS_OFFSET, GuestState, Status
+from sterna.guests.layout import STATUS_OFFSET, Status
 from sterna.host.load import HostWatch
 from sterna.launch.command import sterna_arguments
-from sterna.launch.errors import VmError
+from sterna.launch.errors import LaunchError
 from sterna.launch.guestview import (
     check_content,
-    guest_status,
-    has_warmed_up,
+    known_status,
     migration_gap,
     pages_in_use,
     runs_beyond,
 )
 from sterna.launch.process import SternaVm, Vm
 from sterna.launch.signals import Interrupts
+from sterna.launch.watch import wait_for, wait_warm
 from sterna.machine.config import MachineConfig
 
 _WARM_UP_SECONDS = 600.0
@@ -64,7 +63,7 @@ def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts)
     try:
         with ExitStack() as stack:
             return trial.run(stack)
-    except VmError as error:
+    except LaunchError as error:
         raise CliError(str(error)) from error
 
 
@@ -85,7 +84,8 @@ class _Trial:
         self._destination = stack.enter_context(SternaVm("destination", waiting))
         for vm in (self._source, self._destination):
             vm.ready(self._interrupts.check)
-        self._wait(self._warmed_up, _WARM_UP_SECONDS, "the guest did not touch all its memory")
+        address = self._ram_base + STATUS_OFFSET
+        wait_warm(self._source, address, _WARM_UP_SECONDS, self._host, self._interrupts.check)
         before = self._stage2()
         self._host = HostWatch()
         summary = self._migrate()
@@ -97,15 +97,6 @@ class _Trial:
         return result
 
     # -- phases ----------------------------------------------------------------------------------------------
-
-    def _warmed_up(self) -> bool:
-        status = guest_status(self._source, self._ram_base + STATUS_OFFSET)
-        if status is not None and status.state is GuestState.ERROR:
-            raise CliError(f"the guest gave up: {status.error.name}")
-        state = self._source.command("query-status")
-        if state["status"] != "running":
-            raise CliError(f"the guest stopped: {state.get('x-sterna-error', state['status'])}")
-        return status is not None and has_warmed_up(status)
 
     def _migrate(self) -> dict[str, Any]:
         [address] = self._destination.command("query-migrate")["socket-address"]
@@ -143,17 +134,16 @@ class _Trial:
 
         problems: list[str] = []
         try:
-            self._wait(running, _RUNS_SECONDS, "the guest does not run at the destination")
+            self._wait(running, "the guest does not run at the destination")
             problems += check_content(
                 self._destination, self._ram_base, self._settings.config.memory_bytes, arrived[0]
             )
             checked = arrived[0]
             self._wait(
                 lambda: self._status(self._destination).steps() > checked.steps(),
-                _RUNS_SECONDS,
                 "the guest does not go on at the destination",
             )
-        except (CliError, VmError) as error:
+        except LaunchError as error:
             problems.append(str(error))
         gap = migration_gap(last, arrived[0])
         downtime = float(summary["downtime_ms"])
@@ -183,26 +173,18 @@ class _Trial:
     # -- asking ----------------------------------------------------------------------------------------------
 
     def _status(self, vm: Vm) -> Status:
-        status = guest_status(vm, self._ram_base + STATUS_OFFSET)
-        if status is None:
-            raise CliError(f"the {vm.name}'s RAM holds no status page of a guest program")
-        return status
+        return known_status(vm, self._ram_base + STATUS_OFFSET)
 
     def _stage2(self) -> dict[str, int]:
         answer: Mapping[str, int] = self._source.command("x-sterna-query-stage2")
         return {name.replace("-", "_"): value for name, value in answer.items()}
 
-    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    def _wait(self, condition: Callable[[], bool], otherwise: str) -> None:
         """
-        :raise CliError: When the condition does not come true in time.
+        :raise WaitedTooLong: When the condition does not come true in time.
         :raise KeyboardInterrupt: On a signal that ends commands.
         """
-        deadline = time.monotonic() + seconds
-        while not condition():
-            self._interrupts.check()
-            if time.monotonic() > deadline:
-                raise CliError(f"{otherwise} in {seconds:g} s; {self._host.load()}")
-            time.sleep(_POLL_SECONDS)
+        wait_for(condition, _RUNS_SECONDS, otherwise, self._host, check=self._interrupts.check)
 
 
 def trial_verdict(summary: Mapping[str, Any]) -> str:

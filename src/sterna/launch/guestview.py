@@ -20,6 +20,7 @@ from sterna.guests.layout import (
     StatusError,
     read_status,
 )
+from sterna.launch.errors import VmError
 from sterna.launch.process import Vm
 
 
@@ -46,7 +47,33 @@ def guest_status(vm: Vm, address: int) -> Status | None:
         return None
 
 
-def has_warmed_up(status: Status) -> bool:
+def known_status(vm: Vm, address: int) -> Status:
+    """The status page of a program that has filled it.
+
+    :raise VmError: When there is none, or the process is gone.
+    """
+    status = guest_status(vm, address)
+    if status is None:
+        raise VmError(f"the RAM of the {vm.name} holds no status page of a guest program")
+    return status
+
+
+def warm_status(vm: Vm, address: int | None) -> Status | None:
+    """The status page of a program that works at its steady pace; None as long as it does not.
+
+    :param address: where the page is; None: not known yet
+    :raise VmError: When it never will.
+    """
+    status = None if address is None else guest_status(vm, address)
+    if status is not None and status.state is GuestState.ERROR:
+        raise VmError(f"the guest of the {vm.name} gave up: {status.error.name}")
+    state = vm.command("query-status")
+    if not state["running"]:
+        raise VmError(f"the guest of the {vm.name} stopped: {state.get('x-sterna-error', state['status'])}")
+    return status if status is not None and _works(status) else None
+
+
+def _works(status: Status) -> bool:
     """Whether the program has written all its pages once and works at its steady pace."""
     if status.state is not GuestState.RUNNING or status.cpus == 0:
         return False

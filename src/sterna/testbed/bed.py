@@ -12,6 +12,7 @@ from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
+from sterna.launch.watch import wait_for
 from sterna.testbed.errors import BedError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kind import VmKind
@@ -119,11 +120,7 @@ class Bed:
         """
         :raise WaitedTooLong: When the condition does not come true in time.
         """
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                raise WaitedTooLong(f"{otherwise} in {seconds:g} s; {self.watch.load()}")
-            time.sleep(poll_seconds)
+        wait_for(condition, seconds, otherwise, self.watch, poll_seconds=poll_seconds)
 
     def _attach(self, host: Host, name: str, nic: GuestNic | None) -> GuestNic | None:
         """The card of a guest, with its tap on the host."""

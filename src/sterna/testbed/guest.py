@@ -8,21 +8,19 @@ from sterna.guests.layout import (
     STATUS,
     STATUS_OFFSET,
     DirtyramWord,
-    GuestState,
     NetWord,
     ProgramId,
     Status,
 )
 from sterna.launch.console import Line
-from sterna.launch.errors import VmError
 from sterna.launch.guestview import (
     GuestGap,
     check_content,
     guest_status,
-    has_warmed_up,
     migration_gap,
     pages_in_use,
     runs_beyond,
+    warm_status,
 )
 from sterna.launch.process import Vm
 from sterna.testbed.errors import BedError
@@ -106,15 +104,7 @@ class BareGuest:
         return self.ram_base + STATUS_OFFSET
 
     def warmed_up(self, vm: Vm) -> bool:
-        status = self._status(vm)
-        if status is not None and status.state is GuestState.ERROR:
-            raise VmError(f"the guest of the {vm.name} gave up: {status.error.name}")
-        state = vm.command("query-status")
-        if not state["running"]:
-            raise VmError(
-                f"the guest of the {vm.name} stopped: {state.get('x-sterna-error', state['status'])}"
-            )
-        return status is not None and has_warmed_up(status)
+        return warm_status(vm, self.status_address(vm)) is not None
 
     def mark(self, vm: Vm) -> Status:
         status = self._status(vm)
