@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.analysis.test_survey import HEADER, ram_stream, records
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault
 from tests.migration.proxy import Proxy as CuttingProxy
@@ -43,6 +42,7 @@ from sterna.stream import sections
 from sterna.stream.multifd import Init
 from sterna.stream.return_path import shut
 from sterna.stream.wire import Command
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 SECONDS = 300

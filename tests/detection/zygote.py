@@ -137,7 +137,7 @@ def _warm_up() -> None:
     from sterna.cli.kernels import prepare_kernels
     from sterna.machine.config import MachineConfig
     from sterna.machine.machine import Machine
-    from sterna.testbed.breakages import register_all
+    from sterna.testing.breakages import register_all
 
     register_all()
     prepare_kernels()

@@ -9,7 +9,6 @@ from unittest.mock import patch
 import numpy as np
 from tests.fuzz.parts import Parts, load, pack
 from tests.migration import pairs
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts
 from tests.monitor.machines import monitored
 from tests.savedstream import saved, saving
@@ -26,6 +25,7 @@ from sterna.stream.multifd import Compression
 from sterna.stream.pagecompression import compressor
 from sterna.stream.return_path import ReturnMessage, pong, shut
 from sterna.stream.wire import ReturnPathType
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 6
 ENCODINGS = {

@@ -21,7 +21,6 @@ from unittest.mock import patch
 import numpy as np
 from tests.fuzz.corpus import PAGES, description_of
 from tests.fuzz.parts import Parts
-from tests.migration.double import DoubleGuest
 from tests.monitor.machines import monitored
 from tests.stream.streams import PieceSource
 
@@ -55,6 +54,7 @@ from sterna.stream.reader import CommandPiece, SectionPiece, StreamReader
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.sections import Configuration
 from sterna.stream.wire import SectionType, StreamError
+from sterna.testing.guest import DoubleGuest
 
 SECONDS = 60.0
 """How long a migration may take to notice what is wrong."""

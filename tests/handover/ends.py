@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.handover.relay import connect
-from tests.migration.double import DoubleGuest
 
 from sterna.migration.controller import MigrationController
 from sterna.migration.doubt import ANSWER_BYTES, QUESTION
 from sterna.migration.errors import InDoubt, MigrationError
 from sterna.ownership import Event
+from sterna.testing.guest import DoubleGuest
 
 TIMEOUT = 60.0
 """Seconds that nothing here takes, on any machine."""

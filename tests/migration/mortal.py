@@ -9,10 +9,9 @@ import sys
 import threading
 from typing import Any
 
-from tests.migration.double import DoubleGuest
-
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
+from sterna.testing.guest import DoubleGuest
 
 
 def main() -> None:

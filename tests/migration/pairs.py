@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.migration.double import DoubleGuest
-
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.testing.guest import DoubleGuest
 
 TIMEOUT = 300.0
 TCP = "tcp:127.0.0.1:0"

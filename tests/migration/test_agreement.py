@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from tests.migration.test_qemu import Qemu, qemu
 
@@ -23,6 +22,7 @@ from sterna.stream import sections
 from sterna.stream.return_path import ReturnPathDecoder, shut
 from sterna.stream.sections import Configuration
 from sterna.stream.wire import Command
+from sterna.testing.guest import DoubleGuest
 
 ONE, OTHER = (UUID(int=number * 0x1111_1111_1111_1111_1111_1111_1111_1111) for number in (1, 2))
 SECONDS = 300

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.hosttree import HostTree, host
-from tests.migration.double import WORDS_PER_PAGE, DoubleGuest
 from tests.migration.pairs import TCP, hosts
 
 from sterna.host.printable import describe
@@ -19,6 +18,7 @@ from sterna.migration.pages import Batch, SentPages
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.monitor.report import migration_report
+from sterna.testing.guest import WORDS_PER_PAGE, DoubleGuest
 
 __all__ = ["host"]
 

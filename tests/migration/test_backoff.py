@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from tests.migration.double import DoubleGuest
+from sterna.migration.precopy import Precopy
 from tests.migration.pairs import TCP, assert_one_runs, hosts, waiting_guest
 
 from sterna.migration import backoff as backoff_module
@@ -11,6 +11,7 @@ from sterna.migration.backoff import Backoff
 from sterna.migration.pages import PassWork
 from sterna.migration.source.precopy import Precopy
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.testing.guest import DoubleGuest
 
 
 def test_the_waits_grow_and_a_long_pass_ends_them() -> None:

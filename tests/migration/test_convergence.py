@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.refusal import refuse_threads
 
@@ -14,6 +13,7 @@ from sterna.migration.controller import MigrationController
 from sterna.migration.parameters import Parameters
 from sterna.migration.policies.fixed import AutoConverge
 from sterna.migration.statistics import MigrationStatus
+from sterna.testing.guest import DoubleGuest
 
 
 def converge(**changes):

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
@@ -19,6 +18,7 @@ from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import sections
 from sterna.stream.return_path import pong
 from sterna.stream.wire import Command
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 3
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.refusal import refuse_threads
 
@@ -25,6 +24,7 @@ from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import NotTheOwner, Standing
 from sterna.stream import sections
 from sterna.stream.vmstate import DeviceState, VmStateDescription, u8
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED = MigrationStatus.COMPLETED
 

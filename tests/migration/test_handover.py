@@ -19,7 +19,6 @@ import msgspec
 import pytest
 import xxhash
 from tests.handover.relay import Direction, Mode, Place, Relay, connect
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import ANYWHERE, TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
@@ -34,6 +33,7 @@ from sterna.ownership import Event, NotTheOwner, Outcome, Ownership, Standing
 from sterna.stream import sections
 from sterna.stream.return_path import pong, shut
 from sterna.stream.wire import Command
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 3
 SECONDS = 120.0

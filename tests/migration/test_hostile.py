@@ -7,13 +7,13 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration import peer
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import ram, sections
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 3
 FAILED, COMPLETED = MigrationStatus.FAILED, MigrationStatus.COMPLETED

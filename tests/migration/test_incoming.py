@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 from tests.refusal import refuse_threads
@@ -33,6 +32,7 @@ from sterna.ownership import Event
 from sterna.stream import multifd, ram, sections
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.wire import Command
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 PAGES = 3

@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.migration.double import CPU, DISK, DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts
 
 from sterna.migration.destination import listen
@@ -19,6 +18,7 @@ from sterna.stream.description import stream_description
 from sterna.stream.ram import END_OF_RECORDS, ram_setup
 from sterna.stream.vmstate import DeviceState, VmStateDescription, array, boolean, buffer, struct, u8, u32
 from sterna.stream.wire import VMDESC_LIMIT
+from sterna.testing.guest import CPU, DISK, DoubleGuest
 
 PAGES = 3
 FAILED, COMPLETED = MigrationStatus.FAILED, MigrationStatus.COMPLETED

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import ANYWHERE, TCP, TIMEOUT, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 
@@ -19,6 +18,7 @@ from sterna.migration.errors import ChannelError, MigrationError, StateError, Ur
 from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Ownership, Standing
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.refusal import refuse_threads
 
@@ -18,6 +17,7 @@ from sterna.jit.kernel import COMPILED
 from sterna.migration.errors import StateError
 from sterna.migration.multifd import kernels
 from sterna.migration.statistics import MigrationStatus
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct, structs
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, hosts, source_guest, waiting_guest
 from tests.migration.proxy import Fault, Proxy
 
@@ -31,6 +30,7 @@ from sterna.ownership import Standing
 from sterna.stream import ram, sections
 from sterna.stream.multifd import NO_UUID, Compression, Init, Packet, PacketFormat
 from sterna.stream.pagecompression import compressor
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 8
 SECONDS = 300

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 from tests.refusal import Refusal, refuse, refusing
@@ -26,6 +25,7 @@ from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event, NotTheOwner, Standing
 from sterna.stream.vmstate import DeviceState
+from sterna.testing.guest import DoubleGuest
 
 COMPLETED, FAILED, CANCELLED = MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED
 OLD = b"a guest, and its only copy"

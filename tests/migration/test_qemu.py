@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import hosts
 from tests.savedstream import saved, saving
 
@@ -28,6 +27,7 @@ from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
+from sterna.testing.guest import DoubleGuest
 
 pytestmark = pytest.mark.qemu
 MACHINE = ["-M", "virt", "-cpu", "cortex-a15", "-nodefaults", "-display", "none"]

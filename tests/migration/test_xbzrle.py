@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.hosttree import HostTree, host
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 
 from sterna.jit.kernel import COMPILED
@@ -18,6 +17,7 @@ from sterna.migration.xbzrlecache import EncodedBatch, XbzrleCache, affordable_c
 from sterna.stream import ram_kernels
 from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages
 from sterna.stream.reader import StreamReader
+from sterna.testing.guest import DoubleGuest
 
 __all__ = ["host"]
 

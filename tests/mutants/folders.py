@@ -37,7 +37,6 @@ FOLDERS = {
         ("tests/hypervisor",),
         {
             "src/sterna/hypervisor/kvm/arm64": "runs on arm64 hosts only, by tests/arm64",
-            "src/sterna/hypervisor/emulated/broken.py": "faults on purpose, found by the test bed",
         },
     ),
 }

@@ -6,23 +6,10 @@ from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.stage2 import armv7
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2
-from sterna.stage2.tlb import FlushCounters
 
 POOL_PA = 0x10_0000_0000
 RAM_PA = 0x20_0000_0000
 WRITE, ACCESS = armv7.FORMAT.write, armv7.FORMAT.access
-
-
-class RecordingFlush:
-    """A flush that says what it saw: `on_flush` runs at each."""
-
-    def __init__(self, on_flush=lambda: None):
-        self.counters = FlushCounters()
-        self.on_flush = on_flush
-
-    def flush_remote_tlbs(self):
-        self.counters.flushes += 1
-        self.on_flush()
 
 
 def make(**arguments):

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, write
+from tests.stage2.support import RAM_PA, WRITE, make, read, write
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
 from sterna.stage2.dirtylog import DirtyLog, DirtyLogError
+from sterna.testing.flush import RecordingFlush
 
 RAM = Ipa(0x4000_0000)
 PAGES = 1024 + 3  # not a multiple of 64

@@ -6,11 +6,12 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.stage2.support import RAM_PA, WRITE, RecordingFlush, make, read, tables_in_use, write
+from tests.stage2.support import RAM_PA, WRITE, make, read, tables_in_use, write
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.stage2.dirtylog import DirtyLog
+from sterna.testing.flush import RecordingFlush
 
 RAM = Ipa(0x4000_0000)
 PAGES = 1024 + 77

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tests.stage2.support import ACCESS, RAM_PA, WRITE, RecordingFlush, make, read, write
+from tests.stage2.support import ACCESS, RAM_PA, WRITE, make, read, write
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
@@ -10,6 +10,7 @@ from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.state import MAX_SLOTS
 from sterna.stage2.tables import OutOfTablesError
+from sterna.testing.flush import RecordingFlush
 
 BASE = Ipa(0x8000_0000)
 """The third GiB: a block of 1 GiB, then blocks of 2 MiB up to `PAGED`, then pages."""

@@ -1,7 +1,7 @@
 """Tables that were taken out, which a CPU's walk may still be in: when their pages are used again."""
 
 import pytest
-from tests.stage2.support import RAM_PA, RecordingFlush, access, make, tables_in_use, write
+from tests.stage2.support import RAM_PA, access, make, tables_in_use, write
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2 import armv7, pool, tables
@@ -9,6 +9,7 @@ from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import OutOfTablesError
 from sterna.stage2.walk import find_leaf
+from sterna.testing.flush import RecordingFlush
 
 A = Ipa(0x4000_0000)
 B = Ipa(A + PMD_SIZE)

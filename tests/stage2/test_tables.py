@@ -1,12 +1,13 @@
 """Mapping: descriptors, sizes, dissolving and rebuilding blocks, accounts."""
 
 import pytest
-from tests.stage2.support import POOL_PA, RAM_PA, WRITE, RecordingFlush, access, make, read, write
+from tests.stage2.support import POOL_PA, RAM_PA, WRITE, access, make, read, write
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import OutOfTablesError
+from sterna.testing.flush import RecordingFlush
 
 RAM = Ipa(0x4000_0000)
 

@@ -118,7 +118,7 @@ def test_a_broken_hypervisor_is_found(breakage: str, name: str, check: str, told
 
 
 def test_every_breakage_has_a_detector() -> None:
-    from sterna.hypervisor.emulated.broken import BREAKAGES as KNOWN
+    from sterna.testing.broken import BREAKAGES as KNOWN
 
     assert sorted(KNOWN) == sorted(breakage for breakage, *_ in BREAKAGES)
     table = (Path(__file__).parent.parent.parent / "ARCHITECTURE.md").read_text()

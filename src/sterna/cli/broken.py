@@ -3,7 +3,7 @@ its VMs by it when it is itself under test (`sterna testbed run --breakage`).
 """
 
 from sterna.cli import main
-from sterna.testbed.breakages import register_all
+from sterna.testing.breakages import register_all
 
 if __name__ == "__main__":
     register_all()

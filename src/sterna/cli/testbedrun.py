@@ -190,7 +190,7 @@ def _check_breakage(breakage: str, kind: str) -> None:
         raise UsageError(
             f"--breakage goes with --vm emulated, whose hypervisor has the faults; not with {kind}"
         )
-    from sterna.testbed.breakages import BREAKAGES
+    from sterna.testing.breakages import BREAKAGES
 
     if breakage not in BREAKAGES:
         raise UsageError(f"--breakage: no breakage {breakage[:80]!r}; there are {', '.join(BREAKAGES)}")

@@ -36,7 +36,7 @@ class KindOptions:
 
     :ivar qemu: QEMU's program; None: the one in the path
     :ivar arguments: more arguments for every VM
-    :ivar breakage: the fault that the emulated hypervisor is to have (`sterna.testbed.breakages`); empty for none
+    :ivar breakage: the fault that the emulated hypervisor is to have (`sterna.testing.breakages`); empty for none
     """
 
     qemu: str | None = None
@@ -155,7 +155,7 @@ class SternaKind(VmKind):
         self._start: Callable[[str, Sequence[str], Host], Vm] = SternaVm
         self._machine_accel = accel
         if options.breakage:
-            from sterna.testbed.breakages import LAUNCHER, accel_name
+            from sterna.testing.breakages import LAUNCHER, accel_name
 
             self._start = partial(SternaVm, module=LAUNCHER)
             self._machine_accel = accel_name(options.breakage)

@@ -8,7 +8,7 @@ from functools import partial
 
 from sterna.hypervisor.accelerator import ACCELERATORS
 from sterna.hypervisor.accelerators.emulated import ACCELERATOR, emulated_vm
-from sterna.hypervisor.emulated.broken import BREAKAGES, broken_vm
+from sterna.testing.broken import BREAKAGES, broken_vm
 
 __all__ = ["BREAKAGES", "LAUNCHER", "accel_name", "register_all"]
 
