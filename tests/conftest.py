@@ -10,6 +10,8 @@ import pytest
 
 from sterna.host.load import HostWatch
 
+pytest.register_assert_rewrite("sterna.testing.conformance")
+
 _ALONE = ("testbed", "arm64")
 """Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of
 `arm64` need much of it. Neither sees the other: they have nothing in common but processors, so each goes its own way.

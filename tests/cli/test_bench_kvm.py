@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.hypervisor.conformance.backends import KvmX86
 
 from sterna.bench.kvm import report
 from sterna.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
@@ -21,6 +20,7 @@ from sterna.host.load import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
+from sterna.testing.conformance.backends import KvmX86
 
 MEBIBYTE = 1 << 20
 COMMAND = [sys.executable, "-m", "sterna", "bench", "--accel", "kvm"]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.hypervisor.conformance.backends import KvmX86
 from tests.machine.images import EM_X86_64, Elf64
 
 from sterna.guests.check import check_ram
@@ -18,6 +17,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import page_numbers
 from sterna.ownership import Event
 from sterna.stream.vmstate import DeviceState, StreamError
+from sterna.testing.conformance.backends import KvmX86
 
 TIMEOUT_S = 300
 CODE = 0x4020_1000

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.hypervisor.conformance.backends import KvmX86
 from tests.migration.pairs import TCP, Host
 
 from sterna.guests.check import check_ram
@@ -17,6 +16,7 @@ from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
 from sterna.migration.statistics import MigrationStatus
+from sterna.testing.conformance.backends import KvmX86
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
 TIMEOUT_S = 300

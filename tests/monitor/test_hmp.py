@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.hypervisor.conformance.backends import KvmX86
 from tests.monitor.machines import Monitored, monitored
 from tests.monitor.qmpserver import TIMEOUT
 
@@ -14,6 +13,7 @@ from sterna.guests.layout import STATUS_MAGIC
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
 from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.report import migration_report
+from sterna.testing.conformance.backends import KvmX86
 
 
 @pytest.fixture

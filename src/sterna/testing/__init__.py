@@ -1,18 +1,33 @@
-"""What tests of a hypervisor, and of migrations, can use: guests without a hypervisor, hypervisors with faults."""
+"""What tests of a hypervisor, and of migrations, can use: guests without a hypervisor, hypervisors with faults, and a suite that
+every dirty log must pass (`sterna.testing.conformance`).
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sterna.testing.broken import BREAKAGES, broken_vm
+    from sterna.testing.conformance.backends import Backend, Program
+    from sterna.testing.conformance.guest import ConformanceGuest
     from sterna.testing.flush import RecordingFlush
     from sterna.testing.guest import DoubleGuest
 
-__all__ = ["BREAKAGES", "DoubleGuest", "RecordingFlush", "broken_vm"]
+__all__ = [
+    "BREAKAGES",
+    "Backend",
+    "ConformanceGuest",
+    "DoubleGuest",
+    "Program",
+    "RecordingFlush",
+    "broken_vm",
+]
 
 _HOMES = {
     "BREAKAGES": "broken",
+    "Backend": "conformance.backends",
+    "ConformanceGuest": "conformance.guest",
     "DoubleGuest": "guest",
+    "Program": "conformance.backends",
     "RecordingFlush": "flush",
     "broken_vm": "broken",
 }

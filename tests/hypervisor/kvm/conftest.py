@@ -2,10 +2,10 @@ import os
 import platform
 
 import pytest
-from tests.hypervisor.conformance.backends import KvmX86
-from tests.hypervisor.conformance.conftest import Guest
 
 from sterna.hypervisor.interface import DirtyLogMode
+from sterna.testing.conformance.backends import KvmX86
+from sterna.testing.conformance.guest import ConformanceGuest
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def make_guest(x86):
     guests = []
 
     def make(mode=DirtyLogMode.BITMAP, **arguments):
-        guests.append(Guest(x86, mode, **arguments))
+        guests.append(ConformanceGuest(x86, mode, **arguments))
         return guests[-1]
 
     yield make

@@ -10,8 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.hypervisor.conformance.backends import CODE, RAM, STOP, Program
-from tests.hypervisor.conformance.conftest import WORK, wait_until
 
 import sterna
 from sterna.hypervisor.interface import (
@@ -28,6 +26,8 @@ from sterna.hypervisor.kvm.run import ExitCode
 from sterna.hypervisor.kvm.system import GET_VCPU_MMAP_SIZE, Capability, System
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import new_bitmap
+from sterna.testing.conformance.backends import CODE, RAM, STOP, Program
+from sterna.testing.conformance.guest import WORK, wait_until
 
 PATHS = {"PYTHONPATH": str(Path(sterna.__file__).parent.parent)}
 """For Python in a process of its own."""

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.hypervisor.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
-from tests.hypervisor.conformance.conftest import WORK, wait_until
 
 import sterna
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError
@@ -17,6 +15,8 @@ from sterna.hypervisor.kvm.x86 import traits
 from sterna.hypervisor.traits import Rule, Trait, first_difference
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, MSR_TSC
 from sterna.memory.address import PAGE_SIZE, Ipa
+from sterna.testing.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
+from sterna.testing.conformance.guest import WORK, wait_until
 
 # movq xmm15, rdi; mov rax, rsi; mov [r9], edx; inc rax; jmp .
 SET = "664c0f6eff 4889f0 418911 48ffc0 ebfe"

@@ -8,7 +8,7 @@ import errno
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from sterna.hypervisor.interface import HypervisorError
 
@@ -126,7 +126,7 @@ class Descriptor:
             os.close(self.number)
             self.number = -1
 
-    def __enter__(self) -> "Descriptor":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,17 +1,20 @@
 """The same history on every hypervisor gives the same bitmaps and the same memory."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
-from tests.hypervisor.conformance.backends import BACKENDS, Backend
-from tests.hypervisor.conformance.conftest import LOG, WORK, Guest
+from numpy.typing import NDArray
 
 from sterna.hypervisor.interface import DirtyLogMode, MemorySlot, SlotFlags
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
+from sterna.testing.conformance.backends import Backend
+from sterna.testing.conformance.guest import LOG, WORK, ConformanceGuest
 
 STEPS = 60
 SLOTS = (2, 3, 4)
@@ -21,21 +24,23 @@ PLACES = {
     for number in SLOTS
 }
 
+Memory = dict[int, NDArray[np.uint8]]
+
 
 @dataclass
 class Replay:
     """A history applied to one hypervisor, and what it gave."""
 
-    guest: Guest
-    blocks: dict = field(default_factory=dict)
-    slots: dict = field(default_factory=dict)
-    seen: list = field(default_factory=list)
+    guest: ConformanceGuest
+    blocks: dict[int, RamBlock] = field(default_factory=dict)
+    slots: dict[int, MemorySlot] = field(default_factory=dict)
+    seen: list[list[int]] = field(default_factory=list)
 
-    def create(self, number, place, offset, flags):
+    def create(self, number: int, place: int, offset: int, flags: SlotFlags) -> None:
         block = self.blocks.setdefault(number, RamBlock(f"ram{number}", PAGES[number] * PAGE_SIZE + PMD_SIZE))
         self.apply(MemorySlot(number, PLACES[number][place], PAGES[number] * PAGE_SIZE, block, offset, flags))
 
-    def apply(self, slot):
+    def apply(self, slot: MemorySlot) -> None:
         before = self.slots.get(slot.slot)
         self.guest.vm.set_memory_slot(slot)
         self.slots[slot.slot] = slot
@@ -43,30 +48,30 @@ class Replay:
         if fresh and self.guest.mode is DirtyLogMode.MANUAL:
             self.guest.vm.harvest_dirty_log(slot.slot)
 
-    def change(self, number, **changes):
+    def change(self, number: int, **changes: Any) -> None:
         slot = self.slots[number]
         fields = {name: getattr(slot, name) for name in ("slot", "ipa", "size", "block", "offset", "flags")}
         self.apply(MemorySlot(**fields | changes))
 
-    def delete(self, number):
+    def delete(self, number: int) -> None:
         self.guest.vm.set_memory_slot(MemorySlot(number, Ipa(0), 0, self.blocks[number]))
         del self.slots[number]
 
-    def write(self, number, pages, value):
+    def write(self, number: int, pages: list[int], value: int) -> None:
         self.guest.slot = self.slots[number]
         self.guest.store(pages, value)
 
-    def host_write(self, number, first, count):
+    def host_write(self, number: int, first: int, count: int) -> None:
         self.guest.vm.mark_dirty(number, first, count)
 
-    def harvest(self, number):
+    def harvest(self, number: int) -> None:
         self.seen.append(page_numbers(self.guest.vm.harvest_dirty_log(number)).tolist())
 
 
-def history(seed):
+def history(seed: int) -> Iterator[tuple[Any, ...]]:
     """Calls of a `Replay`, such that each is possible after those before."""
     rng = random.Random(seed)
-    logged = {}
+    logged: dict[int, bool] = {}
     for value in range(1, STEPS + 1):
         number = rng.choice(SLOTS)
         if number not in logged:
@@ -99,8 +104,9 @@ def history(seed):
             yield "harvest", number
 
 
-def replay(backend: Backend, mode, seed):
-    guest = Guest(backend, mode, pages=1)
+def replay(backend: Backend, mode: DirtyLogMode, seed: int) -> tuple[list[list[int]], Memory]:
+    """What a history shows on one hypervisor, and the memory of each slot after it."""
+    guest = ConformanceGuest(backend, mode, pages=1)
     run = Replay(guest)
     try:
         for name, *arguments in history(seed):
@@ -117,8 +123,8 @@ def replay(backend: Backend, mode, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_same_history_same_bitmaps(seed):
-    there = [(backend, mode) for backend in BACKENDS if not backend.missing() for mode in backend.modes]
+def test_same_history_same_bitmaps(seed: int, to_compare: tuple[Backend, ...]) -> None:
+    there = [(backend, mode) for backend in to_compare if not backend.missing() for mode in backend.modes]
     if len(there) < 2:
         pytest.skip("there is one hypervisor here only: nothing to compare")
     results = {f"{backend.name}-{mode}": replay(backend, mode, seed) for backend, mode in there}

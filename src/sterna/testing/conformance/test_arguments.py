@@ -1,8 +1,10 @@
 """Numbers and bitmaps that no hypervisor takes, refused by all of them in the same words, before anything is changed."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 import numpy as np
 import pytest
-from tests.hypervisor.conformance.conftest import WORK, WORK_PAGES
 
 from sterna.hypervisor.interface import (
     ArgumentError,
@@ -15,8 +17,10 @@ from sterna.hypervisor.interface import (
 )
 from sterna.memory.address import PAGE_SIZE, Ipa, bitmap_words
 from sterna.memory.bitmap import full_bitmap
+from sterna.testing.conformance.guest import WORK, WORK_PAGES, ConformanceGuest, MakeGuest, Variant
 
-NO_NUMBERS = {
+F = TypeVar("F", bound=Callable[..., None])
+NO_NUMBERS: dict[str, tuple[Any, str]] = {
     "negative": (-1, "-1 is not in 0 to"),
     "beyond 64 bits": (1 << 64, f"{1 << 64} is not in 0 to"),
     "far beyond": (1 << 5000, "a number of 5001 bits is not in 0 to"),
@@ -30,14 +34,14 @@ NO_NUMBERS = {
 BEYOND_32_BITS = {"beyond 32 bits": ((1 << 32) + 1, f"{(1 << 32) + 1} is not in 0 to 32767")}
 
 
-def each(cases):
+def each(cases: Mapping[str, tuple[Any, str]]) -> Callable[[F], F]:
     return pytest.mark.parametrize(("number", "message"), cases.values(), ids=cases)
 
 
 @each(NO_NUMBERS | BEYOND_32_BITS)
-def test_slot_numbers(guest, number, message):
+def test_slot_numbers(guest: ConformanceGuest, number: Any, message: str) -> None:
     vm = guest.vm
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "get": lambda: vm.get_dirty_log(number),
         "harvest": lambda: vm.harvest_dirty_log(number),
         "peek": lambda: vm.peek_dirty_log(number),
@@ -56,27 +60,38 @@ def test_slot_numbers(guest, number, message):
 
 @each(NO_NUMBERS)
 @pytest.mark.parametrize("field", ["ipa", "size", "offset"])
-def test_a_slots_addresses(guest, field, number, message):
-    fields = {"slot": 5, "ipa": Ipa(0x9000_0000), "size": PAGE_SIZE, "block": guest.block, "offset": 0}
+def test_a_slots_addresses(guest: ConformanceGuest, field: str, number: Any, message: str) -> None:
+    fields: dict[str, Any] = {
+        "slot": 5,
+        "ipa": Ipa(0x9000_0000),
+        "size": PAGE_SIZE,
+        "block": guest.block,
+        "offset": 0,
+    }
     with pytest.raises(ArgumentError, match=f"memory slot 5: {field}: {message}"):
         guest.vm.set_memory_slot(MemorySlot(**fields | {field: number}))
     guest.vm.set_memory_slot(MemorySlot(**fields))
 
 
 @pytest.mark.parametrize("flags", [4, -1, 1 << 32, None])
-def test_a_slots_flags(guest, flags):
+def test_a_slots_flags(guest: ConformanceGuest, flags: Any) -> None:
     with pytest.raises(ArgumentError, match="memory slot 1: flags: "):
         guest.set_slot(flags=flags)
 
 
-def test_a_slots_numbers_may_be_numpys(guest):
-    numbers = {"slot": np.int64(5), "ipa": np.uint64(0x9000_0000), "size": np.int32(PAGE_SIZE)}
+def test_a_slots_numbers_may_be_numpys(guest: ConformanceGuest) -> None:
+    numbers: dict[str, Any] = {
+        "slot": np.int64(5),
+        "ipa": np.uint64(0x9000_0000),
+        "size": np.int32(PAGE_SIZE),
+    }
     guest.vm.set_memory_slot(MemorySlot(**numbers, block=guest.block, flags=SlotFlags.LOG_DIRTY_PAGES))
-    assert guest.vm.harvest_dirty_log(np.uint8(5)).size == 1
+    five: Any = np.uint8(5)
+    assert guest.vm.harvest_dirty_log(five).size == 1
 
 
 @each(NO_NUMBERS)
-def test_ranges_of_pages(guest, number, message):
+def test_ranges_of_pages(guest: ConformanceGuest, number: Any, message: str) -> None:
     guest.log()
     for first, pages, which in ((number, 64, "first page"), (0, number, "number of pages")):
         with pytest.raises(ArgumentError, match=f"memory slot 1: {which}: {message}"):
@@ -89,7 +104,7 @@ def test_ranges_of_pages(guest, number, message):
 @pytest.mark.parametrize(
     ("first", "pages"), [(0, WORK_PAGES + 1), (WORK_PAGES, 1), (WORK_PAGES + 64, 0), (1, (1 << 64) - 1)]
 )
-def test_ranges_beyond_the_slot(guest, first, pages):
+def test_ranges_beyond_the_slot(guest: ConformanceGuest, first: int, pages: int) -> None:
     guest.log()
     with pytest.raises(ArgumentError, match=f"are not all in the slot's {WORK_PAGES}"):
         guest.vm.mark_dirty(1, first, pages)
@@ -115,7 +130,7 @@ NO_BITMAPS = {
 
 
 @pytest.mark.parametrize(("words", "message"), NO_BITMAPS.values(), ids=NO_BITMAPS)
-def test_bitmaps(guest, words, message):
+def test_bitmaps(guest: ConformanceGuest, words: Any, message: str) -> None:
     guest.log()
     guest.touch(0, 3)
     with pytest.raises(ArgumentError, match=f"memory slot 1: a bitmap.*{message}"):
@@ -123,7 +138,9 @@ def test_bitmaps(guest, words, message):
     assert guest.harvest() == [0, 1, 2], "nothing was cleared"
 
 
-def test_a_bitmap_is_not_changed_and_its_last_bits_are_left_out(make_guest, variant):
+def test_a_bitmap_is_not_changed_and_its_last_bits_are_left_out(
+    make_guest: MakeGuest, variant: Variant
+) -> None:
     if variant[1] is not DirtyLogMode.MANUAL:
         return
     guest = make_guest(pages=64 + 3)
@@ -136,13 +153,13 @@ def test_a_bitmap_is_not_changed_and_its_last_bits_are_left_out(make_guest, vari
 
 
 @each(NO_NUMBERS | {"far from the next": (np.int64(1 << 40), r"the next of 1 vCPUs has index 1")})
-def test_numbers_of_new_vcpus(guest, number, message):
+def test_numbers_of_new_vcpus(guest: ConformanceGuest, number: Any, message: str) -> None:
     with pytest.raises(HypervisorError, match=f"vCPU.*{message}"):
         guest.vm.create_vcpu(number)
 
 
 @each(NO_NUMBERS)
-def test_numbers_of_vcpus(make_guest, variant, number, message):
+def test_numbers_of_vcpus(make_guest: MakeGuest, variant: Variant, number: Any, message: str) -> None:
     backend, mode = variant
     make_guest()  # where there is no such hypervisor the test is skipped
     with pytest.raises(HypervisorError, match=message.split(" is ")[1]):
@@ -150,14 +167,16 @@ def test_numbers_of_vcpus(make_guest, variant, number, message):
 
 
 @each(NO_NUMBERS)
-def test_a_devices_place(guest, number, message):
+def test_a_devices_place(guest: ConformanceGuest, number: Any, message: str) -> None:
+    no_device: Any = None
+    ipa: Any
     for ipa, size, what in ((number, PAGE_SIZE, "address"), (0x0B00_0000, number, "size")):
         with pytest.raises(ArgumentError, match=f"a device's {what}: {message}"):
-            guest.vm.add_mmio(ipa, size, None)
+            guest.vm.add_mmio(ipa, size, no_device)
 
 
 @each(NO_NUMBERS)
-def test_the_counter(guest, number, message):
+def test_the_counter(guest: ConformanceGuest, number: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=f"counter: {message}"):
         guest.vm.set_counter(number)
 
@@ -165,7 +184,7 @@ def test_the_counter(guest, number, message):
 @each(
     NO_NUMBERS | {"not a page": (PAGE_SIZE + 1, "not whole pages"), "outside": (1 << 60, "not whole pages")}
 )
-def test_what_the_host_takes_away(guest, number, message):
+def test_what_the_host_takes_away(guest: ConformanceGuest, number: Any, message: str) -> None:
     if not isinstance(guest.vm, HostPaging):
         return
     for ipa, size in ((number, PAGE_SIZE), (WORK, number)):
@@ -175,6 +194,6 @@ def test_what_the_host_takes_away(guest, number, message):
 
 
 @pytest.mark.parametrize("flags", [4, -1, 1 << 64, 1.0, None, ManualProtect.INITIALLY_SET])
-def test_kinds_of_manual_protect(guest, flags):
+def test_kinds_of_manual_protect(guest: ConformanceGuest, flags: Any) -> None:
     with pytest.raises(ArgumentError, match=r"manual protect: |INITIALLY_SET needs ENABLE"):
         guest.vm.enable_manual_protect(flags)

@@ -4,17 +4,25 @@ import struct
 
 import numpy as np
 import pytest
-from tests.hypervisor.conformance.backends import CELL, Program
-from tests.hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 
 from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
 from sterna.memory.address import PAGE_SIZE
+from sterna.testing.conformance.backends import CELL, Program
+from sterna.testing.conformance.guest import (
+    LOG,
+    WORK,
+    WORK_PAGES,
+    ConformanceGuest,
+    MakeGuest,
+    Variant,
+    wait_until,
+)
 
 ROUNDS = 8
 WRITES_PER_ROUND = 300
 
 
-def test_exactly_the_pages_written(guest):
+def test_exactly_the_pages_written(guest: ConformanceGuest) -> None:
     guest.log()
     pages = [0, 1, 63, 64, 65, 511, 512, 1000, WORK_PAGES - 3, WORK_PAGES - 2, WORK_PAGES - 1]
     guest.store(pages)
@@ -22,13 +30,13 @@ def test_exactly_the_pages_written(guest):
     assert guest.harvest() == []
 
 
-def test_reads_are_not_logged(guest):
+def test_reads_are_not_logged(guest: ConformanceGuest) -> None:
     guest.log()
     guest.load(range(0, WORK_PAGES, 7))
     assert guest.harvest() == []
 
 
-def test_without_a_log_nothing_is_logged(guest):
+def test_without_a_log_nothing_is_logged(guest: ConformanceGuest) -> None:
     guest.touch(0, 100)
     guest.log()
     assert guest.harvest() == []
@@ -39,7 +47,7 @@ def test_without_a_log_nothing_is_logged(guest):
     assert guest.harvest() == []
 
 
-def oracle_round(guest, iteration):
+def oracle_round(guest: ConformanceGuest, iteration: int) -> None:
     """One iteration of the kernel's dirty_log_test with its oracle of 2025: a harvest while the guest runs, one when it
     stands, and together they are all that was written.
     """
@@ -60,21 +68,21 @@ def oracle_round(guest, iteration):
     assert len(late) <= 2 * len(guest.cpus), f"logged and not written: {sorted(late)[:10]}"
 
 
-def start_scatter(guest):
+def start_scatter(guest: ConformanceGuest) -> None:
     guest.write(CELL, struct.pack("<I", 0))
     for cpu in range(len(guest.cpus)):
         guest.start(Program.SCATTER, WORK, guest.pages, CELL, 7 + cpu, cpu=cpu)
     guest.stop()
 
 
-def test_oracle(guest):
+def test_oracle(guest: ConformanceGuest) -> None:
     start_scatter(guest)
     guest.log()
     for iteration in range(1, ROUNDS):
         oracle_round(guest, iteration)
 
 
-def test_oracle_with_two_cpus(make_guest):
+def test_oracle_with_two_cpus(make_guest: MakeGuest) -> None:
     guest = make_guest(smp=2)
     start_scatter(guest)
     guest.log()
@@ -82,7 +90,7 @@ def test_oracle_with_two_cpus(make_guest):
         oracle_round(guest, iteration)
 
 
-def test_oracle_on_memory_that_cannot_be_in_blocks(make_guest):
+def test_oracle_on_memory_that_cannot_be_in_blocks(make_guest: MakeGuest) -> None:
     """The slot's place in the host is not that in the guest, modulo 2 MiB."""
     guest = make_guest(offset=PAGE_SIZE)
     start_scatter(guest)
@@ -91,7 +99,7 @@ def test_oracle_on_memory_that_cannot_be_in_blocks(make_guest):
         oracle_round(guest, iteration)
 
 
-def test_a_copy_made_from_the_harvests_is_the_memory(make_guest):
+def test_a_copy_made_from_the_harvests_is_the_memory(make_guest: MakeGuest) -> None:
     """As a migration sends it: each batch's pages are read after the harvest has returned, while the guest goes on."""
     guest = make_guest(smp=2)
     guest.log()
@@ -99,8 +107,7 @@ def test_a_copy_made_from_the_harvests_is_the_memory(make_guest):
     for cpu in (0, 1):
         guest.start(Program.SWEEP, WORK, 700, cpu << 20, cpu=cpu)
     for _ in range(10):
-        before = int(guest.words[0])
-        wait_until(lambda before=before: guest.words[0] != before, "the guest's next sweep")
+        guest.wait_change(0)
         dirty = guest.harvest()
         copy[dirty] = guest.ram[dirty]
     guest.stop()
@@ -109,7 +116,7 @@ def test_a_copy_made_from_the_harvests_is_the_memory(make_guest):
     assert np.array_equal(copy, guest.ram)
 
 
-def test_blocks_are_split_while_logging_and_come_back(guest):
+def test_blocks_are_split_while_logging_and_come_back(guest: ConformanceGuest) -> None:
     """As dirty_log_page_splitting_test has it."""
     guest.touch(0, WORK_PAGES)
     if "blocks_2m" not in guest.vm.statistics():
@@ -127,7 +134,7 @@ def test_blocks_are_split_while_logging_and_come_back(guest):
     assert np.all(guest.words == 3)
 
 
-def test_host_writes_are_logged_only_while_logging(guest):
+def test_host_writes_are_logged_only_while_logging(guest: ConformanceGuest) -> None:
     guest.vm.mark_dirty(1, 3, 2)
     guest.log()
     assert guest.harvest() == []
@@ -137,13 +144,12 @@ def test_host_writes_are_logged_only_while_logging(guest):
     assert guest.harvest() == []
 
 
-def test_switching_a_live_log(make_guest):
+def test_switching_a_live_log(make_guest: MakeGuest) -> None:
     guest = make_guest()
     guest.start(Program.SWEEP, WORK, 500, 0)
     for _ in range(5):
         guest.log()
-        before = int(guest.words[499])
-        wait_until(lambda before=before: guest.words[499] != before, "a sweep")
+        guest.wait_change(499)
         assert set(guest.harvest()) <= set(range(500))
         guest.log(False)
     guest.log()
@@ -155,7 +161,7 @@ def test_switching_a_live_log(make_guest):
     assert set(changed.tolist()) <= set(guest.harvest())
 
 
-def test_a_log_that_was_on_twice(guest):
+def test_a_log_that_was_on_twice(guest: ConformanceGuest) -> None:
     """Setting flags that are set is no news."""
     guest.log()
     guest.store([5])
@@ -163,7 +169,7 @@ def test_a_log_that_was_on_twice(guest):
     assert guest.harvest() == [5]
 
 
-def test_manual_protect_comes_and_goes_with_a_log_on(make_guest, variant):
+def test_manual_protect_comes_and_goes_with_a_log_on(make_guest: MakeGuest, variant: Variant) -> None:
     if variant[1] is DirtyLogMode.RING:
         return
     guest = make_guest()
@@ -175,7 +181,7 @@ def test_manual_protect_comes_and_goes_with_a_log_on(make_guest, variant):
         assert guest.harvest() == []
 
 
-def test_get_and_clear(make_guest, variant):
+def test_get_and_clear(make_guest: MakeGuest, variant: Variant) -> None:
     """KVM_GET_DIRTY_LOG, and KVM_CLEAR_DIRTY_LOG where protection is manual, by themselves."""
     if variant[1] is DirtyLogMode.RING:
         return  # a VM with rings has no such calls

@@ -2,20 +2,27 @@
 
 import numpy as np
 import pytest
-from tests.hypervisor.conformance.backends import Program
-from tests.hypervisor.conformance.conftest import LOG, WORK, WORK_PAGES, wait_until
 
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
 from sterna.memory.bitmap import page_numbers
+from sterna.testing.conformance.backends import Program
+from sterna.testing.conformance.guest import (
+    LOG,
+    WORK,
+    WORK_PAGES,
+    ConformanceGuest,
+    MakeGuest,
+    Variant,
+)
 
 PAGES = [0, 1, 63, 64, 65, 511, 512, 1000, WORK_PAGES - 2, WORK_PAGES - 1]
 
 
-def peek(guest):
-    return page_numbers(guest.vm.peek_dirty_log(guest.slot.slot)).tolist()
+def peek(guest: ConformanceGuest) -> list[int]:
+    return [int(page) for page in page_numbers(guest.vm.peek_dirty_log(guest.slot.slot))]
 
 
-def test_what_a_peek_shows_the_harvest_has(guest):
+def test_what_a_peek_shows_the_harvest_has(guest: ConformanceGuest) -> None:
     guest.log()
     assert peek(guest) == []
     guest.store(PAGES)
@@ -26,7 +33,7 @@ def test_what_a_peek_shows_the_harvest_has(guest):
     assert guest.harvest() == []
 
 
-def test_what_is_written_after_a_peek_is_logged(guest):
+def test_what_is_written_after_a_peek_is_logged(guest: ConformanceGuest) -> None:
     guest.log()
     guest.store(PAGES[:4])
     assert peek(guest) == PAGES[:4]
@@ -37,7 +44,7 @@ def test_what_is_written_after_a_peek_is_logged(guest):
     assert guest.harvest() == PAGES[:2]
 
 
-def test_a_peek_is_the_callers_own(guest):
+def test_a_peek_is_the_callers_own(guest: ConformanceGuest) -> None:
     guest.log()
     guest.store([5])
     words = guest.vm.peek_dirty_log(guest.slot.slot)
@@ -45,7 +52,7 @@ def test_a_peek_is_the_callers_own(guest):
     assert guest.harvest() == [5]
 
 
-def test_a_peek_has_what_the_host_wrote(guest):
+def test_a_peek_has_what_the_host_wrote(guest: ConformanceGuest) -> None:
     guest.log()
     guest.vm.mark_dirty(guest.slot.slot, 70, 3)
     guest.store([7])
@@ -55,7 +62,7 @@ def test_a_peek_has_what_the_host_wrote(guest):
     assert guest.harvest() == []
 
 
-def test_a_log_that_ends_takes_what_was_peeked_along(guest):
+def test_a_log_that_ends_takes_what_was_peeked_along(guest: ConformanceGuest) -> None:
     guest.log()
     guest.store([5])
     assert peek(guest) == [5]
@@ -65,7 +72,7 @@ def test_a_log_that_ends_takes_what_was_peeked_along(guest):
     assert guest.harvest() == []
 
 
-def test_clear_clears_what_a_peek_showed(make_guest, variant):
+def test_clear_clears_what_a_peek_showed(make_guest: MakeGuest, variant: Variant) -> None:
     if variant[1] is not DirtyLogMode.MANUAL:
         return
     guest = make_guest()
@@ -77,7 +84,7 @@ def test_clear_clears_what_a_peek_showed(make_guest, variant):
     assert peek(guest) == [70]
 
 
-def test_a_peek_without_a_log_is_refused(guest):
+def test_a_peek_without_a_log_is_refused(guest: ConformanceGuest) -> None:
     with pytest.raises(HypervisorError, match=f"memory slot {guest.slot.slot}|KVM_GET_DIRTY_LOG"):
         guest.vm.peek_dirty_log(guest.slot.slot)
     with pytest.raises(HypervisorError):
@@ -85,15 +92,14 @@ def test_a_peek_without_a_log_is_refused(guest):
     assert not guest.slot.flags & LOG
 
 
-def test_no_write_is_lost_between_peeks_and_harvests(make_guest):
+def test_no_write_is_lost_between_peeks_and_harvests(make_guest: MakeGuest) -> None:
     """The auditor's own sequence, many times: harvest, stop, look, go on. What changed since the harvest is in one of the two."""
     guest = make_guest()
     guest.log()
     guest.start(Program.SWEEP, WORK, 700, 0)
     shadow = guest.words.copy()
     for _ in range(20):
-        before = int(guest.words[699])
-        wait_until(lambda before=before: guest.words[699] != before, "a sweep")
+        guest.wait_change(699)
         harvest = guest.harvest()
         guest.stop()
         changed = np.flatnonzero(guest.words != shadow).tolist()

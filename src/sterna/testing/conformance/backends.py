@@ -1,7 +1,7 @@
 """The hypervisors that the suite compares, and the same small guests for each.
 
-A program takes parameters p0 to p3. It ends with a store to `STOP`, a device that kicks its CPU. To add a hypervisor: its
-programs, how a CPU is made to begin with one, and an entry in `BACKENDS`.
+A program takes parameters p0 to p3. It ends with a store to `STOP`, a device that kicks its CPU. A hypervisor of your own is a
+`Backend`: its programs, and how a CPU is made to begin with one.
 """
 
 import importlib.util
@@ -9,9 +9,11 @@ import os
 import platform
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
-from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
+from sterna.hypervisor.interface import DirtyLogMode, ManualProtect, Vm
 from sterna.memory.address import Ipa
 
 RAM = Ipa(0x4000_0000)
@@ -60,21 +62,26 @@ class Backend(ABC):
         return ""
 
     @abstractmethod
-    def make_vm(self, smp: int, mode: DirtyLogMode, **options): ...
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
+        """A VM for so many vCPUs.
+
+        :param options: of tests of one hypervisor only
+        """
 
     @abstractmethod
-    def code(self, program: Program) -> bytes: ...
+    def code(self, program: Program) -> bytes:
+        """Its instructions. They run at any address, and take no more than `CODE_BYTES`."""
 
     @abstractmethod
-    def begin(self, vcpu, entry: int, parameters: tuple[int, ...]) -> None:
-        """Let a vCPU start at `entry`."""
+    def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
+        """Let a vCPU start at `entry`, with the program's parameters."""
 
     @abstractmethod
-    def general(self, state):
+    def general(self, state: Any) -> Any:
         """A state's general registers, program counter and flags."""
 
     @abstractmethod
-    def prepare(self, write) -> None:
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:
         """Put into RAM what the guests need besides their program."""
 
 
@@ -116,11 +123,11 @@ _ARMV7_CODE = {
 class Armv7(Backend):
     """A hypervisor of ARMv7 guests."""
 
-    def code(self, program):
+    def code(self, program: Program) -> bytes:
         words = _ARMV7_CODE[program]
         return struct.pack(f"<{len(words)}I", *words)
 
-    def begin(self, vcpu, entry, parameters):
+    def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
         state.regs[: len(parameters)] = parameters
         state.regs[9] = STOP
@@ -128,20 +135,20 @@ class Armv7(Backend):
         state.cpsr = 0x1D3
         vcpu.set_state(state)
 
-    def general(self, state):
+    def general(self, state: Any) -> Any:
         return state.regs, state.cpsr
 
-    def prepare(self, write):
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:
         pass
 
 
 class EmulatedArmv7(Armv7):
     name = "emulated-armv7"
 
-    def missing(self):
+    def missing(self) -> str:
         return "" if importlib.util.find_spec("unicorn") else "unicorn, the emulated CPU, is not installed"
 
-    def make_vm(self, smp, mode, **options):
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
         from sterna.hypervisor.emulated.vm import EmulatedVm
 
         vm = EmulatedVm(smp, secondaries_off=False)
@@ -186,7 +193,7 @@ _ARM64_CODE = {
 }
 
 
-def _arm64_kvm_missing():
+def _arm64_kvm_missing() -> str:
     if platform.machine() != "aarch64":
         return f"ARM guests need an arm64 host's KVM, this host is {platform.machine()}"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -194,7 +201,7 @@ def _arm64_kvm_missing():
     return ""
 
 
-def _arm64_modes():
+def _arm64_modes() -> tuple[DirtyLogMode, ...]:
     """The kernel may be older than its dirty rings."""
     from sterna.hypervisor.kvm.system import Capability, System
 
@@ -211,7 +218,7 @@ class KvmArmv7(Armv7):
     name = "kvm-armv7"
     modes = _arm64_modes()
 
-    def missing(self):
+    def missing(self) -> str:
         from sterna.hypervisor.kvm.system import Capability, System
 
         if why := _arm64_kvm_missing():
@@ -219,7 +226,7 @@ class KvmArmv7(Armv7):
         with System() as system:
             return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
 
-    def make_vm(self, smp, mode, **options):
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
         from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 
         return Arm64KvmVm(smp, aarch32=True, secondaries_off=False, dirty_log=mode, **options)
@@ -229,29 +236,29 @@ class KvmArm64(Backend):
     name = "kvm-arm64"
     modes = _arm64_modes()
 
-    def missing(self):
+    def missing(self) -> str:
         return _arm64_kvm_missing()
 
-    def make_vm(self, smp, mode, **options):
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
         from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 
         return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
 
-    def code(self, program):
+    def code(self, program: Program) -> bytes:
         words = _ARM64_CODE[program]
         return struct.pack(f"<{len(words)}I", *words)
 
-    def begin(self, vcpu, entry, parameters):
+    def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
         state.x[: len(parameters)] = parameters
         state.x[9] = STOP
         state.pc, state.pstate = entry, 0x3C5
         vcpu.set_state(state)
 
-    def general(self, state):
+    def general(self, state: Any) -> Any:
         return state.x, state.pc, state.pstate
 
-    def prepare(self, write):
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:
         pass
 
 
@@ -292,30 +299,30 @@ class KvmX86(Backend):
     name = "kvm-x86_64"
     modes = tuple(DirtyLogMode)
 
-    def missing(self):
+    def missing(self) -> str:
         if platform.machine() != "x86_64":
             return f"x86_64 guests need an x86_64 host, this one is {platform.machine()}"
         if not os.access("/dev/kvm", os.R_OK | os.W_OK):
             return "/dev/kvm is missing or not ours to open"
         return ""
 
-    def make_vm(self, smp, mode, **options):
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
         from sterna.hypervisor.kvm.x86.vm import X86KvmVm
 
         return X86KvmVm(smp, dirty_log=mode, **options)
 
-    def code(self, program):
+    def code(self, program: Program) -> bytes:
         return bytes.fromhex(_X86_CODE[program])
 
-    def general(self, state):
+    def general(self, state: Any) -> Any:
         return state.regs
 
-    def prepare(self, write):
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:
         from sterna.machine import longmode
 
         write(TABLES, longmode.page_tables(TABLES))
 
-    def begin(self, vcpu, entry, parameters):
+    def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME
         from sterna.machine import longmode
 
