@@ -3,7 +3,9 @@
 import io
 
 import pytest
+from tests.arm64.conftest import TREE
 
+from sterna import __version__
 from sterna.testbed.armhost import emulator
 from sterna.testbed.armhost.emulator import Settings
 from sterna.testbed.armhost.errors import ArmHostError
@@ -16,6 +18,20 @@ def test_a_command_runs_in_the_tree_with_kvm(in_arm64_host) -> None:
         "sh", "-c", "test -c /dev/kvm && test -f src/sterna/__init__.py && uname -m; exit 7"
     )
     assert (code, output) == (7, "aarch64\n")
+
+
+def test_what_is_installed_runs_without_its_checkout(arm64_image) -> None:
+    out = io.BytesIO()
+    code = emulator.run(
+        *(arm64_image.kernel, arm64_image.initramfs),
+        ["sh", "-c", "ls src && python3 -m sterna --version"],
+        settings=Settings(),
+        tree=TREE / "src" / "sterna",
+        out=out,
+        err=out,
+        timeout_s=200,
+    )
+    assert (code, out.getvalue()) == (0, f"sterna\nsterna, version {__version__}\n".encode())
 
 
 def test_a_host_that_takes_too_long_is_ended(arm64_image) -> None:

@@ -267,6 +267,20 @@ def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path)
     }
 
 
+def test_the_job_of_a_package_has_it_where_a_checkout_would(tmp_path: Path) -> None:
+    import tarfile
+
+    package = tmp_path / "sterna"
+    (package / "cli").mkdir(parents=True)
+    for name in ("__init__.py", "cli/__init__.py"):
+        (package / name).touch()
+    (tmp_path / "other.py").touch()
+    _write_job(tmp_path / "job.tar", ["true"], package)
+    with tarfile.open(tmp_path / "job.tar") as job:
+        names = {member.name for member in job if member.isfile()}
+    assert names == {"command", "tree/src/sterna/__init__.py", "tree/src/sterna/cli/__init__.py"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

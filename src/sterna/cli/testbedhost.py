@@ -155,11 +155,9 @@ def _parse_forward(text: str) -> "Forward":
 
 
 def _own_tree() -> Path:
-    """The checkout that this program runs from."""
+    """The checkout that this program runs from, or the package where it was installed without one."""
     import sterna
 
     package = Path(sterna.__file__).resolve().parent
     checkout = package.parent.parent
-    if (checkout / "pyproject.toml").exists():
-        return checkout
-    raise CliError(f"{package} is not in a checkout of sterna: give one with --tree")
+    return checkout if (checkout / "pyproject.toml").exists() else package

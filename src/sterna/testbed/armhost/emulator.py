@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from sterna.launch.process import die_with_parent
 from sterna.testbed.armhost.errors import ArmHostError
-from sterna.testbed.armhost.recipe import PYTHON_VERSION
+from sterna.testbed.armhost.recipe import PYTHON_VERSION, is_package
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on,sve=off"}
@@ -260,7 +260,7 @@ def _terminal() -> list[str]:
 
 
 def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
-    """What the host does, as an archive on its disk: `command`, and the folder `tree`."""
+    """What the host does, as an archive on its disk: `command`, and the folder `tree`; of a package, one that has it in `src`."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         script = shlex.join(command).encode() + b"\n"
         member = tarfile.TarInfo("command")
@@ -269,7 +269,9 @@ def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
         folder = tarfile.TarInfo("tree")
         folder.type, folder.mode = tarfile.DIRTYPE, 0o755
         archive.addfile(folder)
-        if tree is not None:
+        if tree is not None and is_package(tree):
+            archive.add(tree, f"tree/src/{tree.name}", filter=_tree_member)
+        elif tree is not None:
             for name in sorted(os.listdir(tree)):
                 archive.add(tree / name, f"tree/{name}", filter=_tree_member)
 
