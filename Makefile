@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench detection fuzz guests handover mutants soak clean
+.PHONY: demo test test-fast check bench detection fuzz guests handover mutants soak clean
 
 demo: $(VENV)/.run
 	$(BIN)/sterna demo
@@ -12,6 +12,10 @@ demo: $(VENV)/.run
 # In parallel, and by one more than there are processors: most tests wait a good deal for their virtual machines.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --maxprocesses 4
+
+# Under a minute, once kernels are compiled: what needs no root, no KVM, no QEMU and no patience.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest --fast -n $$(nproc) --maxprocesses 4
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

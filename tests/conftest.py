@@ -7,9 +7,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from tests.needs import qemu_program
 
 from sterna.host.load import HostWatch
 
+pytest_plugins = ["tests.fastset"]
 pytest.register_assert_rewrite("sterna.testing.conformance")
 
 _ALONE = ("testbed", "arm64")
@@ -86,4 +88,10 @@ def pytest_runtest_makereport(
 def root() -> None:
     """Only as root."""
     if os.geteuid() != 0:
-        pytest.skip("namespaces need root")
+        pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def qemu() -> str:
+    """Path of qemu-system-arm."""
+    return qemu_program()

@@ -34,7 +34,6 @@ from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock
 
 COMMAND = [sys.executable, "-m", "sterna", "bench"]
-QEMU = pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed")
 
 
 def bench(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
@@ -56,8 +55,7 @@ def never() -> None:
 # -- real ones -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.qemu
-@QEMU
+@pytest.mark.usefixtures("qemu")
 def test_quick_beside_qemu() -> None:
     code, result, said = bench("--quick", "--memory", "32M", "idle-random", "dirty-1g")
     assert code == 0

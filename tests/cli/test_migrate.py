@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.vms import TIMEOUT, Vm, pair, vm, wait_for
+from tests.needs import qemu_program
 
 from sterna.cli.result import exit_code, farewell, summarise, verdict
 from sterna.monitor.addresses import parse_address
@@ -202,12 +202,19 @@ def listens(path: Path) -> bool:
 @contextmanager
 def qemu_at_rest(path: Path, *arguments: str) -> Iterator[str]:
     """A QEMU whose guest does not run, with QMP at `path`: its address."""
-    qemu = shutil.which("qemu-system-arm")
-    if qemu is None:
-        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-            pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
-        pytest.skip("qemu-system-arm is not installed")
-    command = [qemu, "-M", "virt", "-cpu", "cortex-a15", "-m", "16", "-S", "-nodefaults", "-display", "none"]
+    command = [
+        qemu_program(),
+        "-M",
+        "virt",
+        "-cpu",
+        "cortex-a15",
+        "-m",
+        "16",
+        "-S",
+        "-nodefaults",
+        "-display",
+        "none",
+    ]
     process = subprocess.Popen([*command, *arguments, "-qmp", f"unix:{path},server,wait=off"])
     try:
         wait_for(lambda: path.is_socket() and listens(path))

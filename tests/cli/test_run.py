@@ -456,14 +456,8 @@ def test_what_is_wrong_is_found_before_anything_is_compiled(wrong: tuple[str, ..
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.qemu
-def test_what_a_qemu_sent_and_is_not_here_is_said(tmp_path: Path) -> None:
+def test_what_a_qemu_sent_and_is_not_here_is_said(tmp_path: Path, qemu: str) -> None:
     """On standard error, in the monitor and for machines; and what matters is a refusal that says what to do."""
-    qemu = shutil.which("qemu-system-arm")
-    if qemu is None:
-        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-            pytest.fail("qemu-system-arm is missing")
-        pytest.skip("qemu-system-arm is not installed")
     firmware, stream = tmp_path / "firmware", tmp_path / "stream"
     firmware.write_bytes(b"\x55" * 4096)
     identity = "11111111-2222-3333-4444-555555555555"

@@ -3,7 +3,6 @@
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import fdt
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.needs import qemu_program
 
 from sterna.guests import find
 from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, Status, read_status
@@ -178,16 +178,13 @@ Launch = Callable[..., QemuGuest]
 
 
 @pytest.fixture
-def qemu(tmp_path: Path) -> Iterator[Launch]:
+def launch(qemu: str, tmp_path: Path) -> Iterator[Launch]:
     """Starts guest programs under QEMU; ends them with the test."""
     for name in sorted({command[0] for command in QEMU.values()}):
-        if shutil.which(name) is None:
-            if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-                pytest.fail(f"{name} is not installed, and STERNA_REQUIRE_QEMU=1")
-            pytest.skip(f"{name} is not installed")
+        qemu_program(name)
     guests: list[QemuGuest] = []
 
-    def launch(
+    def start(
         program: str,
         append: str = "",
         board: str = "virt",
@@ -201,6 +198,6 @@ def qemu(tmp_path: Path) -> Iterator[Launch]:
         guests.append(QemuGuest(folder, program, append, board, cpus, memory_bytes, dtb))
         return guests[-1]
 
-    yield launch
+    yield start
     for guest in guests:
         guest.close()

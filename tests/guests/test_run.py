@@ -25,8 +25,6 @@ from sterna.guests.layout import (
 
 from .conftest import RAM_BASE, Launch
 
-pytestmark = pytest.mark.qemu
-
 BOARDS = pytest.mark.parametrize("board", ["virt", "vexpress-a15", "virt-arm64"])
 CPUS = pytest.mark.parametrize("cpus", [1, 2])
 CODE_BYTES = 0x8000
@@ -51,8 +49,8 @@ def check_machine(status: Status, program: ProgramId, board: str, cpus: int) -> 
 
 @BOARDS
 @CPUS
-def test_dirtyram(qemu: Launch, board: str, cpus: int) -> None:
-    guest = qemu("dirtyram", "2001 300 1", board, cpus)
+def test_dirtyram(launch: Launch, board: str, cpus: int) -> None:
+    guest = launch("dirtyram", "2001 300 1", board, cpus)
     guest.wait_for_text("touched all pages")
     # Some passes, each with a front at some place in the middle.
     guest.wait_for(lambda s: all(s.word(cpu, DirtyramWord.PASSES) > 3 for cpu in range(cpus)))
@@ -71,8 +69,8 @@ def test_dirtyram(qemu: Launch, board: str, cpus: int) -> None:
     assert not first_words[:, 1:].any()
 
 
-def test_dirtyram_check_finds_a_stale_page(qemu: Launch) -> None:
-    guest = qemu("dirtyram", "1000 100 1", cpus=2)
+def test_dirtyram_check_finds_a_stale_page(launch: Launch) -> None:
+    guest = launch("dirtyram", "1000 100 1", cpus=2)
     guest.wait_for(lambda s: s.word(0, DirtyramWord.PASSES) > 2 < s.word(1, DirtyramWord.PASSES))
     ram = guest.stopped_ram()
     status = read_status_of_ram(ram)
@@ -95,8 +93,8 @@ def test_dirtyram_check_finds_a_stale_page(qemu: Launch) -> None:
 
 @BOARDS
 @CPUS
-def test_dirtyram_of_random_words(qemu: Launch, board: str, cpus: int) -> None:
-    guest = qemu("dirtyram", "501 100 1 300", board, cpus)
+def test_dirtyram_of_random_words(launch: Launch, board: str, cpus: int) -> None:
+    guest = launch("dirtyram", "501 100 1 300", board, cpus)
     guest.wait_for(lambda s: all(s.word(cpu, DirtyramWord.PASSES) > 2 for cpu in range(cpus)))
     ram = guest.stopped_ram()
     status = read_status_of_ram(ram)
@@ -112,8 +110,8 @@ def test_dirtyram_of_random_words(qemu: Launch, board: str, cpus: int) -> None:
         words[page, word] ^= np.uint64(1 << 40)
 
 
-def test_dirtyram_may_be_stopped_within_a_page(qemu: Launch) -> None:
-    guest = qemu("dirtyram", "100 10 1 511")
+def test_dirtyram_may_be_stopped_within_a_page(launch: Launch) -> None:
+    guest = launch("dirtyram", "100 10 1 511")
     guest.wait_for(lambda s: s.word(0, DirtyramWord.PASSES) > 1)
     ram = guest.stopped_ram()
     status = read_status_of_ram(ram)
@@ -134,8 +132,8 @@ def test_dirtyram_may_be_stopped_within_a_page(qemu: Launch) -> None:
 
 @BOARDS
 @CPUS
-def test_clock(qemu: Launch, board: str, cpus: int) -> None:
-    guest = qemu("clock", "20", board, cpus)
+def test_clock(launch: Launch, board: str, cpus: int) -> None:
+    guest = launch("clock", "20", board, cpus)
     text = guest.wait_for_text("seq 6")
     guest.qmp("stop")
     status = guest.status()
@@ -151,8 +149,8 @@ def test_clock(qemu: Launch, board: str, cpus: int) -> None:
     assert all(int(status.cpu(cpu)["steps"]) > 0 for cpu in range(cpus))
 
 
-def test_a_gap_can_be_told_from_those_before(qemu: Launch) -> None:
-    guest = qemu("clock", "5", cpus=2)
+def test_a_gap_can_be_told_from_those_before(launch: Launch) -> None:
+    guest = launch("clock", "5", cpus=2)
     before = guest.wait_for(lambda s: all(int(s.cpu(cpu)["steps"]) > 4 for cpu in range(2)))
     counters = [int(before.cpu(cpu)["last_counter"]) for cpu in range(2)]
     guest.freeze(50)
@@ -173,8 +171,8 @@ def test_a_gap_can_be_told_from_those_before(qemu: Launch) -> None:
 
 @BOARDS
 @CPUS
-def test_random(qemu: Launch, board: str, cpus: int) -> None:
-    guest = qemu("random", "0x1234 300 64", board, cpus)
+def test_random(launch: Launch, board: str, cpus: int) -> None:
+    guest = launch("random", "0x1234 300 64", board, cpus)
     guest.wait_for(
         lambda s: all(s.word(cpu, RandomWord.SWEEPS) > 3 for cpu in range(cpus)) and s.cpus == cpus
     )
@@ -187,8 +185,8 @@ def test_random(qemu: Launch, board: str, cpus: int) -> None:
     assert not ram[WORK_OFFSET + 300 * 4096 :].any()
 
 
-def test_random_check_finds_a_stale_page(qemu: Launch) -> None:
-    guest = qemu("random", "7 200 64", cpus=2)
+def test_random_check_finds_a_stale_page(launch: Launch) -> None:
+    guest = launch("random", "7 200 64", cpus=2)
     guest.wait_for(lambda s: s.word(1, RandomWord.SWEEPS) > 0)
     old = guest.stopped_ram()
     steps = [read_status_of_ram(old).word(cpu, RandomWord.STEPS) for cpu in range(2)]
@@ -214,8 +212,8 @@ def page_of(ram: np.ndarray, page: int) -> np.ndarray:  # type: ignore[type-arg]
     return ram[WORK_OFFSET + page * 4096 : WORK_OFFSET + (page + 1) * 4096]
 
 
-def test_random_tells_a_lost_page_itself(qemu: Launch) -> None:
-    guest = qemu("random", "3 100 16 500")
+def test_random_tells_a_lost_page_itself(launch: Launch) -> None:
+    guest = launch("random", "3 100 16 500")
     guest.wait_for_text("random: ERROR: steps")
     # Once by the tag when the page is next written, once by the sum of all pages, and never again.
     status = guest.wait_for(lambda s: s.word(0, RandomWord.ERRORS) == 2)
@@ -226,8 +224,8 @@ def test_random_tells_a_lost_page_itself(qemu: Launch) -> None:
     assert any("the guest itself found 2 errors" in problem for problem in problems)
 
 
-def test_random_tells_a_page_rolled_back_under_it(qemu: Launch) -> None:
-    guest = qemu("random", "5 100 16")
+def test_random_tells_a_page_rolled_back_under_it(launch: Launch) -> None:
+    guest = launch("random", "5 100 16")
     guest.wait_for(lambda s: s.word(0, RandomWord.SWEEPS) > 0)
     old = page_of(guest.stopped_ram(), 50).copy()
     guest.qmp("cont")
@@ -238,8 +236,8 @@ def test_random_tells_a_page_rolled_back_under_it(qemu: Launch) -> None:
     assert status.word(0, RandomWord.ERROR_KIND) in (RandomError.STALE_PAGE, RandomError.SUM)
 
 
-def test_random_tells_a_stale_status_page(qemu: Launch) -> None:
-    guest = qemu("random", "5 100 16")
+def test_random_tells_a_stale_status_page(launch: Launch) -> None:
+    guest = launch("random", "5 100 16")
     old = guest.wait_for(lambda s: s.word(0, RandomWord.STEPS) > 100).word(0, RandomWord.STEPS)
     where = STATUS_OFFSET + 0x400 + 0x80 + 8 * RandomWord.STEPS
     # The guest sleeps nearly all the time, between two looks at its registers; should it be at work, try again.
@@ -273,9 +271,9 @@ def test_random_tells_a_stale_status_page(qemu: Launch) -> None:
     ],
 )
 def test_bad_arguments_are_told_and_stop_the_guest(
-    qemu: Launch, program: str, append: str, error: ErrorCode, text: str
+    launch: Launch, program: str, append: str, error: ErrorCode, text: str
 ) -> None:
-    guest = qemu(program, append)
+    guest = launch(program, append)
     said = guest.wait_for_text("usage: ")
     assert f"{program}: error: " in said
     assert text in said
@@ -285,16 +283,16 @@ def test_bad_arguments_are_told_and_stop_the_guest(
     assert check_ram(guest.stopped_ram()) == [f"{program} stopped: {error.name}"]
 
 
-def test_all_of_ram_can_be_used(qemu: Launch) -> None:
-    guest = qemu("dirtyram", "15360 15360 0", cpus=4)
+def test_all_of_ram_can_be_used(launch: Launch) -> None:
+    guest = launch("dirtyram", "15360 15360 0", cpus=4)
     guest.wait_for_text("touched all pages")
     ram = guest.stopped_ram()
     assert check_ram(ram) == []
     assert ram[-4096:-4092].any()
 
 
-def test_defaults_without_a_device_tree(qemu: Launch) -> None:
-    guest = qemu("dirtyram", board="vexpress-a15", memory_bytes=128 << 20, tree=False)
+def test_defaults_without_a_device_tree(launch: Launch) -> None:
+    guest = launch("dirtyram", board="vexpress-a15", memory_bytes=128 << 20, tree=False)
     guest.wait_for_text("touched all pages")
     status = guest.status()
     assert status.args[:3] == (4096, 64, 10)
@@ -311,9 +309,9 @@ def test_defaults_without_a_device_tree(qemu: Launch) -> None:
     ],
 )
 def test_an_exception_is_told(
-    qemu: Launch, board: str, mask: int, read_counter: int, undefined: int, vector: int
+    launch: Launch, board: str, mask: int, read_counter: int, undefined: int, vector: int
 ) -> None:
-    guest = qemu("clock", "1", board)
+    guest = launch("clock", "1", board)
     guest.wait_for_text("seq 2")
     # The instructions that read the counter, made undefined ones. Code follows the status page.
     code = guest.stopped_ram()[STATUS_OFFSET + 4096 : STATUS_OFFSET + CODE_BYTES].view(np.uint32)

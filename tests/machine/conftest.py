@@ -1,5 +1,3 @@
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,14 +37,3 @@ def make_kernel(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def qemu() -> str:
-    """Path of qemu-system-arm."""
-    found = shutil.which("qemu-system-arm")
-    if found is None and os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-        pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
-    if found is None:
-        pytest.skip("qemu-system-arm is not installed")
-    return found

@@ -294,7 +294,7 @@ def test_a_guest_can_leave_a_card_behind_that_it_has_not_touched() -> None:
     assert "virtio device status 0x06" in judged.reason
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="taps need root")
+@pytest.mark.usefixtures("root")
 def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
     make_machine: Callable[..., Machine],
 ) -> None:
@@ -312,7 +312,7 @@ def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
         namespace.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="taps need root")
+@pytest.mark.usefixtures("root")
 def test_a_tap_by_name_and_by_descriptor() -> None:
     from sterna.launch.namespace import Namespace
 

@@ -1,8 +1,6 @@
 """QEMU on the other end: a paused machine goes from QEMU to a double and on to another QEMU."""
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.migration.pairs import hosts
+from tests.needs import qemu_program
 from tests.savedstream import saved, saving
 
 from sterna.memory.bitmap import DirtyBatch, new_bitmap
@@ -89,12 +88,7 @@ def qemu(path: Path, *arguments: str, machine: Sequence[str] = MACHINE) -> Itera
     :param path: directory for its log
     :param machine: its first arguments
     """
-    binary = shutil.which("qemu-system-arm")
-    if binary is None:
-        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-            pytest.fail("qemu-system-arm is missing")
-        pytest.skip("qemu-system-arm is not installed")
-    command = [binary, *machine, "-S", "-qmp", "stdio", *arguments]
+    command = [qemu_program(), *machine, "-S", "-qmp", "stdio", *arguments]
     log = path / f"qemu{len(list(path.glob('qemu*.log')))}.log"
     with (
         log.open("wb") as errors,

@@ -1,5 +1,3 @@
-import os
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,14 +14,3 @@ def block() -> Iterator[RamBlock]:
         ram.data[2 * 4096 : 5 * 4096] = 0
         ram.data[4 * 4096 - 1] = 1
         yield ram
-
-
-@pytest.fixture(scope="session")
-def qemu() -> str:
-    """Path of qemu-system-arm."""
-    found = shutil.which("qemu-system-arm")
-    if found is None and os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-        pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
-    if found is None:
-        pytest.skip("qemu-system-arm is not installed")
-    return found

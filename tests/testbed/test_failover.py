@@ -1,8 +1,6 @@
 """Guests with a network card, live: from and to QEMU, to destinations that cannot take it, and announced where they come."""
 
-import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -80,13 +78,9 @@ def count(vm: Vm, word: NetWord) -> int:
     return status.word(0, word)
 
 
-@pytest.mark.qemu
+@pytest.mark.usefixtures("qemu")
 def test_to_qemu_and_back(network: NamespaceNetwork, start: Callable[..., Vm]) -> None:
     """By way of a destination that has no card and so cannot take the guest; and it is announced where it comes in the end."""
-    if shutil.which("qemu-system-arm") is None:
-        if os.environ.get("STERNA_REQUIRE_QEMU") == "1":
-            pytest.fail("qemu-system-arm is missing, and STERNA_REQUIRE_QEMU=1")
-        pytest.skip("qemu-system-arm is not installed")
     address = NIC.address
     source = start("emulated", 0)
     without = start("emulated", 1, 4321, nic=None)

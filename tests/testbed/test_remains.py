@@ -116,9 +116,7 @@ def test_a_line_cut_short_does_not_hide_those_before(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_swap_and_mounts_of_a_killed_run(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("swap files need root")
+def test_swap_and_mounts_of_a_killed_run(tmp_path: Path, root: None) -> None:
     swap, mount = tmp_path / "swap", tmp_path / "mount"
     mount.mkdir()
     swap.write_bytes(bytes(1 << 20))
