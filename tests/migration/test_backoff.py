@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from sterna.migration.precopy import Precopy
 from tests.migration.pairs import TCP, assert_one_runs, hosts, waiting_guest
 
 from sterna.migration import backoff as backoff_module

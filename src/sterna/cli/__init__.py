@@ -10,7 +10,7 @@ import click
 
 from sterna.cli.errors import CliError, ExitCode, shorten_echo
 from sterna.cli.output import GuardedStream, OutputError, discard_output, guarded, open_closed_streams
-from sterna.cli.signals import ended_in_order
+from sterna.cli.paths import NamedPath
 from sterna.errors import Error, InternalError
 from sterna.host.printable import printable
 from sterna.launch.signals import ended_in_order
@@ -58,8 +58,25 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(VERSION, prog_name="sterna")
-def _sterna() -> None:
+@click.option("-v", "--verbose", count=True, help="Say what happens; -vv everything.")
+@click.option(
+    "--log-file",
+    type=NamedPath(),
+    metavar="FILE",
+    help="Add everything to FILE, also what the VMs do that a command starts.",
+)
+@click.pass_context
+def _sterna(ctx: click.Context, verbose: int, log_file: str | None) -> None:
     """Dirty page logging and live migration for virtual machines."""
+    if not verbose and log_file is None:
+        return
+    from sterna.host import logs
+
+    try:
+        logs.start(verbose, log_file)
+    except OSError as error:
+        raise CliError(f"--log-file: cannot write {log_file}: {error.strerror}") from error
+    ctx.call_on_close(logs.stop)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -16,8 +16,11 @@ from sterna.cli import heap, machineoptions
 from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
 from sterna.cli.paths import NamedPath
 from sterna.cli.teller import Teller
+from sterna.host import logs
 from sterna.launch.signals import heard_hangup
 from sterna.version import VERSION
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from sterna.machine.config import MachineConfig
@@ -174,8 +177,7 @@ def _run(
         stack.callback(machine.close)
         prepare()
         teller = Teller()
-        logging.getLogger().addHandler(teller)
-        stack.callback(logging.getLogger().removeHandler, teller)
+        stack.enter_context(logs.told_by(teller))
         session = _RunningMachine(machine, listening, console, teller, one_try=_is_one_way(incoming))
         migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
         if incoming is not None:
@@ -280,6 +282,7 @@ class _RunningMachine:
 
     def observe(self, name: str, data: dict[str, Any]) -> None:
         """What a migration does, whether or not clients asked for events."""
+        log.info("%s: %s", name, data)
         if name == "MIGRATION" and data.get("status") in ("cancelled", "failed"):
             # Its buffers are no more of use; where it completed, a guest has just begun to run.
             heap.give_back()

@@ -38,8 +38,11 @@ class Teller(logging.Handler):
         self._complaints[kind].tell(printable(text, lines=lines))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What is logged is of a kind by its format."""
-        self.tell_often(str(record.msg), self.format(record), lines=record.exc_info is not None)
+        """What is logged is of a kind by its format. Less than a warning comes only when the user has asked for all of it."""
+        if record.levelno < logging.WARNING:
+            self.tell(self.format(record))
+        else:
+            self.tell_often(str(record.msg), self.format(record), lines=record.exc_info is not None)
 
     def _say(self, text: str) -> None:
         with self._telling:

@@ -2,7 +2,9 @@
 
 import ctypes
 import io
+import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
+from sterna.host import logs
 from sterna.host.printable import printable
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.launch.console import Console
@@ -22,6 +25,8 @@ from sterna.launch.host import LOCAL, Host
 from sterna.memory.digest import BlockDigest, digest_file
 from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.protocol import QmpError
+
+log = logging.getLogger(__name__)
 
 _START_SECONDS = 300.0
 """Kernels may have to be compiled first."""
@@ -69,6 +74,7 @@ class Vm(ABC):
             except (OSError, subprocess.SubprocessError, RuntimeError) as error:
                 raise VmError(f"cannot start the {name}: {getattr(error, 'strerror', error)}") from error
             opened.pop_all()  # `close` closes them
+        log.info("the %s is process %d", name, self._process.pid)
         self.console.give_away()
 
     @abstractmethod
@@ -87,8 +93,10 @@ class Vm(ABC):
 
         :param errors: descriptor of what its standard error goes to
         """
+        command = self._command(qmp, serial)
+        log.debug("the %s: %s", self.name, shlex.join(command))
         return subprocess.Popen(
-            self._command(qmp, serial),
+            command,
             pass_fds=[qmp, serial],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -230,7 +238,7 @@ class Vm(ABC):
                 self._process.wait(_QUIT_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        self._process.wait()
+        log.info("the %s has ended with exit code %d", self.name, self._process.wait())
         self._connection.close()
         self.console.close()
         self._errors.close()
@@ -295,7 +303,7 @@ class SternaVm(Vm):
         super().__init__(name, host)
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:
-        return module_command(self._module, *self.command_line(qmp, serial))
+        return module_command(self._module, *logs.arguments(), *self.command_line(qmp, serial))
 
     def command_line(self, qmp: int, serial: int) -> Sequence[str]:
         """What follows the program's name."""

@@ -1,6 +1,7 @@
 """A small synchronous QMP client, for this program's own commands. No text of a server's makes a terminal do anything."""
 
 import collections
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from sterna.monitor.addresses import MonitorAddress, connect, parse_address
 from sterna.monitor.errors import MonitorError
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.protocol import QmpError
+
+log = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_EVENTS = 1000
@@ -99,6 +102,7 @@ class QmpClient:
 
     def execute(self, name: str, arguments: dict[str, Any]) -> Any:
         """As `command`, with the arguments under their own names."""
+        log.debug("to %s: %s %s", self._name, name, arguments)
         try:
             return self._execute(name, arguments)
         except ConnectionLost:
