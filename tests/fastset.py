@@ -1,4 +1,4 @@
-"""Tests by what they need. `pytest --fast` runs those that need nothing but a processor, and that for a second or two. It sees to
+"""Tests by what they need. `pytest --fast` runs those that need nothing but a processor, and that for a moment, and sees to
 it that this is so: a test of the fast set that uses KVM, a QEMU or a namespace of its own fails.
 """
 
@@ -17,6 +17,7 @@ _BY_FIXTURE = {
     "linux": ("network", "qemu"),
     "qemu": ("qemu",),
     "root": ("root",),
+    "to_compare": ("kvm",),
     "x86": ("kvm",),
 }
 """Markers of the tests that ask for a fixture."""

@@ -851,6 +851,7 @@ def connected() -> Iterator[tuple[Connection, socket.socket, socket.socket]]:
         yield Connection(*channels, lambda one: None), source, destination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["the source closed", "the destination closed", "the destination hangs"])
 def test_no_end_is_waited_for_without_a_limit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "LAST_WORD_SECONDS", 0.05)

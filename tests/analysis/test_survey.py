@@ -140,6 +140,7 @@ def change(page: int, code: bytes, name: str = "toy.ram") -> bytes:
     return head + b"\1" + len(code).to_bytes(2, "big") + code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [None, 1, 7])
 def test_a_change_of_a_zero_page_completes_it(step: int | None) -> None:
     """Sparse pages go as zeros and what differs; that is no new pass, unless something comes between."""
@@ -246,6 +247,7 @@ RECORD = st.tuples(
 CODES = st.sampled_from([b"\x05\x03abc", b"\x00\x01z\x07\x02yz", b"", b"\x7f", b"\xff\x07\x02ab"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(RECORD, CODES), max_size=30), st.integers(0, 2), st.booleans())
 def test_the_kernel_and_its_twin_agree(
@@ -274,6 +276,7 @@ def test_the_kernel_and_its_twin_agree(
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_every_cut_is_reported(block: RamBlock) -> None:
     stream = described_stream(block)
     description = stream.rindex(b"\x06\0")
@@ -304,6 +307,7 @@ def assert_reported_or_harmless(stream: bytes, variants: tuple[bool, ...] = (Tru
     return found
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_reported_or_harmless(block: RamBlock) -> None:
     stream = bytearray(described_stream(block))
     pages = range(400, len(stream) - 1000)
@@ -329,6 +333,7 @@ def test_a_changed_byte_of_the_frame_is_found_where_it_is(block: RamBlock) -> No
         assert at - 4 <= flaw.offset <= at + 1, (at, flaw.text)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_several_changes_are_reported_or_harmless(data: st.DataObject) -> None:
@@ -343,6 +348,7 @@ def test_several_changes_are_reported_or_harmless(data: st.DataObject) -> None:
     assert_reported_or_harmless(bytes(stream))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_is_reported_or_harmless(garbage: bytes) -> None:
@@ -539,6 +545,7 @@ def of_structures(count: int) -> bytes:
     return ram_stream(WHOLE).replace(END, section + sections.end_of_stream() + sections.vm_description(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "known"), [(VALUE_LIMIT // 2 - 1, False), (VALUE_LIMIT, False), (VALUE_LIMIT, True)]
 )

@@ -201,6 +201,7 @@ def test_wrong_kernels(cli, tmp_path: Path, content: bytes, expected: str) -> No
     assert code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("run", "--kernel", "clock"), ("demo",)])
 @pytest.mark.parametrize(
     ("accel", "board"),
@@ -286,6 +287,7 @@ def test_migrate_to_what_is_not_a_monitor(cli) -> None:
     assert code == 1
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_no_traceback_either(command_line) -> None:
     code, out, error = command_line("run", "--kernel", "/nonexistent")
     assert code == 1
@@ -389,6 +391,7 @@ def test_a_full_standard_output_is_one_line(arguments: tuple[str, ...], tmp_path
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_an_error_is_told_where_no_output_can_be_written(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sterna", "stream", "info", "--json", f"{tmp_path}/missing"]
     with open("/dev/full", "wb") as full:

@@ -33,6 +33,8 @@ from sterna.machine.board import BOARDS
 from sterna.machine.loader import read_image
 from sterna.memory.ram import RamBlock
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sterna", "bench"]
 
 

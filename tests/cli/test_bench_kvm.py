@@ -22,6 +22,8 @@ from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers
 from sterna.testing.conformance.backends import KvmX86
 
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
 MEBIBYTE = 1 << 20
 COMMAND = [sys.executable, "-m", "sterna", "bench", "--accel", "kvm"]
 

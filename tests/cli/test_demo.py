@@ -19,6 +19,8 @@ from sterna.cli.trialreport import report_lines
 from sterna.host.load import HostLoad
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
+pytestmark = pytest.mark.slow
+
 needs_kvm = pytest.mark.skipif(
     platform.machine() != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no KVM of ours"
 )

@@ -16,6 +16,8 @@ from sterna.host.complaints import Complaints
 from sterna.stream import sections
 from sterna.stream.sections import Configuration
 
+pytestmark = pytest.mark.slow
+
 WAITING = ("--incoming", "tcp:127.0.0.1:0", "--serial", "null")
 GUEST = ("--kernel", "clock", "--append", "20", "--serial", "null")
 CONNECTIONS = 1000

@@ -51,6 +51,7 @@ main(sys.argv[1:])
 """The command line where none of its signals is ignored."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 def test_a_migration_fetches_none() -> None:
     program = subprocess.run(
@@ -114,6 +115,7 @@ print(len(asked))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 def test_another_compiler_compiles_again(tmp_path: Path) -> None:
     def asked(**settings: str) -> int:
@@ -125,6 +127,7 @@ def test_another_compiler_compiles_again(tmp_path: Path) -> None:
     assert [asked(), asked(), asked(NUMBA_OPT="1"), asked(NUMBA_OPT="1")] == [1, 0, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from sterna.cli.result import exit_code, farewell, summarise, verdict
 from sterna.monitor.addresses import parse_address
 from sterna.monitor.client import QmpClient
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sterna", "migrate"]
 
 

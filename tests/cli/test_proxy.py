@@ -16,6 +16,8 @@ from tests.cli.vms import TIMEOUT, interrupt, pair, wait_for
 
 from sterna.stream import sections
 
+pytestmark = pytest.mark.slow
+
 
 class ProxyProcess:
     """A proxy in a process of its own."""

@@ -18,6 +18,8 @@ from sterna.jit import kernelcache
 from sterna.monitor.client import ConnectionLost
 from sterna.monitor.protocol import QmpError
 
+pytestmark = pytest.mark.slow
+
 GUEST = ("--kernel", "clock", "--append", "20", "--serial", "null")
 
 

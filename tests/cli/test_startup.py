@@ -27,6 +27,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], allowed: tuple[str, ..
     assert not [name for name in HEAVY if name in imported and name not in allowed]
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_each_has_its_own() -> None:
     command = [sys.executable, "-m", "sterna"]
     listing = subprocess.run(

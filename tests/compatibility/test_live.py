@@ -10,6 +10,8 @@ from tests.compatibility.version import COMMITS, Missing, VersionVm, sources
 from sterna.launch.process import SternaVm, Vm
 from sterna.launch.watch import FINAL
 
+pytestmark = pytest.mark.slow
+
 MACHINE = ("--smp", "2", "--memory", "32M")
 GUEST = ("--kernel", "random", "--append", "5 2000")
 WAYS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {

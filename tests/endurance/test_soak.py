@@ -16,6 +16,8 @@ from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration.statistics import MigrationStatus
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 5
 HEAP_BYTES = 64 << 20
 OURS = ("sterna.", "tests.", "mmap", "_thread", "threading", "socket", "_io", "concurrent.")

@@ -10,6 +10,8 @@ from tests.fuzz import corpus
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 MINUTES = os.environ.get("STERNA_FUZZ_MINUTES")
 INPUTS = 60
 FEW_INPUTS = {"destination": 12, "machine": 12, "commands": 8, "commands-hmp": 8}

@@ -16,6 +16,7 @@ ALL = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 def test_images_are_what_the_sources_give(tmp_path: Path) -> None:
     committed = (IMAGES / COMPILER_FILE).read_text()
     assert committed == f"ziglang {compiler_version()}\n", (
@@ -27,6 +28,7 @@ def test_images_are_what_the_sources_give(tmp_path: Path) -> None:
         assert image.read_bytes() == (IMAGES / image.name).read_bytes(), f"{image.name}: run make guests"
 
 
+@pytest.mark.slow
 def test_the_place_of_the_sources_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = build("random", "virt", tmp_path).read_bytes()
     elsewhere = tmp_path / "a folder with spaces"
@@ -35,6 +37,7 @@ def test_the_place_of_the_sources_does_not_show(tmp_path: Path, monkeypatch: pyt
     assert build("random", "virt", elsewhere).read_bytes() == here
 
 
+@pytest.mark.slow
 def test_a_source_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "src"
     shutil.copytree(SOURCES, broken)

@@ -19,6 +19,8 @@ from tests.handover.case import (
 from tests.handover.relay import Address, Direction, Place
 from tests.handover.vms import run_vms
 
+pytestmark = pytest.mark.slow
+
 STARTS = Call(True, "advance_counter")
 """COMMIT has come, and the guest has not started."""
 LEAVES = Call(False, "save_devices")

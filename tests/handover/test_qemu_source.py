@@ -13,6 +13,8 @@ from sterna.monitor.protocol import QmpError
 from sterna.stream import sections
 from sterna.stream.wire import Command
 
+pytestmark = pytest.mark.slow
+
 
 def stream_of_a_qemu(folder: Path) -> bytes:
     """A stream as a QEMU with return-path sends it."""

@@ -27,6 +27,7 @@ def test_lines_and_tabs_may_stay_and_a_return_to_the_line_may_not() -> None:
     assert printable("a\r\n\tb\nc\rd\x1b", lines=True) == "a\r\n\tb\nc\\rd\\x1b"
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_all_of_it_prints(text: str) -> None:
     assert printable(text).isprintable()

@@ -15,6 +15,8 @@ from sterna.host.pythonprogram import own_environment
 from sterna.launch.process import SternaVm
 from sterna.testbed.armhost.packages import _fetch_wheels
 
+pytestmark = pytest.mark.slow
+
 SOURCES = Path(sterna.__file__).resolve().parent.parent
 
 

@@ -71,6 +71,7 @@ def test_two_cpus_share_one_log(make_guest):
     assert list(page_numbers(guest.vm.get_dirty_log(0))) == list(range(FIRST, FIRST + 1800))
 
 
+@pytest.mark.slow
 def test_two_cpus_on_the_same_pages_under_harvest(make_guest):
     guest = make_guest(smp=2, secondaries_off=False)
     guest.log()
@@ -131,6 +132,7 @@ def test_vcpus_that_need_tables_flush_for_those_taken_out(make_guest, generic):
     assert guest.vm.statistics()["flushes"] == flushes + 2, "one for the tables, one for the log"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generic", [False, True])
 def test_a_pool_that_is_just_enough(make_guest, monkeypatch, generic):
     """Two vCPUs dissolve and rebuild blocks, and wait for pages, while a third thread flushes for its own reasons."""

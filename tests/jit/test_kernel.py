@@ -42,6 +42,7 @@ assert xbzrle.encode.twin is xbzrle.encode
 """
 
 
+@pytest.mark.slow
 def test_all_but_emulation_works_without_a_compiler() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, timeout=600, check=False
@@ -80,6 +81,7 @@ assert ("numba" in sys.modules) == (sys.argv[1] == "compiled")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_a_kernel_is_fetched_by_the_first_call_once(tmp_path, monkeypatch) -> None:
     """Compiled, and the next time from the disk and without the compiler; by several threads at once."""
@@ -109,6 +111,7 @@ assert "numba" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_kernels_are_compiled_ahead_by_other_processes_and_how_far_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -119,6 +122,7 @@ def test_kernels_are_compiled_ahead_by_other_processes_and_how_far_is_told(tmp_p
     assert run(f"import sys; sys.path.remove(''){AHEAD}").split() == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_without_a_cache_they_are_compiled_all_the_same(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -148,6 +152,7 @@ assert find(kernel, kernel.expected) is not None
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_code_that_is_cut_short_or_spoilt_is_not_run(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -200,6 +205,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_where_no_process_can_be_started_that_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +236,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, monkeypatch) -> None:
     (tmp_path / "bad.py").write_text(
@@ -240,6 +247,7 @@ def test_a_kernel_that_cannot_be_compiled_is_an_error_that_names_it(tmp_path, mo
     assert "Unknown attribute 'nothing'" in run(BAD)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_results_that_python_would_get_wrong_are_refused() -> None:
     @kernel(ahead=False)
@@ -274,6 +282,7 @@ assert told[-1] == "compiling kernels (once): 1 of 1"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -290,6 +299,7 @@ fetch_kernels(lambda text: print(text, flush=True))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_one_that_is_killed_while_it_compiles_leaves_nothing(
@@ -334,6 +344,7 @@ assert toy.more(1) == 3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 def test_a_program_whose_sources_change_runs_what_it_has_loaded_and_leaves_it_to_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

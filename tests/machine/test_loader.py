@@ -82,6 +82,7 @@ def test_paths_that_are_no_file(tmp_path, name, message):
         read_image(tmp_path / name, VIRT, MEMORY, TREE)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 115), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 140)

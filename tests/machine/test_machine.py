@@ -225,6 +225,7 @@ def test_a_guest_that_ends(make_machine, make_kernel, words, reason):
         machine.cont()
 
 
+@pytest.mark.slow
 def test_an_end_that_coincides_with_a_stop_is_not_lost(make_machine, make_kernel):
     for attempt in range(20):
         machine = make_machine(

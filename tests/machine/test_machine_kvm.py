@@ -19,6 +19,8 @@ from sterna.ownership import Event
 from sterna.stream.vmstate import DeviceState, StreamError
 from sterna.testing.conformance.backends import KvmX86
 
+pytestmark = pytest.mark.kvm
+
 TIMEOUT_S = 300
 CODE = 0x4020_1000
 

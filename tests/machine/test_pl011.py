@@ -122,6 +122,7 @@ def test_switching_the_fifos_empties_them(uart):
     assert uart.read(Register.FR) & Flag.RXFE
 
 
+@pytest.mark.slow
 def test_input_beyond_64_kib_is_dropped(uart):
     uart.line.send(b"a" * 100_000)
     count = 0
@@ -131,6 +132,7 @@ def test_input_beyond_64_kib_is_dropped(uart):
     assert count == 1 << 16
 
 
+@pytest.mark.slow
 def test_input_is_dropped_by_the_byte_and_only_the_newest(uart):
     uart.line.send(b"a" * 65_000)
     uart.line.send(b"b" * 1_000)

@@ -140,6 +140,7 @@ def example(smp=1, uarts=1):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(machine_states())
 def test_a_machine_survives_the_wire(state):

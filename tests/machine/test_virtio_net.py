@@ -445,6 +445,7 @@ def test_rings_that_are_not_in_ram(device: Rig, register: Register, address: int
     wait(lambda: bool(device.read(Register.STATUS) & Status.NEEDS_RESET))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), spread=st.sampled_from([0, 8, 20]), notifies=st.integers(1, 4))
 def test_whatever_is_in_the_rings(seed: int, spread: int, notifies: int) -> None:

@@ -12,6 +12,7 @@ from sterna.migration.statistics import MigrationStatus
 PAGES = 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_fault_loses_the_guest_or_a_write(seed: int) -> None:
     rng = random.Random(seed)

@@ -106,6 +106,7 @@ def positions(total: int) -> list[int]:
     return [at for at in range(total + 1) if at not in page or at % 131 == 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True])
 def test_cut_at_every_byte_to_the_destination(reset: bool) -> None:
     total = lengths()[0]
@@ -119,6 +120,7 @@ def test_cut_at_every_byte_to_the_destination(reset: bool) -> None:
         assert info.status is MigrationStatus.COMPLETED, "a migration right after all these failures succeeds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True])
 def test_cut_at_every_byte_to_the_source(reset: bool) -> None:
     total = lengths()[1]
@@ -160,6 +162,7 @@ def destination_process(die_at: str) -> Iterator[str]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die_at", ["load_devices", "advance_counter", "resume"])
 def test_a_destination_that_dies_gives_the_guest_back(die_at: str) -> None:
     with hosts(still_guest()) as (here,), destination_process(die_at) as address:

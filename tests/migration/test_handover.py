@@ -95,6 +95,7 @@ def in_doubt(here: Host, info: MigrationInfo) -> None:
         here.controller.migrate(ANYWHERE)
 
 
+@pytest.mark.slow
 def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_path: Path) -> None:
     path = tmp_path / "d"
     with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
@@ -115,6 +116,7 @@ def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_p
             here.controller.resolve_doubt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", [Outcome.RUNNING, Outcome.ABANDONED])
 def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
     tmp_path: Path, says: Outcome

@@ -66,6 +66,7 @@ def test_the_stream_itself_is_good(stream: bytes, tmp_path: Path) -> None:
         there.guest.check_ram()
 
 
+@pytest.mark.slow
 def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
@@ -77,6 +78,7 @@ def test_cut_anywhere(stream: bytes, tmp_path: Path) -> None:
             assert f"offset {at:#x}" in info.error, (at, info.error)
 
 
+@pytest.mark.slow
 def test_flipped_anywhere(stream: bytes, tmp_path: Path) -> None:
     end = end_of(stream)
     with hosts(DoubleGuest(PAGES, running=False)) as (there,):
@@ -87,6 +89,7 @@ def test_flipped_anywhere(stream: bytes, tmp_path: Path) -> None:
             assert_refused(there, info, at)
 
 
+@pytest.mark.slow
 def test_flips_on_a_live_connection_leave_the_guest_with_one_owner() -> None:
     """Within the handshake, RAM, devices and the last messages; every damaged byte is noticed by one of the
     two.
@@ -109,6 +112,7 @@ def test_flips_on_a_live_connection_leave_the_guest_with_one_owner() -> None:
                 assert not there.guest.running, at
 
 
+@pytest.mark.slow
 def test_flips_on_the_way_back_leave_the_guest_with_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     # A damaged length makes the source wait for bytes that never come.
     monkeypatch.setattr(peer, "GREETING_SECONDS", 0.2)

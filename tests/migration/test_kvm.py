@@ -18,6 +18,8 @@ from sterna.machine.runstate import RunState
 from sterna.migration.statistics import MigrationStatus
 from sterna.testing.conformance.backends import KvmX86
 
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
 TIMEOUT_S = 300
 LITTLE = 15 << 20

@@ -187,6 +187,7 @@ def test_a_channel_that_goes_wrong_is_named(data: bytes, complaint: str) -> None
         assert not source.channels[0].recv(1), "all channels end with the attempt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [Compression.ZLIB, Compression.ZSTD])
 def test_a_piece_that_inflates_beyond_its_pages_is_refused(compression: Compression) -> None:
     bomb = compressor(compression, 9).compress(bytes(256 << 20))

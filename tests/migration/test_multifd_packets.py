@@ -64,6 +64,7 @@ headers = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(headers, st.sampled_from([10, 12]), st.booleans(), st.sampled_from(["ram", "rom", "ra", "ram2"]))
 def test_a_plain_packet_is_what_the_format_decodes(

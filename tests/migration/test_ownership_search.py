@@ -11,6 +11,7 @@ from sterna.ownership import AttemptEvent, Event, Hold, Outcome, Standing
 SOUND = Rules()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempts", [1, 2])
 @pytest.mark.parametrize("one_host", [True, False])
 def test_there_is_exactly_one_owner(one_host: bool, attempts: int) -> None:

@@ -264,6 +264,7 @@ def test_a_cache_larger_than_ram_takes_no_more_than_ram() -> None:
         cache.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_start", [False, True])
 @pytest.mark.parametrize("page_bits", [10, 12])
 @settings(max_examples=60, deadline=None)
@@ -297,6 +298,7 @@ def test_ram_follows_whatever_the_guest_writes(
         pair.check()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=40, deadline=None)
 @given(st.data())

@@ -57,6 +57,7 @@ def test_no_name_of_a_peers_makes_a_line_of_the_report() -> None:
     ]
 
 
+@pytest.mark.kvm
 def test_a_machine_on_kvm(tmp_path: Path, human) -> None:
     assert human.execute("info kvm") == "kvm support: disabled\n"
     if why := KvmX86().missing():

@@ -124,6 +124,7 @@ def test_more_than_a_packet_holds_is_not_encoded() -> None:
         FORMAT.encode(Packet(block="a" * 256, pages=np.arange(1), data_bytes=4096))
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), max_size=12))
 def test_damaged_headers_decode_within_bounds_or_not_at_all(damage: list[tuple[int, int]]) -> None:

@@ -157,6 +157,7 @@ def bodies(draw: Any) -> bytes:
     return out[: draw(st.integers(max(0, len(out) - 5000), len(out)))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=300, deadline=None)
 @given(bodies(), st.booleans(), st.booleans())

@@ -26,6 +26,7 @@ def test_layout() -> None:
     assert ReturnMessage(0x8001, b"ab").encode().hex() == "800100026162"
 
 
+@pytest.mark.slow
 @given(st.lists(MESSAGES, max_size=5), st.data())
 def test_messages_come_back_from_pieces_of_any_size(
     messages: list[ReturnMessage], data: st.DataObject

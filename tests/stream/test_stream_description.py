@@ -222,6 +222,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(TREES, max_size=4), st.binary(max_size=60))
 def test_any_description_is_read_or_refused(fields: list[Any], body: bytes) -> None:
@@ -241,6 +242,7 @@ CHANGES = st.lists(
 """Where, how many bytes are taken out there, and what is put in."""
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(CHANGES)
 # The description's own name becomes `t`.

@@ -218,6 +218,7 @@ def test_every_cut_is_contained(block: RamBlock) -> None:
                 assert result.offset == end, str(result)
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_contained(block: RamBlock) -> None:
     stream = bytearray(small_stream(block))
     pages = range(400, len(stream) - 400)
@@ -230,6 +231,7 @@ def test_every_changed_byte_is_contained(block: RamBlock) -> None:
             stream[at] ^= change
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_several_changes_are_contained(data: st.DataObject) -> None:

@@ -109,6 +109,7 @@ def test_what_is_written_is_read(case: Any) -> None:
     assert description.decode(description.encode(state)) == state
 
 
+@pytest.mark.slow
 @given(described(), st.data())
 def test_every_change_is_read_or_refused(case: Any, data: Any) -> None:
     description, values, subsections = case

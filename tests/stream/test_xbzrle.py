@@ -71,6 +71,7 @@ def two_pages(draw: Any, size: int = PAGE) -> tuple[bytes, bytes]:
     return old.tobytes(), new.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1024, 4096])
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())

@@ -139,6 +139,7 @@ main(["testbed", "host", "arm64", "--smp", "1", "--memory", "512M", "--tree", sy
 """
 
 
+@pytest.mark.qemu
 @pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"needs {PROGRAM}")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_shell_that_is_ended_leaves_no_qemu(number: signal.Signals, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from tests.detection import campaign
 from tests.detection.campaign import DETECTORS, WAYS, Campaign
 from tests.detection.zygote import Zygote
 
+pytestmark = pytest.mark.slow
+
 TABLE = re.compile(
     r"^\| `(\S+)` \| `(\S+)`: `(\S+)` \| (\d+)/(\d+) \| (\d+)/(\d+) \| (\d+)/(\d+) \|$", re.MULTILINE
 )

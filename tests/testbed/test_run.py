@@ -17,6 +17,8 @@ from tests.cli.vms import TIMEOUT, alive, children, wait_for
 from sterna.testbed import scenario
 from sterna.testbed.remains import default_directory
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sterna", "testbed", "run", "--reduced"]
 SOURCES = Path(__file__).parent.parent.parent / "src"
 TIMED = {"clocks", "console", "downtime", "silence", "speed"}

@@ -8,6 +8,8 @@ import pytest
 
 import sterna
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.testing import broken_vm
