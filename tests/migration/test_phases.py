@@ -4,7 +4,6 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from tests.migration.double import DoubleGuest
 from tests.migration.pairs import TCP, hosts, waiting_guest
 
 from sterna.migration.errors import GivenUp
@@ -15,6 +14,7 @@ from sterna.migration.source.handover import HandOver
 from sterna.migration.source.switchover import SwitchOver
 from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.ownership import Standing
+from sterna.testing.guest import DoubleGuest
 
 PAGES = 8
 

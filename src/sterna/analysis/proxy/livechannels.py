@@ -1,7 +1,7 @@
 """The channels of a migration that goes through a proxy, for its analysis."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from sterna.analysis.channel_survey import ChannelSource
 from sterna.analysis.proxy.tap import TapReader
@@ -12,8 +12,15 @@ from sterna.stream.multifd import decode_init
 from sterna.stream.reader import CommandPiece
 from sterna.stream.wire import StreamError
 
-if TYPE_CHECKING:
-    from sterna.analysis.proxy.proxy import Proxy
+
+class Connected(Protocol):
+    """The connections of a proxy."""
+
+    def channels(self, is_own: Callable[[bytes], bool]) -> Sequence[tuple[str, TapReader]]: ...
+
+    def wait_ready(self, readers: Sequence[TapReader]) -> TapReader: ...
+
+    def close_channels(self) -> None: ...
 
 
 class LiveChannels:
@@ -23,7 +30,7 @@ class LiveChannels:
     :param main: reads the main stream
     """
 
-    def __init__(self, proxy: "Proxy", main: TapReader) -> None:
+    def __init__(self, proxy: Connected, main: TapReader) -> None:
         self._proxy = proxy
         self._main = main
         self._offer: Offer | None = None
