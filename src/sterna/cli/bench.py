@@ -72,7 +72,6 @@ def command(
     With --accel kvm: some minutes. WORKLOAD may also be dirty-log; its memory is its own.
     """
     from sterna.bench.campaign import Settings, compare, guest_config
-    from sterna.bench.errors import BenchError
     from sterna.bench.report import print_report, to_json
     from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.kernels import compile_kernels
@@ -138,10 +137,7 @@ def command(
             with hypervisor_refusals():
                 check_arch(accel, Isa.ARMV7)
             compile_kernels(check=check)
-        try:
-            done = [compare(workload, variants, settings, check, note) for workload in workloads]
-        except BenchError as error:
-            raise CliError(str(error)) from error
+        done = [compare(workload, variants, settings, check, note) for workload in workloads]
     if json:
         result = to_json(done, settings)
         click.echo(json_module.dumps(result if modes is None else modes.add_to(result)))
@@ -169,17 +165,13 @@ def _measure_kvm(
     from sterna.bench.kvm.modes import find_modes
     from sterna.bench.workloads import Who
     from sterna.cli.kernels import prepare_kernels
-    from sterna.memory.ram import RamError
 
-    try:
-        with hypervisor_refusals():
-            modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
-            if not modes.there:
-                raise CliError("; ".join(dict.fromkeys(modes.missing.values())), ExitCode.UNSUPPORTED)
-            prepare_kernels("kvm", check)
-            return modes.measured(quick, runs, check, note) if log else modes
-    except RamError as error:
-        raise CliError(str(error)) from error
+    with hypervisor_refusals():
+        modes = find_modes([one.dirty_log for one in variants if one.who is Who.STERNA])
+        if not modes.there:
+            raise CliError("; ".join(dict.fromkeys(modes.missing.values())), ExitCode.UNSUPPORTED)
+        prepare_kernels("kvm", check)
+        return modes.measured(quick, runs, check, note) if log else modes
 
 
 def _list(kvm: bool) -> None:

@@ -52,15 +52,13 @@ class UsageError(CliError):
 
 @contextmanager
 def hypervisor_refusals() -> Iterator[None]:
-    """What a hypervisor refuses in the body of the `with` statement is the command's error."""
-    from sterna.hypervisor.interface import HypervisorError, Unsupported
+    """What this host has not, by the body of the `with` statement, is not supported."""
+    from sterna.hypervisor.interface import Unsupported
 
     try:
         yield
     except Unsupported as error:
         raise CliError(str(error), ExitCode.UNSUPPORTED) from error
-    except HypervisorError as error:
-        raise CliError(str(error)) from error
 
 
 def shorten_echo(message: str, arguments: Iterable[str]) -> str:

@@ -82,8 +82,7 @@ def command(
     from sterna.cli.tries import applied
     from sterna.launch.signals import Interrupts
     from sterna.monitor.addresses import AddressError, parse_address
-    from sterna.monitor.client import ConnectionLost, QmpClient
-    from sterna.monitor.protocol import QmpError
+    from sterna.monitor.client import QmpClient
 
     wanted = _settings(settings)
     wanted.parameters |= _parameters(bandwidth, downtime_limit, policy, verify, audit)
@@ -94,25 +93,19 @@ def command(
         address = parse_address(qmp_address)
     except AddressError as error:
         raise UsageError(str(error)) from error
-    try:
-        client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
-    except (AddressError, ConnectionLost) as error:
-        raise CliError(str(error)) from error
+    client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:
-        try:
-            _check_source(client)
-            wanted.capabilities = _return_path(client, uri) | wanted.capabilities
-            with applied(client, wanted) as in_force:
-                _begin(client, uri)
-                if detach:
-                    in_force.keep = True
-                    _tell_started(in_force, json)
-                    return ExitCode.OK
-                display.note(f"settings: {in_force.text()}")
-                info = follow(client, display, interrupts)
-                summary = summarise({**info, "uri": uri}, in_force.capabilities)
-        except (QmpError, ConnectionLost) as error:
-            raise CliError(str(error)) from error
+        _check_source(client)
+        wanted.capabilities = _return_path(client, uri) | wanted.capabilities
+        with applied(client, wanted) as in_force:
+            _begin(client, uri)
+            if detach:
+                in_force.keep = True
+                _tell_started(in_force, json)
+                return ExitCode.OK
+            display.note(f"settings: {in_force.text()}")
+            info = follow(client, display, interrupts)
+            summary = summarise({**info, "uri": uri}, in_force.capabilities)
         display.outcome(summary)
     if json:
         told = in_force.parameters | {"capabilities": in_force.capabilities}

@@ -66,7 +66,7 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
     from sterna.cli.kernels import prepare_survey_kernels
     from sterna.launch.signals import Interrupts
     from sterna.migration.channels import uri
-    from sterna.migration.errors import MigrationError, UriError
+    from sterna.migration.errors import UriError
 
     try:
         near = _listening_uri(listen, uri.parse)
@@ -74,17 +74,12 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
         proxy = Proxy(near, far, digests=digests, record=record)
     except UriError as error:
         raise UsageError(str(error)) from error
-    except MigrationError as error:
-        raise CliError(str(error)) from error
     with proxy, Interrupts().caught() as interrupts:
         prepare_survey_kernels(interrupts.check)
         share_heap()
         print(f"sterna: listening on {proxy.uri}, forwarding to {destination}", file=sys.stderr, flush=True)
         with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
-            try:
-                view = proxy.run(display.show)
-            except MigrationError as error:
-                raise CliError(str(error)) from error
+            view = proxy.run(display.show)
     if json:
         click.echo(json_module.dumps(_report(view)))
     else:

@@ -56,13 +56,9 @@ def clean(json: bool) -> int:
 
     `run` does so itself before it begins. Processes and networks never outlive the run that made them.
     """
-    from sterna.launch.errors import LaunchError
     from sterna.testbed.remains import clean_stale
 
-    try:
-        removed = clean_stale(say=_say)
-    except LaunchError as error:
-        raise CliError(str(error)) from error
+    removed = clean_stale(say=_say)
     if json:
         click.echo(json_module.dumps({"removed": removed}))
         return ExitCode.OK
@@ -164,8 +160,6 @@ def run(
                     _show(result)
         except ScenarioError as error:
             raise UsageError(str(error)) from error
-        except LaunchError as error:
-            raise CliError(str(error)) from error
     if json:
         from sterna.testbed.results import to_json
 
