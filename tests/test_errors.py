@@ -68,7 +68,6 @@ def test_the_branches_are_those_that_are_written_down(classes) -> None:
         # Faults of this program, which no command takes for its user's.
         ("sterna.ownership.IllegalEvent", ["InternalError", "Error"]),
         ("sterna.migration.progress.IllegalTransition", ["InternalError", "Error"]),
-        ("sterna.jit.source.KernelError", ["InternalError", "Error"]),
     ],
 )
 def test_where_in_the_tree_some_are(classes, name: str, above: list[str]) -> None:

@@ -7,6 +7,7 @@
     ├── HostError           files, addresses and names of this computer (`sterna.host`)
     ├── UnknownName         nothing is registered under a name (`sterna.registry`)
     ├── PluginError         another distribution's entry point that cannot be loaded
+    ├── KernelError         a kernel that cannot be compiled, or failed (`sterna.jit`)
     ├── RamError            guest RAM that the host does not give
     ├── OutOfTablesError    a stage-2 table that finds no room
     ├── DirtyLogError       a range that a dirty log does not have

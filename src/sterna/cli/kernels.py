@@ -80,15 +80,13 @@ def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """A kernel that cannot be had in the body of the `with` statement is the command's error."""
-    from sterna.jit.kernel import KernelError, NoCompilerError
+    """A compiler that does not load in the body of the `with` statement is not supported."""
+    from sterna.jit.kernel import NoCompilerError
 
     try:
         yield
     except NoCompilerError as error:
         raise CliError(str(error), ExitCode.UNSUPPORTED) from error
-    except KernelError as error:
-        raise CliError(str(error)) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sterna.errors import InternalError
+from sterna.errors import Error
 
 Key = tuple[Any, ...]
 """What a kernel is compiled for, argument by argument: `int` or `bool`; a dtype for one of numpy's numbers; for an array its
@@ -23,7 +23,7 @@ FLAGS = CONTIGUOUS | ALIGNED | WRITEABLE
 STRIDED, READONLY = "strided", "read-only"
 
 
-class KernelError(InternalError):
+class KernelError(Error):
     """A kernel was called in a way that compiled code has not, or failed."""
 
 
