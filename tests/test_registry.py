@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sterna.hypervisor.accelerator import ACCELERATORS
+from sterna.machine.board import BOARDS
+from sterna.migration.parameters import POLICIES
 from sterna.registry import PluginError, Registry, UnknownName
+from sterna.testbed.kind import KindOptions
+from sterna.testbed.kinds import VM_KINDS
 
 
 def install(folder: Path, name: str, entry_points: str) -> None:
@@ -87,3 +92,25 @@ def test_a_built_in_name_costs_neither_modules_nor_metadata() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert not {"importlib.metadata", "sterna.host.units"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("registry", "names"),
+    [
+        (ACCELERATORS, ["emulated", "kvm"]),
+        (BOARDS, ["pc-min", "vexpress-a15", "virt", "virt-arm64"]),
+        (POLICIES, ["adaptive", "deadline", "fixed"]),
+    ],
+)
+def test_what_ships_has_the_name_of_its_file(registry, names) -> None:
+    assert list(registry)[: len(names)] == names
+    for name in names:
+        assert registry.get(name).name == name
+
+
+def test_the_kinds_of_vm_have_the_names_of_their_files() -> None:
+    assert list(VM_KINDS) == ["emulated", "kvm", "qemu", "qemu-linux"]
+    for name in VM_KINDS:
+        kind = VM_KINDS.get(name)(KindOptions())
+        assert kind.name == name
+        assert not kind.accel or kind.accel in ACCELERATORS

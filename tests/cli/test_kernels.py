@@ -12,7 +12,8 @@ import pytest
 from sterna.cli.errors import ExitCode
 from sterna.jit.kernel import COMPILED
 from sterna.launch.errors import Unsupported
-from sterna.testbed.kinds import KindOptions, make_kind
+from sterna.testbed.kind import KindOptions
+from sterna.testbed.kinds import VM_KINDS
 
 TESTS = Path(__file__).parent.parent
 
@@ -161,8 +162,8 @@ PREPARED = """
 import sys
 from sterna.cli.testbedrun import _prepare
 from sterna.testbed.kind import KindOptions
-from sterna.testbed.kinds import make_kind
-_prepare(make_kind(sys.argv[1], KindOptions()))
+from sterna.testbed.kinds import VM_KINDS
+_prepare(VM_KINDS.get(sys.argv[1])(KindOptions()))
 """
 """What a test bed does before its first scenario."""
 
@@ -226,7 +227,7 @@ def test_a_test_bed_skips_what_a_missing_package_keeps_from_running(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(Unsupported, match=f"the Python package {package} is missing"):
-        make_kind("emulated", KindOptions()).check()
+        VM_KINDS.get("emulated")(KindOptions()).check()
 
 
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")

@@ -22,7 +22,8 @@ from typing import Any
 
 from sterna.launch.host import Host
 from sterna.launch.process import SternaVm
-from sterna.testbed.kind import KindOptions, SternaKind
+from sterna.testbed.kind import KindOptions
+from sterna.testbed.sternakind import SternaKind
 
 _QMP, _SERIAL = 198, 199
 """Descriptors in the VM's process."""

@@ -24,9 +24,11 @@ from sterna.launch.qemu import Qemu
 from sterna.launch.signals import Interrupts
 from sterna.machine.config import MachineConfig
 from sterna.machine.nicconfig import NicConfig
-from sterna.testbed.kind import KindOptions, QemuKind, SternaKind, VmKind
+from sterna.testbed.kind import KindOptions, VmKind
+from sterna.testbed.kinds.qemu import QemuKind
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
+from sterna.testbed.sternakind import SternaKind
 
 HOST = Host("here", "10.0.0.1")
 NIC = GuestNic("tap7", "52:54:00:00:00:01", "10.0.9.1")

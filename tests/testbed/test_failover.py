@@ -15,7 +15,7 @@ from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.machine.devices.virtionet import announcement
 from sterna.testbed.kind import KindOptions
-from sterna.testbed.kinds import make_kind
+from sterna.testbed.kinds import VM_KINDS
 from sterna.testbed.network import GuestNic, NamespaceNetwork, guest_nic
 from sterna.testbed.probes import Pinger, Session, internet_checksum
 from sterna.testbed.settings import VmSettings
@@ -41,7 +41,7 @@ def start(network: NamespaceNetwork) -> Iterator[Callable[..., Vm]]:
         def make(kind: str, host: int, port: int = 0, *, nic: GuestNic | None = NIC) -> Vm:
             where = network.hosts[host]
             network.attach(where, NIC)
-            maker = make_kind(kind, KindOptions())
+            maker = VM_KINDS.get(kind)(KindOptions())
             if port:
                 vm = maker.destination(f"destination {port}", where, SETTINGS, port, hold=False, nic=nic)
             else:

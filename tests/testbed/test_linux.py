@@ -24,12 +24,13 @@ from sterna.testbed.debian.errors import ImageError
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kind import KindOptions
-from sterna.testbed.linuxguest import image, kind
+from sterna.testbed.kinds import qemu_linux
+from sterna.testbed.kinds.qemu_linux import QemuLinuxKind, copy_sparse
+from sterna.testbed.linuxguest import image
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import Image
 from sterna.testbed.linuxguest.keys import make_keys, to_dropbear
-from sterna.testbed.linuxguest.kind import QemuLinuxKind, copy_sparse
 from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import LoopbackNetwork
 from sterna.testbed.nfs import NfsServer
@@ -300,7 +301,7 @@ def test_a_qemu_without_nfs_is_told(tmp_path: Path) -> None:
     qemu.write_text("#!/bin/sh\necho \"$0: -blockdev driver=nfs: Unknown driver 'nfs'\" >&2\nexit 1\n")
     qemu.chmod(0o755)
     with pytest.raises(Unsupported, match="has no NFS client: apt install qemu-block-extra"):
-        kind._check_client(str(qemu))
+        qemu_linux._check_client(str(qemu))
 
 
 def test_a_server_that_cannot_start_says_why(linux: QemuLinuxKind, root: None, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sterna.testbed import scenario
 from sterna.testbed.checks.outcome import DowntimeCheck
 from sterna.testbed.errors import ScenarioError
-from sterna.testbed.kinds import KINDS
+from sterna.testbed.kinds import VM_KINDS
 
 GOOD = """
 title = "a test"
@@ -98,7 +98,7 @@ def test_all_that_ship_are_good_for_every_kind() -> None:
     assert names
     assert len(names) == len(set(names))
     for file in scenario.shipped():
-        for kind in KINDS:
+        for kind in VM_KINDS:
             assert file.scenario(kind, reduced=True).title
 
 

@@ -15,13 +15,13 @@ from sterna.cli.paths import NamedPath
 from sterna.host.newfile import check_report, write_report
 from sterna.host.printable import printable
 from sterna.launch.signals import ENDING, ended_in_order
+from sterna.testbed.kinds import VM_KINDS
 
 if TYPE_CHECKING:
     from sterna.testbed.kind import VmKind
     from sterna.testbed.runner import Result
     from sterna.testbed.scenario import ScenarioFile
 
-_KINDS = ("emulated", "kvm", "qemu", "qemu-linux")
 _FILE = NamedPath(path_type=Path, dir_okay=False)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
 
@@ -74,7 +74,7 @@ def clean(json: bool) -> int:
 @click.option(
     "--vm",
     "kind",
-    type=click.Choice(_KINDS),
+    type=click.Choice(list(VM_KINDS)),
     default="emulated",
     show_default=True,
     help="The VM under test: sterna on the emulated CPU or on KVM, QEMU with sterna's guests, or QEMU with ARM Linux.",
@@ -117,7 +117,6 @@ def run(
     from sterna.launch.qemu import find_qemu
     from sterna.testbed.errors import ScenarioError
     from sterna.testbed.kind import KindOptions
-    from sterna.testbed.kinds import make_kind
     from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 
@@ -150,7 +149,7 @@ def run(
         try:
             for line in clean_stale(say=_say):
                 _say(f"removed what an earlier run left: {line}")
-            vm = make_kind(kind, options)
+            vm = VM_KINDS.get(kind)(options)
             _prepare(vm)
             for file in files:
                 say = _quiet if json else _progress(file.name)
@@ -208,8 +207,8 @@ def _prepare(kind: "VmKind") -> None:
     """Have kernels compiled before anything is timed."""
     from sterna.cli.kernels import compile_kernels, prepare_survey_kernels
 
-    if kind.name in ("emulated", "kvm"):
-        compile_kernels(kind.name)
+    if kind.accel:
+        compile_kernels(kind.accel)
     else:
         prepare_survey_kernels()  # for what is forwarded
 

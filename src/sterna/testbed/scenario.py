@@ -26,7 +26,7 @@ import msgspec
 from sterna.host.messages import Flaw, flaw
 from sterna.testbed.checks import Check
 from sterna.testbed.errors import ScenarioError
-from sterna.testbed.kinds import KINDS
+from sterna.testbed.kinds import VM_KINDS
 from sterna.testbed.procedures import Procedure
 from sterna.testbed.settings import MigrationSettings, NetworkSettings, Settings, VmSettings
 
@@ -104,7 +104,7 @@ def parse(name: str, source: str, text: str) -> ScenarioFile:
         raise ScenarioError(f"{source}: {_REDUCED}.{_FOR}: expected a table")
     _check_kinds(source, f"{_REDUCED}.{_FOR}", short)
     file = ScenarioFile(name, source, tables)
-    for kind in KINDS:
+    for kind in VM_KINDS:
         for reduced in (False, True):
             file.scenario(kind, reduced=reduced)
     return file
@@ -171,8 +171,10 @@ def _folder() -> Any:
 
 def _check_kinds(source: str, where: str, variants: Mapping[str, Any]) -> None:
     for kind, variant in variants.items():
-        if kind not in KINDS:
-            raise ScenarioError(f"{source}: {where}.{kind}: no such kind of VM; there are {', '.join(KINDS)}")
+        if kind not in VM_KINDS:
+            raise ScenarioError(
+                f"{source}: {where}.{kind}: no such kind of VM; there are {', '.join(VM_KINDS)}"
+            )
         if not isinstance(variant, dict):
             raise ScenarioError(f"{source}: {where}.{kind}: expected a table")
 

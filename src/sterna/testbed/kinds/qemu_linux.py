@@ -17,7 +17,8 @@ from sterna.launch.host import Host
 from sterna.launch.process import QemuVm, Vm
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
-from sterna.testbed.kind import QemuKind, serial_line
+from sterna.testbed.kind import serial_line
+from sterna.testbed.kinds.qemu import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
@@ -242,3 +243,6 @@ def _check_client(binary: str) -> None:
         raise Unsupported(f"cannot run {binary}: {error}") from error
     if "Unknown driver" in done.stderr or "does not accept value" in done.stderr:
         raise Unsupported(f"{binary} has no NFS client: apt install qemu-block-extra")
+
+
+KIND = QemuLinuxKind

@@ -1,0 +1,105 @@
+"""The kinds of VM that are `sterna run`."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import MappingProxyType
+
+from sterna.hypervisor import interface as hypervisor
+from sterna.hypervisor.accelerator import ACCELERATORS, check_arch
+from sterna.launch.command import sterna_arguments
+from sterna.launch.errors import Unsupported, VmError
+from sterna.launch.host import LOCAL, Host
+from sterna.launch.process import SternaVm, Vm
+from sterna.machine.board import MAX_CPUS, Board, X86Board
+from sterna.machine.config import MachineConfig
+from sterna.testbed.guest import BareGuest, Guest
+from sterna.testbed.kind import (
+    KindOptions,
+    VmKind,
+    guest_arguments,
+    machine_config,
+    serial_line,
+    validate_guest,
+)
+from sterna.testbed.network import GuestNic
+from sterna.testbed.settings import VmSettings
+
+
+class SternaKind(VmKind):
+    """`sterna run`."""
+
+    verifies = True
+    waits_again = True
+    counts_pages = True
+    # Its own policy would slow the guest, and send what changed in a page, until it fits.
+    endless = MappingProxyType({"downtime-limit": 0, "x-sterna-policy": "fixed"})
+
+    def __init__(self, accel: str, options: KindOptions) -> None:
+        super().__init__(options)
+        self.name = self.accel = accel
+        self._start: Callable[[str, Sequence[str], Host], Vm] = SternaVm
+        self._machine_accel = accel
+        if options.breakage:
+            from sterna.testing.breakages import LAUNCHER, accel_name
+
+            self._start = partial(SternaVm, module=LAUNCHER)
+            self._machine_accel = accel_name(options.breakage)
+            self.note = f"the emulated hypervisor has a fault: {options.breakage}"
+
+    def check(self, say: Callable[[str], None] = lambda text: None) -> None:
+        device = ACCELERATORS.get(self.accel).device
+        if not device:
+            try:
+                check_arch(self.accel, self._board().isa)
+            except hypervisor.Unsupported as error:
+                raise Unsupported(str(error)) from error
+            return
+        if not os.path.exists(device):
+            raise Unsupported(f"this machine has no {device}")
+        settings = VmSettings(memory="16M", program="clock")
+        config = machine_config("trial", settings, accel=self.accel, kernel="clock", paused=True)
+        with self._vm("trial", LOCAL, config) as vm:
+            try:
+                vm.ready()
+            except VmError as error:
+                raise Unsupported(str(error)) from error
+
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+        arguments = guest_arguments(settings, nic)
+        validate_guest(settings, arguments, self._board())
+        guest = {"kernel": settings.program, "append": arguments}
+        return self._vm(name, host, machine_config(name, settings, nic, accel=self.accel, **guest))
+
+    def destination(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        port: int,
+        *,
+        hold: bool,
+        log: str | None = None,
+        nic: GuestNic | None = None,
+    ) -> Vm:
+        config = machine_config(name, settings, nic, accel=self.accel, paused=hold)
+        return self._vm(name, host, config, f"tcp:{host.address}:{port}", serial_line(log))
+
+    def guest(self, settings: VmSettings) -> Guest:
+        board = self._board()
+        # KVM itself writes the CPUs' time records, when the destination restores its clock.
+        written = (
+            [range(board.time_record(0), board.time_record(MAX_CPUS))] if isinstance(board, X86Board) else []
+        )
+        return BareGuest(int(board.ram_base), settings.memory_bytes, written)
+
+    def _board(self) -> Board:
+        """The one that this hypervisor runs by default."""
+        return MachineConfig(accel=self.accel).board
+
+    def _vm(
+        self, name: str, host: Host, config: MachineConfig, incoming: str | None = None, serial: str = ""
+    ) -> Vm:
+        accel, extra = self._machine_accel, self.options.arguments
+        line = sterna_arguments(config, accel=accel, incoming=incoming, serial=serial, extra=extra)
+        return self._start(name, line, host)
