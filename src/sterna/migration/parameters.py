@@ -209,6 +209,10 @@ class Parameters:
         """All parameters, in QMP's order."""
         return dict(self._values)
 
+    def number(self, name: str) -> int:
+        """A parameter that only one policy reads, by its name; of a boolean, 1 or 0."""
+        return int(self._values[name])
+
     def capabilities(self) -> dict[str, bool]:
         """All capabilities, in QMP's order."""
         return dict(self._capabilities)
@@ -243,18 +247,13 @@ class Parameters:
         return POLICIES.get(str(self._values["x-sterna-policy"]))
 
     @property
-    def deadline_seconds(self) -> float:
-        """What the policy `deadline` has."""
-        return float(int(self._values["x-sterna-deadline"]))
-
-    @property
     def most_throttle(self) -> int:
         """Percent of its time that a policy of our own may take from the guest. What the user said of `auto-converge` holds."""
         match self._asked.get("auto-converge"):
             case None:
                 return int(self._values["x-sterna-max-throttle"])
             case asked:
-                return self.max_cpu_throttle if asked else 0
+                return self.number("max-cpu-throttle") if asked else 0
 
     @property
     def may_choose_xbzrle(self) -> bool:
@@ -292,30 +291,6 @@ class Parameters:
         if self.multifd_compression is Compression.NONE:
             return 0
         return int(self._values[f"multifd-{self.multifd_compression.value}-level"])
-
-    @property
-    def throttle_trigger_threshold(self) -> int:
-        """Percent."""
-        return int(self._values["throttle-trigger-threshold"])
-
-    @property
-    def cpu_throttle_initial(self) -> int:
-        """Percent."""
-        return int(self._values["cpu-throttle-initial"])
-
-    @property
-    def cpu_throttle_increment(self) -> int:
-        """Percent."""
-        return int(self._values["cpu-throttle-increment"])
-
-    @property
-    def cpu_throttle_tailslow(self) -> bool:
-        return bool(self._values["cpu-throttle-tailslow"])
-
-    @property
-    def max_cpu_throttle(self) -> int:
-        """Percent."""
-        return int(self._values["max-cpu-throttle"])
 
     @property
     def downtime_limit_seconds(self) -> float:

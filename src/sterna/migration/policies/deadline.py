@@ -78,7 +78,7 @@ def _sum_of_passes(ratio: float, shrink: float) -> float:
 
 POLICY = PolicyType(
     "deadline",
-    lambda parameters: Deadline(parameters.deadline_seconds),
+    lambda parameters: Deadline(parameters.number("x-sterna-deadline")),
     argument="x-sterna-deadline",
     unit="seconds",
 )

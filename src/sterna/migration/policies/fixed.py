@@ -36,7 +36,7 @@ class AutoConverge:
         if not self.parameters.auto_converge:
             self.percent = 0
             return 0
-        threshold = sent_bytes * self.parameters.throttle_trigger_threshold / 100
+        threshold = sent_bytes * self.parameters.number("throttle-trigger-threshold") / 100
         if dirtied_bytes > threshold:
             self._high_passes += 1
             if self._high_passes >= _PASSES_PER_STEP:
@@ -46,13 +46,13 @@ class AutoConverge:
 
     def _raised(self, threshold: float, dirtied_bytes: int) -> int:
         if not self.percent:
-            return self.parameters.cpu_throttle_initial
-        step = self.parameters.cpu_throttle_increment
-        if self.parameters.cpu_throttle_tailslow:
+            return self.parameters.number("cpu-throttle-initial")
+        step = self.parameters.number("cpu-throttle-increment")
+        if self.parameters.number("cpu-throttle-tailslow"):
             # No further than to where the guest would dirty just as much as the threshold.
             running = 100 - self.percent
             step = min(step, round(running - running * threshold / dirtied_bytes))
-        return min(self.percent + step, self.parameters.max_cpu_throttle)
+        return min(self.percent + step, self.parameters.number("max-cpu-throttle"))
 
 
 class Fixed:
