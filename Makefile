@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/stage2.py
+	$(BIN)/python bench/codec.py
 	$(BIN)/python bench/ratelimit.py
 	$(BIN)/python bench/multifd_channels.py
 	$(BIN)/sterna bench
