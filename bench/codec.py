@@ -22,14 +22,15 @@ import numpy as np
 from sterna.analysis.ram_survey import RamSurveyor
 from sterna.jit.ahead import fetch_kernels
 from sterna.memory.ram import RamBlock
-from sterna.migration.multifd import kernels
-from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
-from sterna.migration.pages import BATCH_PAGES, Batch
-from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import PacketFormat
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages, ram_setup
-from sterna.stream.ram_kernels import bytes_at
+from sterna.stream.multifd import kernels
+from sterna.stream.multifd.format import PacketFormat
+from sterna.stream.multifd.packets import IN_THE_BLOCK, head_of, packets_of
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import BATCH_PAGES, Batch, encode_pages
+from sterna.stream.ram.records import bytes_at
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import StreamReader
+from sterna.stream.xbzrle.cache import XbzrleCache
 
 TREE = Path(__file__).parent.parent
 PAGES = 8 * BATCH_PAGES

@@ -19,7 +19,7 @@ from sterna.jit.ahead import fetch_kernels
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
-from sterna.migration.ratelimit import RateLimiter, cut
+from sterna.migration.transport.ratelimit import RateLimiter, cut
 
 PAGES = 512
 SWITCH_SECONDS = 0.3

@@ -17,8 +17,8 @@ from sterna.analysis.capture import survey_file
 from sterna.analysis.channel_survey import ChannelSource, StoredChannels
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.survey import survey
-from sterna.stream.multifd import Compression, Init, Packet, PacketFormat
-from sterna.stream.pagecompression import compressor
+from sterna.stream.multifd.compression import compressor
+from sterna.stream.multifd.format import Compression, Init, Packet, PacketFormat
 
 FORMAT = PacketFormat(12)
 SYNC = FORMAT.encode(Packet(sync=True))

@@ -13,7 +13,8 @@ from sterna.analysis.survey import survey
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
 from sterna.stream.description import find_description, stream_description
-from sterna.stream.ram import END_OF_RECORDS, encode_pages, ram_setup
+from sterna.stream.ram.encoder import encode_pages
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState, VmStateDescription, buffer
 

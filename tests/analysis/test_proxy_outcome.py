@@ -10,7 +10,7 @@ from sterna.analysis.survey import survey
 from sterna.migration.handshake import PrivateCommand
 from sterna.ownership import Outcome as Answered
 from sterna.stream import sections
-from sterna.stream.ram import END_OF_RECORDS, ram_setup
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.return_path import shut
 from sterna.stream.wire import Command
 

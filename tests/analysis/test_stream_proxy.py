@@ -39,7 +39,7 @@ from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import sections
-from sterna.stream.multifd import Init
+from sterna.stream.multifd.format import Init
 from sterna.stream.return_path import shut
 from sterna.stream.wire import Command
 from sterna.testing.guest import DoubleGuest

@@ -23,7 +23,7 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import sections
 from sterna.stream.description import VALUE_LIMIT, find_description, stream_description
-from sterna.stream.ram import END_OF_RECORDS, ram_setup
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
 from sterna.stream.wire import Command

@@ -89,7 +89,7 @@ import numpy as np
 from sterna.cli.kernels import prepare_survey_kernels
 prepare_survey_kernels()
 {NO_MORE}
-from sterna.stream.ram import ram_setup
+from sterna.stream.ram.setup import ram_setup
 from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream.reader import StreamReader
 surveyor = RamSurveyor(12, True)

@@ -14,8 +14,8 @@ from sterna.analysis.ram_survey import PageLedger
 from sterna.cli.pagemap import page_runs, show_page_maps
 from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
-from sterna.stream.multifd import Init
-from sterna.stream.ram import RamDecoder
+from sterna.stream.multifd.format import Init
+from sterna.stream.ram.decoder import RamDecoder
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.wire import SectionType
 

@@ -20,11 +20,11 @@ from sterna.migration import handshake, verify
 from sterna.migration.channels.tcp import TcpUri
 from sterna.migration.channels.tcp import parse as parse_tcp
 from sterna.migration.channels.unix import UnixUri
-from sterna.stream import xbzrle
-from sterna.stream.multifd import Compression
-from sterna.stream.pagecompression import compressor
+from sterna.stream.multifd.compression import compressor
+from sterna.stream.multifd.format import Compression
 from sterna.stream.return_path import ReturnMessage, pong, shut
 from sterna.stream.wire import ReturnPathType
+from sterna.stream.xbzrle import coding
 from sterna.testing.guest import DoubleGuest
 
 PAGES = 6
@@ -202,7 +202,7 @@ def _save_details(directory: Path) -> None:
         old = rng.integers(0, 256, 4096, dtype=np.uint8)
         new, out = old.copy(), np.empty(4096, dtype=np.uint8)
         new[rng.integers(0, 4096, 1 << 2 * i)] ^= 1
-        size = xbzrle.encode(old.view(np.uint64), new.view(np.uint64), out)
+        size = coding.encode(old.view(np.uint64), new.view(np.uint64), out)
         _save(directory, "delta", str(i), [out[: max(size, 0)].tobytes()])
     for compression, level in (
         (Compression.ZLIB, 1),

@@ -44,16 +44,16 @@ from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.hmp import HumanMonitor
 from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
-from sterna.stream import xbzrle
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions, find_description
-from sterna.stream.multifd import Compression, PacketFormat, decode_init
-from sterna.stream.pagecompression import decompressor
-from sterna.stream.ram import RamDecoder
+from sterna.stream.multifd.compression import decompressor
+from sterna.stream.multifd.format import Compression, PacketFormat, decode_init
+from sterna.stream.ram.decoder import RamDecoder
 from sterna.stream.reader import CommandPiece, SectionPiece, StreamReader
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.sections import Configuration
 from sterna.stream.wire import SectionType, StreamError
+from sterna.stream.xbzrle import coding
 from sterna.testing.guest import DoubleGuest
 
 SECONDS = 60.0
@@ -191,12 +191,12 @@ def delta(parts: Parts, rng: random.Random) -> str:
     page = np.full(3 * 4096, 0xA5, dtype=np.uint8)
     page[4096:8192] = np.arange(4096) & 0xFF
     twin = page[4096:8192].copy()
-    fault, where = (int(value) for value in xbzrle.decode(code, page[4096:8192]))
-    assert (fault, where) == xbzrle.decode.twin(code, twin)  # type: ignore[attr-defined]
+    fault, where = (int(value) for value in coding.decode(code, page[4096:8192]))
+    assert (fault, where) == coding.decode.twin(code, twin)  # type: ignore[attr-defined]
     assert np.array_equal(twin, page[4096:8192])
     assert (page[:4096] == 0xA5).all()
     assert (page[8192:] == 0xA5).all()
-    return xbzrle.Fault(fault).text
+    return coding.Fault(fault).text
 
 
 def packets(parts: Parts, rng: random.Random) -> str:

@@ -34,11 +34,11 @@ import sterna.hypervisor.kvm.vm
 from sterna.cli.kernels import prepare_kernels
 from sterna.jit import kernel
 from sterna.memory.bitmap import page_numbers
-from sterna.stream import xbzrle
+from sterna.stream.xbzrle import coding
 assert not kernel.COMPILED
 prepare_kernels()
 assert page_numbers(np.array([5, 1], dtype=np.uint64)).tolist() == [0, 2, 64]
-assert xbzrle.encode.twin is xbzrle.encode
+assert coding.encode.twin is coding.encode
 """
 
 
@@ -56,7 +56,7 @@ import sys, threading
 import numpy as np
 from sterna.memory.ram import RamBlock
 from sterna.jit.kernel import Kernel
-from sterna.stream.ram_kernels import copy, decode_records
+from sterna.stream.ram.records import copy, decode_records
 before = decode_records
 assert "numba" not in sys.modules
 name, ram = np.frombuffer(b"a", np.uint8).copy(), np.zeros(8192, np.uint8)
@@ -290,10 +290,10 @@ def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkey
 
 
 BEGUN = """
-from sterna.migration import xbzrle_kernels
+from sterna.stream.xbzrle import changes
 from sterna.stage2 import tables
 from sterna.analysis import survey_kernels
-from sterna.stream import ram_kernels
+from sterna.stream.ram import records
 from sterna.jit.ahead import fetch_kernels
 fetch_kernels(lambda text: print(text, flush=True))
 """

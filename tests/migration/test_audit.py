@@ -14,10 +14,11 @@ from sterna.host.printable import describe
 from sterna.memory.bitmap import DirtyBatch
 from sterna.migration.audit import ShadowAudit
 from sterna.migration.lostwrites import LostWrite
-from sterna.migration.pages import Batch, SentPages
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.migration.transport.work import SentPages
 from sterna.monitor.report import migration_report
+from sterna.stream.ram.encoder import Batch
 from sterna.testing.guest import WORDS_PER_PAGE, DoubleGuest
 
 __all__ = ["host"]

@@ -7,9 +7,9 @@ from tests.migration.pairs import TCP, assert_one_runs, hosts, waiting_guest
 
 from sterna.migration import backoff as backoff_module
 from sterna.migration.backoff import Backoff
-from sterna.migration.pages import PassWork
 from sterna.migration.source.precopy import Precopy
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.migration.transport.work import PassWork
 from sterna.testing.guest import DoubleGuest
 
 

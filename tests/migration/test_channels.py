@@ -15,11 +15,11 @@ from tests.ports import held_port
 from tests.refusal import Refusal, refusing
 
 from sterna.host.lookup import Address
+from sterna.memory.vectors import vectors_of
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import sockets
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.gather import vectors_of
 from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, UriError
 
 

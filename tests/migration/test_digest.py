@@ -17,7 +17,8 @@ from sterna.memory.digest import (
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.migration import verify
-from sterna.migration.pages import Batch, PageHeat, SentPages
+from sterna.migration.transport.work import PageHeat, SentPages
+from sterna.stream.ram.encoder import Batch
 from sterna.stream.vmstate import StreamError
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sterna.migration.forecast import DIGEST_MS, LOAD_MS, Forecast, LinkMeter
-from sterna.migration.pagesender import Sent
+from sterna.migration.transport.sender import Sent
 
 LINK = 125_000_000
 SOCKET = 2_500_000

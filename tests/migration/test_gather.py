@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sterna.jit.kernel import COMPILED
+from sterna.memory.vectors import vectors_of
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import gather
-from sterna.migration.channels.gather import CANCELLED, IOV_MAX, vectors_of
+from sterna.migration.channels.gather import CANCELLED, IOV_MAX
 
 
 @pytest.fixture(params=["compiled", "plain"])

@@ -12,7 +12,8 @@ from tests.migration.proxy import Fault, Proxy
 
 from sterna.migration import peer
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.stream import ram, sections
+from sterna.stream import sections
+from sterna.stream.ram.setup import ram_setup
 from sterna.testing.guest import DoubleGuest
 
 PAGES = 3
@@ -167,7 +168,7 @@ def test_random_bytes_on_a_listener_that_goes_on_listening() -> None:
 SETUP = (
     sections.header(sections.Configuration("double-1.0", 12))
     + sections.section_start(1, "ram", 0, 4)
-    + ram.ram_setup([("double.ram", PAGES * 4096)])
+    + ram_setup([("double.ram", PAGES * 4096)])
     + sections.footer(1)
 )
 NAME = b"\x0adouble.ram"

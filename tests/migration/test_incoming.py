@@ -29,7 +29,9 @@ from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Event
-from sterna.stream import multifd, ram, sections
+from sterna.stream import sections
+from sterna.stream.multifd.format import NO_UUID, Init
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.return_path import ReturnPathDecoder
 from sterna.stream.wire import Command
 from sterna.testing.guest import DoubleGuest
@@ -254,8 +256,8 @@ def test_a_source_that_falls_silent_makes_room_for_another(monkeypatch: pytest.M
 def test_a_source_that_drips_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is never silent for long, and never gets anywhere."""
     monkeypatch.setattr(listen, "SILENCE_SECONDS", 0.5)
-    setup = sections.section_start(1, "ram", 0, 4) + ram.ram_setup([("double.ram", PAGES * 4096)])
-    part = sections.section_part(1) + ram.END_OF_RECORDS + sections.footer(1)
+    setup = sections.section_start(1, "ram", 0, 4) + ram_setup([("double.ram", PAGES * 4096)])
+    part = sections.section_part(1) + END_OF_RECORDS + sections.footer(1)
     with hosts(DoubleGuest(PAGES, steps_per_ms=0), waiting_guest(PAGES)) as (here, there):
         address = there.controller.incoming(TCP)
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 30) as connection:
@@ -349,9 +351,7 @@ def test_a_guest_that_is_here_is_not_waited_for(tmp_path: Path) -> None:
             here.controller.incoming(TCP)
 
 
-@pytest.mark.parametrize(
-    "said", [b"", b"QEV", bytes(multifd.Init(multifd.NO_UUID, 0).encode()[:40]), doubt.QUESTION]
-)
+@pytest.mark.parametrize("said", [b"", b"QEV", bytes(Init(NO_UUID, 0).encode()[:40]), doubt.QUESTION])
 def test_connections_that_do_not_say_what_they_want_make_room(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from sterna.migration.destination.leftovers import RAM_LIMIT, SECTIONS_LIMIT
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import sections
 from sterna.stream.description import stream_description
-from sterna.stream.ram import END_OF_RECORDS, ram_setup
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.vmstate import DeviceState, VmStateDescription, array, boolean, buffer, struct, u8, u32
 from sterna.stream.wire import VMDESC_LIMIT
 from sterna.testing.guest import CPU, DISK, DoubleGuest

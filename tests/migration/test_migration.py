@@ -15,8 +15,8 @@ from sterna.hypervisor.traits import Rule, Trait
 from sterna.memory.bitmap import DirtyBatch
 from sterna.migration import handshake
 from sterna.migration.errors import ChannelError, MigrationError, StateError, UriError
-from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.statistics import MigrationStatus
+from sterna.migration.transport.ratelimit import RateLimiter
 from sterna.ownership import Ownership, Standing
 from sterna.testing.guest import DoubleGuest
 

@@ -15,8 +15,8 @@ from tests.refusal import refuse_threads
 
 from sterna.jit.kernel import COMPILED
 from sterna.migration.errors import StateError
-from sterna.migration.multifd import kernels
 from sterna.migration.statistics import MigrationStatus
+from sterna.stream.multifd import kernels
 from sterna.testing.guest import DoubleGuest
 
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED

@@ -27,9 +27,10 @@ from sterna.migration.multifd import lobby, receiver
 from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Standing
-from sterna.stream import ram, sections
-from sterna.stream.multifd import NO_UUID, Compression, Init, Packet, PacketFormat
-from sterna.stream.pagecompression import compressor
+from sterna.stream import sections
+from sterna.stream.multifd.compression import compressor
+from sterna.stream.multifd.format import NO_UUID, Compression, Init, Packet, PacketFormat
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.testing.guest import DoubleGuest
 
 PAGES = 8
@@ -66,17 +67,17 @@ class RawSource:
         return made
 
     def begin(self) -> None:
-        setup = sections.section_start(1, "ram", 0, 4) + ram.ram_setup([(BLOCK, PAGES * 4096)])
+        setup = sections.section_start(1, "ram", 0, 4) + ram_setup([(BLOCK, PAGES * 4096)])
         self._main.sendall(
             sections.header(sections.Configuration("double-1.0", 12)) + setup + sections.footer(1)
         )
 
     def part(self, records: bytes = b"") -> None:
-        self._main.sendall(sections.section_part(1) + records + ram.END_OF_RECORDS + sections.footer(1))
+        self._main.sendall(sections.section_part(1) + records + END_OF_RECORDS + sections.footer(1))
 
     def finish(self) -> None:
         """The last part, devices as a guest has them that has not run, and the end."""
-        out = sections.section_end(1) + ram.END_OF_RECORDS + sections.footer(1)
+        out = sections.section_end(1) + END_OF_RECORDS + sections.footer(1)
         with DoubleGuest(PAGES, running=False) as guest:
             for section_id, state in enumerate(guest.save_devices(), 2):
                 out += sections.device_section(section_id, guest.descriptions[state.name], state)

@@ -9,11 +9,11 @@ from sterna.jit.ahead import fetch_kernels
 from sterna.jit.kernel import COMPILED
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.ram import RamBlock
-from sterna.migration.channels.gather import vectors_of
-from sterna.migration.multifd import kernels
-from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
-from sterna.stream.multifd import Compression, Packet, PacketFormat
-from sterna.stream.ram_kernels import bytes_at
+from sterna.memory.vectors import vectors_of
+from sterna.stream.multifd import kernels
+from sterna.stream.multifd.format import Compression, Packet, PacketFormat
+from sterna.stream.multifd.packets import IN_THE_BLOCK, head_of, packets_of
+from sterna.stream.ram.records import bytes_at
 from sterna.stream.wire import StreamError
 
 PAGES = 300

@@ -10,11 +10,11 @@ import pytest
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.multifd.sender import MultifdSender, MultifdSettings
-from sterna.migration.pages import Batch, zero_records
-from sterna.migration.pagesender import PART, PART_END, SECTION_END
-from sterna.migration.ratelimit import RateLimiter
-from sterna.stream.multifd import INIT_BYTES, PacketFormat, decode_init
+from sterna.migration.transport.multifd.sender import MultifdSender, MultifdSettings
+from sterna.migration.transport.ratelimit import RateLimiter
+from sterna.migration.transport.sender import PART, PART_END, SECTION_END
+from sterna.stream.multifd.format import INIT_BYTES, PacketFormat, decode_init
+from sterna.stream.ram.encoder import Batch, zero_records
 
 CHANNELS = 5
 TOKEN = b"a token of 16 B."

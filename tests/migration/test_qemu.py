@@ -20,9 +20,9 @@ from sterna.memory.ram import RamBlock
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Ownership, Standing
-from sterna.stream import ram
 from sterna.stream.description import Descriptions, find_description
 from sterna.stream.leftover import Judgement, RamUse
+from sterna.stream.ram.setup import read_setup
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import DeviceState
@@ -127,7 +127,7 @@ class Carrier:
         self.machine_type = configuration.machine
         self.page_bits = configuration.page_bits
         self.uuid = None
-        setup = ram.read_setup(reader, configuration.page_bits or 10)
+        setup = read_setup(reader, configuration.page_bits or 10)
         self.ram_blocks = tuple(RamBlock(name, size) for name, size in setup)
         text = find_description(stream)
         assert text is not None

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sterna.migration.pagesender import Sent
 from sterna.migration.progress import IllegalTransition, Progress
 from sterna.migration.statistics import Bandwidth, DowntimeParts, MigrationInfo, MigrationStatus
+from sterna.migration.transport.sender import Sent
 
 
 class Clock:

@@ -10,13 +10,15 @@ from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_gues
 from sterna.jit.kernel import COMPILED
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock, RamError
-from sterna.migration import xbzrle_kernels
-from sterna.migration.pages import Batch, PassWork
 from sterna.migration.statistics import MigrationStatus
-from sterna.migration.xbzrlecache import EncodedBatch, XbzrleCache, affordable_cache
-from sterna.stream import ram_kernels
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages
+from sterna.migration.transport.work import PassWork
+from sterna.stream.ram import records
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import Batch, encode_pages
+from sterna.stream.ram.setup import END_OF_RECORDS
 from sterna.stream.reader import StreamReader
+from sterna.stream.xbzrle import changes
+from sterna.stream.xbzrle.cache import EncodedBatch, XbzrleCache, affordable_cache
 from sterna.testing.guest import DoubleGuest
 
 __all__ = ["host"]
@@ -55,7 +57,7 @@ class Pair:
         numbers = np.array(pages, dtype=np.int64)
         sent = self.cache.encode(Batch(self.source, numbers), self.number, suffix=END_OF_RECORDS, keep=keep)
         # While the system call reads the pages the guest writes on: kept pages must not change under it.
-        wire = b"".join(ram_kernels.bytes_at(int(address), int(size)) for address, size in sent.iov)
+        wire = b"".join(records.bytes_at(int(address), int(size)) for address, size in sent.iov)
         assert len(wire) == sent.nbytes
         self.decoder.read_records(StreamReader(Bytes(wire)))
         return sent
@@ -132,7 +134,7 @@ def test_a_page_sent_whole_is_sent_as_it_is_kept() -> None:
     sent = pair.cache.encode(Batch(pair.source, np.array([8])), 2, suffix=END_OF_RECORDS)
     before = pair.page(8).copy()
     pair.page(8)[:] = 1
-    wire = b"".join(ram_kernels.bytes_at(int(address), int(size)) for address, size in sent.iov)
+    wire = b"".join(records.bytes_at(int(address), int(size)) for address, size in sent.iov)
     assert before.tobytes() in wire
     pair.decoder.read_records(StreamReader(Bytes(wire)))
     pair.number = 2
@@ -312,9 +314,9 @@ def test_the_kernel_and_its_twin_agree(data: st.DataObject) -> None:
             keep = number < 3 or data.draw(st.booleans())
             outcomes = []
             for pair, kernel in zip(
-                pairs, (xbzrle_kernels.encode_changes, xbzrle_kernels.encode_changes_twin), strict=True
+                pairs, (changes.encode_changes, changes.encode_changes_twin), strict=True
             ):
-                patch.setattr("sterna.migration.xbzrlecache.xbzrle_kernels.encode_changes", kernel)
+                patch.setattr("sterna.stream.xbzrle.cache.changes.encode_changes", kernel)
                 rng = np.random.default_rng(seed)
                 for page in dirty:
                     at = rng.integers(0, 4096, rng.choice([0, 1, 9, 3000]))

@@ -21,7 +21,15 @@ FOLDERS = {
     "stage2": Folder("src/sterna/stage2", ("tests/stage2",)),
     "migration": Folder("src/sterna/migration", ("tests/migration",)),
     "analysis": Folder("src/sterna/analysis", ("tests/analysis",)),
-    "stream": Folder("src/sterna/stream", ("tests/stream",)),
+    "stream": Folder(
+        "src/sterna/stream",
+        (
+            "tests/stream",
+            "tests/migration/test_multifd.py",
+            "tests/migration/test_multifd_packets.py",
+            "tests/migration/test_xbzrle.py",
+        ),
+    ),
     "devices": Folder(
         "src/sterna/machine/devices",
         (

@@ -6,7 +6,9 @@ import numpy as np
 
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages, ram_setup
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import encode_pages
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import (
     CommandPiece,
     EndOfStream,

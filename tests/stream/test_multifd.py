@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.stream import multifd
-from sterna.stream.multifd import Compression, Init, Packet, PacketFormat, decode_init
-from sterna.stream.pagecompression import compressor, decompressor
+from sterna.stream.multifd.compression import compressor, decompressor
+from sterna.stream.multifd.format import (
+    COMPRESSED_LIMIT,
+    INIT_BYTES,
+    Compression,
+    Init,
+    Packet,
+    PacketFormat,
+    decode_init,
+)
 from sterna.stream.wire import StreamError
 
 FORMAT = PacketFormat(12)
@@ -40,7 +47,7 @@ def fields(packet: Packet) -> tuple[object, ...]:
 
 
 def test_sizes_are_those_on_the_wire() -> None:
-    assert multifd.INIT_BYTES == 64
+    assert INIT_BYTES == 64
     assert (FORMAT.pages, FORMAT.header_bytes) == (128, 1344)
     legacy = PacketFormat(10)
     assert (legacy.pages, legacy.header_bytes) == (512, 4416)
@@ -70,7 +77,7 @@ def test_headers_of_qemu() -> None:
     st.sampled_from(Compression),
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60),
     st.lists(st.integers(0, 2**51), min_size=1, max_size=512),
-    st.integers(1, multifd.COMPRESSED_LIMIT),
+    st.integers(1, COMPRESSED_LIMIT),
     st.integers(0, 2**64 - 1),
 )
 def test_a_header_comes_back(
@@ -136,7 +143,7 @@ def test_damaged_headers_decode_within_bounds_or_not_at_all(damage: list[tuple[i
     except StreamError:
         return
     assert packet.pages.size <= 128
-    assert packet.data_bytes <= multifd.COMPRESSED_LIMIT
+    assert packet.data_bytes <= COMPRESSED_LIMIT
     assert (packet.pages >= 0).all()
     assert (packet.pages.size == 0) == (packet.block == "")
 
@@ -157,7 +164,7 @@ def test_a_channels_pieces_come_back_one_by_one(compression: Compression, level:
     for size in (4096, 512 << 10, 1, 8192):
         for data in (bytes(size), rng.bytes(size), b"abc" * (size // 3) + bytes(size % 3)):
             piece = here.compress(data)
-            assert len(piece) <= multifd.COMPRESSED_LIMIT
+            assert len(piece) <= COMPRESSED_LIMIT
             assert there.decompress(piece, size) == data
 
 

@@ -17,7 +17,9 @@ from tests.savedstream import saved, saving
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
 from sterna.stream.description import Descriptions, find_description, stream_description
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages, ram_setup, read_setup
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import encode_pages
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup, read_setup
 from sterna.stream.reader import EndOfStream, SectionHeader, SectionPiece, StreamReader, VmDescription
 from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import (

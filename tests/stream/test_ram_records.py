@@ -13,16 +13,11 @@ from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.memory.digest import PIECE_SIZE
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
-from sterna.stream import ram_kernels
-from sterna.stream.ram import (
-    END_OF_RECORDS,
-    RamDecoder,
-    RamStatistics,
-    encode_pages,
-    ram_setup,
-    read_setup,
-)
-from sterna.stream.ram_kernels import Status
+from sterna.stream.ram import records
+from sterna.stream.ram.decoder import RamDecoder, RamStatistics
+from sterna.stream.ram.encoder import encode_pages
+from sterna.stream.ram.records import Status
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup, read_setup
 from sterna.stream.reader import StreamReader
 from sterna.stream.vmstate import StreamError
 
@@ -124,7 +119,7 @@ def test_encoder_and_its_twin_agree(numbers: list[int], prefix: bytes, suffix: b
     words = np.zeros(8 * 512, dtype=np.uint64)
     words[[0, 511, 1024, 2047]] = 1
     results: list[Any] = []
-    for kernel in (ram_kernels.encode_records, ram_kernels.encode_records.twin):  # type: ignore[attr-defined]
+    for kernel in (records.encode_records, records.encode_records.twin):  # type: ignore[attr-defined]
         headers = np.zeros(len(prefix) + len(numbers) * 9 + len(NAME) + len(suffix), dtype=np.uint8)
         headers[: len(prefix)] = bytearray(prefix)
         iov = np.zeros((2 * len(numbers) + 2, 2), dtype=np.uint64)
@@ -165,7 +160,7 @@ def test_decoder_and_its_twin_agree(body: bytes, named: bool, fresh: bool) -> No
     staging = np.array(bytearray(body), dtype=np.uint8)
     name = np.array(bytearray(b"toy.ram" if named else b""), dtype=np.uint8)
     results: list[Any] = []
-    for kernel in (ram_kernels.decode_records, ram_kernels.decode_records.twin):  # type: ignore[attr-defined]
+    for kernel in (records.decode_records, records.decode_records.twin):  # type: ignore[attr-defined]
         ram = np.zeros(4 * 4096, dtype=np.uint8)
         ram[4096] = 9
         before = ram.copy()
@@ -213,7 +208,7 @@ def test_zero_records_clear_what_came_before(block: RamBlock) -> None:
 
 BOTH_DECODERS = pytest.mark.parametrize(
     "decode",
-    [ram_kernels.decode_records, ram_kernels.decode_records.twin],  # type: ignore[attr-defined]
+    [records.decode_records, records.decode_records.twin],  # type: ignore[attr-defined]
     ids=["kernel", "twin"],
 )
 PIECES = 3

@@ -9,7 +9,8 @@ from tests.stream.streams import TOY, TOY_STATE, PieceSource, load, outcome, sma
 
 from sterna.memory.ram import RamBlock
 from sterna.stream import sections
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, ram_setup
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import (
     CommandPiece,
     EndOfStream,

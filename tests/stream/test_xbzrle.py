@@ -13,11 +13,13 @@ from tests.stream.streams import PieceSource
 
 from sterna.jit.kernel import COMPILED
 from sterna.memory.ram import RamBlock
-from sterna.stream import xbzrle
-from sterna.stream.ram import END_OF_RECORDS, RamDecoder, encode_pages
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import encode_pages
+from sterna.stream.ram.setup import END_OF_RECORDS
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import StreamError
-from sterna.stream.xbzrle import OVERFLOW, UNCHANGED, Fault
+from sterna.stream.xbzrle import coding
+from sterna.stream.xbzrle.coding import OVERFLOW, UNCHANGED, Fault
 
 Bytes = NDArray[np.uint8]
 PAGE = 4096
@@ -31,7 +33,7 @@ def array(data: bytes) -> Bytes:
 def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
     """The code, from the kernel and its twin, which touch nothing past the room they have."""
     codes: list[bytes | int] = []
-    for kernel in (xbzrle.encode, getattr(xbzrle.encode, "twin", xbzrle.encode)):
+    for kernel in (coding.encode, getattr(coding.encode, "twin", coding.encode)):
         out = np.full(room + 64, GUARD, dtype=np.uint8)
         length = int(kernel(array(old).view(np.uint64), array(new).view(np.uint64), out[:room]))
         assert (out[room:] == GUARD).all()
@@ -43,7 +45,7 @@ def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
 def decode(code: bytes, page: bytes) -> tuple[Fault, int, bytes]:
     """What becomes of a page, by the kernel and its twin; memory around the page stays as it is."""
     results: list[tuple[Fault, int, bytes]] = []
-    for kernel in (xbzrle.decode, getattr(xbzrle.decode, "twin", xbzrle.decode)):
+    for kernel in (coding.decode, getattr(coding.decode, "twin", coding.decode)):
         memory = np.full(len(page) + (2 << 14), GUARD, dtype=np.uint8)
         target = memory[1 << 14 :][: len(page)]
         target[:] = array(page)
@@ -208,8 +210,8 @@ def test_every_flip_and_every_cut_of_a_code() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from([8, 64, 4096]))
 def test_check_and_its_twin_agree(code: bytes, size: int) -> None:
-    twin = xbzrle.check.twin  # type: ignore[attr-defined]
-    assert xbzrle.check(array(code), size) == twin(array(code), size)
+    twin = coding.check.twin  # type: ignore[attr-defined]
+    assert coding.check(array(code), size) == twin(array(code), size)
 
 
 # -- records ---------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from tests.stream.test_qemu_streams import BOARDS, RAM_BYTES, SECONDS, Board, By
 from sterna.analysis.survey import survey
 from sterna.memory.digest import digest_file
 from sterna.memory.ram import RamBlock
-from sterna.stream import xbzrle
-from sterna.stream.ram import RamDecoder, read_setup
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.setup import read_setup
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
 from sterna.stream.wire import RamFlag, SectionType
+from sterna.stream.xbzrle import coding
 
 pytestmark = pytest.mark.qemu
 
@@ -158,7 +159,7 @@ def changes(recording: Recording) -> Iterator[Change]:
                 assert reader.take(1) == b"\1"
                 code = np.array(bytearray(reader.take(int.from_bytes(reader.take(2), "big"))), dtype=np.uint8)
                 before = page.copy()
-                assert xbzrle.decode(code, page)[0] == 0
+                assert coding.decode(code, page)[0] == 0
                 yield Change(before, page.copy(), code)
     assert ram[recording.board.ram_name].tobytes() == recording.ram
 
@@ -167,7 +168,7 @@ def test_qemus_codes_are_the_ones_made_here(recording: Recording) -> None:
     found = list(changes(recording))
     for change in found:
         out = np.empty_like(change.before)
-        length = xbzrle.encode(change.before.view(np.uint64), change.after.view(np.uint64), out)
+        length = coding.encode(change.before.view(np.uint64), change.after.view(np.uint64), out)
         assert out[:length].tobytes() == change.code.tobytes()
     statistics = recording.statistics
     assert len(found) <= statistics["pages"] - statistics["overflow"]

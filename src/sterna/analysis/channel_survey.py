@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.analysis.ram_survey import RamSurveyor
-from sterna.stream import multifd
-from sterna.stream.multifd import Compression, PacketFormat
-from sterna.stream.pagecompression import Decompressor, decompressor
+from sterna.stream.multifd.compression import Decompressor, decompressor
+from sterna.stream.multifd.format import GROUP_BYTES, INIT_BYTES, Compression, PacketFormat, decode_init
 from sterna.stream.reader import CommandPiece, StreamReader, StreamSource
 from sterna.stream.wire import StreamError
 
@@ -133,7 +132,7 @@ class _Channel:
     def open(self) -> None:
         """Read the initial packet."""
         with _named(self.label, 0):
-            self.id = multifd.decode_init(self._reader.take(multifd.INIT_BYTES)).id
+            self.id = decode_init(self._reader.take(INIT_BYTES)).id
 
     def read_rest(self) -> None:
         """Read what follows the last SYNC: packets, perhaps, but no pages."""
@@ -167,7 +166,7 @@ class _Channel:
             raise StreamError(f"the compression changes to {compression.value}")
         self._compression = compression
         if len(self._buffer) < size:
-            self._buffer = bytearray(max(size, multifd.GROUP_BYTES))
+            self._buffer = bytearray(max(size, GROUP_BYTES))
         view = memoryview(self._buffer)[:size]
         self._reader.take_into(view)
         return view

@@ -22,14 +22,9 @@ from sterna.analysis.survey_kernels import NEW_PASS
 from sterna.analysis.survey_tallies import Tally
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
-from sterna.stream.ram import (
-    CHANGE_FAULTS,
-    MULTIFD_FLUSH_TEXT,
-    explain_change,
-    named_block,
-    read_setup,
-)
-from sterna.stream.ram_kernels import Bytes, Status
+from sterna.stream.ram.decoder import CHANGE_FAULTS, explain_change
+from sterna.stream.ram.records import Bytes, Status
+from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, named_block, read_setup
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import RamFlag, StreamError, StreamUnsupported
 

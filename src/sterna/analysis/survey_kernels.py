@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from sterna.analysis.survey_tallies import Tally, hold, note_page
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
-from sterna.stream import xbzrle
-from sterna.stream.ram_kernels import Bytes, Status, copy
+from sterna.stream.ram.records import Bytes, Status, copy
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
+from sterna.stream.xbzrle import coding
 
 NEW_PASS = len(Status)
 """Status beside those of `decode_records`: the record at hand belongs to a new pass."""
@@ -29,7 +29,7 @@ _TURN_BYTES, _ZERO_BYTES, _CHANGED_BYTES = (
     int(Tally.ZERO_BYTES),
     int(Tally.CHANGED_BYTES),
 )
-_apply, _check = xbzrle.apply, xbzrle.check
+_apply, _check = coding.apply, coding.check
 
 
 def _locate_twin(
@@ -84,7 +84,7 @@ def _locate_twin(
             if after + length > end:
                 return at, _MORE
             code = staging[after : after + length]
-            if xbzrle.check.twin(code, page_bytes)[0]:  # type: ignore[attr-defined]
+            if coding.check.twin(code, page_bytes)[0]:  # type: ignore[attr-defined]
                 return at, _CODE
             after += length
         completes = kind == _XBZRLE and tallies[_ZERO_BEFORE] == first + page
@@ -114,7 +114,7 @@ def _locate_twin(
                 tallies[_CHANGED_BYTES] += after - at
                 block_counts[2] += 1
                 if ram.size:
-                    xbzrle.apply.twin(code, target)  # type: ignore[attr-defined]
+                    coding.apply.twin(code, target)  # type: ignore[attr-defined]
         at = after
     return at, _MORE
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sterna.jit.kernel import READONLY, kernel
 from sterna.memory.bitmap import Words
-from sterna.stream.ram_kernels import Bytes, copy
+from sterna.stream.ram.records import Bytes, copy
 
 
 class Tally(IntEnum):

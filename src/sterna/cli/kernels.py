@@ -15,9 +15,10 @@ _MIGRATION = (
     "sterna.memory.bitmap",
     "sterna.memory.shadow",
     "sterna.migration.channels.gather",
-    "sterna.migration.multifd.kernels",
-    "sterna.migration.xbzrle_kernels",
-    "sterna.stream.ram_kernels",
+    "sterna.migration.multifd.intake",
+    "sterna.stream.multifd.kernels",
+    "sterna.stream.xbzrle.changes",
+    "sterna.stream.ram.records",
 )
 _SURVEY = ("sterna.analysis.capture",)
 """Modules whose kernels are called, their own or those of what they import."""

@@ -25,8 +25,9 @@ from sterna.memory.shadow import Shadow
 from sterna.migration.errors import LostWriteError
 from sterna.migration.guest import Guest
 from sterna.migration.lostwrites import SHOWN, AuditReport, LostWrite
-from sterna.migration.pages import Batch, PassWork, SentPages
 from sterna.migration.progress import Progress
+from sterna.migration.transport.work import PassWork, SentPages
+from sterna.stream.ram.encoder import Batch
 
 
 class Audit(Protocol):

@@ -11,12 +11,12 @@ from sterna.migration.destination.listen import Incoming
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import MigrationError, StateError
 from sterna.migration.guest import Guest
-from sterna.migration.pages import PageHeat
 from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.source.context import SourceContext
 from sterna.migration.source.run import Source
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
+from sterna.migration.transport.work import PageHeat
 from sterna.ownership import Standing
 
 DEFER = "defer"

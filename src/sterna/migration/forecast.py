@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass, field
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.pagesender import Sent
 from sterna.migration.policy import LAST_PASS_MS
 from sterna.migration.statistics import DowntimeParts
+from sterna.migration.transport.sender import Sent
 
 STOP_MS = 0.2
 DEVICE_STATE_MS = 6.0

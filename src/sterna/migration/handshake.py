@@ -58,7 +58,7 @@ import xxhash
 from sterna.host.printable import one_line
 from sterna.migration.errors import ProtocolError
 from sterna.migration.process import ProcessIdentity
-from sterna.stream.multifd import CHANNEL_LIMIT
+from sterna.stream.multifd.format import CHANNEL_LIMIT
 
 GREETING = 0x53544E41
 """Value of the PING that a sterna answers with `Hello` before the PONG ("STNA")."""

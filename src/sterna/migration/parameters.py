@@ -13,7 +13,7 @@ from enum import Enum
 from sterna.migration.errors import ParameterError
 from sterna.migration.policy import Policy
 from sterna.registry import Registry
-from sterna.stream.multifd import Compression
+from sterna.stream.multifd.format import Compression
 
 Value = int | bool | str
 

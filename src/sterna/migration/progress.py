@@ -9,7 +9,6 @@ from typing import Any
 
 from sterna.errors import InternalError
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.pagesender import Sent
 from sterna.migration.statistics import (
     PASS_LIMIT,
     Bandwidth,
@@ -18,6 +17,7 @@ from sterna.migration.statistics import (
     MigrationStatus,
     Pass,
 )
+from sterna.migration.transport.sender import Sent
 
 log = logging.getLogger(__name__)
 

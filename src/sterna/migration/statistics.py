@@ -30,6 +30,7 @@ from sterna.host.address import parse_inet
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.lostwrites import AuditReport
 from sterna.stream.leftover import Leftover
+from sterna.stream.xbzrle.statistics import XbzrleStatistics
 
 
 class MigrationStatus(Enum):
@@ -163,33 +164,6 @@ class Timeline:
         for i in range(1, len(marks)):
             marks[i] = max(marks[i], marks[i - 1])
         return DowntimeParts(*((after - before) / 1e6 for before, after in pairwise(marks)))
-
-
-@dataclass(frozen=True)
-class XbzrleStatistics:
-    """QEMU's XBZRLECacheStats.
-
-    :ivar cache_size: bytes, as the parameter says
-    :ivar bytes: of the records of changed pages, without the word before each; a page that overflowed counts
-        as a page
-    :ivar pages: pages that were found in the cache: sent as code, whole because the code overflowed, or left
-        out because nothing changed
-    :ivar cache_miss: pages that were not
-    :ivar cache_miss_rate: their share of the last pass's pages
-    :ivar encoding_rate: bytes of the pages found in the last pass, over the bytes that they became
-    :ivar overflow: pages whose code would have been longer than a page
-    """
-
-    cache_size: int
-    bytes: int = 0
-    pages: int = 0
-    cache_miss: int = 0
-    cache_miss_rate: float = 0.0
-    encoding_rate: float = 0.0
-    overflow: int = 0
-
-    def to_qmp(self) -> dict[str, int | float]:
-        return {name.replace("_", "-"): value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import xxhash
 from sterna.memory.address import PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.digest import BlockDigest, Digests, RamDigest, chunk_count, page_digests
 from sterna.memory.ram import RamBlock
-from sterna.migration.pages import SentPages
+from sterna.migration.transport.work import SentPages
 from sterna.stream.body import ByteSource
 from sterna.stream.fields import Field, Record
 from sterna.stream.vmstate import (

@@ -10,7 +10,8 @@ from sterna.analysis.proxy.tap import HEAD_BYTES, RING_BYTES, Tap
 from sterna.migration import doubt
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError
-from sterna.stream import multifd, wire
+from sterna.stream import wire
+from sterna.stream.multifd.format import INIT_BYTES, MAGIC
 
 _BACK_RING_BYTES = 64 << 10
 _LINGER_SECONDS = 5.0
@@ -34,7 +35,7 @@ class Kind(Enum):
 
 _OPENINGS = {
     wire.MAGIC.to_bytes(4, "big"): Kind.MAIN,
-    multifd.MAGIC.to_bytes(4, "big"): Kind.CHANNEL,
+    MAGIC.to_bytes(4, "big"): Kind.CHANNEL,
     doubt.QUESTION[:4]: Kind.QUESTION,
 }
 
@@ -43,7 +44,7 @@ def _kind_of(head: bytes) -> Kind:
     if len(head) < 4:
         return Kind.UNKNOWN
     kind = _OPENINGS.get(head[:4], Kind.OTHER)
-    return Kind.UNKNOWN if kind is Kind.CHANNEL and len(head) < multifd.INIT_BYTES else kind
+    return Kind.UNKNOWN if kind is Kind.CHANNEL and len(head) < INIT_BYTES else kind
 
 
 class End(Enum):

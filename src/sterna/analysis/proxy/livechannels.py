@@ -8,7 +8,7 @@ from sterna.analysis.proxy.tap import TapReader
 from sterna.migration import handshake
 from sterna.migration.errors import ProtocolError
 from sterna.migration.handshake import Offer, PrivateCommand
-from sterna.stream.multifd import decode_init
+from sterna.stream.multifd.format import decode_init
 from sterna.stream.reader import CommandPiece
 from sterna.stream.wire import StreamError
 

@@ -26,7 +26,7 @@ from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import Cancelled, ChannelError, UriError
 from sterna.ownership import Outcome as Answered
-from sterna.stream.multifd import CHANNEL_LIMIT
+from sterna.stream.multifd.format import CHANNEL_LIMIT
 
 DOUBT_SECONDS = 60.0
 """How long the source has to ask who runs the guest."""

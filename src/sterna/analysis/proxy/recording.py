@@ -12,7 +12,7 @@ from sterna.analysis.proxy.connection import Connection, Kind
 from sterna.analysis.proxy.tap import TapReader
 from sterna.host.newfile import NewFile
 from sterna.migration.errors import MigrationError
-from sterna.stream.multifd import CHANNEL_LIMIT
+from sterna.stream.multifd.format import CHANNEL_LIMIT
 
 _NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}
 _CHUNK = 256 << 10

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sterna.migration.channels.sockets import VANISHED_SECONDS
 from sterna.migration.errors import MigrationError
-from sterna.stream.multifd import INIT_BYTES
+from sterna.stream.multifd.format import INIT_BYTES
 
 RING_BYTES = 16 << 20
 ROOM_BYTES = 512 << 10

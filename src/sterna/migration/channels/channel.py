@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from sterna.memory.vectors import Vectors
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import gather
-from sterna.migration.channels.gather import Vectors
 from sterna.migration.errors import ChannelError
 
 _READER_SECONDS = 0.002

@@ -8,16 +8,13 @@ import ctypes
 import errno
 import select
 import time
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import Late, kernel
-
-Vectors: TypeAlias = Annotated[NDArray[np.uint64], 2]
-"""A gather list: `shape (n, 2)`, dtype uint64, C order; rows are (address, length in bytes), as struct iovec.
-"""
+from sterna.memory.vectors import Vectors
 
 IOV_MAX = 1024
 """Most vectors one writev takes (UIO_MAXIOV, include/uapi/linux/uio.h)."""
@@ -202,9 +199,3 @@ def read_list(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -
         done += got
         row = advance(vectors, row, got)
     return done, row, 0
-
-
-def vectors_of(data: bytes | bytearray | memoryview) -> Vectors:
-    """A gather list of one piece, good as long as `data` is kept."""
-    array = np.frombuffer(data, dtype=np.uint8)
-    return np.array([[array.ctypes.data, array.size]], dtype=np.uint64)

@@ -31,12 +31,13 @@ from sterna.migration.process import ProcessWatch
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.ownership import Event, Standing
-from sterna.stream import multifd, sections
+from sterna.stream import sections
+from sterna.stream.multifd.format import INIT_BYTES, MAGIC, decode_init
 from sterna.stream.return_path import ReturnMessage
 from sterna.stream.wire import Command, StreamError
 
 _HEAD_BYTES = len(doubt.QUESTION)
-_MULTIFD = multifd.MAGIC.to_bytes(4, "big")
+_MULTIFD = MAGIC.to_bytes(4, "big")
 _HEAD_SECONDS = 10.0
 _GREETING = sections.command(Command.PING, handshake.GREETING.to_bytes(4, "big"))
 _GREETING_LIMIT = 1 << 16
@@ -234,9 +235,7 @@ class Incoming:
                 if not head:
                     return  # only looked whether somebody listens
                 if head.startswith(_MULTIFD):
-                    init = multifd.decode_init(
-                        head + self._read_exactly(channel, multifd.INIT_BYTES - len(head))
-                    )
+                    init = decode_init(head + self._read_exactly(channel, INIT_BYTES - len(head)))
                     if self._is_known(channel):
                         stack.pop_all()
                         self._lobby.enter(init, channel)

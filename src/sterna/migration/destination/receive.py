@@ -9,7 +9,7 @@ from sterna.migration.destination.context import DestinationContext
 from sterna.migration.destination.greeting import Greeting
 from sterna.migration.destination.load import Arrived, Load
 from sterna.migration.phase import Phase
-from sterna.stream.ram import RamDecoder
+from sterna.stream.ram.decoder import RamDecoder
 from sterna.stream.reader import CommandPiece, EndOfStream, Event, SectionPiece
 from sterna.stream.vmstate import DeviceState
 from sterna.stream.wire import RAM_SECTION, RAM_VERSION, SectionType

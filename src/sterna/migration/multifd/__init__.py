@@ -1,1 +1,1 @@
-"""Pages on connections of their own beside the main channel: QEMU's multifd, both ends."""
+"""Pages on connections of their own beside the main channel: QEMU's multifd at the destination."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from sterna.migration.channels.sockets import SocketChannel
-from sterna.stream.multifd import CHANNEL_LIMIT, Init
+from sterna.stream.multifd.format import CHANNEL_LIMIT, Init
 
 WAIT_SECONDS = 10.0
 """How long a channel waits for a main channel."""

@@ -14,13 +14,14 @@ from sterna.host.printable import describe
 from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
+from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.gather import Vectors, vectors_of
 from sterna.migration.errors import ChannelError, MigrationError
-from sterna.migration.multifd import kernels
-from sterna.migration.multifd.kernels import Marks
-from sterna.stream.multifd import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
-from sterna.stream.pagecompression import Decompressor, decompressor
+from sterna.migration.multifd.intake import take_packets
+from sterna.stream.multifd import kernels
+from sterna.stream.multifd.compression import Decompressor, decompressor
+from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
+from sterna.stream.multifd.kernels import Marks
 from sterna.stream.wire import StreamError
 
 
@@ -125,7 +126,7 @@ class ReceiveChannel:
     def _take_packets(self, block: RamBlock) -> None:
         """Read packets for the block that the last was for, as far as they need nothing else."""
         read_fd, cancel_fd = self.channel.descriptors()
-        have, row, end, within = kernels.take_packets(
+        have, row, end, within = take_packets(
             read_fd,
             cancel_fd,
             self._header,

@@ -11,20 +11,20 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.guest import Guest
-from sterna.migration.multifd.sender import MultifdSettings
-from sterna.migration.pages import SentPages
-from sterna.migration.pagesender import PageSender
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Greeted, Peer
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
-from sterna.migration.ratelimit import RateLimiter
 from sterna.migration.source.dirtylogging import DirtyLogging
 from sterna.migration.source.doubt import Doubt
-from sterna.migration.xbzrlecache import XbzrleCache
+from sterna.migration.transport.multifd.sender import MultifdSettings
+from sterna.migration.transport.ratelimit import RateLimiter
+from sterna.migration.transport.sender import PageSender
+from sterna.migration.transport.work import SentPages
 from sterna.ownership import Standing
-from sterna.stream.multifd import NO_TOKEN, NO_UUID
+from sterna.stream.multifd.format import NO_TOKEN, NO_UUID
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS
+from sterna.stream.xbzrle.cache import XbzrleCache
 
 
 @dataclass

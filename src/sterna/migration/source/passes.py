@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from sterna.memory.bitmap import DirtyBatch, page_numbers
-from sterna.migration.pages import Batch, PassWork
-from sterna.migration.pagesender import Sent
 from sterna.migration.source.context import Link, SourceContext
+from sterna.migration.transport.sender import Sent
+from sterna.migration.transport.work import PassWork
+from sterna.stream.ram.encoder import Batch
 
 
 class Passes:

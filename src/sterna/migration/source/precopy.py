@@ -8,13 +8,13 @@ from sterna.migration import handshake, policy
 from sterna.migration.backoff import Backoff
 from sterna.migration.errors import Cancelled, GivenUp
 from sterna.migration.forecast import Forecast
-from sterna.migration.pages import PassWork
 from sterna.migration.peer import PeerKind
 from sterna.migration.phase import Phase
 from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.source.passes import Passes
 from sterna.migration.source.switchover import SwitchOver
 from sterna.migration.statistics import MigrationStatus
+from sterna.migration.transport.work import PassWork
 
 _PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05

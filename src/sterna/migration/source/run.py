@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from sterna.host.printable import describe
 from sterna.migration.channels import uri as uris
 from sterna.migration.errors import InDoubt, MigrationError, Unsynced
-from sterna.migration.pages import PageHeat
 from sterna.migration.phase import Phase, run_phases
 from sterna.migration.source.context import SourceContext
 from sterna.migration.source.setup import SetUp
 from sterna.migration.statistics import MigrationStatus
+from sterna.migration.transport.work import PageHeat
 from sterna.ownership import Standing
 
 log = logging.getLogger(__name__)

@@ -11,18 +11,19 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import MigrationError, Refused
 from sterna.migration.handshake import Offer
-from sterna.migration.multifd.sender import MultifdSender
-from sterna.migration.pagesender import RAM_ID, PageSender, RecordSender
 from sterna.migration.parameters import Verify
 from sterna.migration.peer import Greeted, Peer, PeerKind
 from sterna.migration.phase import Phase
 from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.source.precopy import Precopy
 from sterna.migration.source.reasons import in_their_words
-from sterna.migration.xbzrlecache import XbzrleCache, affordable_cache
+from sterna.migration.transport.multifd.sender import MultifdSender
+from sterna.migration.transport.sender import RAM_ID, PageSender, RecordSender
 from sterna.ownership import Standing
-from sterna.stream import ram, sections
+from sterna.stream import sections
+from sterna.stream.ram.setup import ram_setup
 from sterna.stream.wire import RAM_SECTION, RAM_VERSION
+from sterna.stream.xbzrle.cache import XbzrleCache, affordable_cache
 
 
 class SetUp(Phase):
@@ -52,7 +53,7 @@ class SetUp(Phase):
         digest = self._start_digest() if verifies else None
         blocks = [(block.name, block.size) for block in context.guest.ram_blocks]
         opening = sections.section_start(RAM_ID, RAM_SECTION, 0, RAM_VERSION)
-        setup = pages.send_setup(opening + ram.ram_setup(blocks) + sections.footer(RAM_ID))
+        setup = pages.send_setup(opening + ram_setup(blocks) + sections.footer(RAM_ID))
         context.progress.sent_other(setup.size)
         return Precopy(context, Link(channel, peer, greeted, pages, cache, digest, audit))
 

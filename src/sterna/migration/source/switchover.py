@@ -10,12 +10,12 @@ from sterna.memory.digest import RamDigest
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import verify
 from sterna.migration.errors import Cancelled
-from sterna.migration.pages import PassWork
 from sterna.migration.phase import Phase
 from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.source.handover import HandOver
 from sterna.migration.source.passes import Passes
 from sterna.migration.statistics import MigrationStatus, Timeline
+from sterna.migration.transport.work import PassWork
 from sterna.ownership import Standing
 from sterna.stream import sections
 from sterna.stream.description import stream_description

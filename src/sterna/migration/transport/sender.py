@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.gather import Vectors, vectors_of
-from sterna.migration.pages import Batch, untouched_records
-from sterna.migration.ratelimit import RateLimiter, cut
-from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream import ram, sections
+from sterna.migration.transport.ratelimit import RateLimiter, cut
+from sterna.stream import sections
+from sterna.stream.ram.encoder import Batch, encode_pages, untouched_records
+from sterna.stream.ram.setup import END_OF_RECORDS
+from sterna.stream.xbzrle.cache import XbzrleCache
 
 RAM_ID = 1
 """Number of the ram section in our streams."""
@@ -24,7 +25,7 @@ _SPARE = 0.5
 PART = sections.section_part(RAM_ID)
 SECTION_END = sections.section_end(RAM_ID)
 """Begins the section's last part, which `PART_END` ends as every other."""
-PART_END = ram.END_OF_RECORDS + sections.footer(RAM_ID)
+PART_END = END_OF_RECORDS + sections.footer(RAM_ID)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class RecordSender:
             send_paced(self._channel, changes.iov, self._limiter, final=final)
             size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
         else:
-            encoded = ram.encode_pages(
+            encoded = encode_pages(
                 batch.block, batch.pages, prefix=PART, suffix=PART_END, page_bits=self._page_bits
             )
             send_paced(self._channel, encoded.iov, self._limiter, final=final)

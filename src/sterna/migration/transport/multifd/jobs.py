@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.ram import RamBlock
-from sterna.migration.channels.gather import Vectors
-from sterna.migration.pages import PageNumbers
+from sterna.memory.vectors import Vectors
+from sterna.stream.ram.encoder import PageNumbers
 
 
 @dataclass(frozen=True)

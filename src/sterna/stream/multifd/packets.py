@@ -3,11 +3,11 @@
 import numpy as np
 
 from sterna.memory.ram import RamBlock
-from sterna.migration.channels.gather import Vectors
-from sterna.migration.multifd import kernels
-from sterna.migration.multifd.kernels import Bytes
-from sterna.migration.pages import PageNumbers
-from sterna.stream.multifd import HEAD_BYTES, Packet, PacketFormat
+from sterna.memory.vectors import Vectors
+from sterna.stream.multifd import kernels
+from sterna.stream.multifd.format import HEAD_BYTES, Packet, PacketFormat
+from sterna.stream.multifd.kernels import Bytes
+from sterna.stream.ram.encoder import PageNumbers
 
 IN_THE_BLOCK: Vectors = np.empty((0, 2), dtype=np.uint64)
 """Instead of where pages are."""

@@ -6,16 +6,16 @@ import threading
 import numpy as np
 
 from sterna.host.printable import describe
+from sterna.memory.vectors import vectors_of
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.gather import vectors_of
 from sterna.migration.errors import ChannelError, MigrationError
-from sterna.migration.multifd.jobs import Group, Job, Jobs, Task
-from sterna.migration.pagesender import send_paced
-from sterna.migration.ratelimit import RateLimiter
-from sterna.stream.multifd import Compression, Packet, PacketFormat
-from sterna.stream.pagecompression import Compressor
-from sterna.stream.ram_kernels import bytes_at
+from sterna.migration.transport.multifd.jobs import Group, Job, Jobs, Task
+from sterna.migration.transport.ratelimit import RateLimiter
+from sterna.migration.transport.sender import send_paced
+from sterna.stream.multifd.compression import Compressor
+from sterna.stream.multifd.format import Compression, Packet, PacketFormat
+from sterna.stream.ram.records import bytes_at
 
 
 class SendChannel:

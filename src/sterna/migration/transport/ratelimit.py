@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sterna.migration.channels.gather import Vectors
+from sterna.memory.vectors import Vectors
 
 CATCH_UP_SECONDS = 0.03
 PIECE_SECONDS = 0.005

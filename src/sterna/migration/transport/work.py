@@ -6,33 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGE_SHIFT, PAGES_PER_PMD
+from sterna.memory.address import PAGES_PER_PMD
 from sterna.memory.bitmap import DirtyBatch, Words, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
-from sterna.stream.wire import RamFlag
-
-BATCH_PAGES = 2048
-"""Most pages encoded and handed over at once: 8 MiB, which stay in the processor's last cache between the look for zeros and
-the system call.
-"""
+from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers
 
 _UNTOUCHED_CHUNKS = 64
 """Chunks without memory that are handed over at once: their records take a third of a MiB, and nothing is read for them."""
-
-PageNumbers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pages of one block, ascending.
-
-    :ivar untouched: the host has no memory behind any of them, so they are zeros and need not be looked at
-    """
-
-    block: RamBlock
-    pages: PageNumbers
-    untouched: bool = False
 
 
 class PassWork:
@@ -157,30 +138,3 @@ class SentPages:
                 )
             )
         return found
-
-
-_ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])
-
-
-def untouched_records(
-    block: RamBlock, pages: PageNumbers, prefix: bytes, suffix: bytes, page_bits: int
-) -> bytes:
-    """Records that say all of `pages` are zero, made without looking at them."""
-    return b"".join((prefix, zero_records(block, stream_pages(pages, page_bits), page_bits), suffix))
-
-
-def stream_pages(pages: PageNumbers, page_bits: int) -> PageNumbers:
-    """The pages of the stream, 2**page_bits bytes each, that make up pages of 4 KiB."""
-    if page_bits == PAGE_SHIFT:
-        return np.ascontiguousarray(pages)
-    split = 1 << (PAGE_SHIFT - page_bits)
-    return np.ascontiguousarray(pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)
-
-
-def zero_records(block: RamBlock, pages: PageNumbers, page_bits: int) -> bytes:
-    """Records of pages (numbers in the stream's page size, at least one) that are zero; the first names the block."""
-    records = np.zeros(pages.size, dtype=_ZERO_RECORD)
-    records["word"] = (pages << page_bits) | int(RamFlag.ZERO | RamFlag.CONTINUE)
-    name = block.name.encode()
-    head = ((int(pages[0]) << page_bits) | int(RamFlag.ZERO)).to_bytes(8, "big")
-    return b"".join((head, bytes((len(name),)), name, b"\0", records[1:].tobytes()))

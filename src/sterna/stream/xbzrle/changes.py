@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
-from sterna.stream import xbzrle
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
+from sterna.stream.xbzrle import coding
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -41,7 +41,7 @@ _SAMPLED = 16
 _NORMAL, _ZEROS, _HITS, _CODES, _CODE_BYTES, _MISSES, _OVERFLOWS, _SPARSE = range(8)
 _CLEAR, _HELD, _CODED = CLEAR, HELD, CODED
 _CODE_START = 2
-_apply, _encode = xbzrle.apply, xbzrle.encode
+_apply, _encode = coding.apply, coding.encode
 
 
 def _is_sparse_twin(page: Words) -> bool:
@@ -66,7 +66,7 @@ def _kept_page_twin(state: int, kept: Words, short: Bytes, zeros: Words, old: Wo
     old[:] = 0
     if state == CODED:
         length = int(short[0]) | int(short[1]) << 8
-        xbzrle.apply.twin(short[_CODE_START : _CODE_START + length], old.view(np.uint8))  # type: ignore[attr-defined]
+        coding.apply.twin(short[_CODE_START : _CODE_START + length], old.view(np.uint8))  # type: ignore[attr-defined]
     return old
 
 
@@ -90,9 +90,9 @@ def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) 
 
 
 def _keep_twin(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
-    length = xbzrle.OVERFLOW
+    length = coding.OVERFLOW
     if sparse and _is_sparse_twin(page):
-        length = xbzrle.encode.twin(zeros, page, short[_CODE_START:])  # type: ignore[attr-defined]
+        length = coding.encode.twin(zeros, page, short[_CODE_START:])  # type: ignore[attr-defined]
     if length < 0:
         kept[:] = page
         return HELD
@@ -166,13 +166,13 @@ def encode_changes_twin(
             if (hit and keep) or enters:
                 states[slot] = CLEAR
         else:
-            target, length = np.empty(size, dtype=np.uint8), xbzrle.OVERFLOW
+            target, length = np.empty(size, dtype=np.uint8), coding.OVERFLOW
             if hit:
                 counts[HITS] += 1
-                length = xbzrle.encode.twin(before, scratch, target)  # type: ignore[attr-defined]
-                if length == xbzrle.UNCHANGED:
+                length = coding.encode.twin(before, scratch, target)  # type: ignore[attr-defined]
+                if length == coding.UNCHANGED:
                     continue
-                if length == xbzrle.OVERFLOW:
+                if length == coding.OVERFLOW:
                     counts[OVERFLOWS] += 1
                     counts[CODE_BYTES] += size
                 else:
@@ -181,17 +181,17 @@ def encode_changes_twin(
                 counts[MISSES] += 1
                 if sparse and _is_sparse_twin(scratch):
                     target = target[: size // 2]
-                    length = xbzrle.encode.twin(zeros, scratch, target)  # type: ignore[attr-defined]
-                    if length != xbzrle.OVERFLOW:
+                    length = coding.encode.twin(zeros, scratch, target)  # type: ignore[attr-defined]
+                    if length != coding.OVERFLOW:
                         kinds = [_ZERO, _XBZRLE]
                         counts[SPARSE] += 1
-            if length != xbzrle.OVERFLOW:
+            if length != coding.OVERFLOW:
                 code = bytes((XBZRLE_ENCODING, *length.to_bytes(2, "big"))) + target[:length].tobytes()
                 if hit:
                     counts[CODES] += 1
                     counts[CODE_BYTES] += len(code) + (0 if named else name.size)
             if (hit and keep) or enters:
-                if length == xbzrle.OVERFLOW or (hit and states[slot] == HELD):
+                if length == coding.OVERFLOW or (hit and states[slot] == HELD):
                     kept[:] = scratch
                     states[slot] = HELD
                     source = cache_hva + slot * size

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import PIECE_SHIFT
-from sterna.stream import xbzrle
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
+from sterna.stream.xbzrle import coding
 
 Bytes = NDArray[np.uint8]
 
@@ -50,8 +50,12 @@ _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FIL
 _ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.UNSENT)
 _ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
-_apply, _check = xbzrle.apply, xbzrle.check
+_apply, _check = coding.apply, coding.check
 _PIECE_SHIFT = PIECE_SHIFT
+
+
+def bytes_array(data: bytes) -> NDArray[np.uint8]:
+    return np.array(bytearray(data), dtype=np.uint8)
 
 
 def bytes_at(address: int, size: int) -> bytes:
@@ -228,7 +232,7 @@ def _decode_twin(
             body += 3
             if end - body < length:
                 return at, _MORE
-            if xbzrle.decode.twin(  # type: ignore[attr-defined]
+            if coding.decode.twin(  # type: ignore[attr-defined]
                 staging[body : body + length], ram[offset : offset + page_bytes]
             )[0]:
                 return at, _CODE

@@ -14,22 +14,22 @@ import numpy as np
 
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.ram import RamBlock
+from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.gather import Vectors, vectors_of
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import ChannelError, ConnectionRefused
-from sterna.migration.multifd import kernels
-from sterna.migration.multifd.jobs import Group, Jobs, Packets
-from sterna.migration.multifd.kernels import Bytes
-from sterna.migration.multifd.packets import IN_THE_BLOCK, head_of, packets_of
-from sterna.migration.multifd.sendchannel import SendChannel
-from sterna.migration.pages import Batch, PageNumbers, stream_pages, zero_records
-from sterna.migration.pagesender import PART, PART_END, SECTION_END, Sent, send_paced
-from sterna.migration.ratelimit import RateLimiter
-from sterna.migration.xbzrlecache import XbzrleCache
-from sterna.stream.multifd import NO_TOKEN, NO_UUID, Compression, Init, Packet, PacketFormat
-from sterna.stream.pagecompression import compressor
+from sterna.migration.transport.multifd.channel import SendChannel
+from sterna.migration.transport.multifd.jobs import Group, Jobs, Packets
+from sterna.migration.transport.ratelimit import RateLimiter
+from sterna.migration.transport.sender import PART, PART_END, SECTION_END, Sent, send_paced
+from sterna.stream.multifd import kernels
+from sterna.stream.multifd.compression import compressor
+from sterna.stream.multifd.format import NO_TOKEN, NO_UUID, Compression, Init, Packet, PacketFormat
+from sterna.stream.multifd.kernels import Bytes
+from sterna.stream.multifd.packets import IN_THE_BLOCK, head_of, packets_of
+from sterna.stream.ram.encoder import Batch, PageNumbers, stream_pages, zero_records
+from sterna.stream.xbzrle.cache import XbzrleCache
 
 _PACKETS_PER_JOB = 8
 """Packets in one go, where they are not compressed: a channel is busy for a ms or two with 4 MiB then."""

@@ -14,26 +14,40 @@ then as what differs from that. Any destination that knows XBZRLE can take it.
 What the next pages will cost is found by encoding a few of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
 from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room, spare_bytes
-from sterna.migration import xbzrle_kernels
-from sterna.migration.channels.gather import Vectors
-from sterna.migration.pages import BATCH_PAGES, Batch, PageNumbers, PassWork, stream_pages
-from sterna.migration.statistics import XbzrleStatistics
-from sterna.migration.xbzrle_kernels import CODE_BYTES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
+from sterna.memory.vectors import Vectors
+from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers, stream_pages
 from sterna.stream.wire import NAME_LIMIT
+from sterna.stream.xbzrle import changes
+from sterna.stream.xbzrle.changes import CODE_BYTES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
+from sterna.stream.xbzrle.statistics import XbzrleStatistics
 
 _SAMPLES = 256
 """Pages that are encoded to find what all would cost."""
 _LOOKS = 8
 _LEAST_CACHE = 1 << 20
 _TOGETHER: PageNumbers = np.zeros(0, dtype=np.int64)
+
+
+class Work(Protocol):
+    """Pages that are to be sent.
+
+    :ivar pages: how many
+    """
+
+    pages: int
+
+    def by_block(self) -> Iterator[tuple[RamBlock, PageNumbers]]:
+        """The pages, block by block."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ class XbzrleCache:
         self._keys = np.zeros(self._places, dtype=np.int64)
         self._ages = np.zeros(self._places, dtype=np.int64)
         self._states = np.zeros(self._places, dtype=np.uint8)
-        self._codes = np.zeros(self._places * xbzrle_kernels.CODE_ROOM, dtype=np.uint8)
+        self._codes = np.zeros(self._places * changes.CODE_ROOM, dtype=np.uint8)
         self._zeros = np.zeros((1 << page_bits) >> 3, dtype=np.uint64)
         records = BATCH_PAGES << self._split
         self._out = np.empty(records * ((1 << page_bits) + 16) + (1 << PAGE_SHIFT), dtype=np.uint8)
@@ -185,7 +199,7 @@ class XbzrleCache:
         name = block.name.encode()
         assert len(prefix) + len(suffix) + NAME_LIMIT < PAGE_SIZE
         self._out[: len(prefix)] = bytearray(prefix)
-        return xbzrle_kernels.encode_changes(
+        return changes.encode_changes(
             block.data.view(np.uint64),
             pages,
             self._first_keys[block.name],
@@ -237,7 +251,7 @@ class XbzrleCache:
         """As of the end of the last pass."""
         return self._statistics
 
-    def rest_bytes(self, work: PassWork) -> float:
+    def rest_bytes(self, work: Work) -> float:
         """Bytes on the wire that these pages would become now, judged by some of them."""
         sampled, size = 0, 0
         counts = self._counts.copy()
@@ -257,7 +271,7 @@ class XbzrleCache:
         per_page = PAGE_SIZE >> 3
         for page in batch.pages[:: max(1, batch.pages.size // _LOOKS)].tolist():
             content = words[page * per_page : (page + 1) * per_page]
-            if content.any() and xbzrle_kernels.is_sparse(content):
+            if content.any() and changes.is_sparse(content):
                 return True
         return False
 

@@ -3,7 +3,7 @@
 Each channel begins with an initial packet (UUID of the machine, number of the channel; in bytes that QEMU does not use a
 sterna puts what tells its channels from others'); then packets follow to the end. A packet is a header of fixed size for its
 page size, and the data of up to 512 KiB of pages of one RAM block: the pages as they are, or a piece of the channel's one
-compressed stream (`sterna.stream.pagecompression`).
+compressed stream (`sterna.stream.multifd.compression`).
 
 The main stream still carries everything else, pages that are all zero included. Where it has EOS in a ram section, its
 first part included, each channel has one packet with SYNC: pages before it are in place before anything after the

@@ -8,7 +8,7 @@ import sys
 import zlib
 from typing import Protocol
 
-from sterna.stream.multifd import Bytes, Compression
+from sterna.stream.multifd.format import Bytes, Compression
 from sterna.stream.wire import StreamError
 
 if sys.version_info >= (3, 14):

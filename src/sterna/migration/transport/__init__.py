@@ -1,0 +1,1 @@
+"""How pages leave the source: the work of a pass, records on the main channel or packets on others, the rate limit."""
