@@ -9,6 +9,7 @@ from sterna.jit.kernel import READONLY, Late, kernel
 from sterna.memory.bitmap import Words
 from sterna.memory.vectors import Vectors
 from sterna.stream.multifd.format import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
+from sterna.stream.ram.records import is_zero
 
 stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
@@ -66,16 +67,7 @@ def split_zero(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whol
     per_page = 1 << (page_bits - 3)
     zeros = 0
     for i in range(pages.size):
-        first = pages[i] * per_page
-        is_zero = True
-        for group in range(first, first + per_page, 8):
-            seen = words[group]
-            for j in range(1, 8):
-                seen |= words[group + j]
-            if seen != np.uint64(0):
-                is_zero = False
-                break
-        if is_zero:
+        if is_zero(words, pages[i] * per_page, per_page):
             zero[zeros] = pages[i]
             zeros += 1
         else:

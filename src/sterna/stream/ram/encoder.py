@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.ram import RamBlock
 from sterna.stream.ram import records
-from sterna.stream.ram.records import bytes_array
+from sterna.stream.ram.records import bytes_array, record_head
 from sterna.stream.ram.setup import wire_name
 from sterna.stream.wire import RamFlag
 
@@ -120,8 +120,7 @@ def stream_pages(pages: PageNumbers, page_bits: int) -> PageNumbers:
 
 def zero_records(block: RamBlock, pages: PageNumbers, page_bits: int) -> bytes:
     """Records of pages (numbers in the stream's page size, at least one) that are zero; the first names the block."""
-    records = np.zeros(pages.size, dtype=_ZERO_RECORD)
-    records["word"] = (pages << page_bits) | int(RamFlag.ZERO | RamFlag.CONTINUE)
-    name = block.name.encode()
-    head = ((int(pages[0]) << page_bits) | int(RamFlag.ZERO)).to_bytes(8, "big")
-    return b"".join((head, bytes((len(name),)), name, b"\0", records[1:].tobytes()))
+    others = np.zeros(pages.size - 1, dtype=_ZERO_RECORD)
+    others["word"] = pages[1:] << page_bits | int(RamFlag.ZERO | RamFlag.CONTINUE)
+    head = record_head((int(pages[0]) << page_bits) | int(RamFlag.ZERO), wire_name(block.name))
+    return b"".join((head, b"\0", others.tobytes()))

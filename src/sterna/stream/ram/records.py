@@ -63,6 +63,50 @@ def bytes_at(address: int, size: int) -> bytes:
     return ctypes.string_at(address, size)
 
 
+@kernel(ahead=False)
+def is_zero(words: Words, first: int, count: int) -> bool:
+    """Whether all of `count` words from `first` on are zero.
+
+    :param count: a multiple of 8
+    """
+    # Eight words at a time become vector code.
+    for group in range(first, first + count, 8):
+        seen = words[group]
+        for j in range(1, 8):
+            seen |= words[group + j]
+        if seen != np.uint64(0):
+            return False
+    return True
+
+
+def record_head(word: int, name: bytes) -> bytes:
+    """What a record begins with.
+
+    :param word: offset and flags of its page
+    :param name: the block's, its length before it; empty for the block of the record before
+    """
+    return (word if name else word | _CONTINUE).to_bytes(8, "big") + name
+
+
+@kernel(ahead=False)
+def put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
+    """Write what `record_head` says.
+
+    :param named: whether the record before is of the same block
+    :return: the position after it
+    """
+    if named:
+        word |= _CONTINUE
+    for shift in range(8):
+        out[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
+    used += 8
+    if not named:
+        for j in range(name.size):
+            out[used + j] = name[j]
+        used += name.size
+    return used
+
+
 def _encode_twin(
     words: NDArray[np.uint64],
     pages: NDArray[np.int64],
@@ -80,9 +124,8 @@ def _encode_twin(
     run = normal = 0
     for i, page in enumerate(pages.tolist()):
         zero = not words[page * page_bytes // 8 : (page + 1) * page_bytes // 8].any()
-        flags = (_ZERO if zero else _PAGE) | (_CONTINUE if i else 0)
-        head = (page << page_bits | flags).to_bytes(8, "big")
-        record = head + (b"" if i else name.tobytes()) + (b"\0" if zero else b"")
+        record = record_head(page << page_bits | (_ZERO if zero else _PAGE), b"" if i else name.tobytes())
+        record += b"\0" if zero else b""
         headers[used : used + len(record)] = np.frombuffer(record, dtype=np.uint8)
         used += len(record)
         if not zero:
@@ -129,23 +172,8 @@ def encode_records(
     normal = 0
     for i in range(pages.size):
         page = pages[i]
-        first = page * per_page
-        zero = True
-        for group in range(first, first + per_page, 8):
-            seen = words[group]
-            for j in range(1, 8):
-                seen |= words[group + j]
-            if seen != np.uint64(0):
-                zero = False
-                break
-        word = (page << page_bits) | (_ZERO if zero else _PAGE) | (_CONTINUE if i else 0)
-        for shift in range(8):
-            headers[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
-        used += 8
-        if i == 0:
-            for j in range(name.size):
-                headers[used + j] = name[j]
-            used += name.size
+        zero = is_zero(words, page * per_page, per_page)
+        used = put_head(headers, used, page << page_bits | (_ZERO if zero else _PAGE), name, i > 0)
         if zero:
             headers[used] = 0
             used += 1

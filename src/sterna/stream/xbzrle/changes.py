@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
+from sterna.stream.ram.records import is_zero, put_head, record_head
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
 
@@ -30,12 +31,7 @@ CLEAR, HELD, CODED = range(3)
 CODE_ROOM = 64
 """Bytes for such a code, the first two of them its length."""
 
-_ZERO, _PAGE, _XBZRLE, _CONTINUE = (
-    int(RamFlag.ZERO),
-    int(RamFlag.PAGE),
-    int(RamFlag.XBZRLE),
-    int(RamFlag.CONTINUE),
-)
+_ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _CODE_HEAD = 3
 _SAMPLED = 16
 _NORMAL, _ZEROS, _HITS, _CODES, _CODE_BYTES, _MISSES, _OVERFLOWS, _SPARSE = range(8)
@@ -203,9 +199,8 @@ def encode_changes_twin(
             rows.append((source, size))
             continue
         for kind in kinds:
-            head = (page << page_bits | kind | (_CONTINUE if named else 0)).to_bytes(8, "big")
-            body = b"\0" if kind == _ZERO else code
-            record = head + (b"" if named else name.tobytes()) + body
+            record = record_head(page << page_bits | kind, b"" if named else name.tobytes())
+            record += b"\0" if kind == _ZERO else code
             named = True
             out[used : used + len(record)] = bytearray(record)
             used += len(record)
@@ -230,41 +225,6 @@ def _copy_twin(target: Words, source: Words) -> None:
 def _copy(target: Words, source: Words) -> None:
     for i in range(target.size):
         target[i] = source[i]
-
-
-def _is_zero_twin(words: Words) -> bool:
-    return not words.any()
-
-
-@kernel(twin=_is_zero_twin, ahead=False)
-def _is_zero(words: Words) -> bool:
-    for group in range(0, words.size, 8):
-        seen = words[group]
-        for j in range(1, 8):
-            seen |= words[group + j]
-        if seen != np.uint64(0):
-            return False
-    return True
-
-
-def _put_head_twin(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
-    head = (word | (_CONTINUE if named else 0)).to_bytes(8, "big") + (b"" if named else name.tobytes())
-    out[used : used + len(head)] = bytearray(head)
-    return used + len(head)
-
-
-@kernel(twin=_put_head_twin, ahead=False)
-def _put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
-    if named:
-        word |= _CONTINUE
-    for shift in range(8):
-        out[used + shift] = np.uint8((word >> (56 - 8 * shift)) & 0xFF)
-    used += 8
-    if not named:
-        for j in range(name.size):
-            out[used + j] = name[j]
-        used += name.size
-    return used
 
 
 @kernel(twin=encode_changes_twin)
@@ -351,7 +311,7 @@ def encode_changes(
         code = out[head + _CODE_HEAD : head + _CODE_HEAD + size]
         if hit:
             _copy(scratch, guest)
-            if _is_zero(scratch):
+            if is_zero(scratch, 0, per_page):
                 flags = _ZERO
                 if keep:
                     states[slot] = _CLEAR
@@ -378,7 +338,7 @@ def encode_changes(
                         _apply(code[:length], kept.view(np.uint8))
                     else:
                         states[slot] = _keep(scratch, kept, short, zeros, sparse)
-        elif _is_zero(guest):
+        elif is_zero(guest, 0, per_page):
             flags = _ZERO
             if enters:
                 states[slot] = _CLEAR
@@ -409,14 +369,14 @@ def encode_changes(
             rows += 1
             continue
         if flags == _ZERO or (flags == _XBZRLE and not hit):
-            used = _put_head(out, used, page << page_bits | _ZERO, name, named)
+            used = put_head(out, used, page << page_bits | _ZERO, name, named)
             named = True
             out[used] = 0
             used += 1
         if flags == _ZERO:
             counts[_ZEROS] += 1
             continue
-        used = _put_head(out, used, page << page_bits | flags, name, named)
+        used = put_head(out, used, page << page_bits | flags, name, named)
         named = True
         if flags == _XBZRLE:
             out[used] = XBZRLE_ENCODING
