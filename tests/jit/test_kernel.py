@@ -56,15 +56,15 @@ import sys, threading
 import numpy as np
 from sterna.memory.ram import RamBlock
 from sterna.jit.kernel import Kernel
-from sterna.stream.ram.records import copy, decode_records
-before = decode_records
+from sterna.stream.ram.records import apply_records, copy, new_received, new_rows
+before = apply_records
 assert "numba" not in sys.modules
 name, ram = np.frombuffer(b"a", np.uint8).copy(), np.zeros(8192, np.uint8)
 body = np.zeros(8 + 4096 + 8, np.uint8)
 body[5:8], body[8:-8], body[-1] = (0, 0x10, 0x28), 5, 0x10
 def call():
     written, received = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
-    ends.append(tuple(map(int, before(body, 0, body.size, name, ram, 12, received, written, True, np.zeros(3, np.int64)))))
+    ends.append(tuple(map(int, before(body, 0, body.size, name, new_received(12, True), ram, received, written, new_rows()))))
 ends = []
 threads = [threading.Thread(target=call) for _ in range(4)]
 for thread in threads:

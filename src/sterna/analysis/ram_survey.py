@@ -22,9 +22,9 @@ from sterna.analysis.survey_kernels import NEW_PASS
 from sterna.analysis.survey_tallies import Tally
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
-from sterna.stream.ram.decoder import CHANGE_FAULTS, explain_change
-from sterna.stream.ram.records import Bytes, Status
-from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, named_block, read_setup
+from sterna.stream.ram.part import Part
+from sterna.stream.ram.records import Bytes
+from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, read_setup
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import RamFlag, StreamError, StreamUnsupported
 
@@ -108,6 +108,7 @@ class PageLedger:
 class _Block:
     """A block while its pages come.
 
+    :ivar size: in bytes
     :ivar first: number of pages in the blocks before it
     :ivar turns: for each page the turn that sent it last
     :ivar counts: of PAGE, ZERO and XBZRLE records
@@ -115,6 +116,7 @@ class _Block:
     """
 
     name: str
+    size: int
     pages: int
     first: int
     times: NDArray[np.uint32]
@@ -140,8 +142,7 @@ class RamSurveyor:
         self._keep_digests = digests
         self._shadow: ShadowRam | None = None
         self._blocks: dict[str, _Block] = {}
-        self._block: _Block | None = None
-        self._name: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
+        self._part = Part(self._blocks, page_bits, _refused)
         self._tallies = survey_tallies.new_tallies()
         self._passes: list[PassSurvey] = []
         self._packet_pages = 0
@@ -202,6 +203,7 @@ class RamSurveyor:
             # Memory that is all zero costs nothing before it is written to.
             self._blocks[name] = _Block(
                 name,
+                size,
                 pages,
                 first,
                 np.zeros(pages, dtype=np.uint32),
@@ -224,13 +226,13 @@ class RamSurveyor:
     def _consume(self, reader: StreamReader) -> bool:
         """Use the bytes at hand; whether the part has ended."""
         at, end = reader.window
-        block = self._block
+        block = self._part.block
         after, status = survey_kernels.locate_records(
             reader.staging,
             at,
             end,
             reader.offset - at,
-            self._name,
+            self._part.name,
             block.first if block else 0,
             self._page_bits,
             block.turns if block else _NOTHING,
@@ -241,23 +243,11 @@ class RamSurveyor:
             block.held if block else _NOT_HELD,
         )
         reader.advance(after)
-        if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
-            limit = self._shadow.limit_pages << self._page_bits
-            raise StreamUnsupported(
-                f"more guest RAM than can be held here for its digests: {limit} bytes are free",
-                reader.section,
-                reader.offset,
-            )
-        if status == Status.MORE:
-            reader.fill()
-        elif status == NEW_PASS:
+        self._check_room(reader.section, reader.offset)
+        if status == NEW_PASS:
             self._end_pass()
-        elif status == Status.BLOCK:
-            self._block = named_block(reader, self._blocks)
-            self._name = np.array(bytearray(self._block.name.encode()), dtype=np.uint8)
-        elif status != Status.END:
-            raise self._explain(reader, Status(status))
-        return bool(status == Status.END)
+            return False
+        return self._part.after(reader, after, status)
 
     def begin_epoch(self, offset: int) -> None:
         """Pages of multifd's channels follow, and then the main stream's of the same epoch.
@@ -307,11 +297,13 @@ class RamSurveyor:
         self._packet_pages += int(pages.size)
         self._check_room()
 
-    def _check_room(self) -> None:
+    def _check_room(self, section: str | None = None, offset: int | None = None) -> None:
         if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
             limit = self._shadow.limit_pages << self._page_bits
             raise StreamUnsupported(
-                f"more guest RAM than can be held here for its digests: {limit} bytes are free"
+                f"more guest RAM than can be held here for its digests: {limit} bytes are free",
+                section,
+                offset,
             )
 
     def _end_pass(self) -> None:
@@ -343,7 +335,7 @@ class RamSurveyor:
         sent = int(np.count_nonzero(block.times))
         return RamBlockSurvey(
             block.name,
-            block.pages << self._page_bits,
+            block.size,
             block.pages,
             int(block.counts[0]),
             int(block.counts[1]),
@@ -354,25 +346,12 @@ class RamSurveyor:
             int((block.times == 0).argmax()) if sent < block.pages else None,
         )
 
-    def _explain(self, reader: StreamReader, status: Status) -> StreamError:
-        word = int.from_bytes(reader.peek(8), "big")
-        flags = word & ((1 << self._page_bits) - 1)
-        if status == Status.OUTSIDE:
-            assert self._block is not None
-            size = self._block.pages << self._page_bits
-            return reader.error(
-                f"page offset {word - flags:#x} is outside RAM block {self._block.name!r} of {size:#x} bytes"
-            )
-        if status == Status.FILL:
-            return reader.error("a record of a zero page is filled with another byte than zero")
-        if status == Status.NO_BLOCK:
-            return reader.error("a record continues a RAM block, but none has been named yet")
-        if status in CHANGE_FAULTS:
-            return explain_change(reader, status, self._page_bits)
-        # One bit that is wrong makes none of these of another record.
-        if flags & ~RamFlag.CONTINUE in _ENCODINGS:
-            return StreamUnsupported(explain_flags(flags), reader.section, reader.offset)
-        return reader.error(explain_flags(flags))
+
+def _refused(reader: StreamReader, flags: int) -> StreamError:
+    # One bit that is wrong makes none of these of another record.
+    if flags & ~RamFlag.CONTINUE in _ENCODINGS:
+        return StreamUnsupported(explain_flags(flags), reader.section, reader.offset)
+    return reader.error(explain_flags(flags))
 
 
 def explain_flags(flags: int) -> str:

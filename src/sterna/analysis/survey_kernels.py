@@ -11,7 +11,7 @@ from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
 
 NEW_PASS = len(Status)
-"""Status beside those of `decode_records`: the record at hand belongs to a new pass."""
+"""Status beside those of `scan`: the record at hand belongs to a new pass."""
 
 _MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
 _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)

@@ -11,11 +11,10 @@ from sterna.memory.bitmap import Words, new_bitmap
 from sterna.memory.digest import piece_count
 from sterna.memory.ram import RamBlock
 from sterna.stream.ram import records
-from sterna.stream.ram.records import Status, bytes_array
-from sterna.stream.ram.setup import named_block, read_setup
+from sterna.stream.ram.part import Part
+from sterna.stream.ram.setup import read_setup
 from sterna.stream.reader import StreamReader
-from sterna.stream.wire import XBZRLE_ENCODING, RamFlag, StreamError
-from sterna.stream.xbzrle import coding
+from sterna.stream.wire import RamFlag, StreamError
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,8 @@ class RamDecoder:
         self._adopt = adopt
         self._blocks = {block.name: block for block in blocks}
         self._page_bits = page_bits
-        self._fresh = fresh
-        self._block: RamBlock | None = None
-        self._counts = np.zeros(3, dtype=np.int64)
+        self._part = Part(self._blocks, page_bits, _refused)
+        self._stream = records.new_received(page_bits, fresh)
         self._bytes = 0
         self.received: dict[str, Words] = {
             block.name: new_bitmap(block.size >> page_bits) for block in blocks
@@ -74,11 +72,11 @@ class RamDecoder:
     @property
     def block(self) -> RamBlock | None:
         """The block of the last record."""
-        return self._block
+        return self._part.block
 
     def statistics(self) -> RamStatistics:
         """What has been received so far."""
-        normal, duplicate, changed = (int(count) for count in self._counts)
+        normal, duplicate, changed = (int(self._stream[0][name]) for name in ("whole", "zero", "changed"))
         return RamStatistics(normal + duplicate + changed, normal, duplicate, self._bytes, changed)
 
     def read_setup(self, reader: StreamReader) -> None:
@@ -126,73 +124,28 @@ class RamDecoder:
     def _consume(self, reader: StreamReader) -> bool:
         """Use the bytes at hand; whether the part has ended."""
         at, end = reader.window
-        block = self._block
-        at, status = records.decode_records(
-            reader.staging,
-            at,
-            end,
-            bytes_array(block.name.encode() if block else b""),
-            block.data if block else _NOTHING,
-            self._page_bits,
-            self.received[block.name] if block else _NO_BITMAP,
-            self.written[block.name] if block else _NOTHING,
-            self._fresh,
-            self._counts,
-        )
-        reader.advance(at)
-        if status == Status.MORE:
-            reader.fill()
-        elif status == Status.BLOCK:
-            self._block = named_block(reader, self._blocks)
-        elif status != Status.END:
-            raise self._explain(reader, Status(status))
-        return bool(status == Status.END)
-
-    def _explain(self, reader: StreamReader, status: Status) -> StreamError:
-        word = int.from_bytes(reader.peek(8), "big")
-        flags = word & ((1 << self._page_bits) - 1)
-        if status == Status.OUTSIDE:
-            assert self._block is not None
-            return reader.error(
-                f"page offset {word - flags:#x} is outside RAM block {self._block.name!r} "
-                f"of {self._block.size:#x} bytes"
-            )
-        if status == Status.FILL:
-            return reader.error("a record of a zero page is filled with another byte than zero")
-        if status == Status.NO_BLOCK:
-            return reader.error("a record continues a RAM block, but none has been named yet")
-        if status in CHANGE_FAULTS:
-            return explain_change(reader, status, self._page_bits)
-        known = RamFlag(flags & sum(RamFlag))
-        if flags & ~int(known):
-            return reader.error(f"a record with unknown flags {flags:#x}")
-        return reader.error(
-            f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported"
+        block = self._part.block
+        return self._part.after(
+            reader,
+            *records.apply_records(
+                reader.staging,
+                at,
+                end,
+                self._part.name,
+                self._stream,
+                block.data if block else _NOTHING,
+                self.received[block.name] if block else _NO_BITMAP,
+                self.written[block.name] if block else _NOTHING,
+                self._part.rows,
+            ),
         )
 
 
-CHANGE_FAULTS = (Status.ENCODING, Status.CODE, Status.UNSENT)
-"""What can be wrong with the record of a change."""
-
-
-def explain_change(reader: StreamReader, status: Status, page_bits: int) -> StreamError:
-    """What is wrong with the record at hand, of a change that cannot be applied, and where."""
-    word = int.from_bytes(reader.peek(8), "big")
-    flags = word & ((1 << page_bits) - 1)
-    what = f"the change of the page at {word - flags:#x}"
-    if status == Status.UNSENT:
-        return reader.error(f"{what} comes before the page itself")
-    head = 8 if flags & RamFlag.CONTINUE else 9 + reader.peek(9)[8]
-    encoding, *length = reader.peek(head + 3)[head:]
-    size = int.from_bytes(length, "big")
-    at = reader.offset + head
-    if encoding != XBZRLE_ENCODING:
-        return reader.error(f"{what} has the unknown encoding {encoding:#04x}", at)
-    if status == Status.ENCODING:
-        return reader.error(f"{what} has {size} bytes, more than a page", at + 1)
-    code = reader.peek(head + 3 + size)[head + 3 :]
-    fault, where = coding.check(bytes_array(code), 1 << page_bits)
-    return reader.error(f"{what} cannot be applied: {coding.Fault(fault).text}", at + 3 + int(where))
+def _refused(reader: StreamReader, flags: int) -> StreamError:
+    known = RamFlag(flags & sum(RamFlag))
+    if flags & ~int(known):
+        return reader.error(f"a record with unknown flags {flags:#x}")
+    return reader.error(f"a record with flags {flags:#x} ({known.name or 'none'}), which are not supported")
 
 
 _NOTHING: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)

@@ -5,7 +5,7 @@ Everything here trusts its caller for array sizes, and nobody for the bytes of a
 
 import ctypes
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Status(IntEnum):
-    """Why `decode_records` came back. All but MORE and END leave the position at the record's first byte."""
+    """Why compiled code came back. All but MORE and END leave the position at the record's first byte."""
 
     MORE = 0
     """The bytes at hand end within a record."""
@@ -42,12 +42,15 @@ class Status(IntEnum):
     """The XBZRLE code cannot be applied to a page."""
     UNSENT = 9
     """The page is said to have changed, but has not come yet."""
+    FULL = 10
+    """There is no room for what else there is."""
 
 
 # Compiled code takes these as constants; an enumeration's members would cost it a lookup.
 _MORE, _END, _BLOCK, _NO_BLOCK = int(Status.MORE), int(Status.END), int(Status.BLOCK), int(Status.NO_BLOCK)
 _OUTSIDE, _FLAGS, _FILL = int(Status.OUTSIDE), int(Status.FLAGS), int(Status.FILL)
 _ENCODING, _CODE, _UNSENT = int(Status.ENCODING), int(Status.CODE), int(Status.UNSENT)
+_FULL = int(Status.FULL)
 _ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
 _apply, _check = coding.apply, coding.check
@@ -207,93 +210,200 @@ def copy(target: Bytes, data: Bytes) -> None:
         target[i] = data[i]
 
 
-def _decode_twin(
-    staging: Bytes,
-    at: int,
-    end: int,
-    name: Bytes,
-    ram: Bytes,
-    page_bits: int,
-    received: Words,
-    written: Bytes,
-    fresh: bool,
-    counts: NDArray[np.int64],
-) -> tuple[int, int]:
+ROW = np.dtype([(name, np.int64) for name in ("kind", "page", "at", "body", "size")])
+"""A record as `scan` finds it: PAGE, ZERO or XBZRLE; its page's number; and where in the bytes at hand it begins, and what it
+carries (the page, the fill byte, the code) begins and how long that is.
+"""
+ROWS = 512
+"""What is found at once: it stays in the processor's first cache."""
+
+Rows: TypeAlias = Annotated[NDArray[Any], ROW]
+
+
+def new_rows() -> NDArray[Any]:
+    """Room for `ROWS` rows."""
+    return np.zeros(ROWS, dtype=ROW)
+
+
+def _scan_twin(
+    staging: Bytes, at: int, end: int, name: Bytes, page_bits: int, pages: int, rows: Rows
+) -> tuple[int, int, int, int]:
     page_bytes = 1 << page_bits
-    while end - at >= 8:
-        word = int.from_bytes(staging[at : at + 8].tobytes(), "big")
-        flags = word & (page_bytes - 1)
-        offset = word - flags
+    data = staging[:end].tobytes()
+    for found in range(rows.size):
+        word = int.from_bytes(data[at : at + 8], "big")
+        if end - at < 8:
+            return found, at, _MORE, -1
         if word == _EOS:
-            return at + 8, _END
-        if flags & ~_CONTINUE not in (_PAGE, _ZERO, _XBZRLE):
-            return at, _FLAGS
+            return found, at + 8, _END, -1
+        page, kind = word >> page_bits, word & (page_bytes - 1) & ~_CONTINUE
+        if kind not in (_PAGE, _ZERO, _XBZRLE):
+            return found, at, _FLAGS, -1
         body = at + 8
-        if not flags & _CONTINUE:
-            if end - at < 9 or end - at < 9 + int(staging[body]):
-                return at, _MORE
-            their_name = staging[body + 1 : body + 1 + int(staging[body])]
-            if their_name.size == 0 or not np.array_equal(their_name, name):
-                return at, _BLOCK
-            body += 1 + their_name.size
-        elif name.size == 0:
-            return at, _NO_BLOCK
-        if offset >= ram.size:
-            return at, _OUTSIDE
-        page = offset >> page_bits
-        bit = np.uint64(1 << (page & 63))
-        if flags & _PAGE:
-            if end - body < page_bytes:
-                return at, _MORE
-            ram[offset : offset + page_bytes] = staging[body : body + page_bytes]
-            written[offset >> _PIECE_SHIFT] = 1
-            at = body + page_bytes
-            counts[0] += 1
-        elif flags & _XBZRLE:
-            if end - body < 3:
-                return at, _MORE
-            length = int.from_bytes(staging[body + 1 : body + 3].tobytes(), "big")
-            if staging[body] != XBZRLE_ENCODING or length > page_bytes:
-                return at, _ENCODING
-            if not received[page >> 6] & bit:
-                return at, _UNSENT
+        if not word & _CONTINUE:
+            if end - at < 9 or end - at < 9 + data[body]:
+                return found, at, _MORE, -1
+            their_name = data[body + 1 : body + 1 + data[body]]
+            if not their_name or their_name != name.tobytes():
+                return found, at, _BLOCK, -1
+            body += 1 + len(their_name)
+        elif not name.size:
+            return found, at, _NO_BLOCK, -1
+        if page >= pages:
+            return found, at, _OUTSIDE, -1
+        size = {_PAGE: page_bytes, _ZERO: 1, _XBZRLE: 3}[kind]
+        if end - body < size:
+            return found, at, _MORE, -1
+        if kind == _ZERO and data[body]:
+            return found, at, _FILL, -1
+        if kind == _XBZRLE:
+            size = int.from_bytes(data[body + 1 : body + 3], "big")
+            if data[body] != XBZRLE_ENCODING or size > page_bytes:
+                return found, at, _ENCODING, -1
             body += 3
-            if end - body < length:
-                return at, _MORE
-            if coding.decode.twin(  # type: ignore[attr-defined]
-                staging[body : body + length], ram[offset : offset + page_bytes]
-            )[0]:
-                return at, _CODE
-            written[offset >> _PIECE_SHIFT] = 1
-            at = body + length
-            counts[2] += 1
-        else:
-            if end - body < 1:
-                return at, _MORE
-            if staging[body]:
-                return at, _FILL
-            target = ram[offset : offset + page_bytes]
-            if (not fresh or received[page >> 6] & bit) and target.any():
-                target[:] = 0
-                written[offset >> _PIECE_SHIFT] = 1
-            at = body + 1
-            counts[1] += 1
-        received[page >> 6] |= bit
-    return at, _MORE
+            if end - body < size:
+                return found, at, _MORE, page
+            if coding.check.twin(staging[body : body + size], page_bytes)[0]:  # type: ignore[attr-defined]
+                return found, at, _CODE, page
+        rows[found] = kind, page, at, body, size
+        at = body + size
+    return rows.size, at, _FULL, -1
 
 
-@kernel(twin=_decode_twin)
-def decode_records(
+@kernel(twin=_scan_twin, ahead=False)
+def scan(
+    staging: Bytes, at: int, end: int, name: Bytes, page_bits: int, pages: int, rows: Rows
+) -> tuple[int, int, int, int]:
+    """Find the whole records in `staging[at:end]` that are of one block. What a row says can be done without another look.
+
+    :param name: the block's name; empty when none has been named yet
+    :param pages: of the block
+    :param rows: where they go, as far as there is room
+    :return: how many there are; the position after the last of them; a `Status`; and when the record there is a change of which
+        no more can be said, its page, else -1: that it is `UNSENT` comes before that it is cut short or cannot be applied
+    """
+    page_bytes = 1 << page_bits
+    for found in range(rows.size):
+        if end - at < 8:
+            return found, at, _MORE, -1
+        word: Any = 0
+        for i in range(8):
+            word = word << 8 | np.int64(staging[at + i])
+        if word == _EOS:
+            return found, at + 8, _END, -1
+        kind = word & (page_bytes - 1) & ~_CONTINUE
+        if kind != _PAGE and kind != _ZERO and kind != _XBZRLE:
+            return found, at, _FLAGS, -1
+        body = at + 8
+        if word & _CONTINUE == 0:
+            if end - at < 9:
+                return found, at, _MORE, -1
+            length: Any = np.int64(staging[body])
+            if end - at < 9 + length:
+                return found, at, _MORE, -1
+            if length == 0 or length != name.size:
+                return found, at, _BLOCK, -1
+            for i in range(length):
+                if staging[body + 1 + i] != name[i]:
+                    return found, at, _BLOCK, -1
+            body += 1 + length
+        elif name.size == 0:
+            return found, at, _NO_BLOCK, -1
+        # An offset past 2**63 is negative here.
+        page = word >> page_bits
+        if page < 0 or page >= pages:
+            return found, at, _OUTSIDE, -1
+        size: Any = page_bytes
+        if kind == _ZERO:
+            size = 1
+        elif kind == _XBZRLE:
+            size = 3
+        if end - body < size:
+            return found, at, _MORE, -1
+        if kind == _ZERO:
+            if staging[body] != 0:
+                return found, at, _FILL, -1
+        elif kind == _XBZRLE:
+            size = np.int64(staging[body + 1]) << 8 | np.int64(staging[body + 2])
+            if staging[body] != XBZRLE_ENCODING or size > page_bytes:
+                return found, at, _ENCODING, -1
+            body += 3
+            if end - body < size:
+                return found, at, _MORE, page
+            if _check(staging[body : body + size], page_bytes)[0] != 0:
+                return found, at, _CODE, page
+        row = rows[found]
+        row.kind = kind
+        row.page = page
+        row.at = at
+        row.body = body
+        row.size = size
+        at = body + size
+    return rows.size, at, _FULL, -1
+
+
+RECEIVED = np.dtype([(name, np.int64) for name in ("page_bits", "fresh", "whole", "zero", "changed")])
+"""What `apply_records` needs to know of a stream, and counts of it: log2 of its page size; whether pages that have not come are
+known to be zero; PAGE, ZERO and XBZRLE records that were applied.
+"""
+
+Received: TypeAlias = Annotated[NDArray[Any], RECEIVED]
+"""`shape (1,)`"""
+
+
+def new_received(page_bits: int, fresh: bool) -> NDArray[Any]:
+    """Before the first record."""
+    return np.array([(page_bits, fresh, 0, 0, 0)], dtype=RECEIVED)
+
+
+def _apply_twin(
     staging: Bytes,
     at: int,
     end: int,
     name: Bytes,
+    stream: Received,
     ram: Bytes,
-    page_bits: int,
     received: Words,
     written: Bytes,
-    fresh: bool,
-    counts: NDArray[np.int64],
+    rows: Rows,
+) -> tuple[int, int]:
+    page_bits, fresh = int(stream[0]["page_bits"]), bool(stream[0]["fresh"])
+    status, part = _FULL, ram.reshape(-1, 1 << page_bits)
+    while status == _FULL:
+        found, at, status, page = _scan_twin(staging, at, end, name, page_bits, len(part), rows)
+        for kind, number, start, body, size in rows[:found].tolist():
+            bit, target = np.uint64(1 << (number & 63)), part[number]
+            came = bool(received[number >> 6] & bit)
+            if kind == _XBZRLE and not came:
+                return start, _UNSENT
+            data = staging[body : body + size]
+            if kind == _PAGE:
+                target[:] = data
+            elif kind == _XBZRLE:
+                coding.apply.twin(data, target)  # type: ignore[attr-defined]
+            writes = kind != _ZERO or ((came or not fresh) and bool(target.any()))
+            if kind == _ZERO and writes:
+                target[:] = 0
+            if writes:
+                written[number << page_bits >> _PIECE_SHIFT] = 1
+            stream[0][{_PAGE: "whole", _ZERO: "zero", _XBZRLE: "changed"}[kind]] += 1
+            received[number >> 6] |= bit
+        if page >= 0 and not received[page >> 6] & np.uint64(1 << (page & 63)):
+            status = _UNSENT
+    return at, status
+
+
+@kernel(twin=_apply_twin)
+def apply_records(
+    staging: Bytes,
+    at: int,
+    end: int,
+    name: Bytes,
+    stream: Received,
+    ram: Bytes,
+    received: Words,
+    written: Bytes,
+    rows: Rows,
 ) -> tuple[int, int]:
     """Apply the whole records in `staging[at:end]` to one block.
 
@@ -301,82 +411,40 @@ def decode_records(
     :param ram: the block's bytes, a multiple of the page size of them
     :param received: a bit for each page that has come
     :param written: a byte for each piece of `ram`, set to 1 after a page there was written
-    :param fresh: whether pages that have not come are known to be zero
-    :param counts: of PAGE, ZERO and XBZRLE records, increased
+    :param rows: room for what is found
     :return: the position after the last record that was applied, and a `Status`
     """
+    page_bits = stream[0].page_bits
     page_bytes = 1 << page_bits
-    size = np.uint64(ram.size)
     words = ram.view(np.uint64)
-    while end - at >= 8:
-        word = np.uint64(0)
-        for i in range(8):
-            word = (word << np.uint64(8)) | np.uint64(staging[at + i])
-        flags = np.int64(word & np.uint64(page_bytes - 1))
-        if word == np.uint64(_EOS):
-            return at + 8, _END
-        kind = flags & ~_CONTINUE
-        if kind != _PAGE and kind != _ZERO and kind != _XBZRLE:
-            return at, _FLAGS
-        body = at + 8
-        if flags & _CONTINUE == 0:
-            if end - at < 9:
-                return at, _MORE
-            length = int(staging[body])
-            if end - at < 9 + length:
-                return at, _MORE
-            if length == 0 or length != name.size:
-                return at, _BLOCK
-            for i in range(length):
-                if staging[body + 1 + i] != name[i]:
-                    return at, _BLOCK
-            body += 1 + length
-        elif name.size == 0:
-            return at, _NO_BLOCK
-        if word - np.uint64(flags) >= size:
-            return at, _OUTSIDE
-        offset = np.int64(word) - flags
-        page = offset >> page_bits
-        bit = np.uint64(1) << np.uint64(page & 63)
-        if kind == _PAGE:
-            if end - body < page_bytes:
-                return at, _MORE
-            copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
-            written[offset >> _PIECE_SHIFT] = 1
-            at = body + page_bytes
-            counts[0] += 1
-        elif kind == _XBZRLE:
-            if end - body < 3:
-                return at, _MORE
-            length = int(staging[body + 1]) << 8 | int(staging[body + 2])
-            if staging[body] != XBZRLE_ENCODING or length > page_bytes:
-                return at, _ENCODING
-            if received[page >> 6] & bit == 0:
-                return at, _UNSENT
-            body += 3
-            if end - body < length:
-                return at, _MORE
-            code = staging[body : body + length]
-            if _check(code, page_bytes)[0] != 0:
-                return at, _CODE
-            _apply(code, ram[offset : offset + page_bytes])
-            written[offset >> _PIECE_SHIFT] = 1
-            at = body + length
-            counts[2] += 1
-        else:
-            if end - body < 1:
-                return at, _MORE
-            if staging[body] != 0:
-                return at, _FILL
-            if not fresh or received[page >> 6] & bit:
-                first = offset >> 3
-                for i in range(first, first + (page_bytes >> 3)):
-                    if words[i] != np.uint64(0):
+    while True:
+        found, at, status, page = scan(staging, at, end, name, page_bits, ram.size >> page_bits, rows)
+        for i in range(found):
+            row = rows[i]
+            number = row.page
+            body = row.body
+            offset = number << page_bits
+            bit = np.uint64(1) << np.uint64(number & 63)
+            if row.kind == _PAGE:
+                copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
+                written[offset >> _PIECE_SHIFT] = 1
+                stream[0].whole += 1
+            elif row.kind == _XBZRLE:
+                if received[number >> 6] & bit == 0:
+                    return row.at, _UNSENT
+                _apply(staging[body : body + row.size], ram[offset : offset + page_bytes])
+                written[offset >> _PIECE_SHIFT] = 1
+                stream[0].changed += 1
+            else:
+                if stream[0].fresh == 0 or received[number >> 6] & bit:
+                    first = offset >> 3
+                    if not is_zero(words, first, page_bytes >> 3):
                         for j in range(first, first + (page_bytes >> 3)):
                             words[j] = 0
                         written[offset >> _PIECE_SHIFT] = 1
-                        break
-            at = body + 1
-            counts[1] += 1
-        received[page >> 6] |= bit
-    return at, _MORE
+                stream[0].zero += 1
+            received[number >> 6] |= bit
+        if page >= 0 and received[page >> 6] & (np.uint64(1) << np.uint64(page & 63)) == 0:
+            status = _UNSENT
+        if status != _FULL:
+            return at, status
