@@ -39,6 +39,19 @@ assert not kernel.COMPILED
 prepare_kernels()
 assert page_numbers(np.array([5, 1], dtype=np.uint64)).tolist() == [0, 2, 64]
 assert coding.encode.twin is coding.encode
+
+@kernel.kernel(ahead=False)
+def count(word: int) -> int:
+    return word.bit_count()
+
+late = kernel.Late("sterna.jit.intrinsics:stack_words")
+
+@kernel.kernel()
+def compiled_only() -> int:
+    return late(1).size
+
+assert count.twin(7) == count(7) == 3
+assert isinstance(compiled_only, kernel.Kernel)
 """
 
 

@@ -1,7 +1,7 @@
 """Compiled kernels: machine code made from Python, which runs without the GIL, and their plain twins.
 
 `@kernel(twin=f)` has the decorated function compiled. Where numba is missing the twin runs in its place, so that everything that
-is not emulation works without a compiler. Tests compare each kernel with its twin.
+is not emulation works without a compiler. Tests compare each kernel with its twin. One that has none runs as it is written.
 
 A kernel is fetched upon its first call, as object code that an earlier program left (`sterna.jit.kernelcache`): numba, which
 takes longer to load than all else, is loaded only where there is none yet. What a kernel is compiled for is told by the arguments
@@ -27,6 +27,7 @@ from sterna.jit.source import (
     Late,
     NoCompilerError,
     loading,
+    names_in,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "kernel",
     "kernels_ahead",
     "loading",
+    "plain",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,18 +177,25 @@ def kernel(*, ahead: bool = ..., inline: bool = ...) -> Callable[[F], F]: ...
 def kernel(
     *, twin: Callable[..., Any] | None = None, ahead: bool = True, inline: bool = False
 ) -> Callable[[F], F]:
-    """Compile the decorated function (kept on disk, GIL released), or use `twin` where numba is missing.
+    """Compile the decorated function (kept on disk, GIL released). Where numba is missing, `twin` takes its place, or else the
+    function itself, unless it names what only compiled code has.
 
-    The twin stays reachable as the attribute `twin` of the result. Compiled functions may not allocate memory.
+    The plain function stays reachable as the attribute `twin` of the result. Compiled functions may not allocate memory.
 
     :param ahead: it is called from Python, with what its annotations say
     :param inline: make it a part of the compiled functions that call it
     """
 
     def wrap(function: F) -> F:
-        if COMPILED or twin is None:
-            return cast(F, _noted(Kernel(function, twin, ahead=ahead, inline=inline)))
-        twin.twin = twin  # type: ignore[attr-defined]
-        return cast(F, twin)
+        plain = function if twin is None else twin
+        if COMPILED or (twin is None and _is_for_compiled_code(function)):
+            return cast(F, _noted(Kernel(function, plain, ahead=ahead, inline=inline)))
+        plain.twin = plain  # type: ignore[attr-defined]
+        return cast(F, plain)
 
     return wrap
+
+
+def _is_for_compiled_code(function: Callable[..., Any]) -> bool:
+    found = (function.__globals__.get(name) for name in names_in(function.__code__))
+    return any(isinstance(one, Late | Kernel) for one in found)
