@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.analysis.test_survey import END, HEADER, ram_stream, records
 from tests.stream.streams import PieceSource
 
-from sterna.analysis import survey_tallies
+from sterna.analysis import counts
 from sterna.analysis.capture import survey_file
 from sterna.analysis.channel_survey import ChannelSource, StoredChannels
 from sterna.analysis.findings import StreamSurvey
@@ -231,15 +231,14 @@ def test_damage_is_reported_or_harmless(
 @given(st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True), max_size=6), st.booleans())
 def test_the_kernel_and_its_twin_agree(packets: list[list[int]], hold: bool) -> None:
     results = []
-    for function in (survey_tallies.place_pages, survey_tallies.place_pages.twin):  # type: ignore[attr-defined]
-        turns, times, tallies = np.zeros(8, np.uint32), np.zeros(8, np.uint32), survey_tallies.new_tallies()
-        ram, held = np.zeros(8192 if hold else 0, np.uint8), np.zeros(int(hold), np.uint64)
+    for function in (counts.count_pages, counts.count_pages.twin):  # type: ignore[attr-defined]
+        counted, found = np.zeros(8, counts.PAGE_COUNTS), counts.new_counts(10)
+        held = np.zeros(int(hold), np.uint64)
         after = []
         for i, pages in enumerate(packets):
-            data = np.repeat(np.arange(len(pages), dtype=np.uint8) + 7 * i, 1024)
-            after.append(int(function(np.array(pages), 0, data, 10, turns, times, tallies, ram, held)))
-            survey_tallies.next_turn(i, tallies)
-        results.append((after, *(a.tolist() for a in (turns, times, tallies, ram, held))))
+            after.append(int(function(np.array(pages), 0, found, counted, held)))
+            counts.next_sweep(i, found)
+        results.append((after, *(a.tolist() for a in (counted, found, held))))
     assert results[0] == results[1]
 
 

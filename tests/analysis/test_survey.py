@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.hosttree import HostTree
 from tests.stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
-from sterna.analysis import ram_survey, shadow, survey_kernels, survey_tallies
+from sterna.analysis import counts, ram_survey, shadow
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.survey import DEVICE_LIMIT, survey
 from sterna.host import limits
@@ -23,6 +23,7 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.stream import sections
 from sterna.stream.description import VALUE_LIMIT, find_description, stream_description
+from sterna.stream.ram.records import new_rows
 from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
@@ -262,17 +263,14 @@ def test_the_kernel_and_its_twin_agree(
         data += (b"" if name is None else bytes((len(name),)) + name) + body
     staging = np.frombuffer(data[: len(data) - cut] + bytes(8), dtype=np.uint8).copy()
     results = []
-    for function in (survey_kernels.locate_records, survey_kernels.locate_records.twin):  # type: ignore[attr-defined]
-        turns, times = np.zeros(8, np.uint32), np.zeros(8, np.uint32)
-        counts, tallies = np.zeros(3, np.int64), survey_tallies.new_tallies()
+    for function in (counts.count_records, counts.count_records.twin):  # type: ignore[attr-defined]
+        pages, block = np.zeros(8, counts.PAGE_COUNTS), np.array([(5, 0, 0, 0)], counts.BLOCK_COUNTS)
+        found = counts.new_counts(10)
+        found["base"] = 77
         ram, held = np.zeros(8192 if hold else 0, np.uint8), np.zeros(int(hold), np.uint64)
         name = np.frombuffer(b"toy.ram", dtype=np.uint8).copy()
-        result = function(
-            staging, 0, staging.size - 8, 77, name, 5, 10, turns, times, counts, tallies, ram, held
-        )
-        results.append(
-            (tuple(map(int, result)), *(a.tolist() for a in (turns, times, counts, tallies, ram, held)))
-        )
+        result = function(staging, 0, staging.size - 8, name, found, block, pages, ram, held, new_rows())
+        results.append((tuple(map(int, result)), *(a.tolist() for a in (pages, block, found, ram, held))))
     assert results[0] == results[1]
 
 

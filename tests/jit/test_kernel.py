@@ -305,7 +305,7 @@ def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkey
 BEGUN = """
 from sterna.stream.xbzrle import changes
 from sterna.stage2 import tables
-from sterna.analysis import survey_kernels
+from sterna.analysis import counts
 from sterna.stream.ram import records
 from sterna.jit.ahead import fetch_kernels
 fetch_kernels(lambda text: print(text, flush=True))

@@ -1,7 +1,7 @@
 """What a ``ram`` section sends: how often each page came, in which passes, and what RAM it leaves behind.
 
 Passes are not marked in the stream. They are derived from the order of its records, see
-`sterna.analysis.survey_tallies`: a page that is repeated proves a new pass, which began where the order last
+`sterna.analysis.counts`: a page that is repeated proves a new pass, which began where the order last
 went back. A pass that repeats no page of the one before it is not told apart from it, so there may have been
 more passes than are found, never fewer (a source that starts a pass in the middle of RAM and wraps round has
 the part before the wrap counted to the pass before).
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.analysis import survey_kernels, survey_tallies
+from sterna.analysis import counts
+from sterna.analysis.counts import NEW_PASS, BlockCounts, PageCounts
 from sterna.analysis.shadow import ShadowRam, free_bytes
-from sterna.analysis.survey_kernels import NEW_PASS
-from sterna.analysis.survey_tallies import Tally
 from sterna.memory.bitmap import Words
 from sterna.memory.digest import RamDigest
+from sterna.stream.multifd.kernels import place
 from sterna.stream.ram.part import Part
 from sterna.stream.ram.records import Bytes
 from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, read_setup
@@ -104,24 +104,19 @@ class PageLedger:
     digests: NDArray[np.uint64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Block:
     """A block while its pages come.
 
     :ivar size: in bytes
-    :ivar first: number of pages in the blocks before it
-    :ivar turns: for each page the turn that sent it last
-    :ivar counts: of PAGE, ZERO and XBZRLE records
+    :ivar pages: counts of each
     :ivar data: its bytes, and in `held` which pages of them have been written to; empty where they are not held
     """
 
     name: str
     size: int
-    pages: int
-    first: int
-    times: NDArray[np.uint32]
-    turns: NDArray[np.uint32]
-    counts: NDArray[np.int64]
+    counts: BlockCounts
+    pages: PageCounts
     data: Bytes
     held: Words
 
@@ -143,22 +138,22 @@ class RamSurveyor:
         self._shadow: ShadowRam | None = None
         self._blocks: dict[str, _Block] = {}
         self._part = Part(self._blocks, page_bits, _refused)
-        self._tallies = survey_tallies.new_tallies()
+        self._counts = counts.new_counts(page_bits)
         self._passes: list[PassSurvey] = []
         self._packet_pages = 0
 
     @property
     def page_data_bytes(self) -> int:
-        pages = sum(int(block.counts[0]) for block in self._blocks.values())
+        pages = sum(int(block.counts[0]["normal"]) for block in self._blocks.values())
         return (pages - self._packet_pages) << self._page_bits
 
     @property
     def zero_record_bytes(self) -> int:
-        return int(self._tallies[Tally.ZERO_BYTES])
+        return int(self._counts[0]["zero_bytes"])
 
     @property
     def changed_record_bytes(self) -> int:
-        return int(self._tallies[Tally.CHANGED_BYTES])
+        return int(self._counts[0]["changed_bytes"])
 
     def digest(self) -> RamDigest | None:
         """Of RAM as the destination has it now; None where pages are not held."""
@@ -173,8 +168,8 @@ class RamSurveyor:
         return tuple(
             PageLedger(
                 block.name,
-                block.pages,
-                block.times,
+                block.pages.size,
+                block.pages["times"],
                 shadow[block.name].page_digests() if shadow else _NO_DIGESTS,
             )
             for block in self._blocks.values()
@@ -204,11 +199,8 @@ class RamSurveyor:
             self._blocks[name] = _Block(
                 name,
                 size,
-                pages,
-                first,
-                np.zeros(pages, dtype=np.uint32),
-                np.zeros(pages, dtype=np.uint32),
-                np.zeros(3, dtype=np.int64),
+                np.array([(first, 0, 0, 0)], dtype=counts.BLOCK_COUNTS),
+                np.zeros(pages, dtype=counts.PAGE_COUNTS),
                 shadow.data if shadow else _NO_RAM,
                 shadow.held if shadow else _NOT_HELD,
             )
@@ -227,20 +219,18 @@ class RamSurveyor:
         """Use the bytes at hand; whether the part has ended."""
         at, end = reader.window
         block = self._part.block
-        after, status = survey_kernels.locate_records(
+        self._counts[0]["base"] = reader.offset - at
+        after, status = counts.count_records(
             reader.staging,
             at,
             end,
-            reader.offset - at,
             self._part.name,
-            block.first if block else 0,
-            self._page_bits,
-            block.turns if block else _NOTHING,
-            block.times if block else _NOTHING,
+            self._counts,
             block.counts if block else _NO_COUNTS,
-            self._tallies,
+            block.pages if block else _NO_PAGES,
             block.data if block else _NO_RAM,
             block.held if block else _NOT_HELD,
+            self._part.rows,
         )
         reader.advance(after)
         self._check_room(reader.section, reader.offset)
@@ -254,7 +244,7 @@ class RamSurveyor:
 
         :param offset: offset in the main stream
         """
-        survey_tallies.next_turn(offset, self._tallies)
+        counts.next_sweep(offset, self._counts)
 
     def take_packet(
         self, name: str, pages: NDArray[np.int64], data: bytes | memoryview, wire_bytes: int
@@ -269,36 +259,30 @@ class RamSurveyor:
         block = self._blocks.get(name)
         if block is None:
             raise StreamError(f"pages of RAM block {name!r}, which is not in the list of RAM blocks")
-        if int(pages.max(initial=-1)) >= block.pages:
-            where, size = int(pages.max()) << self._page_bits, block.pages << self._page_bits
-            raise StreamError(f"page offset {where:#x} is outside RAM block {name!r} of {size:#x} bytes")
-        if self._tallies[Tally.PASS_OFFSET] < 0:
-            self._tallies[Tally.PASS_OFFSET] = self._tallies[Tally.TURN_OFFSET]
-        array = np.frombuffer(data, dtype=np.uint8)
+        if int(pages.max(initial=-1)) >= block.pages.size:
+            where = int(pages.max()) << self._page_bits
+            raise StreamError(
+                f"page offset {where:#x} is outside RAM block {name!r} of {block.size:#x} bytes"
+            )
+        now = self._counts[0]
+        if now["pass_offset"] < 0:
+            now["pass_offset"] = now["sweep_offset"]
         done = 0
         while done < pages.size:
-            after = survey_tallies.place_pages(
-                pages,
-                done,
-                array,
-                self._page_bits,
-                block.turns,
-                block.times,
-                self._tallies,
-                block.data,
-                block.held,
-            )
-            self._tallies[Tally.TURN_NORMAL] += after - done
-            done = int(after)
+            after = counts.count_pages(pages, done, self._counts, block.pages, block.held)
+            now["sweep_normal"] += after - done
+            done = after
             if done < pages.size:
                 self._end_pass()
-        self._tallies[Tally.TURN_BYTES] += wire_bytes
-        block.counts[0] += pages.size
+        if block.data.size:
+            place(np.frombuffer(data, dtype=np.uint8), pages, self._page_bits, block.data)
+        now["sweep_bytes"] += wire_bytes
+        block.counts[0]["normal"] += pages.size
         self._packet_pages += int(pages.size)
         self._check_room()
 
     def _check_room(self, section: str | None = None, offset: int | None = None) -> None:
-        if self._shadow and self._tallies[Tally.HELD] > self._shadow.limit_pages:
+        if self._shadow and self._counts[0]["held"] > self._shadow.limit_pages:
             limit = self._shadow.limit_pages << self._page_bits
             raise StreamUnsupported(
                 f"more guest RAM than can be held here for its digests: {limit} bytes are free",
@@ -307,43 +291,42 @@ class RamSurveyor:
             )
 
     def _end_pass(self) -> None:
-        """The current turn proves to be the first of a new pass."""
-        tallies = self._tallies
-        self._passes.append(self._pass(with_turn=False))
-        tallies[Tally.PASS_FIRST_TURN] = tallies[Tally.TURN]
-        tallies[Tally.PASS_OFFSET] = tallies[Tally.TURN_OFFSET]
-        tallies[_PASS_COUNTS] = 0
+        """The current sweep proves to be the first of a new pass."""
+        self._passes.append(self._pass(with_sweep=False))
+        now = self._counts[0]
+        now["pass_first_sweep"], now["pass_offset"] = now["sweep"], now["sweep_offset"]
+        for what in _SUMS:
+            now[f"pass_{what}"] = 0
         if len(self._passes) == PASS_LIMIT - 1:
-            tallies[Tally.MAY_END_PASS] = 0
+            now["may_end_pass"] = 0
 
-    def _pass(self, *, with_turn: bool) -> PassSurvey:
-        tallies = self._tallies
-        counts = tallies[_PASS_COUNTS]
-        if with_turn:
-            counts = counts + tallies[_TURN_COUNTS]
-        return PassSurvey(len(self._passes) + 1, int(tallies[Tally.PASS_OFFSET]), *map(int, counts))
+    def _pass(self, *, with_sweep: bool) -> PassSurvey:
+        now = self._counts[0]
+        sums = (int(now[f"pass_{what}"] + with_sweep * now[f"sweep_{what}"]) for what in _SUMS)
+        return PassSurvey(len(self._passes) + 1, int(now["pass_offset"]), *sums)
 
     def passes(self) -> tuple[PassSurvey, ...]:
         """The passes so far."""
-        return () if self._tallies[Tally.PASS_OFFSET] < 0 else (*self._passes, self._pass(with_turn=True))
+        return () if self._counts[0]["pass_offset"] < 0 else (*self._passes, self._pass(with_sweep=True))
 
     def blocks(self) -> tuple[RamBlockSurvey, ...]:
         """The blocks, and what has come of them so far."""
         return tuple(self._survey(block) for block in self._blocks.values())
 
     def _survey(self, block: _Block) -> RamBlockSurvey:
-        sent = int(np.count_nonzero(block.times))
+        times, counted = block.pages["times"], block.counts[0]
+        sent = int(np.count_nonzero(times))
         return RamBlockSurvey(
             block.name,
             block.size,
-            block.pages,
-            int(block.counts[0]),
-            int(block.counts[1]),
-            int(block.counts[2]),
+            block.pages.size,
+            int(counted["normal"]),
+            int(counted["zero"]),
+            int(counted["changed"]),
             sent,
-            int(np.count_nonzero(block.times > 1)),
-            int(block.times.max(initial=0)),
-            int((block.times == 0).argmax()) if sent < block.pages else None,
+            int(np.count_nonzero(times > 1)),
+            int(times.max(initial=0)),
+            int((times == 0).argmax()) if sent < times.size else None,
         )
 
 
@@ -370,10 +353,9 @@ def missing(blocks: Sequence[RamBlockSurvey]) -> RamBlockSurvey | None:
     return next((block for block in blocks if block.first_missing is not None), None)
 
 
-_PASS_COUNTS = [Tally.PASS_NORMAL, Tally.PASS_ZERO, Tally.PASS_CHANGED, Tally.PASS_BYTES]
-_TURN_COUNTS = [Tally.TURN_NORMAL, Tally.TURN_ZERO, Tally.TURN_CHANGED, Tally.TURN_BYTES]
-_NOTHING: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
-_NO_COUNTS: NDArray[np.int64] = np.zeros(3, dtype=np.int64)
+_SUMS = ("normal", "zero", "changed", "bytes")
+_NO_COUNTS: BlockCounts = np.zeros(1, dtype=counts.BLOCK_COUNTS)
+_NO_PAGES: PageCounts = np.zeros(0, dtype=counts.PAGE_COUNTS)
 _NO_DIGESTS: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
 _NO_RAM: Bytes = np.zeros(0, dtype=np.uint8)
 _NOT_HELD: Words = np.zeros(0, dtype=np.uint64)

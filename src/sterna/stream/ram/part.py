@@ -13,11 +13,8 @@ from sterna.stream.xbzrle import coding
 class Block(Protocol):
     """A RAM block, of `size` bytes."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
+    name: str
+    size: int
 
 
 _Block = TypeVar("_Block", bound=Block)
