@@ -64,12 +64,66 @@ def test_all_but_emulation_works_without_a_compiler() -> None:
     assert "compiling" not in done.stderr
 
 
+PAGES_WITHOUT_A_COMPILER = """
+import io, sys, warnings
+sys.modules["numba"] = None
+import numpy as np
+warnings.simplefilter("error")  # of sums that overflow, too
+from sterna.analysis.ram_survey import RamSurveyor
+from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import digest_ram
+from sterna.stream.multifd.format import PacketFormat
+from sterna.stream.multifd.packets import IN_THE_BLOCK, head_of, packets_of
+from sterna.stream.ram.decoder import RamDecoder
+from sterna.stream.ram.encoder import Batch, encode_pages
+from sterna.stream.ram.records import bytes_at
+from sterna.stream.ram.setup import END_OF_RECORDS, ram_setup
+from sterna.stream.reader import StreamReader
+from sterna.stream.xbzrle.cache import XbzrleCache
+
+def wire(vectors):
+    return b"".join(bytes_at(address, size) for address, size in vectors.tolist())
+
+source, target = RamBlock("ram", 4 << 12), RamBlock("ram", 4 << 12)
+source.data[4096:12288] = 255
+pages, setup = np.arange(4), ram_setup([("ram", 4 << 12)])
+body = encode_pages(source, pages).tobytes()
+cache = XbzrleCache([source], 4 << 12, from_start=True)
+cache.encode(Batch(source, pages), 2)
+source.data[[4096, 8000, 12288]] = 7
+source.data[8192:12288] = 0
+body += wire(cache.encode(Batch(source, pages), 3, suffix=END_OF_RECORDS).iov)
+decoder, surveyor = RamDecoder([target]), RamSurveyor(12, digests=True)
+for who in (decoder, surveyor):
+    reader = StreamReader(io.BytesIO(setup + body))
+    who.read_setup(reader)
+    who.read_records(reader)
+found = decoder.statistics()
+assert (found.normal, found.duplicate, found.changed) == (2, 4, 2), found
+assert np.array_equal(source.data, target.data)
+[block] = surveyor.blocks()
+assert (block.normal, block.zero, block.changed, block.repeated) == (2, 4, 2, 4), block
+assert surveyor.digest().hex == digest_ram([source]).hex
+packets = PacketFormat(12)
+vectors, headers = packets_of(packets, head_of(packets, source), source, pages, IN_THE_BLOCK, 0)
+data = wire(vectors)
+packet = packets.decode(data[:packets.header_bytes])
+surveyor.take_packet("ram", packet.pages, data[packets.header_bytes:], len(data))
+assert surveyor.digest().hex == digest_ram([source]).hex
+"""
+
+
+def test_pages_are_sent_and_taken_without_a_compiler() -> None:
+    run(PAGES_WITHOUT_A_COMPILER)
+
+
 UPON_THE_FIRST_CALL = """
 import sys, threading
 import numpy as np
 from sterna.memory.ram import RamBlock
 from sterna.jit.kernel import Kernel
-from sterna.stream.ram.records import apply_records, copy, new_received, new_rows
+from sterna.memory.content import copy
+from sterna.stream.ram.records import apply_records, new_received, new_rows
 before = apply_records
 assert "numba" not in sys.modules
 name, ram = np.frombuffer(b"a", np.uint8).copy(), np.zeros(8192, np.uint8)

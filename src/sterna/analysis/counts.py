@@ -1,4 +1,4 @@
-"""What a stream's records and packets add up to, and how often each page came, in which passes: compiled kernels, and twins.
+"""What a stream's records and packets add up to, and how often each page came, in which passes: compiled kernels.
 
 A *sweep* is a run of records whose places in RAM (blocks in the stream's order, then pages) only go up. A page that comes
 again within a pass proves that the source has looked for dirty pages anew: the pass that the page belongs to began where
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
-from sterna.stream.ram.records import Bytes, Rows, Status, copy, scan
+from sterna.memory.content import copy
+from sterna.stream.ram.records import Bytes, Rows, Status, scan
 from sterna.stream.wire import RamFlag
 from sterna.stream.xbzrle import coding
 
@@ -148,54 +149,7 @@ def hold(page: int, held: Words, counts: Counts) -> None:
         held[page >> 6] |= bit
 
 
-def _count_twin(
-    staging: Bytes,
-    at: int,
-    end: int,
-    name: Bytes,
-    counts: Counts,
-    block: BlockCounts,
-    pages: PageCounts,
-    ram: Bytes,
-    held: Words,
-    rows: Rows,
-) -> tuple[int, int]:
-    now, first, status = counts[0], int(block[0]["first"]), _FULL
-    page_bits, base = int(now["page_bits"]), int(now["base"])
-    memory = ram.reshape(-1, 1 << page_bits)
-    while status == _FULL:
-        found, at, status, last = scan.twin(staging, at, end, name, page_bits, pages.size, rows)  # type: ignore[attr-defined]
-        for kind, page, start, body, size in rows[:found].tolist():
-            if kind == _XBZRLE and not pages[page]["sweep"]:
-                return start, _UNSENT
-            completes = kind == _XBZRLE and now["zero_before"] == first + page
-            if not completes and note_page.twin(page, first, base + start, pages, counts):  # type: ignore[attr-defined]
-                return start, NEW_PASS
-            what = {_PAGE: "normal", _ZERO: "zero", _XBZRLE: "changed"}[kind]
-            now["zero_before"] = first + page if kind == _ZERO else -1
-            now[f"sweep_{what}"] += 1
-            block[0][what] += 1
-            now["sweep_bytes"] += body + size - start
-            if kind != _PAGE:
-                now[f"{what}_bytes"] += body + size - start
-            if not ram.size:
-                continue
-            if kind != _ZERO:
-                hold.twin(page, held, counts)  # type: ignore[attr-defined]
-            if kind == _PAGE:
-                memory[page] = staging[body : body + size]
-            elif kind == _XBZRLE:
-                coding.apply.twin(staging[body : body + size], memory[page])  # type: ignore[attr-defined]
-            elif held[page >> 6] & np.uint64(1 << (page & 63)):
-                memory[page] = 0
-        if last >= 0 and not pages[last]["sweep"]:
-            status = _UNSENT
-    if status == _END:
-        now["zero_before"] = -1
-    return at, status
-
-
-@kernel(twin=_count_twin)
+@kernel()
 def count_records(
     staging: Bytes,
     at: int,
@@ -218,48 +172,46 @@ def count_records(
     :return: the position after the last record that was counted, and a `Status` or `NEW_PASS`
     """
     now = counts[0]
-    page_bits = now["page_bits"]
-    base = now["base"]
-    first = block[0]["first"]
-    page_bytes = 1 << page_bits
-    words = ram.view(np.uint64)
+    page_bits = int(now["page_bits"])
+    base = int(now["base"])
+    first = int(block[0]["first"])
     while True:
         found, at, status, last = scan(staging, at, end, name, page_bits, pages.size, rows)
         for i in range(found):
             row = rows[i]
             kind = row["kind"]
-            page = row["page"]
+            page = int(row["page"])
+            start = int(row["at"])
             body = row["body"]
             after = body + row["size"]
-            size = after - row["at"]
+            size = after - start
             if kind == _XBZRLE and pages[page]["sweep"] == np.uint32(0):
-                return row["at"], _UNSENT
+                return start, _UNSENT
             completes = kind == _XBZRLE and now["zero_before"] == first + page
-            if not completes and note_page(page, first, base + row["at"], pages, counts):
-                return row["at"], _NEW_PASS
+            if not completes and note_page(page, first, base + start, pages, counts):
+                return start, _NEW_PASS
             now["zero_before"] = first + page if kind == _ZERO else -1
             now["sweep_bytes"] += size
-            target = page << page_bits
+            target = ram[page << page_bits : (page + 1) << page_bits]
             if kind == _ZERO:
                 now["sweep_zero"] += 1
                 now["zero_bytes"] += size
                 block[0]["zero"] += 1
                 if ram.size > 0 and held[page >> 6] & (np.uint64(1) << np.uint64(page & 63)):
-                    for j in range(target >> 3, (target + page_bytes) >> 3):
-                        words[j] = 0
+                    target[:] = 0
             elif kind == _PAGE:
                 now["sweep_normal"] += 1
                 block[0]["normal"] += 1
                 if ram.size > 0:
                     hold(page, held, counts)
-                    copy(ram[target : target + page_bytes], staging[body:after])
+                    copy(target, staging[body:after])
             else:
                 now["sweep_changed"] += 1
                 now["changed_bytes"] += size
                 block[0]["changed"] += 1
                 if ram.size > 0:
                     hold(page, held, counts)
-                    _apply(staging[body:after], ram[target : target + page_bytes])
+                    _apply(staging[body:after], target)
         if last >= 0 and pages[last]["sweep"] == np.uint32(0):
             status = _UNSENT
         if status == _END:
@@ -279,7 +231,7 @@ def count_pages(numbers: NDArray[np.int64], done: int, counts: Counts, pages: Pa
     """
     now = counts[0]
     for i in range(done, numbers.size):
-        page = numbers[i]
+        page = int(numbers[i])
         seen = np.int64(pages[page]["sweep"])
         if now["may_end_pass"] != 0 and now["pass_first_sweep"] <= seen < now["sweep"]:
             return i

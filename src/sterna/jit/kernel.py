@@ -187,13 +187,18 @@ def kernel(
     """
 
     def wrap(function: F) -> F:
-        plain = function if twin is None else twin
+        instead = function if twin is None else twin
         if COMPILED or (twin is None and _is_for_compiled_code(function)):
-            return cast(F, _noted(Kernel(function, plain, ahead=ahead, inline=inline)))
-        plain.twin = plain  # type: ignore[attr-defined]
-        return cast(F, plain)
+            return cast(F, _noted(Kernel(function, instead, ahead=ahead, inline=inline)))
+        instead.twin = instead  # type: ignore[attr-defined]
+        return cast(F, instead)
 
     return wrap
+
+
+def plain(made: F) -> F:
+    """The function that does the same as what `kernel` made, without a compiler: for other twins."""
+    return cast(F, made.twin)  # type: ignore[attr-defined]
 
 
 def _is_for_compiled_code(function: Callable[..., Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import Late, kernel
+from sterna.jit.kernel import Late, kernel, plain
 from sterna.memory.vectors import Vectors
 
 IOV_MAX = 1024
@@ -41,11 +41,7 @@ _errno_location: Any = Late("sterna.migration.channels.intrinsics:errno_location
 stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
 
-def _monotonic_twin() -> int:
-    return time.monotonic_ns()
-
-
-@kernel(twin=_monotonic_twin, ahead=False)
+@kernel(ahead=False)
 def _monotonic() -> int:
     """CLOCK_MONOTONIC in ns."""
     now = stack_words(2)
@@ -81,17 +77,7 @@ def _wait(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     return CANCELLED if fds[1] >> 48 else 0
 
 
-def _advance_twin(vectors: Vectors, row: int, size: int) -> int:
-    while row < len(vectors) and size >= int(vectors[row, 1]):
-        size -= int(vectors[row, 1])
-        row += 1
-    if size:
-        vectors[row, 0] += np.uint64(size)
-        vectors[row, 1] -= np.uint64(size)
-    return row
-
-
-@kernel(twin=_advance_twin, ahead=False)
+@kernel(ahead=False)
 def advance(vectors: Vectors, row: int, size: int) -> int:
     """Take bytes off a gather list from `row` on.
 
@@ -121,7 +107,7 @@ def _write_list_twin(
                 return row, code
             continue
         done[0] += sent
-        row = _advance_twin(vectors, row, sent)
+        row = plain(advance)(vectors, row, sent)
     return row, 0
 
 
@@ -169,7 +155,7 @@ def _read_list_twin(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: 
         if got == 0:
             return done, row, 0
         done += got
-        row = _advance_twin(vectors, row, got)
+        row = plain(advance)(vectors, row, got)
     return done, row, 0
 
 

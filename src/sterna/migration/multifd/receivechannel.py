@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from sterna.host.printable import describe
-from sterna.memory.bitmap import Words, new_bitmap
+from sterna.memory.bitmap import Words, new_bitmap, set_bits
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
 from sterna.memory.vectors import Vectors, vectors_of
@@ -197,7 +197,7 @@ class ReceiveChannel:
         """The pages of a packet have been written."""
         # A byte each, so that channels do not undo each other's marks.
         self._written[block.name][packet.pages >> (PIECE_SHIFT - self._page_bits)] = 1
-        kernels.mark(self.received[block.name], packet.pages)
+        set_bits(self.received[block.name], packet.pages.astype(np.uint64))
 
     def _check_compression(self, compression: Compression) -> None:
         if self._compression is None:

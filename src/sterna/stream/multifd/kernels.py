@@ -5,11 +5,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import READONLY, Late, kernel
+from sterna.jit.kernel import READONLY, Late, kernel, plain
 from sterna.memory.bitmap import Words
+from sterna.memory.content import copy, is_zero
 from sterna.memory.vectors import Vectors
 from sterna.stream.multifd.format import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
-from sterna.stream.ram.records import is_zero
 
 stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
@@ -22,22 +22,14 @@ _HEAD_WORDS = 6
 """32-bit integers that a header begins with: magic, version, flags, room for pages, pages, bytes of data."""
 
 
-def _put_twin(data: Bytes, at: int, size: int, value: int) -> None:
-    data[at : at + size] = np.frombuffer(value.to_bytes(size, "big"), dtype=np.uint8)
-
-
-@kernel(twin=_put_twin, ahead=False)
+@kernel(ahead=False)
 def put(data: Bytes, at: int, size: int, value: int) -> None:
     """Write a big-endian integer."""
     for i in range(size):
         data[at + i] = np.uint8((value >> (8 * (size - 1 - i))) & 0xFF)
 
 
-def _fetch_twin(data: Bytes, at: int, size: int) -> int:
-    return int.from_bytes(data[at : at + size].tobytes(), "big")
-
-
-@kernel(twin=_fetch_twin, ahead=False)
+@kernel(ahead=False)
 def fetch(data: Bytes, at: int, size: int) -> int:
     """Read a big-endian integer of up to 8 bytes; one past 2**63 is negative in compiled code."""
     value = 0
@@ -139,7 +131,7 @@ def _lay_out_twin(
             (SIZE_AT, 4, some.size << page_bits),
             (NUMBER_AT, 8, number + packet),
         ):
-            _put_twin(header, at, size, int(value))
+            plain(put)(header, at, size, int(value))
         offsets = (some << page_bits).astype(">u8").view(np.uint8)
         header[HEAD_BYTES : HEAD_BYTES + offsets.size] = offsets
         vectors[row] = address + packet * headers.shape[1], headers.shape[1]
@@ -188,35 +180,24 @@ def lay_out(
     return row
 
 
-def _mark_twin(bitmap: Words, pages: Numbers) -> None:
-    np.bitwise_or.at(bitmap, pages >> 6, np.uint64(1) << (pages & 63).astype(np.uint64))
-
-
-@kernel(twin=_mark_twin)
+@kernel(ahead=False)
 def mark(bitmap: Words, pages: Numbers) -> None:
     """Set the bits of pages."""
     for i in range(pages.size):
         bitmap[pages[i] >> 6] |= np.uint64(1) << np.uint64(pages[i] & 63)
 
 
-def _place_twin(data: Bytes, pages: Numbers, page_bits: int, ram: Bytes) -> None:
-    ram.reshape(-1, 1 << page_bits)[pages] = data.reshape(-1, 1 << page_bits)
-
-
-@kernel(twin=_place_twin)
+@kernel()
 def place(data: Annotated[Bytes, READONLY], pages: Numbers, page_bits: int, ram: Bytes) -> None:
     """Copy pages that lie one after the other to their places in a block."""
     size = 1 << page_bits
     for i in range(pages.size):
-        target = ram[pages[i] * size : (pages[i] + 1) * size]
-        page = data[i * size : (i + 1) * size]
-        for j in range(size):
-            target[j] = page[j]
+        copy(ram[pages[i] * size : (pages[i] + 1) * size], data[i * size : (i + 1) * size])
 
 
 def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
     opening = np.array([MAGIC, VERSION, 0], dtype=">u4").tobytes()
-    room, count, size = (_fetch_twin(header, at, 4) for at in (COUNT_AT - 4, COUNT_AT, SIZE_AT))
+    room, count, size = (plain(fetch)(header, at, 4) for at in (COUNT_AT - 4, COUNT_AT, SIZE_AT))
     if (
         header[: len(opening)].tobytes() != opening
         or not 0 < count <= room <= pages.size

@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import kernel
+from sterna.jit.kernel import kernel, plain
 from sterna.memory.bitmap import Words
+from sterna.memory.content import copy, is_zero
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
@@ -64,22 +65,6 @@ def bytes_array(data: bytes) -> NDArray[np.uint8]:
 def bytes_at(address: int, size: int) -> bytes:
     """A copy of this process' memory."""
     return ctypes.string_at(address, size)
-
-
-@kernel(ahead=False)
-def is_zero(words: Words, first: int, count: int) -> bool:
-    """Whether all of `count` words from `first` on are zero.
-
-    :param count: a multiple of 8
-    """
-    # Eight words at a time become vector code.
-    for group in range(first, first + count, 8):
-        seen = words[group]
-        for j in range(1, 8):
-            seen |= words[group + j]
-        if seen != np.uint64(0):
-            return False
-    return True
 
 
 def record_head(word: int, name: bytes) -> bytes:
@@ -198,18 +183,6 @@ def encode_records(
     return rows, used + normal * page_bytes, normal
 
 
-def _copy_twin(target: Bytes, data: Bytes) -> None:
-    target[:] = data
-
-
-@kernel(twin=_copy_twin, ahead=False)
-def copy(target: Bytes, data: Bytes) -> None:
-    """Copy bytes; both arrays have the same size."""
-    # A loop that starts at zero becomes vector code; numba's own copy of slices is five times slower.
-    for i in range(target.size):
-        target[i] = data[i]
-
-
 ROW = np.dtype([(name, np.int64) for name in ("kind", "page", "at", "body", "size")])
 """A record as `scan` finds it: PAGE, ZERO or XBZRLE; its page's number; and where in the bytes at hand it begins, and what it
 carries (the page, the fill byte, the code) begins and how long that is.
@@ -263,7 +236,7 @@ def _scan_twin(
             body += 3
             if end - body < size:
                 return found, at, _MORE, page
-            if coding.check.twin(staging[body : body + size], page_bytes)[0]:  # type: ignore[attr-defined]
+            if plain(coding.check)(staging[body : body + size], page_bytes)[0]:
                 return found, at, _CODE, page
         rows[found] = kind, page, at, body, size
         at = body + size
@@ -380,7 +353,7 @@ def _apply_twin(
             if kind == _PAGE:
                 target[:] = data
             elif kind == _XBZRLE:
-                coding.apply.twin(data, target)  # type: ignore[attr-defined]
+                plain(coding.apply)(data, target)
             writes = kind != _ZERO or ((came or not fresh) and bool(target.any()))
             if kind == _ZERO and writes:
                 target[:] = 0

@@ -7,8 +7,9 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import kernel
-from sterna.stream.ram.records import is_zero, put_head, record_head
+from sterna.jit.kernel import kernel, plain
+from sterna.memory.content import copy, is_zero
+from sterna.stream.ram.records import put_head, record_head
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
 
@@ -40,12 +41,7 @@ _CODE_START = 2
 _apply, _encode = coding.apply, coding.encode
 
 
-def _is_sparse_twin(page: Words) -> bool:
-    step = page.size // _SAMPLED
-    return int(np.count_nonzero(page[step // 2 :: step])) <= _SAMPLED // 2
-
-
-@kernel(twin=_is_sparse_twin)
+@kernel()
 def is_sparse(page: Words) -> bool:
     """Whether a page seems to be zeros for the most part, by a few of its words."""
     step = page.size // _SAMPLED
@@ -56,17 +52,7 @@ def is_sparse(page: Words) -> bool:
     return found <= _SAMPLED // 2
 
 
-def _kept_page_twin(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) -> Words:
-    if state == HELD:
-        return kept
-    old[:] = 0
-    if state == CODED:
-        length = int(short[0]) | int(short[1]) << 8
-        coding.apply.twin(short[_CODE_START : _CODE_START + length], old.view(np.uint8))  # type: ignore[attr-defined]
-    return old
-
-
-@kernel(twin=_kept_page_twin, ahead=False)
+@kernel(ahead=False)
 def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) -> Words:
     """A page as it is kept.
 
@@ -85,18 +71,7 @@ def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) 
     return old
 
 
-def _keep_twin(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
-    length = coding.OVERFLOW
-    if sparse and _is_sparse_twin(page):
-        length = coding.encode.twin(zeros, page, short[_CODE_START:])  # type: ignore[attr-defined]
-    if length < 0:
-        kept[:] = page
-        return HELD
-    short[0], short[1] = length & 0xFF, length >> 8
-    return CODED
-
-
-@kernel(twin=_keep_twin, ahead=False)
+@kernel(ahead=False)
 def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) -> int:
     """Keep a page that is not zero, as a short code if it has one.
 
@@ -106,7 +81,7 @@ def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) ->
     if sparse and is_sparse(page):
         length = _encode(zeros, page, short[_CODE_START:])
     if length < 0:
-        _copy(kept, page)
+        copy(kept, page)
         return _HELD
     short[0] = length & 0xFF
     short[1] = length >> 8
@@ -155,7 +130,7 @@ def encode_changes_twin(
         if hit or enters:
             keys[slot], ages[slot] = key, age
         short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
-        before = _kept_page_twin(int(states[slot]), kept, short, zeros, old)
+        before = plain(_kept_page)(int(states[slot]), kept, short, zeros, old)
         if not scratch.any():
             kinds = [_ZERO]
             counts[ZERO] += 1
@@ -165,7 +140,7 @@ def encode_changes_twin(
             target, length = np.empty(size, dtype=np.uint8), coding.OVERFLOW
             if hit:
                 counts[HITS] += 1
-                length = coding.encode.twin(before, scratch, target)  # type: ignore[attr-defined]
+                length = plain(coding.encode)(before, scratch, target)
                 if length == coding.UNCHANGED:
                     continue
                 if length == coding.OVERFLOW:
@@ -175,9 +150,9 @@ def encode_changes_twin(
                     kinds = [_XBZRLE]
             else:
                 counts[MISSES] += 1
-                if sparse and _is_sparse_twin(scratch):
+                if sparse and plain(is_sparse)(scratch):
                     target = target[: size // 2]
-                    length = coding.encode.twin(zeros, scratch, target)  # type: ignore[attr-defined]
+                    length = plain(coding.encode)(zeros, scratch, target)
                     if length != coding.OVERFLOW:
                         kinds = [_ZERO, _XBZRLE]
                         counts[SPARSE] += 1
@@ -192,7 +167,7 @@ def encode_changes_twin(
                     states[slot] = HELD
                     source = cache_hva + slot * size
                 else:
-                    states[slot] = _keep_twin(scratch, kept, short, zeros, sparse)
+                    states[slot] = plain(_keep)(scratch, kept, short, zeros, sparse)
         if kinds == [_PAGE] and apart.size:
             counts[NORMAL] += 1
             apart[len(rows)] = page
@@ -215,16 +190,6 @@ def encode_changes_twin(
         rows.append((base + run, used - run))
     iov[: len(rows)] = np.array(rows, dtype=np.uint64).reshape(-1, 2)
     return len(rows), used + page_bytes
-
-
-def _copy_twin(target: Words, source: Words) -> None:
-    target[:] = source
-
-
-@kernel(twin=_copy_twin, ahead=False)
-def _copy(target: Words, source: Words) -> None:
-    for i in range(target.size):
-        target[i] = source[i]
 
 
 @kernel(twin=encode_changes_twin)
@@ -310,7 +275,7 @@ def encode_changes(
         head = used + 8 + (0 if named else name.size) + (0 if hit else 9)
         code = out[head + _CODE_HEAD : head + _CODE_HEAD + size]
         if hit:
-            _copy(scratch, guest)
+            copy(scratch, guest)
             if is_zero(scratch, 0, per_page):
                 flags = _ZERO
                 if keep:
@@ -330,7 +295,7 @@ def encode_changes(
                     counts[_CODE_BYTES] += head - used - 8 + _CODE_HEAD + length
                 if keep:
                     if length < 0:
-                        _copy(kept, scratch)
+                        copy(kept, scratch)
                         states[slot] = _HELD
                         source = addresses[2] + np.uint64(slot * size)
                     elif held:
@@ -345,7 +310,7 @@ def encode_changes(
         else:
             counts[_MISSES] += 1
             if sparse and is_sparse(guest):
-                _copy(scratch, guest)
+                copy(scratch, guest)
                 length = _encode(zeros, scratch, code[: size >> 1])
                 if length > 0:
                     flags = _XBZRLE
@@ -358,7 +323,7 @@ def encode_changes(
             elif enters and length > 0:
                 states[slot] = _keep(scratch, kept, short, zeros, sparse)
             elif enters:
-                _copy(kept, guest)
+                copy(kept, guest)
                 states[slot] = _HELD
                 source = addresses[2] + np.uint64(slot * size)
         if flags == _PAGE and apart.size:

@@ -13,7 +13,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import kernel
+from sterna.jit.kernel import kernel, plain
+from sterna.memory.content import copy
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -64,13 +65,7 @@ _ONES = 0x0101010101010101
 _TOPS = 0x8080808080808080
 
 
-def _put_length_twin(out: Bytes, used: int, length: int) -> int:
-    data = bytes((length,)) if length < 0x80 else bytes((length & 0x7F | 0x80, length >> 7))
-    out[used : used + len(data)] = bytearray(data)
-    return used + len(data)
-
-
-@kernel(twin=_put_length_twin, ahead=False)
+@kernel(ahead=False)
 def _put_length(out: Bytes, used: int, length: int) -> int:
     if length < 0x80:
         out[used] = length
@@ -88,7 +83,7 @@ def _encode_twin(old: Words, new: Words, out: Bytes) -> int:
         for length in (start - at, end - start):
             if used + _LENGTH_BYTES > out.size:
                 return OVERFLOW
-            used = _put_length_twin(out, used, length)
+            used = plain(_put_length)(out, used, length)
         if used + end - start > out.size:
             return OVERFLOW
         out[used : used + end - start] = after[start:end]
@@ -164,36 +159,7 @@ def encode(old: Words, new: Words, out: Bytes) -> int:
     return used
 
 
-def _check_twin(code: Bytes, page_bytes: int) -> tuple[int, int]:
-    if not code.size:
-        return _EMPTY, 0
-    data = code.tobytes()
-    at = target = 0
-    while at < len(data):
-        for unchanged in (True, False):
-            first = at
-            if at >= len(data) or (data[at] & 0x80 and at + 1 >= len(data)):
-                return _CUT, first
-            length = data[at] & 0x7F
-            at += 1
-            if data[first] & 0x80:
-                if data[at] & 0x80:
-                    return _LONG, first
-                length |= data[at] << 7
-                at += 1
-            if not length and not (unchanged and first == 0):
-                return _NO_RUN, first
-            target += length
-            if target > page_bytes:
-                return _OUTSIDE, first
-            if not unchanged:
-                if at + length > len(data):
-                    return _CUT, first
-                at += length
-    return _NONE, at
-
-
-@kernel(twin=_check_twin)
+@kernel()
 def check(code: Bytes, page_bytes: int) -> tuple[int, int]:
     """Whether a code can be applied to a page of so many bytes.
 
@@ -232,24 +198,7 @@ def check(code: Bytes, page_bytes: int) -> tuple[int, int]:
     return _NONE, at
 
 
-def _apply_twin(code: Bytes, page: Bytes) -> None:
-    data = code.tobytes()
-    at = target = 0
-    unchanged = True
-    while at < len(data):
-        length = data[at] & 0x7F
-        if data[at] & 0x80:
-            at += 1
-            length |= data[at] << 7
-        at += 1
-        if not unchanged:
-            page[target : target + length] = code[at : at + length]
-            at += length
-        target += length
-        unchanged = not unchanged
-
-
-@kernel(twin=_apply_twin, ahead=False)
+@kernel(ahead=False)
 def apply(code: Bytes, page: Bytes) -> None:
     """Apply a code that `check` found good for a page of this size, or that `encode` made."""
     at = 0
@@ -262,21 +211,13 @@ def apply(code: Bytes, page: Bytes) -> None:
             length = length & 0x7F | int(code[at]) << 7
             at += 1
         if not unchanged:
-            for i in range(length):
-                page[target + i] = code[at + i]
+            copy(page[target : target + length], code[at : at + length])
             at += length
         target += length
         unchanged = not unchanged
 
 
-def _decode_twin(code: Bytes, page: Bytes) -> tuple[int, int]:
-    fault, at = _check_twin(code, page.size)
-    if fault == _NONE:
-        _apply_twin(code, page)
-    return fault, at
-
-
-@kernel(twin=_decode_twin, ahead=False)
+@kernel(ahead=False)
 def decode(code: Bytes, page: Bytes) -> tuple[int, int]:
     """Bring a page up to date; a code that is not good leaves it alone.
 
