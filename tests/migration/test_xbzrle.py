@@ -176,9 +176,9 @@ def test_what_the_rest_will_cost_is_what_it_does_cost() -> None:
     assert pair.cache.rest_bytes(everything) == pytest.approx(PAGES * 4104, abs=10)
     pair.send(*range(8))
     pair.source.data[::4096] ^= 1
-    before = [pair.cache._keys.tolist(), pair.cache._ages.tolist(), pair.cache._counts.tolist()]
+    before = [pair.cache._places.tolist(), pair.cache._counts.tolist()]
     expected = pair.cache.rest_bytes(everything)
-    assert [pair.cache._keys.tolist(), pair.cache._ages.tolist(), pair.cache._counts.tolist()] == before
+    assert [pair.cache._places.tolist(), pair.cache._counts.tolist()] == before
     assert expected == pytest.approx(8 * (8 + 3 + 3) + 8 * 4104, abs=10)
     assert pair.send(*range(PAGES)).nbytes == pytest.approx(expected, abs=10)
     pair.check()
@@ -328,9 +328,9 @@ def test_the_kernel_and_its_twin_agree(data: st.DataObject) -> None:
                 sent = pair.send(*dirty, keep=keep)
                 pair.check()
                 cache = pair.cache
-                outcomes.append((kinds(sent), sent.nbytes, sent.iov[:, 1].tolist(), cache._keys.tolist()))
-                outcomes[-1] += (cache._ages.tolist(), cache._counts.tolist(), cache._memory.data.tobytes())
-                outcomes[-1] += (cache._states.tolist(), cache._codes.tolist())
+                outcomes.append((kinds(sent), sent.nbytes, sent.iov[:, 1].tolist(), cache._places.tolist()))
+                outcomes[-1] += (cache._counts.tolist(), cache._memory.data.tobytes())
+                outcomes[-1] += (cache._codes.tolist(),)
             assert outcomes[0] == outcomes[1]
 
 

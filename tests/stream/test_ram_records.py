@@ -124,14 +124,12 @@ def test_encoder_and_its_twin_agree(numbers: list[int], prefix: bytes, suffix: b
         headers[: len(prefix)] = bytearray(prefix)
         iov = np.zeros((2 * len(numbers) + 2, 2), dtype=np.uint64)
         result = kernel(
+            np.array([(page_bits, len(prefix), 1 << 32, 1 << 40)], dtype=records.PLAN),
             words,
             np.array(numbers, dtype=np.int64),
-            page_bits,
             np.array(bytearray(NAME)),
             np.array(bytearray(suffix), dtype=np.uint8),
             headers,
-            len(prefix),
-            np.array([1 << 32, 1 << 40], dtype=np.uint64),
             iov,
         )
         results.append((*(int(number) for number in result), iov.tolist(), headers.tolist()))

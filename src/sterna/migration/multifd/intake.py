@@ -1,80 +1,94 @@
 """A compiled loop that reads packets from a connection to where their pages belong, and its plain twin."""
 
+from typing import Annotated, Any, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
+from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.vectors import Vectors
 from sterna.migration.channels.gather import read_list
 from sterna.stream.multifd.kernels import Bytes, Marks, Numbers, gather_pages, mark, plain_pages
 
+INTAKE = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "fd",
+            "cancel_fd",
+            "page_bits",
+            # Bytes of a header that have been read.
+            "have",
+            # The block's pages; addresses of its first byte, and of where headers are read to.
+            "limit",
+            "block",
+            "header",
+            # Of whole packets.
+            "taken_bytes",
+            "taken_pages",
+        )
+    ]
+)
+"""What a channel's packets are read with, and how much has been."""
+
+Intake: TypeAlias = Annotated[NDArray[Any], INTAKE]
+"""`shape (1,)`"""
+
 
 def _take_packets_twin(
-    fd: int,
-    cancel_fd: int,
+    intake: Intake,
     header: Bytes,
-    have: int,
     name: Bytes,
-    page_bits: int,
-    limit: int,
-    addresses: NDArray[np.uint64],
     pages: Numbers,
     vectors: Vectors,
     written: Marks,
-    piece_shift: int,
     received: Words,
-    taken: NDArray[np.int64],
 ) -> tuple[int, int, int, int]:
     # All of them are left to Python.
-    return have, 0, 0, 0
+    return int(intake[0]["have"]), 0, 0, 0
 
 
 @kernel(twin=_take_packets_twin)
 def take_packets(
-    fd: int,
-    cancel_fd: int,
+    intake: Intake,
     header: Bytes,
-    have: int,
     name: Bytes,
-    page_bits: int,
-    limit: int,
-    addresses: NDArray[np.uint64],
     pages: Numbers,
     vectors: Vectors,
     written: Marks,
-    piece_shift: int,
     received: Words,
-    taken: NDArray[np.int64],
 ) -> tuple[int, int, int, int]:
     """Read packets as `plain_pages` knows them to where their pages belong, until there is another one, or a reason not to read
     on: the stream's end, an error, a cancellation. Whoever called finds that on reading further.
 
-    :param header: where headers are read to, with `have` bytes of one in it already
-    :param addresses: of the block's first byte, and of `header`
+    :param header: where headers are read to
     :param pages: room for a packet's page numbers
     :param vectors: room for the gather list of a packet and a header
     :param written: the block's; marked after a page was written
-    :param piece_shift: log2 of pages for each mark
     :param received: a bit for each page of the block
-    :param taken: bytes and pages of whole packets are added to its two numbers
     :return: bytes of a header that was not taken; or, within the data of the packet whose header is there, bytes of it that
         are missing, and the rows of `vectors` that tell where they belong, from and to: the header after it is the last
     """
+    fd = intake[0].fd
+    cancel_fd = intake[0].cancel_fd
+    page_bits = intake[0].page_bits
+    have = intake[0].have
     while True:
         if have < header.size:
-            vectors[0, 0] = addresses[1] + np.uint64(have)
+            vectors[0, 0] = intake[0].header + have
             vectors[0, 1] = header.size - have
             got, _, _ = read_list(fd, cancel_fd, vectors[:1], 0, header.size - have)
             have += got
             if have < header.size:
                 return have, 0, 0, 0
-        count = plain_pages(header, name, page_bits, limit, pages)
+        count = plain_pages(header, name, page_bits, intake[0].limit, pages)
         if count == 0:
             return have, 0, 0, 0
         some = pages[:count]
-        end = gather_pages(some, addresses[0], page_bits, vectors[:0], vectors, 0)
-        vectors[end, 0] = addresses[1]
+        end = gather_pages(some, intake[0].block, page_bits, vectors[:0], vectors, 0)
+        vectors[end, 0] = intake[0].header
         vectors[end, 1] = header.size
         end += 1
         size = count << page_bits
@@ -82,8 +96,8 @@ def take_packets(
         if got < size:
             return size - got, row, end, 1
         for i in range(count):
-            written[pages[i] >> piece_shift] = 1
+            written[pages[i] >> (PIECE_SHIFT - page_bits)] = 1
         mark(received, some)
-        taken[0] += header.size + size
-        taken[1] += count
+        intake[0].taken_bytes += header.size + size
+        intake[0].taken_pages += count
         have = got - size

@@ -17,7 +17,7 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import ChannelError, MigrationError
-from sterna.migration.multifd.intake import take_packets
+from sterna.migration.multifd.intake import INTAKE, take_packets
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import Decompressor, decompressor
 from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
@@ -72,7 +72,6 @@ class ReceiveChannel:
         self._compression: Compression | None = None
         self._coded: bytearray = bytearray()
         self._decompressor: Decompressor | None = None
-        self._taken = np.zeros(2, dtype=np.int64)
         self.received: dict[str, Words] = {
             name: new_bitmap(block.size >> page_bits) for name, block in blocks.items()
         }
@@ -80,6 +79,8 @@ class ReceiveChannel:
         # The pages of a packet and the header after it, in one gather list.
         self._vectors: Vectors = np.empty((self._format.pages + 1, 2), dtype=np.uint64)
         self._next_header = vectors_of(self._header.data)[0]
+        self._intake = np.zeros(1, dtype=INTAKE)
+        self._intake["page_bits"], self._intake["header"] = page_bits, self._next_header[0]
         self._thread = threading.Thread(target=self._run, name=f"multifd-receive-{index}", daemon=True)
 
     def start(self) -> None:
@@ -91,8 +92,9 @@ class ReceiveChannel:
 
     def take(self) -> tuple[int, int]:
         """Bytes and pages since the last call. Only while the thread waits for the main channel."""
-        size, pages = self._taken.tolist()
-        self._taken[:] = 0
+        intake = self._intake[0]
+        size, pages = int(intake["taken_bytes"]), int(intake["taken_pages"])
+        intake["taken_bytes"] = intake["taken_pages"] = 0
         return size, pages
 
     def _run(self) -> None:
@@ -120,27 +122,23 @@ class ReceiveChannel:
         self._header_bytes = 0
         if packet.pages.size:
             self._read_pages(packet)
-        self._taken += (self._format.header_bytes + packet.data_bytes, packet.pages.size)
+        self._count(packet)
         return self._meeting.arrive(self) if packet.sync else True
 
     def _take_packets(self, block: RamBlock) -> None:
         """Read packets for the block that the last was for, as far as they need nothing else."""
-        read_fd, cancel_fd = self.channel.descriptors()
+        intake = self._intake[0]
+        intake["fd"], intake["cancel_fd"] = self.channel.descriptors()
+        intake["have"] = self._header_bytes
+        intake["block"], intake["limit"] = block.hva, block.size >> self._page_bits
         have, row, end, within = take_packets(
-            read_fd,
-            cancel_fd,
+            self._intake,
             self._header,
-            self._header_bytes,
             self._block_name,
-            self._page_bits,
-            block.size >> self._page_bits,
-            np.array([block.hva, self._next_header[0]], dtype=np.uint64),
             self._numbers,
             self._vectors,
             self._written[block.name],
-            PIECE_SHIFT - self._page_bits,
             self.received[block.name],
-            self._taken,
         )
         if not within:
             self._header_bytes = have
@@ -148,7 +146,7 @@ class ReceiveChannel:
         packet = self._format.decode(self._header.data)
         self._header_bytes = self._fill(self._vectors[:end], row, have)
         self._note(block, packet)
-        self._taken += (self._format.header_bytes + packet.data_bytes, packet.pages.size)
+        self._count(packet)
 
     def _read_header(self) -> bool:
         """Read the rest of a header.
@@ -198,6 +196,10 @@ class ReceiveChannel:
         # A byte each, so that channels do not undo each other's marks.
         self._written[block.name][packet.pages >> (PIECE_SHIFT - self._page_bits)] = 1
         set_bits(self.received[block.name], packet.pages.astype(np.uint64))
+
+    def _count(self, packet: Packet) -> None:
+        self._intake["taken_bytes"] += self._format.header_bytes + packet.data_bytes
+        self._intake["taken_pages"] += packet.pages.size
 
     def _check_compression(self, compression: Compression) -> None:
         if self._compression is None:

@@ -1,6 +1,6 @@
 """Compiled kernels between page numbers and memory, and their plain twins. Callers have checked the numbers."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,18 +108,25 @@ def gather_pages(
     return row
 
 
+LAYOUT = np.dtype([(name, np.int64) for name in ("page_bits", "number", "block", "headers")])
+"""How packets are laid out: log2 of the stream's page size, number of the first packet, addresses of the block's first byte
+and of the headers.
+"""
+
+Layout: TypeAlias = Annotated[NDArray[Any], LAYOUT]
+"""`shape (1,)`"""
+
+
 def _lay_out_twin(
+    layout: Layout,
     pages: Numbers,
-    hva: int,
-    page_bits: int,
     sources: Vectors,
     head: Bytes,
-    number: int,
     headers: Annotated[NDArray[np.uint8], 2],
-    address: int,
     vectors: Vectors,
 ) -> int:
     row = 0
+    page_bits, number, hva, address = layout[0].tolist()
     per_packet = (headers.shape[1] - HEAD_BYTES) // 8
     for packet in range(len(headers)):
         first = packet * per_packet
@@ -141,27 +148,23 @@ def _lay_out_twin(
 
 @kernel(twin=_lay_out_twin)
 def lay_out(
+    layout: Layout,
     pages: Numbers,
-    hva: int,
-    page_bits: int,
     sources: Vectors,
     head: Bytes,
-    number: int,
     headers: Annotated[NDArray[np.uint8], 2],
-    address: int,
     vectors: Vectors,
 ) -> int:
     """Packets of pages that are not compressed: their headers, and a gather list of all of them.
 
     :param sources: as in `gather_pages`
     :param head: a header up to its pages, `shape (HEAD_BYTES,)`; what depends on the packet is put in
-    :param number: of the first packet
     :param headers: where the headers go, one row for each packet, zeros before
-    :param address: of `headers`
     :param vectors: where the list goes; with room for a row for each page and each packet
     :return: its length
     """
     row = 0
+    page_bits = layout[0].page_bits
     per_packet = (headers.shape[1] - HEAD_BYTES) // 8
     for packet in range(len(headers)):
         first = packet * per_packet
@@ -171,12 +174,14 @@ def lay_out(
             header[i] = head[i]
         put(header, COUNT_AT, 4, some.size)
         put(header, SIZE_AT, 4, some.size << page_bits)
-        put(header, NUMBER_AT, 8, number + packet)
+        put(header, NUMBER_AT, 8, layout[0].number + packet)
         for i in range(some.size):
             put(header, HEAD_BYTES + 8 * i, 8, some[i] << page_bits)
-        vectors[row, 0] = address + packet * headers.shape[1]
+        vectors[row, 0] = layout[0].headers + packet * headers.shape[1]
         vectors[row, 1] = headers.shape[1]
-        row = gather_pages(some, hva, page_bits, sources[first : first + per_packet], vectors, row + 1)
+        row = gather_pages(
+            some, layout[0].block, page_bits, sources[first : first + per_packet], vectors, row + 1
+        )
     return row
 
 

@@ -39,14 +39,11 @@ def packets_of(
     headers = np.zeros((count, packet_format.header_bytes), dtype=np.uint8)
     vectors: Vectors = np.empty((pages.size + count, 2), dtype=np.uint64)
     rows = kernels.lay_out(
+        np.array([(packet_format.page_bits, number, block.hva, headers.ctypes.data)], dtype=kernels.LAYOUT),
         pages,
-        block.hva,
-        packet_format.page_bits,
         sources,
         head,
-        number,
         headers,
-        headers.ctypes.data,
         vectors,
     )
     return vectors[:rows], headers

@@ -87,14 +87,12 @@ def encode_pages(
     headers[: len(prefix)] = bytes_array(prefix)
     iov = np.empty((2 * pages.size + 2, 2), dtype=np.uint64)
     rows, nbytes, normal = records.encode_records(
+        np.array([(page_bits, len(prefix), block.hva, headers.ctypes.data)], dtype=records.PLAN),
         block.data.view(np.uint64),
         np.ascontiguousarray(pages),
-        page_bits,
         bytes_array(name),
         bytes_array(suffix),
         headers,
-        len(prefix),
-        np.array([block.hva, headers.ctypes.data], dtype=np.uint64),
         iov,
     )
     return EncodedPages(iov[:rows], nbytes, normal, pages.size - normal, (headers, block))

@@ -95,18 +95,25 @@ def put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
     return used
 
 
+PLAN = np.dtype([(name, np.int64) for name in ("page_bits", "used", "block", "headers")])
+"""How records are made: log2 of the stream's page size; bytes that are in `headers` already; addresses of the block's first byte,
+and of `headers`.
+"""
+
+Plan: TypeAlias = Annotated[NDArray[Any], PLAN]
+"""`shape (1,)`"""
+
+
 def _encode_twin(
+    plan: Plan,
     words: NDArray[np.uint64],
     pages: NDArray[np.int64],
-    page_bits: int,
     name: Bytes,
     suffix: Bytes,
     headers: Bytes,
-    used: int,
-    addresses: NDArray[np.uint64],
     iov: Annotated[NDArray[np.uint64], 2],
 ) -> tuple[int, int, int]:
-    hva, base = (int(address) for address in addresses)
+    page_bits, used, hva, base = plan[0].tolist()
     page_bytes = 1 << page_bits
     rows: list[tuple[int, int]] = []
     run = normal = 0
@@ -130,14 +137,12 @@ def _encode_twin(
 
 @kernel(twin=_encode_twin)
 def encode_records(
+    plan: Plan,
     words: NDArray[np.uint64],
     pages: NDArray[np.int64],
-    page_bits: int,
     name: Bytes,
     suffix: Bytes,
     headers: Bytes,
-    used: int,
-    addresses: NDArray[np.uint64],
     iov: Annotated[NDArray[np.uint64], 2],
 ) -> tuple[int, int, int]:
     """Write the headers of pages' records, and the list of pieces that make up the records.
@@ -145,16 +150,16 @@ def encode_records(
     :param words: the block's bytes as 64-bit words
     :param name: the block's name as the first record carries it, its length before it
     :param suffix: bytes to follow the last record
-    :param headers: where headers go, with `used` bytes in it already, and room for 9 bytes a page, name and
-        suffix
-    :param addresses: of the block's first byte, and of `headers`
+    :param headers: where headers go, with room for 9 bytes a page, name and suffix
     :param iov: `shape (at least 2 * pages + 1, 2)`
     :return: rows used of `iov`, bytes on the wire, pages that are not zero
     """
+    page_bits = plan[0].page_bits
+    used = plan[0].used
+    hva = plan[0].block
+    base = plan[0].headers
     page_bytes = 1 << page_bits
     per_page = page_bytes >> 3
-    hva = addresses[0]
-    base = addresses[1]
     rows = 0
     run = 0
     normal = 0
@@ -166,9 +171,9 @@ def encode_records(
             headers[used] = 0
             used += 1
         else:
-            iov[rows, 0] = base + np.uint64(run)
+            iov[rows, 0] = base + run
             iov[rows, 1] = used - run
-            iov[rows + 1, 0] = hva + np.uint64(page * page_bytes)
+            iov[rows + 1, 0] = hva + page * page_bytes
             iov[rows + 1, 1] = page_bytes
             rows += 2
             run = used
@@ -177,7 +182,7 @@ def encode_records(
         headers[used + j] = suffix[j]
     used += suffix.size
     if used > run:
-        iov[rows, 0] = base + np.uint64(run)
+        iov[rows, 0] = base + run
         iov[rows, 1] = used - run
         rows += 1
     return rows, used + normal * page_bytes, normal

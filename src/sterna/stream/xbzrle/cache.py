@@ -16,7 +16,7 @@ What the next pages will cost is found by encoding a few of them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room, spare_bytes
 from sterna.memory.vectors import Vectors
 from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers, stream_pages
+from sterna.stream.ram.records import bytes_array
+from sterna.stream.ram.setup import wire_name
 from sterna.stream.wire import NAME_LIMIT
 from sterna.stream.xbzrle import changes
-from sterna.stream.xbzrle.changes import CODE_BYTES, COUNTERS, HITS, MISSES, NORMAL, OVERFLOWS, ZERO
+from sterna.stream.xbzrle.changes import BATCH, COUNTED, PLACE, Counted
 from sterna.stream.xbzrle.statistics import XbzrleStatistics
 
 _SAMPLES = 256
@@ -117,29 +119,24 @@ class XbzrleCache:
         for block in blocks:
             self._first_keys[block.name] = pages
             pages += block.size >> page_bits
-        places = min(cache_bytes >> page_bits, 1 << (pages - 2).bit_length())
         # Never less than what the memory comes in.
-        self._places = max(places, 1 << self._split)
+        places = max(min(cache_bytes >> page_bits, 1 << (pages - 2).bit_length()), 1 << self._split)
         # A place that no page has takes no memory.
-        needed = min(self._places << page_bits, sum(block.size for block in blocks))
+        needed = min(places << page_bits, sum(block.size for block in blocks))
         what = "the XBZRLE cache (xbzrle-cache-size)"
         if audit_bytes:
             both = f"{what} and the audit's second copy of guest RAM (x-sterna-audit) together"
             require_room(both, needed + audit_bytes, blocks)
         else:
             require_room(what, needed, ())
-        self._memory = RamBlock("xbzrle cache", self._places << page_bits)
-        self._keys = np.zeros(self._places, dtype=np.int64)
-        self._ages = np.zeros(self._places, dtype=np.int64)
-        self._states = np.zeros(self._places, dtype=np.uint8)
-        self._codes = np.zeros(self._places * changes.CODE_ROOM, dtype=np.uint8)
-        self._zeros = np.zeros((1 << page_bits) >> 3, dtype=np.uint64)
+        self._memory = RamBlock("xbzrle cache", places << page_bits)
+        self._places = np.zeros(places, dtype=PLACE)
+        self._codes = np.zeros(places * changes.CODE_ROOM, dtype=np.uint8)
         records = BATCH_PAGES << self._split
         self._out = np.empty(records * ((1 << page_bits) + 16) + (1 << PAGE_SHIFT), dtype=np.uint8)
         self._iov = np.empty((2 * records + 2, 2), dtype=np.uint64)
-        self._scratch = np.empty((1 << page_bits) >> 3, dtype=np.uint64)
-        self._old = self._scratch.copy()
-        self._counts = np.zeros(COUNTERS, dtype=np.int64)
+        self._scratch = np.zeros((3, (1 << page_bits) >> 3), dtype=np.uint64)
+        self._counts = np.zeros(1, dtype=COUNTED)
         self._before = self._counts.copy()
         self._pass_pages = 0
         self._number = 0
@@ -158,7 +155,7 @@ class XbzrleCache:
         :param keep: whether another pass may follow
         """
         rows, nbytes, new = self._encode_batch(batch, number, prefix, suffix, keep, _TOGETHER)
-        normal, zero = int(new[NORMAL]) >> self._split, int(new[ZERO]) >> self._split
+        normal, zero = int(new["normal"]) >> self._split, int(new["zero"]) >> self._split
         saved = int(batch.pages.size) - normal - zero
         return EncodedBatch(self._iov[:rows], nbytes, normal, zero, saved)
 
@@ -166,13 +163,13 @@ class XbzrleCache:
         """As `encode`, for pages that go whole by another way. It must have read them before the next pass."""
         apart = np.empty(batch.pages.size << self._split, dtype=np.int64)
         rows, nbytes, new = self._encode_batch(batch, number, b"", b"", keep, apart)
-        normal, zero = int(new[NORMAL]) >> self._split, int(new[ZERO]) >> self._split
+        normal, zero = int(new["normal"]) >> self._split, int(new["zero"]) >> self._split
         saved = int(batch.pages.size) - normal - zero
         return ApartBatch(self._out[:nbytes].tobytes(), apart[:rows], self._iov[:rows].copy(), zero, saved)
 
     def _encode_batch(
         self, batch: Batch, number: int, prefix: bytes, suffix: bytes, keep: bool, apart: PageNumbers
-    ) -> tuple[int, int, PageNumbers]:
+    ) -> tuple[int, int, Any]:
         """
         :return: rows of the gather list, bytes on the wire, what the kernel counted
         """
@@ -184,7 +181,7 @@ class XbzrleCache:
         self._number = number
         rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep, apart)
         self._pass_pages += int(batch.pages.size)
-        return rows, nbytes, self._counts - before
+        return rows, nbytes, _since(before, self._counts)
 
     def _encode(
         self,
@@ -196,30 +193,22 @@ class XbzrleCache:
         keep: bool,
         apart: PageNumbers,
     ) -> tuple[int, int]:
-        name = block.name.encode()
         assert len(prefix) + len(suffix) + NAME_LIMIT < PAGE_SIZE
         self._out[: len(prefix)] = bytearray(prefix)
+        place = (self._first_keys[block.name], self._page_bits, len(prefix))
+        addresses = (block.hva, self._out.ctypes.data, self._memory.hva)
+        batch = np.array([(*place, *addresses, number, keep, self.from_start)], dtype=BATCH)
         return changes.encode_changes(
+            batch,
             block.data.view(np.uint64),
             pages,
-            self._first_keys[block.name],
-            self._page_bits,
-            np.array(bytearray(bytes((len(name),)) + name), dtype=np.uint8),
-            np.array(bytearray(suffix), dtype=np.uint8),
+            bytes_array(wire_name(block.name)),
+            bytes_array(suffix),
             self._out,
-            len(prefix),
-            np.array([block.hva, self._out.ctypes.data, self._memory.hva], dtype=np.uint64),
             self._memory.data.view(np.uint64),
-            self._keys,
-            self._ages,
-            self._states,
+            self._places,
             self._codes,
-            number,
-            keep,
-            self._zeros,
-            self.from_start,
             self._scratch,
-            self._old,
             self._counts,
             self._iov,
             apart,
@@ -230,19 +219,23 @@ class XbzrleCache:
 
         :return: the statistics so far
         """
-        new = self._counts - self._before
+        new, counts = _since(self._before, self._counts), self._counts[0]
         self._before = self._counts.copy()
-        hits, code_bytes, looked_up = int(new[HITS]), int(new[CODE_BYTES]), self._pass_pages << self._split
+        hits, code_bytes, looked_up = (
+            int(new["hits"]),
+            int(new["code_bytes"]),
+            self._pass_pages << self._split,
+        )
         page_bytes = 1 << self._page_bits
         self._pass_pages = 0
         self._statistics = XbzrleStatistics(
             self._cache_bytes,
-            int(self._counts[CODE_BYTES]),
-            int(self._counts[HITS]),
-            int(self._counts[MISSES]),
-            int(new[MISSES]) / looked_up if looked_up else 0.0,
+            int(counts["code_bytes"]),
+            int(counts["hits"]),
+            int(counts["misses"]),
+            int(new["misses"]) / looked_up if looked_up else 0.0,
             hits * page_bytes / code_bytes if code_bytes else 0.0,
-            int(self._counts[OVERFLOWS]),
+            int(counts["overflows"]),
         )
         return self._statistics
 
@@ -278,6 +271,11 @@ class XbzrleCache:
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
+
+
+def _since(before: Counted, now: Counted) -> Any:
+    """:return: what has been counted between the two, a record"""
+    return (now.view(np.int64) - before.view(np.int64)).view(COUNTED)[0]
 
 
 def affordable_cache(blocks: Sequence[RamBlock], taken: int = 0) -> int:

@@ -2,7 +2,7 @@
 its plain twin.
 """
 
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,58 @@ Numbers = NDArray[np.int64]
 KEPT_PASSES = 2
 """A page in the cache that was used within so many passes is not displaced by another."""
 
-NORMAL, ZERO, HITS, CODES, CODE_BYTES, MISSES, OVERFLOWS, SPARSE = range(8)
-"""What is counted: pages sent whole, pages sent as zero, pages looked up and found in the cache, pages sent as
-code, bytes of their records (without the word before each) and of pages that overflowed, pages not found,
-pages that overflowed, pages sent as code on zeros.
+BATCH = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            # Number of the block's first page among the pages of all blocks, from 1.
+            "first_key",
+            "page_bits",
+            # Bytes that are in `out` already.
+            "used",
+            # Addresses of the block's first byte, of `out`, and of `cached`.
+            "block",
+            "out",
+            "cached",
+            # Number of this pass.
+            "age",
+            # Whether the cache is kept up to date; not in the last pass, nor when nothing is sent.
+            "keep",
+            # Whether a page that is not in the cache, and seems to be zeros for the most part, goes as a zero record and what
+            # differs from that.
+            "sparse",
+        )
+    ]
+)
+"""What becomes of pages depends on it beside them."""
+COUNTED = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            # Pages sent whole, or as zero; looked up and found in the cache, or not found.
+            "normal",
+            "zero",
+            "hits",
+            "misses",
+            # Pages sent as code, bytes of their records (without the word before each) and of pages that overflowed, which are
+            # counted too; pages sent as code on zeros.
+            "codes",
+            "code_bytes",
+            "overflows",
+            "sparse",
+        )
+    ]
+)
+PLACE = np.dtype([("key", np.int64), ("age", np.int32), ("state", np.int32)])
+"""A place of the cache: which page it has, from 1, 0 for none; number of the pass in which that was last used; `CLEAR`, `HELD` or
+`CODED`: only a page that is held takes memory of `cached`.
 """
-COUNTERS = 8
+
+BatchRecord: TypeAlias = Annotated[NDArray[Any], BATCH]
+"""`shape (1,)`"""
+Counted: TypeAlias = Annotated[NDArray[Any], COUNTED]
+"""`shape (1,)`"""
+Places: TypeAlias = Annotated[NDArray[Any], PLACE]
 
 CLEAR, HELD, CODED = range(3)
 """How a page is kept: it is zero; it is in the place's memory; or it is short as a code on zeros, and that is kept."""
@@ -35,7 +81,6 @@ CODE_ROOM = 64
 _ZERO, _PAGE, _XBZRLE = int(RamFlag.ZERO), int(RamFlag.PAGE), int(RamFlag.XBZRLE)
 _CODE_HEAD = 3
 _SAMPLED = 16
-_NORMAL, _ZEROS, _HITS, _CODES, _CODE_BYTES, _MISSES, _OVERFLOWS, _SPARSE = range(8)
 _CLEAR, _HELD, _CODED = CLEAR, HELD, CODED
 _CODE_START = 2
 _apply, _encode = coding.apply, coding.encode
@@ -89,87 +134,80 @@ def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) ->
 
 
 def encode_changes_twin(
+    batch: BatchRecord,
     words: Words,
     pages: Numbers,
-    first_key: int,
-    page_bits: int,
     name: Bytes,
     suffix: Bytes,
     out: Bytes,
-    used: int,
-    addresses: Words,
     cached: Words,
-    keys: Numbers,
-    ages: Numbers,
-    states: Bytes,
+    places: Places,
     codes: Bytes,
-    age: int,
-    keep: bool,
-    zeros: Words,
-    sparse: bool,
-    scratch: Words,
-    old: Words,
-    counts: Numbers,
+    scratch: Annotated[Words, 2],
+    counts: Counted,
     iov: Annotated[Words, 2],
     apart: Numbers,
 ) -> tuple[int, int]:
-    hva, base, cache_hva = (int(address) for address in addresses)
+    first_key, page_bits, used, hva, base, cache_hva, age, keep, sparse = batch[0].tolist()
+    zeros, fresh, old = scratch
+    counted = counts[0]
     size = 1 << page_bits
     rows: list[tuple[int, int]] = []
     run, named = 0, False
     page_bytes = 0
     for page in pages.tolist():
         key = first_key + page
-        slot = key & (keys.size - 1)
+        slot = key & (places.size - 1)
+        place = places[slot]
         kept = cached[slot * size // 8 : (slot + 1) * size // 8]
         guest = words[page * size // 8 : (page + 1) * size // 8]
-        hit = keys[slot] == key
-        enters = not hit and keep and (keys[slot] == 0 or ages[slot] + KEPT_PASSES <= age)
+        hit = bool(place["key"] == key)
+        enters = not hit and keep and (place["key"] == 0 or place["age"] + KEPT_PASSES <= age)
         source, kinds, code = hva + page * size, [_PAGE], b""
-        scratch[:] = guest
+        fresh[:] = guest
         if hit or enters:
-            keys[slot], ages[slot] = key, age
+            place["key"], place["age"] = key, age
         short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
-        before = plain(_kept_page)(int(states[slot]), kept, short, zeros, old)
-        if not scratch.any():
+        before = plain(_kept_page)(int(place["state"]), kept, short, zeros, old)
+        if not fresh.any():
             kinds = [_ZERO]
-            counts[ZERO] += 1
+            counted["zero"] += 1
             if (hit and keep) or enters:
-                states[slot] = CLEAR
+                place["state"] = CLEAR
         else:
             target, length = np.empty(size, dtype=np.uint8), coding.OVERFLOW
             if hit:
-                counts[HITS] += 1
-                length = plain(coding.encode)(before, scratch, target)
+                counted["hits"] += 1
+                length = plain(coding.encode)(before, fresh, target)
                 if length == coding.UNCHANGED:
                     continue
                 if length == coding.OVERFLOW:
-                    counts[OVERFLOWS] += 1
-                    counts[CODE_BYTES] += size
+                    counted["overflows"] += 1
+                    counted["code_bytes"] += size
                 else:
                     kinds = [_XBZRLE]
             else:
-                counts[MISSES] += 1
-                if sparse and plain(is_sparse)(scratch):
+                counted["misses"] += 1
+                if sparse and plain(is_sparse)(fresh):
                     target = target[: size // 2]
-                    length = plain(coding.encode)(zeros, scratch, target)
+                    length = plain(coding.encode)(zeros, fresh, target)
                     if length != coding.OVERFLOW:
                         kinds = [_ZERO, _XBZRLE]
-                        counts[SPARSE] += 1
+                        counted["sparse"] += 1
             if length != coding.OVERFLOW:
                 code = bytes((XBZRLE_ENCODING, *length.to_bytes(2, "big"))) + target[:length].tobytes()
                 if hit:
-                    counts[CODES] += 1
-                    counts[CODE_BYTES] += len(code) + (0 if named else name.size)
+                    counted["codes"] += 1
+                    counted["code_bytes"] += len(code) + (0 if named else name.size)
             if (hit and keep) or enters:
-                if length == coding.OVERFLOW or (hit and states[slot] == HELD):
-                    kept[:] = scratch
-                    states[slot] = HELD
+                if length == coding.OVERFLOW or (hit and place["state"] == HELD):
+                    kept[:] = fresh
+                    place["state"] = HELD
                     source = cache_hva + slot * size
                 else:
-                    states[slot] = plain(_keep)(scratch, kept, short, zeros, sparse)
+                    place["state"] = plain(_keep)(fresh, kept, short, zeros, sparse)
         if kinds == [_PAGE] and apart.size:
-            counts[NORMAL] += 1
+            counted["normal"] += 1
             apart[len(rows)] = page
             rows.append((source, size))
             continue
@@ -180,7 +218,7 @@ def encode_changes_twin(
             out[used : used + len(record)] = bytearray(record)
             used += len(record)
         if kinds == [_PAGE]:
-            counts[NORMAL] += 1
+            counted["normal"] += 1
             page_bytes += size
             rows += [(base + run, used - run), (source, size)]
             run = used
@@ -194,27 +232,17 @@ def encode_changes_twin(
 
 @kernel(twin=encode_changes_twin)
 def encode_changes(
+    batch: BatchRecord,
     words: Words,
     pages: Numbers,
-    first_key: int,
-    page_bits: int,
     name: Bytes,
     suffix: Bytes,
     out: Bytes,
-    used: int,
-    addresses: Words,
     cached: Words,
-    keys: Numbers,
-    ages: Numbers,
-    states: Bytes,
+    places: Places,
     codes: Bytes,
-    age: int,
-    keep: bool,
-    zeros: Words,
-    sparse: bool,
-    scratch: Words,
-    old: Words,
-    counts: Numbers,
+    scratch: Annotated[Words, 2],
+    counts: Counted,
     iov: Annotated[Words, 2],
     apart: Numbers,
 ) -> tuple[int, int]:
@@ -225,33 +253,31 @@ def encode_changes(
 
     :param words: the block's bytes as 64-bit words
     :param pages: numbers in the block, in the stream's page size
-    :param first_key: number of the block's first page among the pages of all blocks, from 1
     :param name: the block's name as the first record carries it, its length before it
     :param suffix: bytes to follow the last record
-    :param out: where all but whole pages goes, with `used` bytes in it already, and room for 20 bytes and one
-        page for each page, name and suffix
-    :param addresses: of the block's first byte, of `out`, and of `cached`
-    :param cached: the pages in the cache; how many is a power of two
-    :param keys: which page is in each place, from 1; 0 is none
-    :param ages: number of the pass in which it was last used
-    :param states: `CLEAR`, `HELD` or `CODED`; only a page that is held takes memory of `cached`
+    :param out: where all but whole pages goes, with room for 20 bytes and one page for each page, name and suffix
+    :param cached: the pages in the cache
+    :param places: of the cache; how many is a power of two
     :param codes: `CODE_ROOM` bytes for each place
-    :param age: number of this pass
-    :param keep: whether the cache is kept up to date; not in the last pass, nor when nothing is sent
-    :param zeros: a page of zeros
-    :param sparse: whether a page that is not in the cache, and seems to be zeros for the most part, goes as a zero record and
-        what differs from that
-    :param scratch: room for one page
-    :param old: room for another
-    :param counts: `COUNTERS` counters, increased
+    :param scratch: a page of zeros, and room for two more
+    :param counts: increased
     :param iov: `shape (at least 2 * pages + 1, 2)`
     :param apart: empty, or as long as `pages`: then pages that are sent whole have no records, their numbers go here, and only
         they are in `iov`
     :return: rows used of `iov`, bytes on the wire without pages that go apart
     """
+    first_key = batch[0].first_key
+    page_bits = batch[0].page_bits
+    used = batch[0].used
+    age = batch[0].age
+    keep = batch[0].keep != 0
+    sparse = batch[0].sparse != 0
+    zeros = scratch[0]
+    fresh = scratch[1]
+    old = scratch[2]
     size = 1 << page_bits
     per_page = size >> 3
-    mask = keys.size - 1
+    mask = places.size - 1
     rows = 0
     run = 0
     whole = 0
@@ -260,74 +286,75 @@ def encode_changes(
         page = pages[i]
         key = first_key + page
         slot = key & mask
-        hit = keys[slot] == key
-        enters = not hit and keep and (keys[slot] == 0 or ages[slot] + KEPT_PASSES <= age)
+        place = places[slot]
+        hit = place.key == key
+        enters = not hit and keep and (place.key == 0 or place.age + KEPT_PASSES <= age)
         guest = words[page * per_page : (page + 1) * per_page]
         kept = cached[slot * per_page : (slot + 1) * per_page]
-        source = addresses[0] + np.uint64(page * size)
+        source = batch[0].block + page * size
         length = -1
         flags = _PAGE
         if hit or enters:
-            keys[slot] = key
-            ages[slot] = age
+            place.key = key
+            place.age = age
         short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
         # Room for the record before, which says that the page is zero.
         head = used + 8 + (0 if named else name.size) + (0 if hit else 9)
         code = out[head + _CODE_HEAD : head + _CODE_HEAD + size]
         if hit:
-            copy(scratch, guest)
-            if is_zero(scratch, 0, per_page):
+            copy(fresh, guest)
+            if is_zero(fresh, 0, per_page):
                 flags = _ZERO
                 if keep:
-                    states[slot] = _CLEAR
+                    place.state = _CLEAR
             else:
-                counts[_HITS] += 1
-                held = states[slot] == _HELD
-                length = _encode(_kept_page(states[slot], kept, short, zeros, old), scratch, code)
+                counts[0].hits += 1
+                held = place.state == _HELD
+                length = _encode(_kept_page(place.state, kept, short, zeros, old), fresh, code)
                 if length == 0:
                     continue
                 if length < 0:
-                    counts[_OVERFLOWS] += 1
-                    counts[_CODE_BYTES] += size
+                    counts[0].overflows += 1
+                    counts[0].code_bytes += size
                 else:
                     flags = _XBZRLE
-                    counts[_CODES] += 1
-                    counts[_CODE_BYTES] += head - used - 8 + _CODE_HEAD + length
+                    counts[0].codes += 1
+                    counts[0].code_bytes += head - used - 8 + _CODE_HEAD + length
                 if keep:
                     if length < 0:
-                        copy(kept, scratch)
-                        states[slot] = _HELD
-                        source = addresses[2] + np.uint64(slot * size)
+                        copy(kept, fresh)
+                        place.state = _HELD
+                        source = batch[0].cached + slot * size
                     elif held:
                         # From the code rather than the copy: little is written, and it is what the peer does.
                         _apply(code[:length], kept.view(np.uint8))
                     else:
-                        states[slot] = _keep(scratch, kept, short, zeros, sparse)
+                        place.state = _keep(fresh, kept, short, zeros, sparse)
         elif is_zero(guest, 0, per_page):
             flags = _ZERO
             if enters:
-                states[slot] = _CLEAR
+                place.state = _CLEAR
         else:
-            counts[_MISSES] += 1
+            counts[0].misses += 1
             if sparse and is_sparse(guest):
-                copy(scratch, guest)
-                length = _encode(zeros, scratch, code[: size >> 1])
+                copy(fresh, guest)
+                length = _encode(zeros, fresh, code[: size >> 1])
                 if length > 0:
                     flags = _XBZRLE
-                    counts[_SPARSE] += 1
+                    counts[0].sparse += 1
             if length == 0:
                 flags = _ZERO  # the guest has just cleared it
-                counts[_MISSES] -= 1
+                counts[0].misses -= 1
                 if enters:
-                    states[slot] = _CLEAR
+                    place.state = _CLEAR
             elif enters and length > 0:
-                states[slot] = _keep(scratch, kept, short, zeros, sparse)
+                place.state = _keep(fresh, kept, short, zeros, sparse)
             elif enters:
                 copy(kept, guest)
-                states[slot] = _HELD
-                source = addresses[2] + np.uint64(slot * size)
+                place.state = _HELD
+                source = batch[0].cached + slot * size
         if flags == _PAGE and apart.size:
-            counts[_NORMAL] += 1
+            counts[0].normal += 1
             apart[rows] = page
             iov[rows, 0] = source
             iov[rows, 1] = size
@@ -339,7 +366,7 @@ def encode_changes(
             out[used] = 0
             used += 1
         if flags == _ZERO:
-            counts[_ZEROS] += 1
+            counts[0].zero += 1
             continue
         used = put_head(out, used, page << page_bits | flags, name, named)
         named = True
@@ -349,9 +376,9 @@ def encode_changes(
             out[used + 2] = length & 0xFF
             used += _CODE_HEAD + length
         else:
-            counts[_NORMAL] += 1
+            counts[0].normal += 1
             whole += size
-            iov[rows, 0] = addresses[1] + np.uint64(run)
+            iov[rows, 0] = batch[0].out + run
             iov[rows, 1] = used - run
             iov[rows + 1, 0] = source
             iov[rows + 1, 1] = size
@@ -361,7 +388,7 @@ def encode_changes(
         out[used + j] = suffix[j]
     used += suffix.size
     if used > run and apart.size == 0:
-        iov[rows, 0] = addresses[1] + np.uint64(run)
+        iov[rows, 0] = batch[0].out + run
         iov[rows, 1] = used - run
         rows += 1
     return rows, used + whole
