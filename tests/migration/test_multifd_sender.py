@@ -10,9 +10,10 @@ import pytest
 from sterna.memory.ram import RamBlock
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.transport.multifd.sender import MultifdSender, MultifdSettings
+from sterna.migration.transport.multifd.sender import MultifdSettings, MultifdTransport
 from sterna.migration.transport.ratelimit import RateLimiter
-from sterna.migration.transport.sender import PART, PART_END, SECTION_END
+from sterna.migration.transport.records import PART, PART_END, SECTION_END
+from sterna.migration.transport.sender import PageSender
 from sterna.stream.multifd.format import INIT_BYTES, PacketFormat, decode_init
 from sterna.stream.ram.encoder import Batch, zero_records
 
@@ -74,7 +75,9 @@ def test_a_stopped_guest_waits_for_one_sync_of_each_channel(tmp_path: Path, zero
         accepting.start()
         with uris.parse(f"fd:{near.fileno()}").connect(cancellation) as main:
             settings = MultifdSettings(CHANNELS, token=TOKEN)
-            sender = MultifdSender(main, uri, settings, RateLimiter(0), None, 12, cancellation)
+            limiter = RateLimiter(0)
+            transport = MultifdTransport(main, uri, settings, limiter, 12, cancellation)
+            sender = PageSender(transport, limiter, None)
             sender.send_setup(b"setup")
             sent = sender.send_batch(Batch(block, np.arange(block.pages)), 2, final=True)
             assert (sent.pages, sent.zero_pages) == (whole + zeros, zeros)

@@ -11,7 +11,7 @@ from sterna.memory.vectors import vectors_of
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.transport.ratelimit import RateLimiter, cut
-from sterna.migration.transport.sender import send_paced
+from sterna.migration.transport.records import send_paced
 
 MBIT = 1_000_000 // 8
 

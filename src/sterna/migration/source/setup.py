@@ -17,8 +17,9 @@ from sterna.migration.phase import Phase
 from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.source.precopy import Precopy
 from sterna.migration.source.reasons import in_their_words
-from sterna.migration.transport.multifd.sender import MultifdSender
-from sterna.migration.transport.sender import RAM_ID, PageSender, RecordSender
+from sterna.migration.transport.multifd.sender import MultifdTransport
+from sterna.migration.transport.records import RAM_ID, RecordTransport
+from sterna.migration.transport.sender import PageSender, Transport
 from sterna.ownership import Standing
 from sterna.stream import sections
 from sterna.stream.ram.setup import ram_setup
@@ -102,18 +103,18 @@ class SetUp(Phase):
 
     def _page_sender(self, channel: Channel, cache: XbzrleCache | None) -> PageSender:
         context = self._context
-        if context.multifd is None:
-            return RecordSender(channel, context.limiter, cache, context.page_bits)
-        assert isinstance(context.uri, uris.ListeningUri)
-        return MultifdSender(
-            channel,
-            context.uri,
-            context.multifd,
-            context.limiter,
-            cache,
-            context.page_bits,
-            context.cancellation,
-        )
+        transport: Transport = RecordTransport(channel, context.limiter, context.page_bits)
+        if context.multifd is not None:
+            assert isinstance(context.uri, uris.ListeningUri)
+            transport = MultifdTransport(
+                channel,
+                context.uri,
+                context.multifd,
+                context.limiter,
+                context.page_bits,
+                context.cancellation,
+            )
+        return PageSender(transport, context.limiter, cache)
 
     def _start_digest(self) -> RollingDigest:
         digest = RollingDigest(self._context.guest.ram_blocks)

@@ -1,31 +1,18 @@
-"""How the pages of a pass leave the source: what every way has in common, and the plain one, as records in the main
-stream.
-"""
+"""How the pages of a pass leave the source: what becomes of each batch, whatever way it goes, and what it cost."""
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
-from sterna.memory.vectors import Vectors, vectors_of
-from sterna.migration.channels.channel import Channel
-from sterna.migration.transport.ratelimit import RateLimiter, cut
-from sterna.stream import sections
-from sterna.stream.ram.encoder import Batch, encode_pages, untouched_records
-from sterna.stream.ram.setup import END_OF_RECORDS
+from sterna.migration.transport.ratelimit import RateLimiter
+from sterna.stream.ram.encoder import Batch
 from sterna.stream.xbzrle.cache import XbzrleCache
 
-RAM_ID = 1
-"""Number of the ram section in our streams."""
-_LARGEST_PIECE = 8 << 20
 _SLOW = 400_000_000
 """Bytes per second: below this a limit leaves time for encoding."""
 _SPARE = 0.5
 """So does a link, or a destination, that is waited for this share of the time."""
-PART = sections.section_part(RAM_ID)
-SECTION_END = sections.section_end(RAM_ID)
-"""Begins the section's last part, which `PART_END` ends as every other."""
-PART_END = END_OF_RECORDS + sections.footer(RAM_ID)
 
 
 @dataclass(frozen=True)
@@ -52,19 +39,92 @@ class Sent:
     multifd_bytes: int = 0
 
 
-class PageSender(Protocol):
-    """A way for the ram section to the destination. One thread calls it.
+class Transport(ABC):
+    """A way for the ram section to the destination.
 
-    Whatever goes wrong raises `ChannelError`; a cancellation raises `Cancelled`.
+    Whatever goes wrong raises `ChannelError`; a cancellation raises `Cancelled`. What is sent is counted in bytes on the main
+    channel. Nothing is paced when it is `final`: then the guest is stopped.
+
+    :ivar encodes_first_pass: whether pages of the first pass may go as changes, too
     """
 
-    def send_setup(self, data: bytes) -> Sent:
+    encodes_first_pass = True
+
+    @abstractmethod
+    def send_setup(self, data: bytes) -> int:
         """Send the section's first part, which has no pages but an EOS."""
-        ...
+
+    @abstractmethod
+    def send_end(self) -> int:
+        """Send the section's last part. All that was taken is before it."""
+
+    def begin(self, now: float) -> int:
+        """A batch follows."""
+        return 0
+
+    @abstractmethod
+    def send_untouched(self, batch: Batch, *, final: bool) -> int:
+        """Send pages that are known to be zero."""
+
+    @abstractmethod
+    def send_whole(self, batch: Batch, *, final: bool) -> tuple[int, int]:
+        """Send pages whole, or as a mark if they are zero.
+
+        :return: bytes, and pages that were
+        """
+
+    @abstractmethod
+    def encode(
+        self, cache: XbzrleCache, batch: Batch, number: int, *, final: bool
+    ) -> tuple[int, int, Callable[[], int]]:
+        """Have pages encoded, as they go here.
+
+        :return: pages that are all zero; those that go as what changed, or not at all; and what sends the batch
+        """
+
+    def finish_pass(self, *, final: bool) -> int:
+        """Everything that was taken has been handed to the kernel on return; what `send_end` is to send does not count."""
+        return 0
+
+    def take_apart_bytes(self) -> int:
+        """Bytes that went on other channels than the main one since the last call."""
+        return 0
+
+    @abstractmethod
+    def unsent_bytes(self) -> int:
+        """Bytes that were handed to the kernel and are known not to have arrived yet."""
+
+    @abstractmethod
+    def waited_seconds(self) -> float:
+        """How long the kernel had no room for more, in all."""
+
+    def close(self) -> None:
+        """Let go of channels of its own."""
+        return
+
+
+class PageSender:
+    """Sends pages as zeros, as what changed in them, or whole. One thread calls it.
+
+    :param cache: for XBZRLE, None without
+    """
+
+    def __init__(self, transport: Transport, limiter: RateLimiter, cache: XbzrleCache | None) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._cache = cache
+        self._seconds = 0.0
+        self.unsent_bytes = transport.unsent_bytes
+        self.waited_seconds = transport.waited_seconds
+        self.close = transport.close
+
+    def send_setup(self, data: bytes) -> Sent:
+        """Send the section's first part."""
+        return self._sent(self._transport.send_setup(data))
 
     def send_end(self) -> Sent:
-        """Send the section's last part. All that was taken is before it."""
-        ...
+        """Send its last part."""
+        return self._sent(self._transport.send_end())
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         """Send pages. They are read at some time between the call and the end of the pass.
@@ -72,111 +132,51 @@ class PageSender(Protocol):
         :param number: of the pass
         :param final: whether the guest is stopped; then nothing is paced
         """
-        ...
+        transport = self._transport
+        started = encoded_at = time.monotonic()
+        cpu, encode_cpu = time.thread_time(), 0.0
+        pages, saved = int(batch.pages.size), 0
+        size = transport.begin(started)
+        if batch.untouched:
+            size, zero = size + transport.send_untouched(batch, final=final), pages
+        elif self._cache is not None and (number > 1 or self._is_worth_encoding(self._cache, batch)):
+            zero, saved, send = transport.encode(self._cache, batch, number, final=final)
+            encoded_at, encode_cpu = time.monotonic(), time.thread_time() - cpu
+            size += send()
+        else:
+            sent, zero = transport.send_whole(batch, final=final)
+            size += sent
+        now = time.monotonic()
+        self._seconds += now - started
+        return self._sent(size, pages, zero, saved, now - started, encoded_at - started, encode_cpu)
 
     def finish_pass(self, *, final: bool) -> Sent:
-        """Everything that was taken has been handed to the kernel on return; what `send_end` is to send does not count."""
-        ...
-
-    def unsent_bytes(self) -> int:
-        """Bytes that were handed to the kernel and are known not to have arrived yet."""
-        ...
-
-    def waited_seconds(self) -> float:
-        """How long the kernel had no room for more, in all."""
-        ...
+        """Everything that was taken has been handed to the kernel on return."""
+        started = time.monotonic()
+        size = self._transport.finish_pass(final=final)
+        return self._sent(size, seconds=time.monotonic() - started)
 
     def send_whole(self) -> None:
         """From now on no page is sent as what changed in it."""
-        ...
-
-    def close(self) -> None:
-        """Let go of channels of its own."""
-        ...
-
-
-class RecordSender:
-    """Each batch is a part of the ram section, on the main channel.
-
-    :param cache: for XBZRLE, None without
-    :param page_bits: log2 of the stream's page size
-    """
-
-    def __init__(
-        self, channel: Channel, limiter: RateLimiter, cache: XbzrleCache | None, page_bits: int
-    ) -> None:
-        self._channel = channel
-        self._limiter = limiter
-        self._cache = cache
-        self._page_bits = page_bits
-        self._seconds = 0.0
-
-    def send_setup(self, data: bytes) -> Sent:
-        self._channel.send(data)
-        return Sent(len(data))
-
-    def send_end(self) -> Sent:
-        end = SECTION_END + PART_END
-        self._channel.send(end)
-        return Sent(len(end))
-
-    def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
-        started = encoded_at = time.monotonic()
-        cpu, encode_cpu = time.thread_time(), 0.0
-        pages, saved_pages = int(batch.pages.size), 0
-        if batch.untouched:
-            data = untouched_records(batch.block, batch.pages, PART, PART_END, self._page_bits)
-            send_paced(self._channel, vectors_of(data), self._limiter, final=final)
-            size, zero_pages = len(data), pages
-        elif self._cache is not None and (number > 1 or self._is_worth_encoding(self._cache, batch)):
-            changes = self._cache.encode(batch, number, prefix=PART, suffix=PART_END, keep=not final)
-            encoded_at, encode_cpu = time.monotonic(), time.thread_time() - cpu
-            send_paced(self._channel, changes.iov, self._limiter, final=final)
-            size, zero_pages, saved_pages = changes.nbytes, changes.zero, changes.saved
-        else:
-            encoded = encode_pages(
-                batch.block, batch.pages, prefix=PART, suffix=PART_END, page_bits=self._page_bits
-            )
-            send_paced(self._channel, encoded.iov, self._limiter, final=final)
-            size, zero_pages = encoded.nbytes, encoded.duplicate >> (PAGE_SHIFT - self._page_bits)
-        now = time.monotonic()
-        self._seconds += now - started
-        return Sent(size, pages, zero_pages, saved_pages, now - started, encoded_at - started, encode_cpu)
-
-    def finish_pass(self, *, final: bool) -> Sent:
-        return Sent(0)
-
-    def send_whole(self) -> None:
         self._cache = None
+
+    def _sent(
+        self,
+        size: int,
+        pages: int = 0,
+        zero: int = 0,
+        saved: int = 0,
+        seconds: float = 0.0,
+        encode_seconds: float = 0.0,
+        encode_cpu: float = 0.0,
+    ) -> Sent:
+        apart = self._transport.take_apart_bytes()
+        return Sent(size + apart, pages, zero, saved, seconds, encode_seconds, encode_cpu, apart)
 
     def _is_worth_encoding(self, cache: XbzrleCache, batch: Batch) -> bool:
         """Whether pages of the first pass are: there is time for it, or they become much smaller."""
-        if not cache.from_start:
+        if not (cache.from_start and self._transport.encodes_first_pass):
             return False
-        waited = self._limiter.waited_seconds + self._channel.waited_seconds
+        waited = self._limiter.waited_seconds + self._transport.waited_seconds()
         spare = 0 < self._limiter.rate < _SLOW or waited > self._seconds * _SPARE
         return spare or cache.looks_sparse(batch)
-
-    def unsent_bytes(self) -> int:
-        return self._channel.unsent_bytes()
-
-    def waited_seconds(self) -> float:
-        return self._channel.waited_seconds
-
-    def close(self) -> None:
-        pass
-
-
-def send_paced(channel: Channel, vectors: Vectors, limiter: RateLimiter, *, final: bool) -> int:
-    """Send a gather list, in pieces that the limiter can pace.
-
-    :param vectors: as in `Channel.send_vectors`
-    :param final: whether the guest waits for it: the limit does not hold then, as in QEMU
-    :return: bytes sent
-    """
-    sent = 0
-    while not final and limiter.rate and len(vectors):
-        piece, vectors = cut(vectors, limiter.piece_bytes(PAGE_SIZE, _LARGEST_PIECE))
-        limiter.pace(int(piece[:, 1].sum()))
-        sent += channel.send_vectors(piece)
-    return sent + channel.send_vectors(vectors)

@@ -12,7 +12,7 @@ from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import ChannelError, MigrationError
 from sterna.migration.transport.multifd.jobs import Group, Job, Jobs, Task
 from sterna.migration.transport.ratelimit import RateLimiter
-from sterna.migration.transport.sender import send_paced
+from sterna.migration.transport.records import send_paced
 from sterna.stream.multifd.compression import Compressor
 from sterna.stream.multifd.format import Compression, Packet, PacketFormat
 from sterna.stream.ram.records import bytes_at

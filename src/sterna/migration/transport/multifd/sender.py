@@ -7,7 +7,7 @@ before it has everything that comes before. A page is sent at most once between 
 
 import itertools
 import select
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from sterna.migration.errors import ChannelError, ConnectionRefused
 from sterna.migration.transport.multifd.channel import SendChannel
 from sterna.migration.transport.multifd.jobs import Group, Jobs, Packets
 from sterna.migration.transport.ratelimit import RateLimiter
-from sterna.migration.transport.sender import PART, PART_END, SECTION_END, Sent, send_paced
+from sterna.migration.transport.records import PART, PART_END, SECTION_END, send_paced
+from sterna.migration.transport.sender import Transport
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import compressor
 from sterna.stream.multifd.format import NO_TOKEN, NO_UUID, Compression, Init, Packet, PacketFormat
@@ -55,14 +56,14 @@ class MultifdSettings:
     token: bytes = NO_TOKEN
 
 
-class MultifdSender:
-    """A `PageSender`. It connects when it is made; the main channel has been connected before.
-
-    :param cache: for XBZRLE, None without
+class MultifdTransport(Transport):
+    """It connects when it is made; the main channel has been connected before.
 
     :raise ChannelError: When a channel cannot be connected.
     :raise Cancelled: When the migration is cancelled meanwhile.
     """
+
+    encodes_first_pass = False
 
     def __init__(
         self,
@@ -70,13 +71,11 @@ class MultifdSender:
         uri: ListeningUri,
         settings: MultifdSettings,
         limiter: RateLimiter,
-        cache: XbzrleCache | None,
         page_bits: int,
         cancellation: Cancellation,
     ) -> None:
         self._main = main
         self._limiter = limiter
-        self._cache = cache
         self._page_bits = page_bits
         self._jobs = Jobs(settings.channels, _JOBS_PER_CHANNEL * settings.channels)
         self._format = PacketFormat(page_bits)
@@ -128,12 +127,12 @@ class MultifdSender:
 
     # -- the ram section ---------------------------------------------------------------------------------------
 
-    def send_setup(self, data: bytes) -> Sent:
+    def send_setup(self, data: bytes) -> int:
         self._main.send(data)
         self._jobs.mark()
-        return self._sent(len(data))
+        return len(data)
 
-    def send_end(self) -> Sent:
+    def send_end(self) -> int:
         size = 0
         if self._in_part:
             self._sync()
@@ -142,44 +141,48 @@ class MultifdSender:
         self._sync()
         end = SECTION_END + bytes(self._held) + PART_END
         self._main.send(end)
-        return self._sent(size + len(end))
+        return size + len(end)
 
-    def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
-        started = encoded_at = time.monotonic()
-        cpu, encode_cpu = time.thread_time(), 0.0
-        size = self._begin_round(started)
-        block, saved = batch.block, 0
-        if batch.untouched:
-            zero = int(batch.pages.size)
-            size += self._send_zero(block, stream_pages(batch.pages, self._page_bits), final)
-        elif self._cache is not None and number > 1:
-            changes = self._cache.encode_apart(batch, number, keep=not final)
-            encoded_at, encode_cpu = time.monotonic(), time.thread_time() - cpu
-            zero, saved = changes.zero, changes.saved
-            size += self._send_records(changes.records, final)
-            self._hand_out(block, changes.pages, changes.sources, final)
-        else:
-            pages = stream_pages(batch.pages, self._page_bits)
-            zero_pages, whole_pages = np.empty_like(pages), np.empty_like(pages)
-            zeros = kernels.split_zero(
-                block.data.view(np.uint64), pages, self._page_bits, zero_pages, whole_pages
-            )
-            zero = zeros >> (PAGE_SHIFT - self._page_bits)
-            size += self._send_zero(block, zero_pages[:zeros], final)
-            self._hand_out(block, whole_pages[: pages.size - zeros], None, final)
-        now = time.monotonic()
-        return self._sent(
-            size, int(batch.pages.size), zero, saved, now - started, encoded_at - started, encode_cpu
-        )
+    def begin(self, now: float) -> int:
+        size = self._end_round() if self._in_round and now >= self._round_began + _ROUND_SECONDS else 0
+        if not self._in_round:
+            self._in_round = True
+            self._round_began = now
+        return size
 
-    def finish_pass(self, *, final: bool) -> Sent:
-        started = time.monotonic()
+    def send_untouched(self, batch: Batch, *, final: bool) -> int:
+        return self._send_zero(batch.block, stream_pages(batch.pages, self._page_bits), final)
+
+    def send_whole(self, batch: Batch, *, final: bool) -> tuple[int, int]:
+        pages = stream_pages(batch.pages, self._page_bits)
+        zero, whole = np.empty_like(pages), np.empty_like(pages)
+        zeros = kernels.split_zero(batch.block.data.view(np.uint64), pages, self._page_bits, zero, whole)
+        size = self._send_zero(batch.block, zero[:zeros], final)
+        self._hand_out(batch.block, whole[: pages.size - zeros], None, final)
+        return size, zeros >> (PAGE_SHIFT - self._page_bits)
+
+    def encode(
+        self, cache: XbzrleCache, batch: Batch, number: int, *, final: bool
+    ) -> tuple[int, int, Callable[[], int]]:
+        changes = cache.encode_apart(batch, number, keep=not final)
+
+        def send() -> int:
+            size = self._send_records(changes.records, final)
+            self._hand_out(batch.block, changes.pages, changes.sources, final)
+            return size
+
+        return changes.zero, changes.saved, send
+
+    def finish_pass(self, *, final: bool) -> int:
         # The section's end is that of the last round as well: each costs the stopped guest a SYNC on every channel.
         size = 0 if final else self._end_round()
         self._jobs.drain()
         for fd, _ in self._incoming.poll(0):
             self._by_fd[fd].check_open()
-        return self._sent(size, seconds=time.monotonic() - started)
+        return size
+
+    def take_apart_bytes(self) -> int:
+        return self._jobs.take_sent_bytes()
 
     def unsent_bytes(self) -> int:
         return self._main.unsent_bytes() + sum(sending.channel.unsent_bytes() for sending in self._channels)
@@ -187,39 +190,7 @@ class MultifdSender:
     def waited_seconds(self) -> float:
         return self._main.waited_seconds + sum(sending.channel.waited_seconds for sending in self._channels)
 
-    def send_whole(self) -> None:
-        self._cache = None
-
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _sent(
-        self,
-        size: int,
-        pages: int = 0,
-        zero_pages: int = 0,
-        saved_pages: int = 0,
-        seconds: float = 0.0,
-        encode_seconds: float = 0.0,
-        encode_cpu_seconds: float = 0.0,
-    ) -> Sent:
-        multifd_bytes = self._jobs.take_sent_bytes()
-        return Sent(
-            size + multifd_bytes,
-            pages,
-            zero_pages,
-            saved_pages,
-            seconds,
-            encode_seconds,
-            encode_cpu_seconds,
-            multifd_bytes,
-        )
-
-    def _begin_round(self, now: float) -> int:
-        size = self._end_round() if self._in_round and now >= self._round_began + _ROUND_SECONDS else 0
-        if not self._in_round:
-            self._in_round = True
-            self._round_began = now
-        return size
 
     def _end_round(self) -> int:
         """What was handed out is in place at the destination before anything that comes now."""
