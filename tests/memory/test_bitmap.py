@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.memory import bitmap
-from sterna.memory.bitmap import count, new_bitmap, page_numbers, set_bits
+from sterna.memory.bitmap import count, counts, new_bitmap, page_numbers, set_bits, spread
 
 PAGES = 3 * 64 + 5
 
@@ -19,6 +19,16 @@ def test_bits_that_are_set(before, more):
     set_bits(words, np.array(more, dtype=np.uint64))
     assert page_numbers(words).tolist() == sorted(before | set(more))
     assert count(words) == len(before | set(more))
+
+
+@given(st.sets(st.integers(0, PAGES - 1), min_size=1), st.integers(1, 300))
+def test_some_bits_are_every_so_manieth(pages, most):
+    words = new_bitmap(PAGES)
+    set_bits(words, np.array(sorted(pages), dtype=np.uint64))
+    found = spread(words, most)
+    assert found.dtype == np.int64
+    assert found.tolist() == sorted(pages)[:: -(-len(pages) // most)]
+    assert counts(words).tolist() == [sum(page // 64 == word for page in pages) for word in range(words.size)]
 
 
 @pytest.mark.parametrize("number", [1, 1000])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sterna.memory import rollingdigest
 from sterna.memory.address import PAGE_SIZE
+from sterna.memory.bitmap import Words, new_bitmap, set_bits
 from sterna.memory.digest import CHUNK_SIZE, PIECE_SIZE, PIECES_PER_CHUNK, populated_pieces
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import RollingDigest, digest_ram
@@ -20,8 +21,10 @@ PAGES_PER_PIECE = PIECE_SIZE // PAGE_SIZE
 SIZE = CHUNK_SIZE + 5 * PIECE_SIZE + 3 * PAGE_SIZE
 
 
-def pages(*numbers: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    return np.array(numbers, dtype=np.int64)
+def pages(*numbers: int) -> Words:
+    words = new_bitmap(4 * CHUNK_SIZE // PAGE_SIZE)
+    set_bits(words, np.array(numbers, dtype=np.uint64))
+    return words
 
 
 @settings(max_examples=60, deadline=None)

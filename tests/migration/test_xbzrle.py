@@ -8,6 +8,7 @@ from tests.hosttree import HostTree, host
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 
 from sterna.jit.kernel import COMPILED
+from sterna.memory.bitmap import full_bitmap, new_bitmap, set_bits
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock, RamError
 from sterna.migration.statistics import MigrationStatus
@@ -171,7 +172,7 @@ def test_the_last_pass_leaves_the_cache_alone() -> None:
 
 def test_what_the_rest_will_cost_is_what_it_does_cost() -> None:
     pair = Pair()
-    everything = PassWork([(pair.source, np.arange(PAGES, dtype=np.int64))])
+    everything = PassWork([(pair.source, full_bitmap(PAGES))])
     assert pair.cache.rest_bytes(PassWork([])) == 0
     assert pair.cache.rest_bytes(everything) == pytest.approx(PAGES * 4104, abs=10)
     pair.send(*range(8))
@@ -294,7 +295,9 @@ def test_ram_follows_whatever_the_guest_writes(
                 pair.page(page)[at : at + size] ^= value
         dirty = sorted({page for page, *_ in writes})
         if number % 2:
-            pair.cache.rest_bytes(PassWork([(pair.source, np.array(dirty, dtype=np.int64))]))
+            words = new_bitmap(PAGES)
+            set_bits(words, np.array(dirty, dtype=np.uint64))
+            pair.cache.rest_bytes(PassWork([(pair.source, words)]))
         pair.send(*dirty, keep=number < len(passes) - 1)
         pair.cache.finish_pass()
         pair.check()

@@ -59,11 +59,31 @@ def set_bits(words: Words, pages: NDArray[np.uint64]) -> None:
     np.bitwise_or(words, np.packbits(flags, bitorder="little").view(np.uint64), out=words)
 
 
+def counts(words: Words) -> NDArray[np.uint8]:
+    """Number of set bits of each word."""
+    if hasattr(np, "bitwise_count"):
+        return np.asarray(np.bitwise_count(words))
+    return _bits(words).sum(axis=1, dtype=np.uint8)  # numpy before 2.0
+
+
 def count(words: Words) -> int:
     """Number of set bits."""
-    if hasattr(np, "bitwise_count"):
-        return int(np.bitwise_count(words).sum(dtype=np.int64))
-    return int(np.unpackbits(words.view(np.uint8)).sum(dtype=np.int64))  # numpy before 2.0
+    return int(counts(words).sum(dtype=np.int64))
+
+
+def _bits(words: Words) -> NDArray[np.uint8]:
+    """:return: `shape (words, 64)`"""
+    return np.unpackbits(words.view(np.uint8), bitorder="little").reshape(-1, BITS_PER_WORD)
+
+
+def spread(words: Words, most: int) -> NDArray[np.int64]:
+    """The numbers of up to `most` set bits, ascending, from all over the bitmap."""
+    ends = np.cumsum(counts(words), dtype=np.int64)
+    ranks = np.arange(0, int(ends[-1]), max(1, -(-int(ends[-1]) // most)))
+    at = np.searchsorted(ends, ranks, side="right")
+    bits = _bits(words[at])
+    before = ends[at] - bits.sum(axis=1)
+    return at * BITS_PER_WORD + (bits.cumsum(axis=1) > (ranks - before)[:, np.newaxis]).argmax(axis=1)
 
 
 def _page_numbers_twin(words: Words, out: NDArray[np.int64]) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sterna.host.limits import usable_cpus
 from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.bitmap import Words
 from sterna.memory.digest import (
     CHUNK_SIZE,
     PIECE_SHIFT,
@@ -41,6 +42,8 @@ Marks = NDArray[np.uint8]
 """One byte per piece, shape `(piece_count(size),)`: 0 while its digest holds. Writers set 1."""
 
 _FRESH, _STALE, _RESTING = 0, 1, 2
+_PAGES_OF_A_PIECE = np.dtype(f"u{(1 << PIECE_SHIFT - PAGE_SHIFT) // 8}")
+"""As many bits as a piece has pages."""
 _CATCH_UP_SHARE = 0.25
 _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
@@ -159,9 +162,13 @@ class RollingDigest:
         """Where a writer marks the pieces that it has written, after it has."""
         return self._blocks[block].marks
 
-    def touch(self, block: str, pages: NDArray[np.int64]) -> None:
-        """Pages were written."""
-        self._blocks[block].marks[pages >> (PIECE_SHIFT - PAGE_SHIFT)] = _STALE
+    def touch(self, block: str, words: Words) -> None:
+        """Pages were written.
+
+        :param words: bitmap of them
+        """
+        marks = self._blocks[block].marks
+        marks[words.view(_PAGES_OF_A_PIECE)[: marks.size] != 0] = _STALE
         with self._changed:
             self._changed.notify_all()
 

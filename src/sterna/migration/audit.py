@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
 from sterna.memory.bitmap import DirtyBatch, Words, count, new_bitmap
 from sterna.memory.shadow import Shadow
 from sterna.migration.errors import LostWriteError
@@ -87,8 +85,7 @@ class ShadowAudit:
 
     def look(self, work: PassWork, number: int) -> None:
         excused = {block.name: new_bitmap(block.pages) for block in self._guest.ram_blocks}
-        for block, pages in work.by_block():
-            np.bitwise_or.at(excused[block.name], pages >> 6, np.uint64(1) << (pages & 63).astype(np.uint64))
+        work.merge_into(excused)
         started = time.monotonic()
         with self._guest.held():
             judged = self._judge(excused, self._guest.peek_dirty_log())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sterna.memory.bitmap import DirtyBatch, page_numbers
+from sterna.memory.bitmap import DirtyBatch
 from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.transport.sender import Sent
 from sterna.migration.transport.work import PassWork
@@ -28,7 +28,7 @@ class Passes:
         batches, digest = self._context.guest.harvest(), self._link.digest
         if digest is not None:
             for batch in batches:
-                digest.touch(batch.block, page_numbers(batch.words))
+                digest.touch(batch.block, batch.words)
             self.written_pieces = digest.stale_pieces
         return batches
 

@@ -1,19 +1,38 @@
 """The work of a pass: which pages are to be sent, in batches, and as what."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.memory.address import PAGES_PER_PMD
-from sterna.memory.bitmap import DirtyBatch, Words, new_bitmap, page_numbers
+from sterna.memory.address import BITS_PER_WORD, PAGES_PER_PMD
+from sterna.memory.bitmap import (
+    DirtyBatch,
+    Words,
+    count,
+    counts,
+    full_bitmap,
+    new_bitmap,
+    page_numbers,
+    spread,
+)
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
 from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers
 
+_WORDS_PER_CHUNK = PAGES_PER_PMD // BITS_PER_WORD
 _UNTOUCHED_CHUNKS = 64
 """Chunks without memory that are handed over at once: their records take a third of a MiB, and nothing is read for them."""
+
+
+@dataclass
+class _Rest:
+    """What is to be sent of a block: the words of its bitmap from `at` on."""
+
+    block: RamBlock
+    words: Words
+    at: int = 0
 
 
 class PassWork:
@@ -21,19 +40,22 @@ class PassWork:
 
     It owns the dirty bits it was made from. Whatever has not been sent when another look at the log is taken
     joins the next pass's work (`merged`); when the migration ends early the bits need not return anywhere,
-    because logging stops and every later migration begins with all pages.
+    because logging stops and every later migration begins with all pages. They stay bits until they are handed out.
+
+    :param work: bitmaps of blocks
+    :param first: it is all of guest RAM, some of which has no memory
     """
 
-    def __init__(self, work: Iterable[tuple[RamBlock, PageNumbers]], *, first: bool = False) -> None:
-        self._work = [(block, pages) for block, pages in work if pages.size]
+    def __init__(self, work: Iterable[tuple[RamBlock, Words]], *, first: bool = False) -> None:
+        self._work = [_Rest(block, words) for block, words in work]
         self._first = first
-        self.pages = sum(int(pages.size) for _, pages in self._work)
+        self.pages = sum(count(rest.words) for rest in self._work)
         """Pages not sent yet."""
 
     @staticmethod
     def everything(blocks: Sequence[RamBlock]) -> "PassWork":
         """The first pass: every page of every block."""
-        return PassWork(((block, np.arange(block.pages, dtype=np.int64)) for block in blocks), first=True)
+        return PassWork(((block, full_bitmap(block.pages)) for block in blocks), first=True)
 
     @staticmethod
     def dirty(blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
@@ -44,35 +66,47 @@ class PassWork:
     def merged(left: "PassWork", blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
         """What is left of one pass, and what a look at the dirty log found; each page once."""
         bitmaps: dict[str, Words] = {block.name: new_bitmap(block.pages) for block in blocks}
-        for block, pages in left._work:
-            words = bitmaps[block.name]
-            np.bitwise_or.at(words, pages >> 6, np.uint64(1) << (pages & 63).astype(np.uint64))
+        left.merge_into(bitmaps)
         for batch in batches:
             batch.merge_into(bitmaps[batch.block])
-        return PassWork((block, page_numbers(bitmaps[block.name])) for block in blocks)
+        return PassWork((block, bitmaps[block.name]) for block in blocks)
 
-    def by_block(self) -> Iterator[tuple[RamBlock, PageNumbers]]:
-        """What has not been sent yet, block by block."""
-        yield from self._work
+    def merge_into(self, bitmaps: Mapping[str, Words]) -> None:
+        """Set the bits of what has not been sent yet in other bitmaps of the same blocks."""
+        for rest in self._work:
+            words = bitmaps[rest.block.name][rest.at :]
+            np.bitwise_or(words, rest.words[rest.at :], out=words)
+
+    def sample(self, most: int) -> list[tuple[RamBlock, PageNumbers]]:
+        """Up to so many pages of each block that have not been sent yet, from all over it; fewer of a block that has fewer."""
+        found = []
+        for rest in self._work:
+            words = rest.words[rest.at :]
+            if here := count(words):
+                share = max(1, most * here // self.pages)
+                found.append((rest.block, spread(words, share) + rest.at * BITS_PER_WORD))
+        return found
 
     def batches(self) -> Iterator[Batch]:
         """Hand out everything, in batches. A batch counts as sent when the next one is asked for."""
-        while self._work:
-            block, pages = self._work[0]
-            populated = populated_chunks(block) if self._first else None
-            at = 0
-            while at < pages.size:
-                untouched, size = False, BATCH_PAGES
-                if populated is not None:
+        for rest in self._work:
+            populated = populated_chunks(rest.block) if self._first else None
+            ends = np.cumsum(counts(rest.words), dtype=np.int64)
+            while rest.at < rest.words.size:
+                untouched = False
+                if populated is None:
+                    done = int(ends[rest.at - 1]) if rest.at else 0
+                    # A word's pages stay together.
+                    end = int(np.searchsorted(ends, done + BATCH_PAGES, side="right"))
+                else:
                     # In the first pass batches are chunks: reading one that has no memory would give it some.
-                    untouched, chunks = _run_of_chunks(populated, at // PAGES_PER_PMD)
-                    size = chunks * PAGES_PER_PMD
-                batch = pages[at : at + size]
-                yield Batch(block, batch, untouched)
-                at += batch.size
-                self.pages -= int(batch.size)
-                self._work[0] = (block, pages[at:])
-            self._work.pop(0)
+                    untouched, chunks = _run_of_chunks(populated, rest.at // _WORDS_PER_CHUNK)
+                    end = rest.at + chunks * _WORDS_PER_CHUNK
+                pages = page_numbers(rest.words[rest.at : end]) + rest.at * BITS_PER_WORD
+                if pages.size:
+                    yield Batch(rest.block, pages, untouched)
+                    self.pages -= int(pages.size)
+                rest.at = end
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ then as what differs from that. Any destination that knows XBZRLE can take it.
 What the next pages will cost is found by encoding a few of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,8 +47,8 @@ class Work(Protocol):
 
     pages: int
 
-    def by_block(self) -> Iterator[tuple[RamBlock, PageNumbers]]:
-        """The pages, block by block."""
+    def sample(self, most: int) -> Sequence[tuple[RamBlock, PageNumbers]]:
+        """Some of them, block by block, from all over each."""
         ...
 
 
@@ -248,8 +248,7 @@ class XbzrleCache:
         """Bytes on the wire that these pages would become now, judged by some of them."""
         sampled, size = 0, 0
         counts = self._counts.copy()
-        for block, pages in work.by_block():
-            some = pages[:: max(1, work.pages // _SAMPLES)][:BATCH_PAGES]
+        for block, some in work.sample(_SAMPLES):
             _, nbytes = self._encode(
                 block, stream_pages(some, self._page_bits), self._number, b"", b"", False, _TOGETHER
             )
