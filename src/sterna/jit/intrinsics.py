@@ -37,6 +37,18 @@ def carray(typing_context: Any, pointer: Any, count: Any) -> Any:
     return kind(pointer, types.int64), codegen
 
 
+@intrinsic
+def big_endian(typing_context: Any, data: Any, at: Any) -> Any:
+    """The 64 bits from a place of an array of bytes on, as they stand on a wire: one load, which numba makes of no loop."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(data)(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), _WORD.as_pointer())
+        return builder.bswap(builder.load(place, align=1))
+
+    return types.int64(data, types.int64), codegen
+
+
 def _array(context: Any, builder: Any, kind: Any, data: Any, size: Any) -> Any:
     array = context.make_array(kind)(context, builder)
     item = _WORD(context.get_abi_sizeof(context.get_data_type(kind.dtype)))

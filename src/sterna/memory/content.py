@@ -11,7 +11,7 @@ from sterna.memory.bitmap import Words
 Items = TypeVar("Items", NDArray[np.uint8], NDArray[np.uint64])
 
 
-@kernel(ahead=False)
+@kernel(ahead=False, inline=True)
 def is_zero(words: Words, first: int, count: int) -> bool:
     """Whether all of `count` words from `first` on are zero.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import kernel, plain
+from sterna.jit.kernel import Late, kernel, plain
 from sterna.memory.bitmap import Words
 from sterna.memory.content import copy, is_zero
 from sterna.memory.digest import PIECE_SHIFT
@@ -57,6 +57,8 @@ _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
 _apply, _check = coding.apply, coding.check
 _PIECE_SHIFT = PIECE_SHIFT
 
+big_endian: Any = Late("sterna.jit.intrinsics:big_endian")
+
 
 def bytes_array(data: bytes) -> NDArray[np.uint8]:
     return np.array(bytearray(data), dtype=np.uint8)
@@ -76,7 +78,7 @@ def record_head(word: int, name: bytes) -> bytes:
     return (word if name else word | _CONTINUE).to_bytes(8, "big") + name
 
 
-@kernel(ahead=False)
+@kernel(ahead=False, inline=True)
 def put_head(out: Bytes, used: int, word: int, name: Bytes, named: bool) -> int:
     """Write what `record_head` says.
 
@@ -264,9 +266,7 @@ def scan(
     for found in range(rows.size):
         if end - at < 8:
             return found, at, _MORE, -1
-        word: Any = 0
-        for i in range(8):
-            word = word << 8 | np.int64(staging[at + i])
+        word = big_endian(staging, at)
         if word == _EOS:
             return found, at + 8, _END, -1
         kind = word & (page_bytes - 1) & ~_CONTINUE
@@ -393,10 +393,15 @@ def apply_records(
     :return: the position after the last record that was applied, and a `Status`
     """
     page_bits = stream[0].page_bits
+    fresh = stream[0].fresh != 0
     page_bytes = 1 << page_bits
     words = ram.view(np.uint64)
-    while True:
+    status = _FULL
+    while status == _FULL:
         found, at, status, page = scan(staging, at, end, name, page_bits, ram.size >> page_bits, rows)
+        whole = 0
+        zero = 0
+        changed = 0
         for i in range(found):
             row = rows[i]
             number = row.page
@@ -406,23 +411,27 @@ def apply_records(
             if row.kind == _PAGE:
                 copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
                 written[offset >> _PIECE_SHIFT] = 1
-                stream[0].whole += 1
+                whole += 1
             elif row.kind == _XBZRLE:
                 if received[number >> 6] & bit == 0:
-                    return row.at, _UNSENT
+                    at = row.at
+                    page = number
+                    break
                 _apply(staging[body : body + row.size], ram[offset : offset + page_bytes])
                 written[offset >> _PIECE_SHIFT] = 1
-                stream[0].changed += 1
+                changed += 1
             else:
-                if stream[0].fresh == 0 or received[number >> 6] & bit:
+                if not fresh or received[number >> 6] & bit:
                     first = offset >> 3
                     if not is_zero(words, first, page_bytes >> 3):
                         for j in range(first, first + (page_bytes >> 3)):
                             words[j] = 0
                         written[offset >> _PIECE_SHIFT] = 1
-                stream[0].zero += 1
+                zero += 1
             received[number >> 6] |= bit
+        stream[0].whole += whole
+        stream[0].zero += zero
+        stream[0].changed += changed
         if page >= 0 and received[page >> 6] & (np.uint64(1) << np.uint64(page & 63)) == 0:
             status = _UNSENT
-        if status != _FULL:
-            return at, status
+    return at, status
