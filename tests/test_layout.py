@@ -70,17 +70,6 @@ def texts() -> list[str]:
     return found + [(ROOT / name).read_text() for name in TEXTS]
 
 
-def entry_point_groups() -> set[str]:
-    """What other distributions may add to: named like modules, and none."""
-    calls = [
-        node
-        for path in python_files()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Registry"
-    ]
-    return {str(ast.literal_eval(call.args[0])) for call in calls}
-
-
 def module_names(package: Path, base: Path) -> list[str]:
     files = package.rglob("*.py")
     return sorted(

@@ -15,7 +15,6 @@ from sterna.migration.source.switchover import SwitchOver
 from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.ownership import Standing
 from sterna.testing import DoubleGuest
-from sterna.testing.guest import DoubleGuest
 
 PAGES = 8
 
