@@ -15,8 +15,8 @@ from sterna.launch.console import Console
 from sterna.launch.errors import VmError
 from sterna.launch.host import LOCAL
 from sterna.launch.process import SternaVm
-from sterna.machine.devices.virtionet import VirtioNet
 from sterna.machine.serial import open_serial
+from sterna.machine.virtio.net import VirtioNet
 from sterna.testbed.errors import BedError
 from sterna.testbed.forwarded import Forwarder
 from sterna.testbed.probes import Session

@@ -2,14 +2,14 @@
 
 import pytest
 
-from sterna.machine.devices.gic import (
+from sterna.machine.devices.gic.controller import (
     CpuInterface,
     Distributor,
     Gic,
     GicCpuInterface,
     GicDistributor,
 )
-from sterna.machine.devices.gicregisters import SPURIOUS
+from sterna.machine.devices.gic.registers import SPURIOUS
 
 TIMER, UART = 27, 33
 

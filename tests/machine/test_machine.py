@@ -23,7 +23,7 @@ from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.config import ConfigError
-from sterna.machine.devices.gic import CpuInterface, Distributor
+from sterna.machine.devices.gic.controller import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Interrupt, Register
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError
@@ -80,7 +80,7 @@ def move(source, destination, elapsed_ns=0):
 
 
 def through_bytes(states):
-    from sterna.machine.state.sections import DESCRIPTIONS
+    from sterna.machine.sections import DESCRIPTIONS
 
     return [
         DESCRIPTIONS[state.name].decode(DESCRIPTIONS[state.name].encode(state), instance_id=state.instance_id)

@@ -12,8 +12,8 @@ import pytest
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import catalog
+from sterna.machine import sections
 from sterna.machine.runstate import RunState
-from sterna.machine.state import sections
 from sterna.machine.state.cpregs import WIRE
 from sterna.migration.controller import MigrationController
 

@@ -13,13 +13,13 @@ from tests.machine.virtiodriver import MAC, Rig, rig
 from sterna.machine import devicetree
 from sterna.machine.board import BOARDS
 from sterna.machine.config import ConfigError, MachineConfig
-from sterna.machine.devices.virtiommio import VERSION_1, Status, TransportState
-from sterna.machine.devices.virtqueue import QueueError, QueueState
 from sterna.machine.machine import Machine
 from sterna.machine.nicconfig import NicConfig, NicConfigError, parse_nic
 from sterna.machine.state.absent import judge_section
-from sterna.machine.state.virtionet import VIRTIO_NET, load_net, save_net
 from sterna.machine.tap import Tap, TapError
+from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
+from sterna.machine.virtio.queue import QueueError, QueueState
+from sterna.machine.virtio.section import VIRTIO_NET, load_net, save_net
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState, StreamError
 
 NAME = "virtio-mmio@000000000a003e00/virtio-net"
@@ -237,7 +237,7 @@ def test_a_card_goes_on_where_another_was(device: Rig) -> None:
     """The indices go along, that of the used ring in guest RAM."""
     from tests.machine.test_virtio_net import BUFFERS, FRAME, HEADER, give_buffer, send, wait
 
-    from sterna.machine.devices.virtionet import VirtioNet
+    from sterna.machine.virtio.net import VirtioNet
 
     device.start()
     for index in range(3):

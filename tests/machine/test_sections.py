@@ -10,13 +10,13 @@ from tests.machine.still import COUNTER, NAME, SocketTap, StillVm, still_acceler
 from sterna.machine import devicetree
 from sterna.machine.board import BOARDS, ArmBoard
 from sterna.machine.config import MachineConfig
-from sterna.machine.devices.gic import CpuInterface, Distributor
+from sterna.machine.devices.gic.controller import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Register
-from sterna.machine.devices.virtiommio import Register as Virtio
-from sterna.machine.devices.virtiommio import Status
 from sterna.machine.machine import Machine
 from sterna.machine.nicconfig import NicConfig
 from sterna.machine.tap import Tap
+from sterna.machine.virtio.mmio import Register as Virtio
+from sterna.machine.virtio.mmio import Status
 from sterna.ownership import Event
 from sterna.stream.vmstate import DeviceState
 

@@ -9,16 +9,22 @@ from hypothesis import strategies as st
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
 from sterna.boards.virt import BOARD as VIRT
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.devices.gic import CpuInterface, Distributor, Gic, GicCpuInterface, GicDistributor
-from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters, Irq
+from sterna.machine import sections
+from sterna.machine.devices.gic.controller import (
+    CpuInterface,
+    Distributor,
+    Gic,
+    GicCpuInterface,
+    GicDistributor,
+)
+from sterna.machine.devices.gic.registers import SPURIOUS, GicRegisters, Irq
+from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.machine.devices.pl011 import Pl011, Pl011Registers
 from sterna.machine.runstate import RunState
 from sterna.machine.serial import MemorySerial
-from sterna.machine.state import sections
 from sterna.machine.state.cortexa15 import reset_values
 from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, WIRE, from_wire, to_wire
 from sterna.machine.state.cpu import timer_line
-from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
 from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
 from sterna.stream.vmstate import DeviceState, StreamError
 

@@ -25,8 +25,8 @@ from tests.machine.virtiodriver import (
     rig,
 )
 
-from sterna.machine.devices.virtiommio import Interrupt, Register, Status, TransportBank
-from sterna.machine.devices.virtionet import MAX_FRAME_BYTES, announcement
+from sterna.machine.virtio.mmio import Interrupt, Register, Status, TransportBank
+from sterna.machine.virtio.net import MAX_FRAME_BYTES, announcement
 from sterna.memory.bitmap import page_numbers
 
 TIMEOUT = 300.0

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sterna.machine.devices.virtqueue import QueueError, QueueState, Virtqueue
 from sterna.machine.guestram import AddressError
+from sterna.machine.virtio.queue import QueueError, QueueState, Virtqueue
 
 SIZE = 0x4000
 ENTRIES = 4

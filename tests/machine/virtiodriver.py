@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
-from sterna.machine.devices.virtiommio import Register, Status
-from sterna.machine.devices.virtionet import VirtioNet
 from sterna.machine.guestram import GuestRam
+from sterna.machine.virtio.mmio import Register, Status
+from sterna.machine.virtio.net import VirtioNet
 from sterna.memory.address import Ipa
 from sterna.memory.ram import RamBlock
 

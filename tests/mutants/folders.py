@@ -35,6 +35,14 @@ FOLDERS = {
         (
             "tests/machine/test_gic.py",
             "tests/machine/test_pl011.py",
+            "tests/machine/test_state.py",
+            "tests/machine/test_sections.py",
+        ),
+    ),
+    "virtio": Folder(
+        "src/sterna/machine/virtio",
+        (
+            "tests/machine/test_sections.py",
             "tests/machine/test_virtqueue.py",
             "tests/machine/test_virtio_net.py",
             "tests/machine/test_nic.py",

@@ -13,7 +13,7 @@ from sterna.guests.layout import STATUS_OFFSET, NetWord
 from sterna.launch.guestview import guest_status
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
-from sterna.machine.devices.virtionet import announcement
+from sterna.machine.virtio.net import announcement
 from sterna.testbed.kind import KindOptions
 from sterna.testbed.kinds import VM_KINDS
 from sterna.testbed.network import GuestNic, NamespaceNetwork, guest_nic

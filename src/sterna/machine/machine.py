@@ -13,6 +13,7 @@ from sterna.hypervisor.accelerator import check_arch, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
 from sterna.hypervisor.traits import Trait
 from sterna.machine import devicetree, kernel
+from sterna.machine.clock import ns_to_counter
 from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
@@ -25,7 +26,6 @@ from sterna.machine.platforms.factory import create_platform
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.state import absent
-from sterna.machine.state.clock import ns_to_counter
 from sterna.machine.throttle import Throttle
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from sterna.hypervisor.interface import Vm
 from sterna.machine.board import Board
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.virtiommio import TransportBank
-from sterna.machine.devices.virtionet import FrameCounts, VirtioNet
-from sterna.machine.devices.virtqueue import QueueError
 from sterna.machine.guestram import GuestRam
 from sterna.machine.nicconfig import NicConfig
-from sterna.machine.state.virtionet import VIRTIO_NET, load_net, save_net, section_name
 from sterna.machine.tap import Tap
+from sterna.machine.virtio.mmio import TransportBank
+from sterna.machine.virtio.net import FrameCounts, VirtioNet
+from sterna.machine.virtio.queue import QueueError
+from sterna.machine.virtio.section import VIRTIO_NET, load_net, save_net, section_name
 from sterna.memory.address import PAGE_SIZE
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
 

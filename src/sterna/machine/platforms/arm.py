@@ -4,13 +4,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
 from sterna.hypervisor.interface import Vm
+from sterna.machine import sections
 from sterna.machine.board import ArmBoard
-from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Common
 from sterna.machine.registerdump import dump_registers
-from sterna.machine.state import sections
 from sterna.machine.state.cpu import timer_line
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 

@@ -5,17 +5,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from sterna.hypervisor.arm64 import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
 from sterna.hypervisor.interface import HypervisorError, Vm
 from sterna.machine.board import ArmBoard
-from sterna.machine.devices.gic import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.clock import TIMER, load_counter, save_counter
+from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.machine.devices.irq import IrqLine
+from sterna.machine.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Common
 from sterna.machine.registerdump import dump_arm64_registers
+from sterna.machine.sections import collect
 from sterna.machine.state.arm64 import ARM64_CPU, load_cpu, save_cpu
-from sterna.machine.state.clock import TIMER, load_counter, save_counter
-from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
-from sterna.machine.state.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
-from sterna.machine.state.sections import collect
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
 
 _EL1H_MASKED = 0x3C5

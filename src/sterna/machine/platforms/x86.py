@@ -6,15 +6,15 @@ from sterna.hypervisor.interface import HypervisorError, Vm
 from sterna.hypervisor.x86 import X86Vcpu
 from sterna.machine import longmode
 from sterna.machine.board import X86Board
+from sterna.machine.clock import TIMER, load_counter, save_counter
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.sleeptimer import SleepTimer
+from sterna.machine.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Common
 from sterna.machine.registerdump import dump_x86_registers
-from sterna.machine.state.clock import TIMER, load_counter, save_counter
-from sterna.machine.state.globalstate import GLOBAL_STATE, load_run_state, save_run_state
+from sterna.machine.sections import collect
 from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
-from sterna.machine.state.sections import collect
 from sterna.machine.state.x86 import X86_CPU, load_cpu, save_cpu
 from sterna.memory.address import PAGE_SIZE
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.state.clock import counter_to_ns
+from sterna.machine.clock import counter_to_ns
 from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
 from sterna.stream.vmstate import (
     DeviceState,

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from sterna.hypervisor.arm import COUNTER_HZ, ArmVcpuState
 from sterna.machine.board import ArmBoard, Board
-from sterna.machine.devices.gicregisters import SPURIOUS, GicRegisters
+from sterna.machine.clock import TIMER, load_counter, save_counter
+from sterna.machine.devices.gic.registers import SPURIOUS, GicRegisters
+from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.machine.devices.pl011 import Pl011Registers
+from sterna.machine.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.runstate import RunState
-from sterna.machine.state.clock import TIMER, load_counter, save_counter
 from sterna.machine.state.cortexa15 import reset_values
 from sterna.machine.state.cpu import CPU, CPU_COMMON, load_cpu, save_cpu
-from sterna.machine.state.gic import ARM_GIC, load_gic, save_gic
-from sterna.machine.state.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sterna.machine.devices.virtiommio import VERSION_1, Status, TransportState
-from sterna.machine.devices.virtionet import FEATURES, LINK_UP, QUEUE_LIMIT
-from sterna.machine.devices.virtqueue import QueueState
+from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
+from sterna.machine.virtio.net import FEATURES, LINK_UP, QUEUE_LIMIT
+from sterna.machine.virtio.queue import QueueState
 from sterna.stream.vmstate import (
     SUBSECTIONS,
     DeviceState,

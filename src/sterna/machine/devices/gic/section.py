@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 from sterna.machine.board import GIC_SPI_BASE
-from sterna.machine.devices.gicregisters import (
+from sterna.machine.devices.gic.registers import (
     APR_WORDS,
     CPU_SLOTS,
     IDLE_PRIORITY,

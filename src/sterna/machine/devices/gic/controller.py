@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from sterna.machine.board import GIC_SPI_BASE, VIRTUAL_TIMER_IRQ
-from sterna.machine.devices.gicregisters import (
+from sterna.machine.devices.gic.registers import (
     ALL_CPUS,
     APR_WORDS,
     IDLE_PRIORITY,

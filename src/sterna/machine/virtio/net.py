@@ -16,8 +16,8 @@ from enum import IntEnum
 from typing import Protocol
 
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.virtiommio import VirtioMmio
-from sterna.machine.devices.virtqueue import GuestMemory, QueueError
+from sterna.machine.virtio.mmio import VirtioMmio
+from sterna.machine.virtio.queue import GuestMemory, QueueError
 
 log = logging.getLogger(__name__)
 

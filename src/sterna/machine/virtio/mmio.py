@@ -10,7 +10,7 @@ from typing import Protocol
 from sterna.host.complaints import Complaints
 from sterna.machine.board import TRANSPORT_BYTES
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.virtqueue import GuestMemory, QueueError, QueueState, Virtqueue
+from sterna.machine.virtio.queue import GuestMemory, QueueError, QueueState, Virtqueue
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The interrupt controller GICv2: what it does, what it holds, how that migrates."""

@@ -1,0 +1,1 @@
+"""Virtio devices, and the memory-mapped transports that they are behind."""
