@@ -4,24 +4,18 @@ import pytest
 
 from sterna.boards.virt_arm64 import BOARD as VIRT_ARM64
 from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
-from sterna.machine.platforms import Common
+from sterna.machine.devices.device import Stopped
 from sterna.machine.platforms.arm64 import Arm64Platform
-from sterna.machine.state.arm64 import ARM64_CPU, load_cpu
+from sterna.machine.state.arm64 import load_cpu
 
 TOP = 1 << 64
-
-
-class Vm:
-    counter_hz = 1_000_000_000
-
-    def add_mmio(self, ipa, size, device):
-        pass
 
 
 class Cpu:
     """A CPU whose counters have gone on since its VM stopped."""
 
-    def __init__(self, counter, system):
+    def __init__(self, index, counter, system):
+        self.index = index
         self._state = Arm64VcpuState(
             x=[0] * 31,
             sp_el0=0,
@@ -52,9 +46,10 @@ class Cpu:
 )
 def test_counters_are_saved_as_of_when_the_machine_stopped(stopped, now, lead):
     """All of them: CNTVCT stands still from then on, and CNTPCT is as far ahead of it as the guest has seen it."""
-    platform = Arm64Platform(Vm(), VIRT_ARM64, [Cpu(now, {CNTPCT: (now + lead) % TOP}), Cpu(now + 1, {})])
-    saved = platform.save(Common(stopped, (), None))
-    first, second = (load_cpu(section, stopped) for section in saved if section.name == ARM64_CPU.name)
+    cpus = [Cpu(0, now, {CNTPCT: (now + lead) % TOP}), Cpu(1, now + 1, {})]
+    platform = Arm64Platform(VIRT_ARM64, cpus)
+    saved = platform.save(Stopped(stopped))
+    first, second = (load_cpu(section, stopped) for section in saved)
     assert (first.counter, first.system[CNTPCT]) == (stopped, (stopped + lead) % TOP)
     assert first.system[CNTV_CVAL] == 7
     assert CNTPCT not in second.system, "a kernel before Linux 6.4 has it fixed to the host's"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.machine.devices.gic.controller import (
     CpuInterface,
     Distributor,
@@ -35,7 +36,7 @@ class Board:
 
     def __init__(self, cpus):
         self.cpus = [Cpu() for _ in range(cpus)]
-        self.gic = Gic(288, self.cpus)
+        self.gic = Gic(VIRT.gic, self.cpus)
         self.distributor = GicDistributor(self.gic)
         self.interface = GicCpuInterface(self.gic)
 
@@ -224,13 +225,13 @@ def test_the_timer_wakes_only_when_all_is_set(missing):
 
 def test_saved_state_has_the_timers_line_and_loads_without_it(board):
     board.write(Distributor.ISENABLER, 1 << TIMER, cpu=1)
-    registers, pending = board.gic.save([True, True])
+    registers, pending = board.gic.snapshot([True, True])
     assert registers.irqs[TIMER].level == 0b11
     assert pending == [SPURIOUS, TIMER], "CPU 0 has not enabled it"
     other = Board(2)
-    other.gic.load(registers)
+    other.gic.restore(registers)
     assert other.cpus[1].timer_wakes is True
-    assert other.gic.highest_pending(1) == SPURIOUS
+    assert other.gic.pending([False, False])[1] == SPURIOUS
 
 
 def test_holes_read_as_zero(board):
@@ -515,15 +516,15 @@ def test_a_copy_of_the_state_shares_nothing_and_keeps_the_lines_of_shared_interr
     board.enable(UART)
     raised = board.gic.line(UART)
     raised(True)
-    registers, pending = board.gic.save([False, True])
+    registers, pending = board.gic.snapshot([False, True])
     assert pending == [UART, SPURIOUS]
-    assert board.gic.save([False, False])[0].irqs[TIMER].level == 0
+    assert board.gic.snapshot([False, False])[0].irqs[TIMER].level == 0
     raised(False)
     for offset in (Distributor.CTLR, Distributor.ITARGETSR + 32):
         board.write(offset, 0)
     board.set(CpuInterface.PMR, 0)
     other = Board(2)
-    other.gic.load(registers)
+    other.gic.restore(registers)
     assert other.get(CpuInterface.IAR) == UART
     assert other.gic.registers.irqs[TIMER].level == 0, "private lines belong to the vCPUs"
     other.set(CpuInterface.EOIR, UART)

@@ -23,8 +23,8 @@ from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.config import ConfigError
-from sterna.machine.devices.gic.controller import CpuInterface, Distributor
-from sterna.machine.devices.pl011 import Interrupt, Register
+from sterna.machine.devices.gic.controller import CpuInterface, Distributor, Gic
+from sterna.machine.devices.pl011 import Interrupt, Pl011, Register
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError
 from sterna.machine.runstate import RunState, RunStateError
@@ -70,7 +70,7 @@ def move(source, destination, elapsed_ns=0):
     """Migrate by hand: RAM and devices, through the bytes of their sections."""
     source.stop_for_migration()
     destination.ram_blocks[0].data[:] = source.ram_blocks[0].data
-    destination.load_devices(through_bytes(source.save_devices()))
+    destination.load_devices(through_bytes(source))
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
     destination.advance_counter(elapsed_ns)
@@ -79,13 +79,18 @@ def move(source, destination, elapsed_ns=0):
     return destination.resume()
 
 
-def through_bytes(states):
-    from sterna.machine.sections import DESCRIPTIONS
-
+def through_bytes(source):
     return [
-        DESCRIPTIONS[state.name].decode(DESCRIPTIONS[state.name].encode(state), instance_id=state.instance_id)
-        for state in states
+        source.descriptions[state.name].decode(
+            source.descriptions[state.name].encode(state), instance_id=state.instance_id
+        )
+        for state in source.save_devices()
     ]
+
+
+def device(machine, kind):
+    """The first of the machine's devices of a kind."""
+    return next(device for device in machine.devices if isinstance(device, kind))
 
 
 def seq(machine):
@@ -545,7 +550,7 @@ def test_a_guest_that_its_source_may_have_kept_stays_stopped_until_its_user_forc
     source.stop_for_migration()
     here = make_machine(incoming=True)
     here.ram_blocks[0].data[:] = source.ram_blocks[0].data
-    here.load_devices(through_bytes(source.save_devices()))
+    here.load_devices(through_bytes(source))
     here.ownership.apply(Event.SHUT_SENT, MIGRATION)
     with pytest.raises(NotTheOwner):
         here.resume()
@@ -605,7 +610,7 @@ def test_a_start_that_fails_leaves_nothing_running(make_machine, monkeypatch):
         raise OSError("no tap")
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine._nics, "resume", fail)
+        patch.setattr(machine.devices[-1], "resume", fail)
         with pytest.raises(OSError, match="no tap"):
             machine.cont()
     assert machine.run_state is RunState.PRELAUNCH
@@ -652,8 +657,9 @@ def test_input_that_comes_while_the_machine_closes_is_nobodys(make_machine, tmp_
     machine = make_machine(serial=f"unix:{tmp_path}/line")
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     peer.connect(f"{tmp_path}/line")
-    machine._uarts[0].mmio_write(Register.IMSC, 4, Interrupt.RX, 0)
-    gic, irq = machine._platform._gic, VIRT.uarts[0].irq
+    uart = device(machine, Pl011)
+    uart.mmio_write(Register.IMSC, 4, Interrupt.RX, 0)
+    gic, irq = device(machine, Gic), VIRT.uarts[0].irq
     gic.write_distributor(Distributor.CTLR, 4, 1, 0)
     gic.write_distributor(Distributor.ISENABLER + 4 * (irq // 32), 4, 1 << irq % 32, 0)
     gic.write_cpu_interface(CpuInterface.CTLR, 1, 0)
@@ -669,10 +675,10 @@ def test_input_that_comes_while_the_machine_closes_is_nobodys(make_machine, tmp_
             peer.send(b"x")
         except ConnectionError:
             return
-        wait_until(lambda: machine._uarts[0].save().read_count or not reader.is_alive())
+        wait_until(lambda: uart.snapshot().read_count or not reader.is_alive())
 
     with peer, monkeypatch.context() as patch:
         patch.setattr(EmulatedVcpu, "close", close_and_send)
         machine.close()
     assert not failed
-    assert machine._uarts[0].save().read_count == 0
+    assert uart.snapshot().read_count == 0

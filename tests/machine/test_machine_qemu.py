@@ -9,18 +9,17 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from tests.machine.parts import Parts, cpu, load, save
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import catalog
-from sterna.machine import sections
 from sterna.machine.runstate import RunState
-from sterna.machine.state.cpregs import WIRE
 from sterna.migration.controller import MigrationController
 
 pytestmark = pytest.mark.qemu
 
 SECONDS = 300
-KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
+DESCRIPTIONS = Parts([cpu()]).descriptions
 
 
 class Console:
@@ -77,7 +76,7 @@ def connect(path):
 def bodies(stream):
     """The body of each section that a machine of ours has: (name, instance) -> bytes."""
     found = {}
-    for name in sections.DESCRIPTIONS:
+    for name in DESCRIPTIONS:
         for instance in range(4):
             key = bytes((len(name),)) + name.encode() + struct.pack(">I", instance)
             at = stream.find(key)
@@ -111,15 +110,15 @@ def test_sections_of_qemu_decode_and_encode_to_the_same_bytes(qemu, tmp_path, sm
     assert set(found) == expected
     states = []
     for (name, instance), body in found.items():
-        description = sections.DESCRIPTIONS[name]
+        description = DESCRIPTIONS[name]
         state = description.decode(body, instance_id=instance)
         assert description.encode(state) == body, name
         states.append(state)
-    machine = sections.load(states, VIRT, smp, KNOWN)
+    machine = load(states, smp)
     assert machine.run_state is RunState.PAUSED
     assert machine.counter > 0
     assert machine.cpus[0].regs[15] >> 20 == VIRT.ram_base >> 20 | 2, "the guest's code is at 2 MiB"
-    ours = {(state.name, state.instance_id): state for state in sections.save(machine, [1023] * smp, VIRT)}
+    ours = {(state.name, state.instance_id): state for state in save(machine)}
     for index in range(smp):
         theirs = next(state for state in states if (state.name, state.instance_id) == ("cpu", index))
         fields = ours["cpu", index].fields

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sterna.boards.virt import BOARD as VIRT
 from sterna.machine.devices.pl011 import FIFO_DEPTH, Flag, Interrupt, Pl011, Register
 from sterna.machine.serial import MemorySerial
 
@@ -14,7 +15,7 @@ class Uart:
     def __init__(self):
         self.line = MemorySerial()
         self.irq = False
-        self.device = Pl011(self.line, self._set)
+        self.device = Pl011(VIRT.uarts[0], self.line, self._set)
         self.line.start(self.device.receive)
 
     def _set(self, level):
@@ -164,7 +165,7 @@ def test_the_fifo_is_full_at_its_depth(uart, lcr, depth):
         assert not uart.read(Register.FR) & Flag.RXFF
         uart.line.send(b"x")
         assert not uart.read(Register.FR) & Flag.RXFE
-        assert uart.device.save().read_count == count
+        assert uart.device.snapshot().read_count == count
     assert uart.read(Register.FR) == Flag.TXFE | Flag.RXFF
 
 
@@ -181,13 +182,13 @@ def test_a_state_goes_on_elsewhere(uart):
     uart.write(Register.LCR_H, FIFO_ON)
     uart.write(Register.IMSC, Interrupt.RX)
     uart.line.send(b"abc")
-    saved = uart.device.save()
+    saved = uart.device.snapshot()
     uart.read(Register.DR)
     uart.line.send(b"d" * 15)
     assert (saved.read_pos, saved.read_count, saved.fifo[:4]) == (0, 3, [*b"abc", 0]), "a copy shares nothing"
     saved.fifo[1] |= 0x500  # broken off, and of wrong parity
     other = Uart()
-    other.device.load(saved)
+    other.device.restore(saved)
     assert other.irq
     assert [other.read(Register.DR), other.read(Register.RSR)] == [ord("a"), 0]
     assert [other.read(Register.DR), other.read(Register.RSR)] == [0x500 | ord("b"), 5]

@@ -3,13 +3,16 @@
 import hashlib
 import struct
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.machine.still import COUNTER, NAME, SocketTap, StillVm, still_accelerator
 
-from sterna.machine import devicetree
+from sterna.machine import devicetree, sections
 from sterna.machine.board import BOARDS, ArmBoard
 from sterna.machine.config import MachineConfig
+from sterna.machine.devices.device import Stopped
 from sterna.machine.devices.gic.controller import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Register
 from sterna.machine.machine import Machine
@@ -18,7 +21,7 @@ from sterna.machine.tap import Tap
 from sterna.machine.virtio.mmio import Register as Virtio
 from sterna.machine.virtio.mmio import Status
 from sterna.ownership import Event
-from sterna.stream.vmstate import DeviceState
+from sterna.stream.vmstate import SUBSECTIONS, DeviceState, StreamError
 
 SMP = 2
 SECTIONS: dict[str, list[str]] = {
@@ -238,6 +241,65 @@ def test_sections(make: Callable[..., tuple[Machine, StillVm]], board: str, card
     there.ownership.apply(Event.TAKEN_OVER, bytes(16))
     there.resume()
     assert told(there, saved(there, vm)) == expected
+
+
+def without_features(state: DeviceState) -> dict[str, Any]:
+    return {"virtio": state.fields["virtio"] | {SUBSECTIONS: ()}}
+
+
+CARD = "virtio-mmio@000000000a003e00/virtio-net"
+WRONG: dict[str, Callable[[DeviceState], dict[str, Any]]] = {
+    "timer": lambda state: {"cpu_clock_offset": -1},
+    "cpu": lambda state: {"cpsr": 0x1DA},
+    "arm_gic": lambda state: {"ctlr": 4},
+    "pl011": lambda state: {"read_pos": 16},
+    "globalstate": lambda state: {"runstate": b"dancing".ljust(100, b"\0")},
+    CARD: without_features,
+}
+"""Of each section, what no machine can have."""
+
+
+def changed(states: list[DeviceState], *names: str) -> list[DeviceState]:
+    return [
+        replace(state, fields=state.fields | WRONG[state.name](state)) if state.name in names else state
+        for state in states
+    ]
+
+
+def test_whatever_is_wrong_nothing_is_loaded(make: Callable[..., tuple[Machine, StillVm]]) -> None:
+    here, vm = make("virt", 1)
+    use(here, vm, 1)
+    states = saved(here, vm)
+    there, _ = make("virt", 1, incoming=True)
+    there.ram_blocks[0].data[:] = here.ram_blocks[0].data
+    before = wire(there, sections.save(there.devices, Stopped()))
+    for name in WRONG:
+        with pytest.raises(StreamError, match=f"section '{name}"):
+            there.load_devices(changed(states, name))
+        if name != "globalstate":
+            with pytest.raises(StreamError, match=f"section '{name}.*is missing"):
+                there.load_devices([state for state in states if state.name != name])
+        assert wire(there, sections.save(there.devices, Stopped())) == before
+    there.load_devices(states)
+    assert wire(there, sections.save(there.devices, Stopped())) != before
+
+
+def test_of_several_that_are_wrong_the_one_is_told_that_the_user_chose(
+    make: Callable[..., tuple[Machine, StillVm]],
+) -> None:
+    here, vm = make("virt", 1)
+    states = saved(here, vm)
+    there, _ = make("virt", 1, incoming=True)
+    with pytest.raises(
+        StreamError, match=rf"'{CARD}': the section is missing.*a network card there \(--nic, tap tap0\)"
+    ):
+        there.load_devices([])
+    with pytest.raises(StreamError, match=f"'{CARD}'.*force-legacy=false"):
+        there.load_devices(changed(states, *WRONG))
+    with pytest.raises(StreamError, match=f"'{CARD} 0': the section comes twice"):
+        there.load_devices([*states, states[-1]])
+    with pytest.raises(StreamError, match=f"'{CARD} 1': the section comes twice"):
+        there.load_devices([*states, replace(states[-1], instance_id=1)])
 
 
 @pytest.mark.parametrize("cards", [0, 1, 2])

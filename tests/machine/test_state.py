@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.machine.parts import KNOWN, MachineState, Parts, cpu, load, save
 
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
 from sterna.boards.virt import BOARD as VIRT
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine import sections
 from sterna.machine.devices.gic.controller import (
     CpuInterface,
     Distributor,
@@ -17,18 +17,16 @@ from sterna.machine.devices.gic.controller import (
     GicCpuInterface,
     GicDistributor,
 )
-from sterna.machine.devices.gic.registers import SPURIOUS, GicRegisters, Irq
+from sterna.machine.devices.gic.registers import GicRegisters, Irq
 from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
-from sterna.machine.devices.pl011 import Pl011, Pl011Registers
+from sterna.machine.devices.pl011 import PL011, Pl011, Pl011Registers, load_pl011, save_pl011
 from sterna.machine.runstate import RunState
 from sterna.machine.serial import MemorySerial
 from sterna.machine.state.cortexa15 import reset_values
-from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, WIRE, from_wire, to_wire
+from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, from_wire, to_wire
 from sterna.machine.state.cpu import timer_line
-from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
 from sterna.stream.vmstate import DeviceState, StreamError
 
-KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
 U8, U32, U64 = st.integers(0, 0xFF), st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1)
 BANK_OF_MODE = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "usr"}
 
@@ -100,7 +98,7 @@ def uarts(draw):
 @st.composite
 def machine_states(draw):
     counter = draw(st.integers(0, (1 << 59) - 1))
-    return sections.MachineState(
+    return MachineState(
         counter=counter,
         cpus=tuple(draw(cpu_states(counter)) for _ in range(draw(st.integers(1, 2)))),
         gic=draw(gics()),
@@ -109,37 +107,18 @@ def machine_states(draw):
     )
 
 
-def save(state, board=VIRT):
-    return sections.save(state, [SPURIOUS] * len(state.cpus), board)
+DESCRIPTIONS = Parts([cpu()]).descriptions
 
 
 def through_bytes(section):
-    description = sections.DESCRIPTIONS[section.name]
+    description = DESCRIPTIONS[section.name]
     return description.decode(description.encode(section), instance_id=section.instance_id)
 
 
 def example(smp=1, uarts=1):
-    cpu = ArmVcpuState(
-        regs=list(range(16)),
-        cpsr=0x1D3,
-        banked=dict.fromkeys(
-            [
-                f"{kind}_{name}"
-                for kind in ("sp", "lr", "spsr")
-                for name in ("usr", "fiq", "irq", "svc", "abt", "und")
-            ]
-            + [f"r{i}_{name}" for i in range(8, 13) for name in ("usr", "fiq")],
-            0,
-        ),
-        cp15=dict.fromkeys(sorted(KNOWN), 0),
-        vfp=[0] * 32,
-        fpscr=0,
-        fpexc=0,
+    return MachineState(
         counter=1000,
-    )
-    return sections.MachineState(
-        counter=1000,
-        cpus=tuple(dataclasses.replace(cpu) for _ in range(smp)),
+        cpus=tuple(cpu() for _ in range(smp)),
         gic=GicRegisters.reset(smp),
         uarts=tuple(Pl011Registers() for _ in range(uarts)),
         run_state=RunState.RUNNING,
@@ -150,7 +129,7 @@ def example(smp=1, uarts=1):
 @settings(max_examples=40, deadline=None)
 @given(machine_states())
 def test_a_machine_survives_the_wire(state):
-    loaded = sections.load([through_bytes(section) for section in save(state)], VIRT, len(state.cpus), KNOWN)
+    loaded = load([through_bytes(section) for section in save(state)], len(state.cpus))
     if len(state.cpus) == 1:
         state.gic.target = [0] * len(state.gic.target)  # as they read
     assert loaded == state
@@ -228,7 +207,7 @@ def without_subsections(section):
 def test_values_that_a_device_cannot_have(name, change, message):
     states = [change(section) if section.name == name else section for section in save(example())]
     with pytest.raises(StreamError, match=message):
-        sections.load(states, VIRT, 1, KNOWN)
+        load(states)
 
 
 class Cpu:
@@ -242,8 +221,8 @@ class Cpu:
 
 
 def use_gic(registers):
-    gic = Gic(288, [Cpu(), Cpu()])
-    gic.load(registers)
+    gic = Gic(VIRT.gic, [Cpu(), Cpu()])
+    gic.restore(registers)
     distributor, interface = GicDistributor(gic), GicCpuInterface(gic)
     for register in (0, *map(int, CpuInterface)):  # acknowledged and ended, too
         interface.mmio_write(register, 4, interface.mmio_read(register, 4, 0), 0)
@@ -251,16 +230,16 @@ def use_gic(registers):
         distributor.mmio_read(offset, 4, 0)
     for offset in Distributor:
         distributor.mmio_write(offset, 4, distributor.mmio_read(offset, 4, 0), 0)
-    return save_gic(*gic.save([False, True]))
+    return save_gic(*gic.snapshot([False, True]))
 
 
 def use_uart(registers):
-    uart = Pl011(MemorySerial(), lambda level: None)
-    uart.load(registers)
+    uart = Pl011(VIRT.uarts[0], MemorySerial(), lambda level: None)
+    uart.restore(registers)
     uart.receive(b"received")
     for offset in range(0, 0x1000, 4):
         uart.mmio_write(offset, 4, uart.mmio_read(offset, 4, 0), 0)
-    return save_pl011(uart.save(), 0)
+    return save_pl011(uart.snapshot(), 0)
 
 
 @pytest.mark.parametrize(
@@ -295,25 +274,25 @@ def test_a_field_of_ones_is_refused_or_the_device_works_with_it(description, loa
 def test_a_missing_section_is_named(left_out):
     states = [section for section in save(example()) if section.name != left_out]
     with pytest.raises(StreamError, match=f"'{left_out} 0'.*missing"):
-        sections.load(states, VIRT, 1, KNOWN)
+        load(states)
 
 
 def test_globalstate_may_be_missing():
     states = [section for section in save(example()) if section.name != "globalstate"]
-    assert sections.load(states, VIRT, 1, KNOWN).run_state is None
+    assert load(states).run_state is None
 
 
 def test_other_machines_are_refused():
     with pytest.raises(StreamError, match=r"'cpu_common 1'.*this machine has 1"):
-        sections.load(save(example(2)), VIRT, 1, KNOWN)
+        load(save(example(2)))
     with pytest.raises(StreamError, match=r"'cpu 1'.*missing"):
-        sections.load(save(example(1)), VIRT, 2, KNOWN)
+        load(save(example(1)), 2)
     with pytest.raises(StreamError, match=r"'pl011 1'.*missing"):
-        sections.load(save(example()), VEXPRESS_A15, 1, KNOWN)
+        load(save(example()), board=VEXPRESS_A15)
     with pytest.raises(StreamError, match=r"'pl031 0'.*no such device"):
-        sections.load([*save(example()), DeviceState("pl031", 0, 1, {})], VIRT, 1, KNOWN)
+        load([*save(example()), DeviceState("pl031", 0, 1, {})])
     with pytest.raises(StreamError, match=r"'timer 0'.*twice"):
-        sections.load([*save(example()), save(example())[0]], VIRT, 1, KNOWN)
+        load([*save(example()), save(example())[0]])
 
 
 def test_registers_that_nobody_keeps():
@@ -376,16 +355,16 @@ def test_what_a_cpu_here_has_not_is_refused(change, message):
     """Unless its user says that it does not matter."""
     states = [change(section) if section.name == "cpu" else section for section in save(example())]
     with pytest.raises(StreamError, match=f"'cpu 0'.*{message}"):
-        sections.load(states, VIRT, 1, KNOWN)
+        load(states)
     if "power_state" not in message:
-        assert sections.load(states, VIRT, 1, KNOWN, {"cpu"}) == dataclasses.replace(
-            example(), cpus=sections.load(save(example()), VIRT, 1, KNOWN).cpus
+        assert load(states, ignored={"cpu"}) == dataclasses.replace(
+            example(), cpus=load(save(example())).cpus
         )
 
 
 def test_a_single_cpu_is_the_target_of_all_interrupts_on_the_wire():
     gic = next(section for section in save(example()) if section.name == "arm_gic")
     assert gic.fields["irq_target"] == [1] * 1020, "QEMU delivers an interrupt to its targets only"
-    assert not any(sections.load(save(example()), VIRT, 1, KNOWN).gic.target), "they read as zero"
+    assert not any(load(save(example())).gic.target), "they read as zero"
     both = next(section for section in save(example(2)) if section.name == "arm_gic")
     assert both.fields["irq_target"] == [0] * 1020

@@ -1,6 +1,9 @@
 """Section `timer`: the machine's clock, in ns. The guest's counter is this clock in its own ticks."""
 
+from collections.abc import Mapping, Sequence
+
 from sterna.hypervisor.arm import COUNTER_HZ
+from sterna.machine.devices.device import Apply, Device, SectionKey, Stopped, by_name, nothing
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, i64, unused
 
 _NS_PER_SECOND = 1_000_000_000
@@ -10,6 +13,27 @@ _LIMIT_NS = 1 << 63
 TIMER = VmStateDescription(
     "timer", version=2, fields=(i64("cpu_ticks_offset"), unused(8), i64("cpu_clock_offset"))
 )
+
+
+class Clock(Device):
+    """The counter as a device of the stream: the machine itself stops it and lets it go on.
+
+    :param hz: the counter's frequency
+    """
+
+    descriptions = by_name(TIMER)
+
+    def __init__(self, hz: int) -> None:
+        self._hz = hz
+
+    def save(self, stopped: Stopped) -> Sequence[DeviceState]:
+        """The counter's section."""
+        return [save_counter(stopped.counter, self._hz)]
+
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """The counter, for `stopped`."""
+        stopped.counter = load_counter(found[TIMER.name, 0], self._hz)
+        return nothing
 
 
 def save_counter(counter: int, hz: int = COUNTER_HZ) -> DeviceState:

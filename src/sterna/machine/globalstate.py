@@ -1,5 +1,8 @@
 """Section `globalstate`: the run state that the source was in when it stopped for the migration."""
 
+from collections.abc import Mapping, Sequence
+
+from sterna.machine.devices.device import Apply, Device, SectionKey, Stopped, by_name, nothing
 from sterna.machine.runstate import AFTER_INCOMING, RunState
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, buffer, u32
 
@@ -8,6 +11,23 @@ _TEXT_BYTES = 100
 GLOBAL_STATE = VmStateDescription(
     "globalstate", version=1, fields=(u32("size"), buffer("runstate", _TEXT_BYTES))
 )
+
+
+class GlobalState(Device):
+    """The run state as a device of the stream. A source may not say it."""
+
+    descriptions = by_name(GLOBAL_STATE)
+    optional = True
+
+    def save(self, stopped: Stopped) -> Sequence[DeviceState]:
+        """The run state's section, if there is one to be told."""
+        return [] if stopped.run_state is None else [save_run_state(stopped.run_state)]
+
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """The run state, for `stopped`."""
+        state = found.get((GLOBAL_STATE.name, 0))
+        stopped.run_state = None if state is None else load_run_state(state)
+        return nothing
 
 
 def save_run_state(run_state: RunState) -> DeviceState:

@@ -12,22 +12,22 @@ from typing import Any
 from sterna.hypervisor.accelerator import check_arch, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason, SystemEvent
 from sterna.hypervisor.traits import Trait
-from sterna.machine import devicetree, kernel
-from sterna.machine.clock import ns_to_counter
+from sterna.machine import devicetree, kernel, sections
+from sterna.machine.clock import Clock, ns_to_counter
 from sterna.machine.collector import CollectorHold
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.cpus import CpuThreads
+from sterna.machine.devices.device import Device, Stopped
 from sterna.machine.devices.pl011 import Pl011
+from sterna.machine.globalstate import GlobalState
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
 from sterna.machine.nics import Nics
-from sterna.machine.platforms import Common
 from sterna.machine.platforms.factory import create_platform
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.state import absent
 from sterna.machine.throttle import Throttle
-from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock, RamError
 from sterna.ownership import Event, Ownership, Standing
@@ -63,6 +63,7 @@ class Machine:
 
     :ivar config: its settings
     :ivar serial: the far end of the first UART
+    :ivar devices: all that is saved of it but its RAM, in the order of the stream
     :ivar ownership: whether the guest is this machine's; every start of the vCPUs asks it
     :ivar error: what stopped the guest, when it was not told to stop: fault, address, pc in the first line, then registers
 
@@ -87,7 +88,7 @@ class Machine:
         self._collector = CollectorHold()
         self._run_state = RunState.INMIGRATE if config.incoming else RunState.PRELAUNCH
         self._before_migration = self._run_state
-        self._incoming: Common | None = None
+        self._incoming: Stopped | None = None
         self._start_after_incoming = not config.paused
         # The counter while it stands still; None while it runs.
         self._stopped_counter: int | None = 0
@@ -126,11 +127,24 @@ class Machine:
             self._vm, block, board.ram_base, initially_set=config.dirty_log == DirtyLogMode.MANUAL
         )
         self._platform = create_platform(self._vm, board, config.smp)
-        self._build_uarts(stack)
-        self._nics = Nics(config.nics, board, self._vm, self._ram, self._platform.line, stack)
+        lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
+        uarts = [
+            Pl011(slot, line, self._platform.line(slot.irq), number)
+            for number, (slot, line) in enumerate(zip(board.uarts, lines, strict=True))
+        ]
+        self._nics = Nics(config.nics, board, self._ram, self._platform.line, stack)
+        self.devices: Sequence[Device] = (
+            Clock(self._vm.counter_hz),
+            self._platform,
+            *self._platform.devices,
+            *uarts,
+            GlobalState(),
+            self._nics,
+        )
+        for region in (region for device in self.devices for region in device.regions):
+            self._vm.add_mmio(region.ipa, region.size, region.device)
         self.descriptions: Mapping[str, VmStateDescription] = {
-            **self._platform.descriptions,
-            **self._nics.descriptions,
+            name: description for device in self.devices for name, description in device.descriptions.items()
         }
         if boot is not None:
             self._load(*boot)
@@ -139,16 +153,7 @@ class Machine:
         self._throttle = Throttle(self._threads)
         stack.callback(self._throttle.set, 0)
         # Last: it empties a file, which a machine that cannot be made must not do.
-        self.serial.start(self._uarts[0].receive)
-
-    def _build_uarts(self, stack: ExitStack) -> None:
-        board = self.config.board
-        lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
-        self._uarts = [
-            Pl011(line, self._platform.line(uart.irq)) for uart, line in zip(board.uarts, lines, strict=True)
-        ]
-        for uart, device in zip(board.uarts, self._uarts, strict=True):
-            self._vm.add_mmio(uart.base, PAGE_SIZE, device)
+        self.serial.start(uarts[0].receive)
 
     def _load(self, image: Image, device_tree: bytes) -> None:
         place(image, device_tree, self.config.board, self._ram.write)
@@ -251,10 +256,10 @@ class Machine:
                 self._vm.set_counter(stopped_counter)
                 self._stopped_counter = None
             self._emit("RESUME")
-            self._nics.resume()
+            self._resume_devices()
             return self._start_vcpus()
         except BaseException:
-            self._nics.pause()
+            self._pause_devices()
             self._run_state, self._stopped_counter = before, stopped_counter
             raise
 
@@ -269,7 +274,7 @@ class Machine:
         :return: CLOCK_REALTIME in ns when the last vCPU had stopped
         """
         stopped_at = self._threads.pause()
-        self._nics.pause()
+        self._pause_devices()
         self._stopped_counter = self._vm.counter()
         own = self._threads.take_exits()
         if own:
@@ -277,6 +282,14 @@ class Machine:
         self._run_state = transition(self._run_state, target)
         self._emit("STOP")
         return stopped_at
+
+    def _pause_devices(self) -> None:
+        for device in self.devices:
+            device.pause()
+
+    def _resume_devices(self) -> None:
+        for device in self.devices:
+            device.resume()
 
     def _account_for(self, index: int, leaving: Exit) -> RunState:
         """The state that a vCPU's own stop leads to."""
@@ -389,12 +402,12 @@ class Machine:
         with self._held():
             running = self._run_state is RunState.RUNNING
             if running:
-                self._nics.pause()
+                self._pause_devices()
             try:
                 yield
             finally:
                 if running:
-                    self._nics.resume()
+                    self._resume_devices()
 
     def peek_dirty_log(self) -> list[DirtyBatch]:
         """Look at the dirty log and leave it."""
@@ -487,9 +500,7 @@ class Machine:
         with self._lock:
             require("save the devices", self._run_state, RunState.FINISH_MIGRATE)
             assert self._stopped_counter is not None
-            uarts = tuple(uart.save() for uart in self._uarts)
-            common = Common(self._stopped_counter, uarts, self._before_migration)
-            return [*self._platform.save(common), *self._nics.save()]
+            return sections.save(self.devices, Stopped(self._stopped_counter, self._before_migration))
 
     def judge_section(self, state: DeviceState) -> Judgement:
         """Whether the guest can do without a device of the source's."""
@@ -508,14 +519,10 @@ class Machine:
         """
         with self._lock, self._collector.until_error():
             require("load the devices", self._run_state, RunState.INMIGRATE)
-            others, apply_nics = self._nics.load(states)
-            state, apply = self._platform.load(others, ignored)
-            apply()
-            apply_nics()
-            for uart, registers in zip(self._uarts, state.uarts, strict=True):
-                uart.load(registers)
-            self._stopped_counter = state.counter
-            self._incoming = state
+            stopped = Stopped(ignored=ignored)
+            sections.load(states, self.devices, stopped, self.config.board.name, self.config.smp)()
+            self._stopped_counter = stopped.counter
+            self._incoming = stopped
 
     def announce(self, delays: Sequence[float]) -> None:
         """Tell the guest's networks that it is here, from when it runs."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from sterna.hypervisor.interface import Vm
 from sterna.machine.board import Board
+from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, key_text
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.guestram import GuestRam
 from sterna.machine.nicconfig import NicConfig
@@ -14,23 +14,22 @@ from sterna.machine.virtio.net import FrameCounts, VirtioNet
 from sterna.machine.virtio.queue import QueueError
 from sterna.machine.virtio.section import VIRTIO_NET, load_net, save_net, section_name
 from sterna.memory.address import PAGE_SIZE
-from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
+from sterna.stream.vmstate import DeviceState, StreamError
 
 
-class Nics:
+class Nics(Device):
     """The cards of one machine, and the board's row of transports that they are behind.
-
-    :ivar descriptions: how each card's section is laid out, by the section's name
 
     :param line: gives the interrupt line of a number
     :raise TapError: When a tap cannot be opened.
     """
 
+    chosen = True
+
     def __init__(
         self,
         configs: Sequence[NicConfig],
         board: Board,
-        vm: Vm,
         ram: GuestRam,
         line: Callable[[int], IrqLine],
         stack: ExitStack,
@@ -51,9 +50,10 @@ class Nics:
             self._taps.append(tap)
             self._devices.append(device)
             transports[slot] = device.transport
-        self.descriptions: Mapping[str, VmStateDescription] = dict.fromkeys(self._names, VIRTIO_NET)
+        self.descriptions = dict.fromkeys(self._names, VIRTIO_NET)
         size = slots.address(slots.count) - slots.base
-        vm.add_mmio(slots.base, -(-size // PAGE_SIZE) * PAGE_SIZE, TransportBank(transports))
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
+        self.regions = (Region(slots.base, size, TransportBank(transports)),)
 
     def counts(self) -> dict[str, FrameCounts]:
         """What each card has carried, by its tap."""
@@ -74,36 +74,29 @@ class Nics:
         for device in self._devices:
             device.announce(delays)
 
-    def save(self) -> list[DeviceState]:
+    def save(self, stopped: Stopped) -> Sequence[DeviceState]:
         """The cards' sections. They are paused."""
         return [
             save_net(name, device.transport.save(), device.mac)
             for name, device in zip(self._names, self._devices, strict=True)
         ]
 
-    def load(self, states: Sequence[DeviceState]) -> tuple[list[DeviceState], Callable[[], None]]:
-        """Check the cards' sections against guest RAM, which has arrived. Nothing is applied.
+    def missing(self, key: SectionKey) -> StreamError:
+        """Says which card it is of."""
+        tap = self._taps[self._names.index(key[0])].name
+        return StreamError(
+            f"the section is missing; this machine has a network card there (--nic, tap {tap})", key[0]
+        )
 
-        :return: the other sections, and what puts these into the cards
-        :raise StreamError: When one is missing, comes twice, or is of a card that cannot be.
-        """
-        own: dict[str, DeviceState] = {}
-        others = []
-        for state in states:
-            if state.name not in self.descriptions:
-                others.append(state)
-            elif state.name in own or state.instance_id:
-                raise StreamError("the section comes twice", f"{state.name} {state.instance_id}")
-            else:
-                own[state.name] = state
+    def surplus(self, key: SectionKey) -> StreamError:
+        """A transport has one device."""
+        return StreamError("the section comes twice", key_text(key))
+
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check the cards' sections against guest RAM, which has arrived."""
         loads = []
-        for name, tap, device in zip(self._names, self._taps, self._devices, strict=True):
-            if name not in own:
-                raise StreamError(
-                    f"the section is missing; this machine has a network card there (--nic, tap {tap.name})",
-                    name,
-                )
-            transport, mac = load_net(own[name])
+        for name, device in zip(self._names, self._devices, strict=True):
+            transport, mac = load_net(found[name, 0])
             try:
                 device.transport.check(transport)
             except QueueError as error:
@@ -115,4 +108,4 @@ class Nics:
                 device.mac = mac
                 device.transport.load(transport)
 
-        return others, apply
+        return apply

@@ -1,12 +1,27 @@
-"""The PL011 UART (ARM DDI 0183G)."""
+"""The PL011 UART (ARM DDI 0183G), and its section `pl011`."""
 
 import threading
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
+from functools import partial
 
+from sterna.machine.board import Uart
+from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.serial import SerialBackend
+from sterna.memory.address import PAGE_SIZE
+from sterna.stream.vmstate import (
+    DeviceState,
+    StreamError,
+    VmStateDescription,
+    array,
+    i32,
+    struct,
+    u32,
+    u64,
+)
 
 FIFO_DEPTH = 16
 _BACKLOG_LIMIT = 1 << 16
@@ -96,25 +111,81 @@ class Pl011Registers:
         return flags
 
 
-class Pl011:
+_CLOCK = VmStateDescription("clock", version=0, fields=(u64("period"),))
+_PL011_CLOCK = VmStateDescription("pl011/clock", version=1, fields=(struct("clk", _CLOCK),))
+
+PL011 = VmStateDescription(
+    "pl011",
+    version=2,
+    minimum_version=2,
+    fields=(
+        *(
+            u32(name)
+            for name in ("readbuff", "flags", "lcr", "rsr", "cr", "dmacr", "int_enabled", "int_level")
+        ),
+        array(u32("read_fifo"), FIFO_DEPTH),
+        *(u32(name) for name in ("ilpr", "ibrd", "fbrd", "ifl")),
+        *(i32(name) for name in ("read_pos", "read_count", "read_trigger")),
+    ),
+    subsections=(_PL011_CLOCK,),
+)
+
+_DIRECT = {
+    "lcr": "lcr",
+    "rsr": "rsr",
+    "cr": "cr",
+    "dmacr": "dmacr",
+    "int_enabled": "imsc",
+    "int_level": "ris",
+    "ilpr": "ilpr",
+    "ibrd": "ibrd",
+    "fbrd": "fbrd",
+    "ifl": "ifls",
+    "read_pos": "read_pos",
+    "read_count": "read_count",
+}
+"""Fields that are an attribute of the registers."""
+_READ_TRIGGER = 1
+
+
+class Pl011(Device):
     """A UART on a serial line. Any thread may call it.
 
-    :ivar registers: replace it (with `load`) to load a state
+    :ivar registers: replace it (with `restore`) to load a state
+
+    :param slot: where the board has it
+    :param number: which of the board's UARTs it is: its section's instance
     """
 
-    def __init__(self, line: SerialBackend, irq: IrqLine) -> None:
+    descriptions = by_name(PL011)
+
+    def __init__(self, slot: Uart, line: SerialBackend, irq: IrqLine, number: int = 0) -> None:
+        self.regions = (Region(slot.base, PAGE_SIZE, self),)
+        self._number = number
         self._lock = threading.RLock()
         self._line = line
         self._irq = irq
         self._backlog: deque[int] = deque()
         self.registers = Pl011Registers()
 
-    def save(self) -> Pl011Registers:
+    def sections(self) -> Sequence[SectionKey]:
+        """Its section."""
+        return [(PL011.name, self._number)]
+
+    def save(self, stopped: Stopped) -> Sequence[DeviceState]:
+        """Its section."""
+        return [save_pl011(self.snapshot(), self._number)]
+
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check its section."""
+        return partial(self.restore, load_pl011(found[PL011.name, self._number]))
+
+    def snapshot(self) -> Pl011Registers:
         """A copy of the state."""
         with self._lock:
             return replace(self.registers, fifo=list(self.registers.fifo))
 
-    def load(self, registers: Pl011Registers) -> None:
+    def restore(self, registers: Pl011Registers) -> None:
         """Go on from a saved state."""
         with self._lock:
             self.registers = registers
@@ -227,3 +298,35 @@ class Pl011:
 
     def _update(self) -> None:
         self._irq(bool(self.registers.ris & self.registers.imsc))
+
+
+def save_pl011(registers: Pl011Registers, instance_id: int) -> DeviceState:
+    """The section of a UART."""
+    fields = {name: getattr(registers, attribute) for name, attribute in _DIRECT.items()}
+    fields |= {
+        "readbuff": 0,
+        "flags": int(registers.flags),
+        "read_fifo": list(registers.fifo),
+        "read_trigger": _READ_TRIGGER,
+    }
+    clock = DeviceState(
+        _PL011_CLOCK.name, 0, _PL011_CLOCK.version, {"clk": {"period": registers.clock_period}}
+    )
+    return DeviceState(PL011.name, instance_id, PL011.version, fields, (clock,))
+
+
+def load_pl011(state: DeviceState) -> Pl011Registers:
+    """A UART's registers.
+
+    :raise StreamError: When the position or count of the receive FIFO is beyond its depth.
+    """
+    fields = state.fields
+    registers = Pl011Registers(fifo=list(fields["read_fifo"]))
+    for name, attribute in _DIRECT.items():
+        setattr(registers, attribute, fields[name])
+    for name, limit in (("read_pos", FIFO_DEPTH - 1), ("read_count", registers.depth)):
+        if not 0 <= fields[name] <= limit:
+            raise StreamError(f"{fields[name]} is beyond {limit}", state.name).inside(name)
+    for subsection in state.subsections:
+        registers.clock_period = subsection.fields["clk"]["period"]
+    return registers

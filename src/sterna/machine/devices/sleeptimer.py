@@ -6,6 +6,9 @@ The write ends when the time is over, or before: whoever sleeps looks at the clo
 from collections.abc import Sequence
 from typing import Protocol
 
+from sterna.machine.devices.device import Device, Region
+from sterna.memory.address import PAGE_SIZE, Ipa
+
 REGISTER = 0x0
 """Offset of its only register, 64 bits wide, write-only."""
 
@@ -18,10 +21,11 @@ class Sleeper(Protocol):
         ...
 
 
-class SleepTimer:
+class SleepTimer(Device):
     """The device; CPUs share it, and each sleeps for itself."""
 
-    def __init__(self, cpus: Sequence[Sleeper]) -> None:
+    def __init__(self, ipa: Ipa, cpus: Sequence[Sleeper]) -> None:
+        self.regions = (Region(ipa, PAGE_SIZE, self),)
         self._cpus = cpus
 
     def mmio_read(self, offset: int, size: int, cpu: int) -> int:

@@ -1,70 +1,78 @@
-"""What a guest's architecture adds to a machine: how its CPUs start, the devices that go with them, what they save."""
+"""What a guest's architecture adds to a machine: its CPUs, how they start, and the devices that go with them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from sterna.hypervisor.interface import Vcpu
+from sterna.hypervisor.interface import HypervisorError, Vcpu
+from sterna.machine.devices.device import Apply, Device, SectionKey, by_name, key_text
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.pl011 import Pl011Registers
 from sterna.machine.guestram import GuestRam
-from sterna.machine.runstate import RunState
-from sterna.stream.vmstate import DeviceState, VmStateDescription
+from sterna.stream.vmstate import StreamError, VmStateDescription
 
 
-@dataclass(frozen=True)
-class Common:
-    """What every stopped machine saves, whatever its architecture.
+class CpuWithState(Vcpu, Protocol):
+    """A vCPU of any architecture."""
 
-    :ivar counter: the guest's counter, in ticks
-    :ivar run_state: the state the machine was in before it stopped for the migration; None when the stream does not say
-    """
-
-    counter: int
-    uarts: tuple[Pl011Registers, ...]
-    run_state: RunState | None
-
-
-class Platform(Protocol):
-    """One machine's CPUs, and the devices that its architecture gives them.
-
-    :ivar descriptions: how all sections of such a machine are laid out, by name
-    """
-
-    descriptions: Mapping[str, VmStateDescription]
-
-    @property
-    def vcpus(self) -> Sequence[Vcpu]:
-        """The CPUs, by index."""
+    def get_state(self) -> Any:
+        """Everything the guest can see of this CPU. Call it while `run` is not running."""
         ...
 
+    def set_state(self, state: Any) -> None:
+        """Replace the CPU's state. Call it while `run` is not running."""
+        ...
+
+
+CpuT = TypeVar("CpuT", bound=CpuWithState)
+
+
+class Platform(Device, Generic[CpuT]):
+    """One machine's CPUs: a device of several sections for each CPU, and those that its architecture gives them.
+
+    :ivar vcpus: the CPUs, by index
+    :ivar devices: those that go with them, in the order of the stream
+
+    :param sections: what is saved of each CPU, in the order of the stream
+    """
+
+    def __init__(self, vcpus: Sequence[CpuT], *sections: VmStateDescription) -> None:
+        self.vcpus = vcpus
+        self.devices: Sequence[Device] = ()
+        self.descriptions = by_name(*sections)
+
+    @abstractmethod
     def line(self, irq: int) -> IrqLine:
         """The interrupt line of a device on the board."""
-        ...
 
+    @abstractmethod
     def start(self, entry: int, ram: GuestRam) -> None:
         """Let all CPUs begin at `entry`, as after a reset."""
-        ...
 
+    @abstractmethod
     def dump(self, cpu: int) -> str:
         """A CPU's registers as text. The CPU is not running."""
-        ...
 
+    @abstractmethod
     def position(self, cpu: int) -> int:
         """A CPU's program counter. The CPU is not running."""
-        ...
 
-    def save(self, common: Common) -> list[DeviceState]:
-        """The sections of a stopped machine, in the order they are sent."""
-        ...
+    def sections(self) -> Sequence[SectionKey]:
+        """Those of each CPU."""
+        return [(name, vcpu.index) for vcpu in self.vcpus for name in self.descriptions]
 
-    def load(
-        self, states: Sequence[DeviceState], ignored: Collection[str]
-    ) -> tuple[Common, Callable[[], None]]:
-        """Check a machine's sections as a whole. Nothing is applied.
+    def surplus(self, key: SectionKey) -> StreamError:
+        """More CPUs than there are."""
+        text = f"the source has a CPU {key[1]}, this machine has {len(self.vcpus)} (set smp to match)"
+        return StreamError(text, key_text(key))
 
-        :param ignored: names of sections of which what has no place here does not matter
-        :return: what all machines have, and what puts the rest into this one
-        :raise StreamError: When a section is missing, unknown, or does not fit this machine.
-        """
-        ...
+    def _to_apply(self, states: Sequence[Any], section: str) -> Apply:
+        """What gives each CPU its state, which comes from such a section. Some of it the hypervisor alone can check."""
+
+        def apply() -> None:
+            for vcpu, state in zip(self.vcpus, states, strict=True):
+                try:
+                    vcpu.set_state(state)
+                except HypervisorError as error:
+                    raise StreamError(str(error), key_text((section, vcpu.index))) from error
+
+        return apply

@@ -1,36 +1,36 @@
 """The ARM platform: Cortex-A15 CPUs with a GICv2."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
-from sterna.hypervisor.interface import Vm
-from sterna.machine import sections
 from sterna.machine.board import ArmBoard
-from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.device import Apply, SectionKey, Stopped, key_text
+from sterna.machine.devices.gic.controller import Gic
+from sterna.machine.devices.gic.registers import SPURIOUS
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Common
+from sterna.machine.platforms import Platform
 from sterna.machine.registerdump import dump_registers
-from sterna.machine.state.cpu import timer_line
-from sterna.stream.vmstate import DeviceState, VmStateDescription
+from sterna.machine.state.cortexa15 import reset_values
+from sterna.machine.state.cpu import CPU, CPU_COMMON, load_cpu, save_cpu, timer_line
+from sterna.stream.vmstate import DeviceState, StreamError
+
+log = logging.getLogger(__name__)
 
 _SVC_MODE_MASKED = 0x1D3
 _THUMB = 1 << 5
 
 
-class ArmPlatform:
-    """The CPUs and the interrupt controller of a machine; see the protocol for its calls."""
+class ArmPlatform(Platform[ArmVcpu]):
+    """The CPUs and the interrupt controller of a machine."""
 
-    descriptions: Mapping[str, VmStateDescription] = sections.DESCRIPTIONS
-
-    def __init__(self, vm: Vm, board: ArmBoard, vcpus: Sequence[ArmVcpu]) -> None:
-        self.vcpus = vcpus
-        self._board = board
-        self._hz = vm.counter_hz
+    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu]) -> None:
+        super().__init__(vcpus, CPU_COMMON, CPU)
+        self._gic = Gic(board.gic, vcpus)
+        self.devices = (self._gic,)
         self._known_registers = frozenset(vcpus[0].get_state().cp15)
-        self._gic = Gic(board.gic.irqs, vcpus)
-        vm.add_mmio(board.gic.distributor, board.gic.distributor_bytes, GicDistributor(self._gic))
-        vm.add_mmio(board.gic.cpu_interface, board.gic.cpu_interface_bytes, GicCpuInterface(self._gic))
+        self._others = reset_values(len(vcpus), board.peripheral_base)
 
     def line(self, irq: int) -> IrqLine:
         """A line of the GIC."""
@@ -52,28 +52,29 @@ class ArmPlatform:
         """A CPU's program counter."""
         return self.vcpus[cpu].get_state().regs[15]
 
-    def save(self, common: Common) -> list[DeviceState]:
-        """The sections of CPUs, GIC and UARTs."""
-        cpus = [self._cpu_state(vcpu, common.counter) for vcpu in self.vcpus]
-        registers, pending = self._gic.save([timer_line(cpu) for cpu in cpus])
-        state = sections.MachineState(common.counter, tuple(cpus), registers, common.uarts, common.run_state)
-        return sections.save(state, pending, self._board, self._hz)
+    def save(self, stopped: Stopped) -> list[DeviceState]:
+        """The CPUs' sections."""
+        states = [vcpu.get_state() for vcpu in self.vcpus]
+        for state in states:
+            state.counter = stopped.counter
+        stopped.timer_lines = [timer_line(state) for state in states]
+        pending = self._gic.pending(stopped.timer_lines)
+        return [
+            section
+            for vcpu, state, irq in zip(self.vcpus, states, pending, strict=True)
+            for section in save_cpu(state, vcpu.index, irq != SPURIOUS, self._others)
+        ]
 
-    @staticmethod
-    def _cpu_state(vcpu: ArmVcpu, counter: int) -> ArmVcpuState:
-        state = vcpu.get_state()
-        state.counter = counter
-        return state
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check the CPUs' sections."""
+        states = [self._load_cpu(found[CPU.name, vcpu.index], stopped) for vcpu in self.vcpus]
+        return self._to_apply(states, CPU.name)
 
-    def load(
-        self, states: Sequence[DeviceState], ignored: Collection[str]
-    ) -> tuple[Common, Callable[[], None]]:
-        """Check the sections; see the protocol."""
-        state = sections.load(states, self._board, len(self.vcpus), self._known_registers, ignored, self._hz)
-
-        def apply() -> None:
-            for vcpu, cpu in zip(self.vcpus, state.cpus, strict=True):
-                vcpu.set_state(cpu)
-            self._gic.load(state.gic)
-
-        return Common(state.counter, state.uarts, state.run_state), apply
+    def _load_cpu(self, section: DeviceState, stopped: Stopped) -> ArmVcpuState:
+        cpu = load_cpu(section, stopped.counter, self._known_registers, self._others)
+        for field, what in cpu.left_out.items():
+            if CPU.name not in stopped.ignored:
+                where = key_text((CPU.name, section.instance_id))
+                raise StreamError(f"{what}; this machine has no place for it", where).inside(field)
+            log.warning("CPU %d: field %s, %s, has no place here", section.instance_id, field, what)
+        return cpu.state

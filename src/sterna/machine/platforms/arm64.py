@@ -1,41 +1,29 @@
 """The AArch64 platform: this host's CPUs with a GICv2."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sterna.hypervisor.arm64 import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
-from sterna.hypervisor.interface import HypervisorError, Vm
 from sterna.machine.board import ArmBoard
-from sterna.machine.clock import TIMER, load_counter, save_counter
-from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
-from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
+from sterna.machine.devices.device import Apply, SectionKey, Stopped
+from sterna.machine.devices.gic.controller import Gic
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Common
+from sterna.machine.platforms import Platform
 from sterna.machine.registerdump import dump_arm64_registers
-from sterna.machine.sections import collect
 from sterna.machine.state.arm64 import ARM64_CPU, load_cpu, save_cpu
-from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
-from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
+from sterna.stream.vmstate import DeviceState
 
 _EL1H_MASKED = 0x3C5
 _TIMER_ENABLE, _TIMER_MASKED = 1, 2
 
 
-class Arm64Platform:
-    """The CPUs and the interrupt controller of a machine; see the protocol for its calls."""
+class Arm64Platform(Platform[Arm64Vcpu]):
+    """The CPUs and the interrupt controller of a machine."""
 
-    descriptions: Mapping[str, VmStateDescription] = {
-        description.name: description for description in (TIMER, ARM64_CPU, ARM_GIC, PL011, GLOBAL_STATE)
-    }
-
-    def __init__(self, vm: Vm, board: ArmBoard, vcpus: Sequence[Arm64Vcpu]) -> None:
-        self.vcpus = vcpus
-        self._board = board
-        self._hz = vm.counter_hz
-        self._gic = Gic(board.gic.irqs, vcpus)
-        vm.add_mmio(board.gic.distributor, board.gic.distributor_bytes, GicDistributor(self._gic))
-        vm.add_mmio(board.gic.cpu_interface, board.gic.cpu_interface_bytes, GicCpuInterface(self._gic))
+    def __init__(self, board: ArmBoard, vcpus: Sequence[Arm64Vcpu]) -> None:
+        super().__init__(vcpus, ARM64_CPU)
+        self._gic = Gic(board.gic, vcpus)
+        self.devices = (self._gic,)
 
     def line(self, irq: int) -> IrqLine:
         """A line of the GIC."""
@@ -56,42 +44,16 @@ class Arm64Platform:
         """A CPU's program counter."""
         return self.vcpus[cpu].get_state().pc
 
-    def save(self, common: Common) -> list[DeviceState]:
-        """The sections of CPUs, GIC and UARTs."""
-        cpus = [vcpu.get_state().at(common.counter) for vcpu in self.vcpus]
-        states = [save_counter(common.counter, self._hz)]
-        states += [save_cpu(cpu, index) for index, cpu in enumerate(cpus)]
-        states.append(save_gic(*self._gic.save([_timer_line(cpu, common.counter) for cpu in cpus])))
-        states += [save_pl011(uart, index) for index, uart in enumerate(common.uarts)]
-        if common.run_state is not None:
-            states.append(save_run_state(common.run_state))
-        return states
+    def save(self, stopped: Stopped) -> list[DeviceState]:
+        """The CPUs' sections."""
+        states = [vcpu.get_state().at(stopped.counter) for vcpu in self.vcpus]
+        stopped.timer_lines = [_timer_line(state, stopped.counter) for state in states]
+        return [save_cpu(state, index) for index, state in enumerate(states)]
 
-    def load(
-        self, states: Sequence[DeviceState], ignored: Collection[str]
-    ) -> tuple[Common, Callable[[], None]]:
-        """Check the sections; see the protocol. What only the hypervisor can check is when it gets the CPUs."""
-        smp = len(self.vcpus)
-        found = collect(states, self._board, smp, per_cpu=(ARM64_CPU.name,), others=(ARM_GIC.name,))
-        counter = load_counter(found[TIMER.name, 0], self._hz)
-        cpus = [load_cpu(found[ARM64_CPU.name, index], counter) for index in range(smp)]
-        registers = load_gic(found[ARM_GIC.name, 0], smp)
-        run_state = found.get((GLOBAL_STATE.name, 0))
-        common = Common(
-            counter=counter,
-            uarts=tuple(load_pl011(found[PL011.name, index]) for index in range(len(self._board.uarts))),
-            run_state=None if run_state is None else load_run_state(run_state),
-        )
-
-        def apply() -> None:
-            for vcpu, state in zip(self.vcpus, cpus, strict=True):
-                try:
-                    vcpu.set_state(state)
-                except HypervisorError as error:
-                    raise StreamError(str(error), f"{ARM64_CPU.name} {vcpu.index}") from error
-            self._gic.load(registers)
-
-        return common, apply
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check the CPUs' sections."""
+        sections = (found[ARM64_CPU.name, vcpu.index] for vcpu in self.vcpus)
+        return self._to_apply([load_cpu(section, stopped.counter) for section in sections], ARM64_CPU.name)
 
 
 def _timer_line(state: Arm64VcpuState, counter: int) -> bool:

@@ -1,40 +1,27 @@
 """The x86_64 platform: CPUs in long mode without interrupts, and the timer that they sleep by."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from sterna.hypervisor.interface import HypervisorError, Vm
 from sterna.hypervisor.x86 import X86Vcpu
 from sterna.machine import longmode
 from sterna.machine.board import X86Board
-from sterna.machine.clock import TIMER, load_counter, save_counter
+from sterna.machine.devices.device import Apply, SectionKey, Stopped
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.sleeptimer import SleepTimer
-from sterna.machine.globalstate import GLOBAL_STATE, load_run_state, save_run_state
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Common
+from sterna.machine.platforms import Platform
 from sterna.machine.registerdump import dump_x86_registers
-from sterna.machine.sections import collect
-from sterna.machine.state.pl011 import PL011, load_pl011, save_pl011
 from sterna.machine.state.x86 import X86_CPU, load_cpu, save_cpu
-from sterna.memory.address import PAGE_SIZE
-from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
-
-DESCRIPTIONS: Mapping[str, VmStateDescription] = {
-    description.name: description for description in (TIMER, X86_CPU, PL011, GLOBAL_STATE)
-}
-"""How each section is laid out, by its name."""
+from sterna.stream.vmstate import DeviceState
 
 
-class X86Platform:
-    """The CPUs and the sleep timer of a machine; see the protocol for its calls."""
+class X86Platform(Platform[X86Vcpu]):
+    """The CPUs and the sleep timer of a machine."""
 
-    descriptions: Mapping[str, VmStateDescription] = DESCRIPTIONS
-
-    def __init__(self, vm: Vm, board: X86Board, vcpus: Sequence[X86Vcpu]) -> None:
-        self.vcpus = vcpus
+    def __init__(self, board: X86Board, vcpus: Sequence[X86Vcpu]) -> None:
+        super().__init__(vcpus, X86_CPU)
         self._board = board
-        self._hz = vm.counter_hz
-        vm.add_mmio(board.sleep_timer, PAGE_SIZE, SleepTimer(vcpus))
+        self.devices = (SleepTimer(board.sleep_timer, vcpus),)
 
     def line(self, irq: int) -> IrqLine:
         """There are no interrupts: devices are polled."""
@@ -61,34 +48,11 @@ class X86Platform:
         """A CPU's program counter."""
         return self.vcpus[cpu].get_state().regs["rip"]
 
-    def save(self, common: Common) -> list[DeviceState]:
-        """The sections of CPUs and UARTs."""
-        states = [save_counter(common.counter, self._hz)]
-        states += [save_cpu(vcpu.get_state(), vcpu.index) for vcpu in self.vcpus]
-        states += [save_pl011(uart, index) for index, uart in enumerate(common.uarts)]
-        if common.run_state is not None:
-            states.append(save_run_state(common.run_state))
-        return states
+    def save(self, stopped: Stopped) -> list[DeviceState]:
+        """The CPUs' sections."""
+        return [save_cpu(vcpu.get_state(), vcpu.index) for vcpu in self.vcpus]
 
-    def load(
-        self, states: Sequence[DeviceState], ignored: Collection[str]
-    ) -> tuple[Common, Callable[[], None]]:
-        """Check the sections; see the protocol. What only the hypervisor can check is when it gets the CPUs."""
-        smp = len(self.vcpus)
-        found = collect(states, self._board, smp, per_cpu=(X86_CPU.name,), others=())
-        cpus = [load_cpu(found[X86_CPU.name, index]) for index in range(smp)]
-        run_state = found.get((GLOBAL_STATE.name, 0))
-        common = Common(
-            counter=load_counter(found[TIMER.name, 0], self._hz),
-            uarts=tuple(load_pl011(found[PL011.name, index]) for index in range(len(self._board.uarts))),
-            run_state=None if run_state is None else load_run_state(run_state),
-        )
-
-        def apply() -> None:
-            for vcpu, state in zip(self.vcpus, cpus, strict=True):
-                try:
-                    vcpu.set_state(state)
-                except HypervisorError as error:
-                    raise StreamError(str(error), f"{X86_CPU.name} {vcpu.index}") from error
-
-        return common, apply
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check the CPUs' sections."""
+        states = [load_cpu(found[X86_CPU.name, vcpu.index]) for vcpu in self.vcpus]
+        return self._to_apply(states, X86_CPU.name)

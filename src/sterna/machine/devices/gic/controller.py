@@ -7,11 +7,15 @@ whether an expiry would reach it.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
+from functools import partial
 from typing import Protocol
 
+from sterna.machine import board
 from sterna.machine.board import GIC_SPI_BASE, VIRTUAL_TIMER_IRQ
+from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, by_name
 from sterna.machine.devices.gic.registers import (
     ALL_CPUS,
     APR_WORDS,
@@ -21,6 +25,8 @@ from sterna.machine.devices.gic.registers import (
     SPURIOUS,
     GicRegisters,
 )
+from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
+from sterna.stream.vmstate import DeviceState
 
 
 class Distributor(IntEnum):
@@ -82,15 +88,23 @@ class InterruptTarget(Protocol):
         ...
 
 
-class Gic:
+class Gic(Device):
     """A GICv2 for up to four CPUs. Any thread may call it.
 
-    :ivar registers: replace it with `load`
+    :ivar registers: replace it with `restore`
+
+    :param slot: where the board has it
     """
 
-    def __init__(self, irqs: int, targets: Sequence[InterruptTarget]) -> None:
+    descriptions = by_name(ARM_GIC)
+
+    def __init__(self, slot: board.Gic, targets: Sequence[InterruptTarget]) -> None:
+        self.regions = (
+            Region(slot.distributor, slot.distributor_bytes, GicDistributor(self)),
+            Region(slot.cpu_interface, slot.cpu_interface_bytes, GicCpuInterface(self)),
+        )
         self._lock = threading.RLock()
-        self._irqs = irqs
+        self._irqs = slot.irqs
         self._targets = tuple(targets)
         self._cpus = len(self._targets)
         self._timer_wakes: list[bool | None] = [None] * self._cpus
@@ -98,7 +112,15 @@ class Gic:
         self.registers = GicRegisters.reset(self._cpus)
         self._update()
 
-    def load(self, registers: GicRegisters) -> None:
+    def save(self, stopped: Stopped) -> Sequence[DeviceState]:
+        """Its section, with the CPUs' timer lines as the CPUs have said them."""
+        return [save_gic(*self.snapshot(stopped.timer_lines))]
+
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check its section."""
+        return partial(self.restore, load_gic(found[ARM_GIC.name, 0], self._cpus))
+
+    def restore(self, registers: GicRegisters) -> None:
         """Go on from a saved state. The lines of private interrupts are not taken from it: they belong to the vCPUs."""
         with self._lock:
             self.registers = registers
@@ -106,18 +128,34 @@ class Gic:
                 irq.level = 0
             self._update()
 
-    def save(self, timer_lines: Sequence[bool]) -> tuple[GicRegisters, list[int]]:
-        """A copy of the state, and the highest pending interrupt of each CPU.
+    def snapshot(self, timer_lines: Sequence[bool]) -> tuple[GicRegisters, list[int]]:
+        """A copy of the state, and `pending`.
 
         :param timer_lines: whether the virtual timer of each CPU asserts its interrupt; the copy has it as the line's level
         """
+        with self._timers(timer_lines):
+            return self.registers.copy(), self._pending_of_all()
+
+    def pending(self, timer_lines: Sequence[bool]) -> list[int]:
+        """The highest pending interrupt of each CPU, or `SPURIOUS`.
+
+        :param timer_lines: as `snapshot`
+        """
+        with self._timers(timer_lines):
+            return self._pending_of_all()
+
+    @contextmanager
+    def _timers(self, lines: Sequence[bool]) -> Iterator[None]:
         with self._lock:
             timer = self.registers.irqs[VIRTUAL_TIMER_IRQ]
-            timer.level = sum(1 << cpu for cpu, level in enumerate(timer_lines) if level)
-            saved = self.registers.copy()
-            pending = [self._highest_pending(cpu) for cpu in range(self._cpus)]
-            timer.level = 0
-            return saved, pending
+            timer.level = sum(1 << cpu for cpu, level in enumerate(lines) if level)
+            try:
+                yield
+            finally:
+                timer.level = 0
+
+    def _pending_of_all(self) -> list[int]:
+        return [self._highest_pending(cpu) for cpu in range(self._cpus)]
 
     def line(self, irq: int) -> Callable[[bool], None]:
         """The input of shared interrupt number `irq`."""
@@ -134,11 +172,6 @@ class Gic:
                 self._update()
 
         return set_level
-
-    def highest_pending(self, cpu: int) -> int:
-        """The interrupt of the highest priority that is pending, enabled and not masked for a CPU, or `SPURIOUS`."""
-        with self._lock:
-            return self._highest_pending(cpu)
 
     def read_distributor(self, offset: int, size: int, cpu: int) -> int:
         """What CPU `cpu` reads: registers are byte accessible, and the first 32 interrupts are the CPU's own."""
