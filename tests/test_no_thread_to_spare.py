@@ -29,11 +29,7 @@ REFUSED = "can't start new thread"
 
 
 def make_card(directory: Path) -> object:
-    network = SocketNetwork()
-    try:
-        return VirtioNet(network, MAC, None, lambda level: None)  # type: ignore[arg-type]
-    finally:
-        network.close()
+    return VirtioNet(SocketNetwork(), MAC, None, lambda level: None)  # type: ignore[arg-type]
 
 
 def make_ssh(directory: Path) -> object:

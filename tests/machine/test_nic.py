@@ -8,7 +8,7 @@ import fdt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.machine.virtiodriver import MAC, Rig, rig
+from tests.machine.virtiodriver import MAC, Rig, SocketNetwork, rig
 
 from sterna.machine import devicetree
 from sterna.machine.board import BOARDS
@@ -18,8 +18,9 @@ from sterna.machine.nicconfig import NicConfig, NicConfigError, parse_nic
 from sterna.machine.state.absent import judge_section
 from sterna.machine.tap import Tap, TapError
 from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
+from sterna.machine.virtio.net import VirtioNet, card_config, card_fields
 from sterna.machine.virtio.queue import QueueError, QueueState
-from sterna.machine.virtio.section import VIRTIO_NET, load_net, save_net
+from sterna.machine.virtio.section import layout, load_virtio, save_virtio
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState, StreamError
 
 NAME = "virtio-mmio@000000000a003e00/virtio-net"
@@ -157,14 +158,23 @@ def states(draw: st.DrawFn) -> TransportState:
     )
 
 
+VIRTIO_NET = layout(VirtioNet)
+
+
+def save_net(state: TransportState) -> DeviceState:
+    return save_virtio(VirtioNet, NAME, state, config=card_config(MAC), own=card_fields(MAC))
+
+
 def wire(state: TransportState) -> DeviceState:
-    return VIRTIO_NET.decode(VIRTIO_NET.encode(save_net(NAME, state, MAC)))
+    return VIRTIO_NET.decode(VIRTIO_NET.encode(save_net(state)))
 
 
 @settings(max_examples=30, deadline=None)
 @given(states())
 def test_a_card_survives_the_wire(state: TransportState) -> None:
-    assert load_net(wire(state)) == (state, MAC)
+    section = wire(state)
+    assert load_virtio(VirtioNet, section) == state
+    assert section.fields["virtio"]["mac"] == MAC
 
 
 def fresh() -> TransportState:
@@ -172,7 +182,7 @@ def fresh() -> TransportState:
 
 
 def test_the_section_is_as_long_as_qemus() -> None:
-    assert len(VIRTIO_NET.encode(save_net(NAME, fresh(), MAC))) == 44780
+    assert len(VIRTIO_NET.encode(save_net(fresh()))) == 44780
 
 
 def part(section: DeviceState, name: str) -> DeviceState:
@@ -207,7 +217,7 @@ def test_cards_that_are_not_this_one(change: Callable[[DeviceState], None], told
     section = wire(fresh())
     change(section)
     with pytest.raises(StreamError) as raised:
-        load_net(section)
+        load_virtio(VirtioNet, section)
     assert told in str(raised.value)
     assert NAME in str(dataclasses.replace(section, name=NAME).name)
 
@@ -218,11 +228,14 @@ def test_a_damaged_section_is_a_state_or_an_error(seed: int, count: int) -> None
     import random
 
     chance = random.Random(seed)
-    body = bytearray(VIRTIO_NET.encode(save_net(NAME, fresh(), MAC)))
+    body = bytearray(VIRTIO_NET.encode(save_net(fresh())))
     for _ in range(count):
         body[chance.choice((chance.randrange(700), chance.randrange(len(body))))] = chance.randrange(256)
     try:
-        load_net(VIRTIO_NET.decode(bytes(body[: chance.choice((len(body), chance.randrange(len(body))))])))
+        load_virtio(
+            VirtioNet,
+            VIRTIO_NET.decode(bytes(body[: chance.choice((len(body), chance.randrange(len(body))))])),
+        )
     except StreamError:
         pass
 
@@ -237,8 +250,6 @@ def test_a_card_goes_on_where_another_was(device: Rig) -> None:
     """The indices go along, that of the used ring in guest RAM."""
     from tests.machine.test_virtio_net import BUFFERS, FRAME, HEADER, give_buffer, send, wait
 
-    from sterna.machine.virtio.net import VirtioNet
-
     device.start()
     for index in range(3):
         send(device, index=index)
@@ -246,8 +257,10 @@ def test_a_card_goes_on_where_another_was(device: Rig) -> None:
     give_buffer(device, 4)
     wait(lambda: len(device.used(1)) == 3)
     device.net.pause()
-    state, mac = load_net(wire(device.net.transport.save()))
+    section = wire(device.net.transport.save())
+    state, mac = load_virtio(VirtioNet, section), section.fields["virtio"]["mac"]
     device.net.close()
+    device.network = SocketNetwork()
     device.net = other = VirtioNet(device.network, mac, device.ram, device.levels.append)
     other.transport.check(state)
     other.transport.load(state)
@@ -305,7 +318,7 @@ def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
         machine = namespace.call(lambda: make_machine(incoming=True, nics=(NicConfig("tap9"),)))
         with pytest.raises(StreamError, match=rf"{NAME}.*missing.*--nic, tap tap9"):
             machine.load_devices([])
-        twice = [save_net(NAME, fresh(), MAC)] * 2
+        twice = [save_net(fresh())] * 2
         with pytest.raises(StreamError, match=f"{NAME} 0.*twice"):
             machine.load_devices(twice)
     finally:

@@ -25,6 +25,8 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 class SocketNetwork:
     """A network on a socket that keeps frames apart; `far` is its other end."""
 
+    name = "socket"
+
     def __init__(self) -> None:
         self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._near.setblocking(False)
@@ -144,6 +146,5 @@ def rig(*, logging: bool = False) -> Iterator[Rig]:
             yield made
         finally:
             made.net.close()
-            network.close()
             vm.close()
             del made.ram

@@ -22,12 +22,13 @@ from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.globalstate import GlobalState
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
-from sterna.machine.nics import Nics
 from sterna.machine.platforms.factory import create_platform
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require, transition
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.state import absent
 from sterna.machine.throttle import Throttle
+from sterna.machine.virtio.bus import VirtioBus
+from sterna.machine.virtio.net import on_tap
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock, RamError
 from sterna.ownership import Event, Ownership, Standing
@@ -132,15 +133,18 @@ class Machine:
             Pl011(slot, line, self._platform.line(slot.irq), number)
             for number, (slot, line) in enumerate(zip(board.uarts, lines, strict=True))
         ]
-        self._nics = Nics(config.nics, board, self._ram, self._platform.line, stack)
+        bus = VirtioBus(board.virtio, self._ram, self._platform.line)
         self.devices: Sequence[Device] = (
             Clock(self._vm.counter_hz),
             self._platform,
             *self._platform.devices,
             *uarts,
             GlobalState(),
-            self._nics,
+            bus,
         )
+        for device in self.devices:
+            stack.callback(device.close)
+        self._cards = [bus.add(on_tap(nic)) for nic in config.nics]
         for region in (region for device in self.devices for region in device.regions):
             self._vm.add_mmio(region.ipa, region.size, region.device)
         self.descriptions: Mapping[str, VmStateDescription] = {
@@ -336,7 +340,7 @@ class Machine:
 
     def network_counts(self) -> dict[str, dict[str, int]]:
         """Frames that each network card has carried, by its tap and by what became of them (`FrameCounts`)."""
-        return {tap: asdict(counts) for tap, counts in self._nics.counts().items()}
+        return {card.network.name: asdict(card.counts) for card in self._cards}
 
     def unmap(self, ipa: int, size: int) -> None:
         """Take the mappings of a range of RAM away, as a host that reclaims memory does. As `GuestRam.unmap`."""
@@ -526,7 +530,8 @@ class Machine:
 
     def announce(self, delays: Sequence[float]) -> None:
         """Tell the guest's networks that it is here, from when it runs."""
-        self._nics.announce(delays)
+        for device in self.devices:
+            device.announce(delays)
 
     def advance_counter(self, elapsed_ns: int) -> None:
         """The guest ran until `elapsed_ns` ago: let its counter jump by that. A guest that was paused lost no time."""

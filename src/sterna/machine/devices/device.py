@@ -88,6 +88,12 @@ class Device:
     def resume(self) -> None:
         """Work again."""
 
+    def announce(self, delays: Sequence[float]) -> None:
+        """The guest has come here: tell its networks, as soon as it runs.
+
+        :param delays: seconds before each time
+        """
+
     def close(self) -> None:
         """Free what it has of the host's. No vCPU runs."""
 

@@ -9,19 +9,22 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
+from sterna.machine.devices.device import Apply
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.virtio.mmio import VirtioMmio
+from sterna.machine.nicconfig import NicConfig
+from sterna.machine.tap import Tap
+from sterna.machine.virtio.device import BusDevice
 from sterna.machine.virtio.queue import GuestMemory, QueueError
+from sterna.stream.vmstate import buffer, counted_array, u8, u16, u32
 
 log = logging.getLogger(__name__)
 
-DEVICE_ID = 1
 F_MAC = 1 << 5
 F_STATUS = 1 << 16
 FEATURES = F_MAC | F_STATUS
@@ -36,6 +39,12 @@ _HEADER = bytes(10) + (1).to_bytes(2, "little")
 _RARP = 0x8035
 _RARP_REQUEST_REVERSE = 3
 _SMALLEST_FRAME = 60
+_CONTROL_QUEUE_LIMIT = 64
+_MAC_BYTES = 6
+_VLAN_FILTER_BYTES = 512
+_MAC_FILTER_LIMIT = 64
+_SWITCHES = ("multi_overflow", "uni_overflow", "alluni", "nomulti", "nouni", "nobcast", "has_ufo")
+"""Fields that a driver sets through the control queue, and so never here."""
 
 
 class Queue(IntEnum):
@@ -46,7 +55,12 @@ class Queue(IntEnum):
 
 
 class Network(Protocol):
-    """The host's side: an Ethernet. Frames have no checksum at their end."""
+    """The host's side: an Ethernet. Frames have no checksum at their end.
+
+    :ivar name: what people call it
+    """
+
+    name: str
 
     def fileno(self) -> int:
         """A descriptor that polls as readable when there is a frame."""
@@ -61,6 +75,10 @@ class Network(Protocol):
 
     def send(self, frame: bytes) -> bool:
         """Send a frame, or drop it: whether it went. Never waits."""
+        ...
+
+    def close(self) -> None:
+        """Leave it."""
         ...
 
 
@@ -80,33 +98,51 @@ class FrameCounts:
     announced: int = 0
 
 
-class VirtioNet:
-    """The device and its transport. Frames go only while it runs: see `resume` and `pause`.
+class VirtioNet(BusDevice):
+    """The device. Frames go only while it runs: see `resume` and `pause`.
 
-    :ivar transport: what the guest accesses
+    :ivar network: the host's side; closed with the device, or when that cannot be made
     :ivar mac: the guest's address, 6 bytes
     :ivar counts: what has happened
 
     :raise RuntimeError: When the host has no thread to spare.
     """
 
-    device_id = DEVICE_ID
+    name = "virtio-net"
+    version = 11
+    fields = (
+        buffer("mac", _MAC_BYTES),
+        u32("tx_waiting"),
+        u32("mergeable_rx_bufs"),
+        u16("link_status"),
+        u8("promisc"),
+        u8("allmulti"),
+        u32("mac_filters"),
+        counted_array(buffer("mac_filter", _MAC_BYTES), counted_by="mac_filters", limit=_MAC_FILTER_LIMIT),
+        buffer("vlan_filter", _VLAN_FILTER_BYTES),
+        u32("has_vnet_hdr"),
+        *(u8(name) for name in _SWITCHES),
+    )
+    # QEMU's device has a control queue, also when it does not offer it.
+    hidden_queues = (_CONTROL_QUEUE_LIMIT,)
+    device_id = 1
     features = FEATURES
-    queue_limits: tuple[int, ...] = (QUEUE_LIMIT, QUEUE_LIMIT)
+    queue_limits = (QUEUE_LIMIT, QUEUE_LIMIT)
 
     def __init__(self, network: Network, mac: bytes, memory: GuestMemory, irq: IrqLine) -> None:
+        super().__init__(memory, irq)
         self.mac = mac
         self.counts = FrameCounts()
-        self._network = network
+        self.network = network
         self._running = False
         self._closed = False
         self._connected = True
         self._announcements: list[float] = []
         self._last_announcement = 0.0
         with ExitStack() as opened:
+            opened.callback(network.close)
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             opened.callback(os.close, self._wake)
-            self.transport = VirtioMmio(self, memory, irq)
             self._thread = threading.Thread(target=self._serve, name="virtio-net", daemon=True)
             self._thread.start()
             self._opened = opened.pop_all()
@@ -136,18 +172,35 @@ class VirtioNet:
         self.notify()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and leave the network."""
         with self.transport.lock:
             self._closed = True
         self.notify()
         self._thread.join()
         self._opened.close()
 
+    @property
+    def asked_for(self) -> tuple[str, str]:
+        """The card by its tap."""
+        return "a network card", f"--nic, tap {self.network.name}"
+
+    def save_own(self) -> dict[str, Any]:
+        """What the section has of a card."""
+        return card_fields(self.mac)
+
+    def load_own(self, fields: Mapping[str, Any]) -> Apply:
+        """Its address comes with the guest."""
+
+        def apply() -> None:
+            self.mac = bytes(fields["mac"])
+
+        return apply
+
     # -- for the transport -------------------------------------------------------------------------------------------------
 
     def config(self) -> bytes:
         """Address and link status (5.1.4)."""
-        return self.mac + LINK_UP.to_bytes(2, "little")
+        return card_config(self.mac)
 
     def notify(self) -> None:
         """Have the thread look."""
@@ -163,7 +216,7 @@ class VirtioNet:
             waiting = select.poll()
             waiting.register(self._wake, select.POLLIN)
             if wants_frames:
-                waiting.register(self._network.fileno(), select.POLLIN)
+                waiting.register(self.network.fileno(), select.POLLIN)
             waiting.poll(timeout)
             try:
                 os.eventfd_read(self._wake)
@@ -202,7 +255,7 @@ class VirtioNet:
         if chain is None or not chain.writable:
             raise QueueError("a buffer to receive into has no descriptor to be written")
         try:
-            frame = self._network.receive()
+            frame = self.network.receive()
         except OSError as error:
             log.warning("the network of a virtio device is gone: %s", error.strerror or error)
             self._connected = False
@@ -233,7 +286,7 @@ class VirtioNet:
             raise QueueError(f"a frame of {chain.readable_bytes} bytes has no room for its header")
         sent = False
         if MIN_FRAME_BYTES <= size <= MAX_FRAME_BYTES:
-            sent = self._network.send(queue.gather(chain)[len(_HEADER) :])
+            sent = self.network.send(queue.gather(chain)[len(_HEADER) :])
         self._count(sent=int(sent), dropped=int(not sent))
         queue.advance()
         if queue.push(chain.head, 0):
@@ -250,11 +303,45 @@ class VirtioNet:
         if self._until_announcement() == 0.0:
             del self._announcements[0]
             self._last_announcement = time.monotonic()
-            self._count(announced=int(self._network.send(announcement(self.mac))))
+            self._count(announced=int(self.network.send(announcement(self.mac))))
 
     def _count(self, **more: int) -> None:
         changes = {name: getattr(self.counts, name) + count for name, count in more.items()}
         self.counts = replace(self.counts, **changes)
+
+
+def on_tap(config: NicConfig) -> Callable[[GuestMemory, IrqLine], VirtioNet]:
+    """What makes a card on a tap. It raises `TapError` when the tap cannot be opened."""
+
+    def make(memory: GuestMemory, irq: IrqLine) -> VirtioNet:
+        assert config.mac is not None
+        tap = Tap.open(config.ifname) if config.fd is None else Tap.adopt(config.fd)
+        return VirtioNet(tap, config.mac, memory, irq)
+
+    return make
+
+
+def card_config(mac: bytes) -> bytes:
+    """The configuration space of a card that has this address."""
+    return mac + LINK_UP.to_bytes(2, "little")
+
+
+def card_fields(mac: bytes) -> dict[str, Any]:
+    """A card's own fields of its section."""
+    return {
+        "mac": mac,
+        "tx_waiting": 0,
+        "mergeable_rx_bufs": 0,
+        "link_status": LINK_UP,
+        # Without a control queue the driver cannot ask for a filter: everything comes.
+        "promisc": 1,
+        "allmulti": 0,
+        "mac_filters": 0,
+        "mac_filter": [],
+        "vlan_filter": b"\xff" * _VLAN_FILTER_BYTES,
+        "has_vnet_hdr": 0,
+        **dict.fromkeys(_SWITCHES, 0),
+    }
 
 
 def announcement(mac: bytes) -> bytes:

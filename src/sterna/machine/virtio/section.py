@@ -1,9 +1,10 @@
-"""Section ``virtio-mmio@ADDRESS/virtio-net``, as QEMU 7.2 has it for a device of virtio 1."""
+"""Sections ``virtio-mmio@ADDRESS/NAME``, as QEMU 7.2 has them for devices of virtio 1."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from sterna.machine.virtio.device import BusDevice
 from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
-from sterna.machine.virtio.net import FEATURES, LINK_UP, QUEUE_LIMIT
 from sterna.machine.virtio.queue import QueueState
 from sterna.stream.vmstate import (
     SUBSECTIONS,
@@ -12,7 +13,6 @@ from sterna.stream.vmstate import (
     VmStateDescription,
     array,
     boolean,
-    buffer,
     counted_array,
     counted_buffer,
     struct,
@@ -23,12 +23,7 @@ from sterna.stream.vmstate import (
 )
 
 _QUEUES_ON_WIRE = 1024
-_QUEUES = 2
-_CONTROL_QUEUE_LIMIT = 64
 _CONFIG_LIMIT = 256
-_MAC_BYTES = 6
-_VLAN_FILTER_BYTES = 512
-_MAC_FILTER_LIMIT = 64
 _PAGE = 4096
 _LOW = 0xFFFF_FFFF
 
@@ -61,49 +56,41 @@ _RINGSIZE = VmStateDescription(
 )
 _BROKEN = VmStateDescription("virtio/broken", version=1, fields=(boolean("broken"),))
 _STARTED = VmStateDescription("virtio/started", version=1, fields=(boolean("started"),))
-_VIRTIO = VmStateDescription(
-    "virtio",
-    version=1,
-    fields=(
-        u32("device_features_sel"),
-        u32("driver_features_sel"),
-        u32("guest_page_shift"),
-        u8("status"),
-        u8("isr"),
-        u16("queue_sel"),
-        u32("guest_features_low"),
-        u32("config_len"),
-        counted_buffer("config", counted_by="config_len", limit=_CONFIG_LIMIT),
-        u32("queues"),
-        counted_array(struct("queue", _QUEUE), counted_by="queues", limit=_QUEUES_ON_WIRE),
-        buffer("mac", _MAC_BYTES),
-        u32("tx_waiting"),
-        u32("mergeable_rx_bufs"),
-        u16("link_status"),
-        u8("promisc"),
-        u8("allmulti"),
-        u32("mac_filters"),
-        counted_array(buffer("mac_filter", _MAC_BYTES), counted_by="mac_filters", limit=_MAC_FILTER_LIMIT),
-        buffer("vlan_filter", _VLAN_FILTER_BYTES),
-        u32("has_vnet_hdr"),
-        *(u8(name) for name in ("multi_overflow", "uni_overflow", "alluni", "nomulti", "nouni", "nobcast")),
-        u8("has_ufo"),
-    ),
-    subsections=(_FEATURES, _VIRTQUEUES, _RINGSIZE, _BROKEN, _EXTRA, _STARTED),
+_COMMON = (
+    u32("device_features_sel"),
+    u32("driver_features_sel"),
+    u32("guest_page_shift"),
+    u8("status"),
+    u8("isr"),
+    u16("queue_sel"),
+    u32("guest_features_low"),
+    u32("config_len"),
+    counted_buffer("config", counted_by="config_len", limit=_CONFIG_LIMIT),
+    u32("queues"),
+    counted_array(struct("queue", _QUEUE), counted_by="queues", limit=_QUEUES_ON_WIRE),
 )
-VIRTIO_NET = VmStateDescription("virtio-net", version=11, fields=(struct("virtio", _VIRTIO),))
+_SUBSECTIONS = (_FEATURES, _VIRTQUEUES, _RINGSIZE, _BROKEN, _EXTRA, _STARTED)
 
 
-def section_name(address: int) -> str:
-    """The section of a device behind the transport at `address`."""
-    return f"virtio-mmio@{address:016x}/virtio-net"
+def layout(kind: type[BusDevice]) -> VmStateDescription:
+    """How the sections of a kind of device are laid out."""
+    virtio = VmStateDescription(
+        "virtio", version=1, fields=(*_COMMON, *kind.fields), subsections=_SUBSECTIONS
+    )
+    return VmStateDescription(kind.name, version=kind.version, fields=(struct("virtio", virtio),))
 
 
-def save_net(name: str, state: TransportState, mac: bytes) -> DeviceState:
-    """The section of a network device."""
-    config = mac + LINK_UP.to_bytes(2, "little")
-    # QEMU's device has a control queue, also when it does not offer it, and stops when a stream has none.
-    queues = [*state.queues, QueueState(_CONTROL_QUEUE_LIMIT)]
+def save_virtio(
+    kind: type[BusDevice], name: str, state: TransportState, *, config: bytes, own: Mapping[str, Any]
+) -> DeviceState:
+    """A device's section.
+
+    :param name: the section's
+    :param config: the configuration space
+    :param own: values of the kind's own fields
+    """
+    # QEMU stops when a stream has not all queues that its device has.
+    queues = [*state.queues, *(QueueState(limit) for limit in kind.hidden_queues)]
     unused = [{"avail": 0, "used": 0}] * (_QUEUES_ON_WIRE - len(queues))
     rings = [{"avail": queue.avail, "used": queue.used} for queue in queues] + unused
     mmio = [_mmio_queue(queue) for queue in queues]
@@ -141,27 +128,10 @@ def save_net(name: str, state: TransportState, mac: bytes) -> DeviceState:
             }
             for queue in queues
         ],
-        "mac": mac,
-        "tx_waiting": 0,
-        "mergeable_rx_bufs": 0,
-        "link_status": LINK_UP,
-        # Without a control queue the driver cannot ask for a filter: everything comes.
-        "promisc": 1,
-        "allmulti": 0,
-        "mac_filters": 0,
-        "mac_filter": [],
-        "vlan_filter": b"\xff" * _VLAN_FILTER_BYTES,
-        "has_vnet_hdr": 0,
-        "multi_overflow": 0,
-        "uni_overflow": 0,
-        "alluni": 0,
-        "nomulti": 0,
-        "nouni": 0,
-        "nobcast": 0,
-        "has_ufo": 0,
+        **own,
         SUBSECTIONS: tuple(subsections),
     }
-    return DeviceState(name, 0, VIRTIO_NET.version, {"virtio": virtio})
+    return DeviceState(name, 0, kind.version, {"virtio": virtio})
 
 
 def _mmio_queue(queue: QueueState) -> dict[str, Any]:
@@ -172,8 +142,8 @@ def _mmio_queue(queue: QueueState) -> dict[str, Any]:
     return values
 
 
-def load_net(section: DeviceState) -> tuple[TransportState, bytes]:
-    """A network device's state and its MAC. The queues' indices are not compared with RAM here.
+def load_virtio(kind: type[BusDevice], section: DeviceState) -> TransportState:
+    """A device's state but for its own fields. The queues' indices are not compared with RAM here.
 
     :raise StreamError: When it is one that the device cannot have.
     """
@@ -187,7 +157,7 @@ def load_net(section: DeviceState) -> tuple[TransportState, bytes]:
                 section.name,
             ).inside(f"<{needed.name}>")
     features = int(parts[_FEATURES.name]["guest_features"])
-    if unknown := features & ~(FEATURES | VERSION_1):
+    if unknown := features & ~(kind.features | VERSION_1):
         bits = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
         raise StreamError(
             f"the guest uses features that this device has not: bits {bits}", section.name
@@ -196,34 +166,34 @@ def load_net(section: DeviceState) -> tuple[TransportState, bytes]:
     if _MMIO_STATE.name not in states:
         raise StreamError("the subsection is missing", section.name).inside(f"<{_MMIO_STATE.name}>")
     mmio = states[_MMIO_STATE.name]["vqs"]
-    queues = []
-    for index in range(_QUEUES):
-        if index >= len(virtio["queue"]):
-            raise StreamError(f"{len(virtio['queue'])} queues where {_QUEUES} belong", section.name)
-        queues.append(_load_queue(virtio["queue"][index], parts[_VIRTQUEUES.name]["vq"][index], mmio[index]))
-    for index, queue in enumerate(mmio[_QUEUES:], _QUEUES):
+    count = len(kind.queue_limits)
+    if len(virtio["queue"]) < count:
+        raise StreamError(f"{len(virtio['queue'])} queues where {count} belong", section.name)
+    rings = parts[_VIRTQUEUES.name]["vq"]
+    queues = [
+        _load_queue(limit, virtio["queue"][index], rings[index], mmio[index])
+        for index, limit in enumerate(kind.queue_limits)
+    ]
+    for index, queue in enumerate(mmio[count:], count):
         if queue["enabled"]:
             raise StreamError(f"the guest uses queue {index}, which this device has not", section.name)
     status = int(virtio["status"])
     if _BROKEN.name in parts and parts[_BROKEN.name]["broken"]:
         status |= Status.NEEDS_RESET
-    return (
-        TransportState(
-            status=status,
-            interrupt_status=int(virtio["isr"]),
-            device_features_sel=int(virtio["device_features_sel"]),
-            driver_features_sel=int(virtio["driver_features_sel"]),
-            queue_sel=int(virtio["queue_sel"]),
-            driver_features=features,
-            queues=queues,
-        ),
-        bytes(virtio["mac"]),
+    return TransportState(
+        status=status,
+        interrupt_status=int(virtio["isr"]),
+        device_features_sel=int(virtio["device_features_sel"]),
+        driver_features_sel=int(virtio["driver_features_sel"]),
+        queue_sel=int(virtio["queue_sel"]),
+        driver_features=features,
+        queues=queues,
     )
 
 
-def _load_queue(main: dict[str, Any], rings: dict[str, Any], mmio: dict[str, Any]) -> QueueState:
+def _load_queue(limit: int, main: dict[str, Any], rings: dict[str, Any], mmio: dict[str, Any]) -> QueueState:
     """What the transport has of a queue that is not ready, and what the device works with of one that is."""
-    queue = QueueState(QUEUE_LIMIT, ready=bool(mmio["enabled"]), last_avail=int(main["last_avail_idx"]))
+    queue = QueueState(limit, ready=bool(mmio["enabled"]), last_avail=int(main["last_avail_idx"]))
     if queue.ready:
         queue.num, queue.desc = int(main["num"]), int(main["desc"])
         queue.avail, queue.used = int(rings["avail"]), int(rings["used"])
