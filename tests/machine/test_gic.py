@@ -3,14 +3,8 @@
 import pytest
 
 from sterna.boards.virt import BOARD as VIRT
-from sterna.machine.devices.gic.controller import (
-    CpuInterface,
-    Distributor,
-    Gic,
-    GicCpuInterface,
-    GicDistributor,
-)
-from sterna.machine.devices.gic.registers import SPURIOUS
+from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.gic.registers import SPURIOUS, CpuInterface, Distributor
 
 TIMER, UART = 27, 33
 

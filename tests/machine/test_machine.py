@@ -23,7 +23,8 @@ from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.config import ConfigError
-from sterna.machine.devices.gic.controller import CpuInterface, Distributor, Gic
+from sterna.machine.devices.gic.controller import Gic
+from sterna.machine.devices.gic.registers import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Interrupt, Pl011, Register
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError

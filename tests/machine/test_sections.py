@@ -13,7 +13,7 @@ from sterna.machine import devicetree, sections
 from sterna.machine.board import BOARDS, ArmBoard
 from sterna.machine.config import MachineConfig
 from sterna.machine.devices.device import Stopped
-from sterna.machine.devices.gic.controller import CpuInterface, Distributor
+from sterna.machine.devices.gic.registers import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Register
 from sterna.machine.machine import Machine
 from sterna.machine.nicconfig import NicConfig

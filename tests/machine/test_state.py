@@ -10,14 +10,8 @@ from tests.machine.parts import KNOWN, MachineState, Parts, cpu, load, save
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
 from sterna.boards.virt import BOARD as VIRT
 from sterna.hypervisor.arm import ArmVcpuState
-from sterna.machine.devices.gic.controller import (
-    CpuInterface,
-    Distributor,
-    Gic,
-    GicCpuInterface,
-    GicDistributor,
-)
-from sterna.machine.devices.gic.registers import GicRegisters, Irq
+from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
+from sterna.machine.devices.gic.registers import CpuInterface, Distributor, GicRegisters, Irq
 from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.machine.devices.pl011 import PL011, Pl011, Pl011Registers, load_pl011, save_pl011
 from sterna.machine.runstate import RunState

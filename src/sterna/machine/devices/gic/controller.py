@@ -9,7 +9,6 @@ whether an expiry would reach it.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
 from functools import partial
 from typing import Protocol
 
@@ -23,50 +22,12 @@ from sterna.machine.devices.gic.registers import (
     MINIMUM_ABPR,
     SGIS,
     SPURIOUS,
+    CpuInterface,
+    Distributor,
     GicRegisters,
 )
 from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.stream.vmstate import DeviceState
-
-
-class Distributor(IntEnum):
-    """Offsets in the distributor (table 4-1). Each name up to the next is a range."""
-
-    CTLR = 0x000
-    TYPER = 0x004
-    IIDR = 0x008
-    IGROUPR = 0x080
-    ISENABLER = 0x100
-    ICENABLER = 0x180
-    ISPENDR = 0x200
-    ICPENDR = 0x280
-    ISACTIVER = 0x300
-    ICACTIVER = 0x380
-    IPRIORITYR = 0x400
-    ITARGETSR = 0x800
-    ICFGR = 0xC00
-    NSACR = 0xD00
-    SGIR = 0xF00
-    CPENDSGIR = 0xF10
-    SPENDSGIR = 0xF20
-    RESERVED = 0xF30
-    IDENTIFICATION = 0xFD0
-
-
-class CpuInterface(IntEnum):
-    """Offsets in a CPU interface (table 4-2)."""
-
-    CTLR = 0x00
-    PMR = 0x04
-    BPR = 0x08
-    IAR = 0x0C
-    EOIR = 0x10
-    RPR = 0x14
-    HPPIR = 0x18
-    ABPR = 0x1C
-    APR = 0xD0
-    IIDR = 0xFC
-
 
 _DISTRIBUTOR_IIDR = 0x0000_043B
 _CPU_INTERFACE_IIDR = 0x0002_043B
