@@ -1,4 +1,4 @@
-"""The PL011 UART (ARM DDI 0183G), and its section `pl011`."""
+"""The PL011 UART (ARM DDI 0183G), with its section and its node."""
 
 import threading
 from collections import deque
@@ -9,7 +9,8 @@ from functools import partial
 
 from sterna.machine.board import Uart
 from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, by_name
-from sterna.machine.devices.irq import IrqLine
+from sterna.machine.devices.irq import LEVEL_HIGH, SPI, IrqLine
+from sterna.machine.devices.node import Node
 from sterna.machine.serial import SerialBackend
 from sterna.memory.address import PAGE_SIZE
 from sterna.stream.vmstate import (
@@ -63,6 +64,8 @@ class Interrupt(IntFlag):
     TX = 0x20
 
 
+_CLOCK_PHANDLE = 0x8000
+_CLOCK_HZ = 24_000_000
 _LCR_FIFO_ENABLE = 0x10
 _RESET_CR = 0x300  # RXE and TXE
 _RESET_IFLS = 0x12
@@ -167,6 +170,32 @@ class Pl011(Device):
         self._irq = irq
         self._backlog: deque[int] = deque()
         self.registers = Pl011Registers()
+
+    @staticmethod
+    def node_name(slot: Uart) -> str:
+        """A UART's node in the device tree."""
+        return f"pl011@{slot.base:x}"
+
+    @staticmethod
+    def write_node(root: Node, slot: Uart) -> None:
+        """A UART's node."""
+        node = root.child(Pl011.node_name(slot))
+        node.strings("compatible", "arm,pl011", "arm,primecell")
+        node.registers((slot.base, PAGE_SIZE))
+        if root.wired:
+            node.words("interrupts", SPI, slot.spi, LEVEL_HIGH)
+            node.words("clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE)
+            node.strings("clock-names", "uartclk", "apb_pclk")
+
+    @staticmethod
+    def write_clock(root: Node) -> None:
+        """The clock that the UARTs' nodes name."""
+        clock = root.child("apb-pclk")
+        clock.strings("compatible", "fixed-clock")
+        clock.words("#clock-cells", 0)
+        clock.words("clock-frequency", _CLOCK_HZ)
+        clock.strings("clock-output-names", "clk24mhz")
+        clock.words("phandle", _CLOCK_PHANDLE)
 
     def sections(self) -> Sequence[SectionKey]:
         """Its section."""

@@ -1,14 +1,16 @@
 """What a guest's architecture adds to a machine: its CPUs, how they start, and the devices that go with them."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from sterna.hypervisor.interface import HypervisorError, Vcpu
-from sterna.machine.devices.device import Apply, Device, SectionKey, by_name, key_text
+from sterna.machine.board import Board
+from sterna.machine.devices.device import Apply, Device, SectionKey, key_text
 from sterna.machine.devices.irq import IrqLine
+from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.stream.vmstate import StreamError, VmStateDescription
+from sterna.stream.vmstate import StreamError
 
 
 class CpuWithState(Vcpu, Protocol):
@@ -23,22 +25,29 @@ class CpuWithState(Vcpu, Protocol):
         ...
 
 
+BoardT = TypeVar("BoardT", bound=Board)
 CpuT = TypeVar("CpuT", bound=CpuWithState)
 
 
-class Platform(Device, Generic[CpuT]):
-    """One machine's CPUs: a device of several sections for each CPU, and those that its architecture gives them.
+class Platform(Device, ABC, Generic[BoardT, CpuT]):
+    """One machine's CPUs: a device that has its sections once for each CPU, and those that its architecture gives them.
 
+    :cvar interrupt_parent: the interrupt controller in the device tree, or None when there are no interrupts
     :ivar vcpus: the CPUs, by index
     :ivar devices: those that go with them, in the order of the stream
-
-    :param sections: what is saved of each CPU, in the order of the stream
     """
 
-    def __init__(self, vcpus: Sequence[CpuT], *sections: VmStateDescription) -> None:
+    interrupt_parent: ClassVar[int | None] = None
+
+    def __init__(self, board: BoardT, vcpus: Sequence[CpuT]) -> None:
+        self._board = board
         self.vcpus = vcpus
         self.devices: Sequence[Device] = ()
-        self.descriptions = by_name(*sections)
+
+    @staticmethod
+    @abstractmethod
+    def write_nodes(root: Node, board: BoardT, smp: int) -> None:
+        """The nodes of the CPUs, and of what goes with them."""
 
     @abstractmethod
     def line(self, irq: int) -> IrqLine:

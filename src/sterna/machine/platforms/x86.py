@@ -5,23 +5,31 @@ from collections.abc import Mapping, Sequence
 from sterna.hypervisor.x86 import X86Vcpu
 from sterna.machine import longmode
 from sterna.machine.board import X86Board
-from sterna.machine.devices.device import Apply, SectionKey, Stopped
+from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
+from sterna.machine.devices.node import Node
 from sterna.machine.devices.sleeptimer import SleepTimer
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Platform
+from sterna.machine.platforms.nodes import write_cpus
 from sterna.machine.registerdump import dump_x86_registers
 from sterna.machine.state.x86 import X86_CPU, load_cpu, save_cpu
 from sterna.stream.vmstate import DeviceState
 
 
-class X86Platform(Platform[X86Vcpu]):
+class X86Platform(Platform[X86Board, X86Vcpu]):
     """The CPUs and the sleep timer of a machine."""
 
+    descriptions = by_name(X86_CPU)
+
     def __init__(self, board: X86Board, vcpus: Sequence[X86Vcpu]) -> None:
-        super().__init__(vcpus, X86_CPU)
-        self._board = board
+        super().__init__(board, vcpus)
         self.devices = (SleepTimer(board.sleep_timer, vcpus),)
+
+    @staticmethod
+    def write_nodes(root: Node, board: X86Board, smp: int) -> None:
+        """The CPUs."""
+        write_cpus(root, smp, "x86,x86-64")
 
     def line(self, irq: int) -> IrqLine:
         """There are no interrupts: devices are polled."""

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from sterna.machine.board import VirtioSlots
+from sterna.machine.board import TRANSPORT_BYTES, VirtioSlots
 from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, key_text
-from sterna.machine.devices.irq import IrqLine
+from sterna.machine.devices.irq import EDGE_RISING, SPI, IrqLine
+from sterna.machine.devices.node import Node
 from sterna.machine.virtio.device import BusDevice
 from sterna.machine.virtio.mmio import TransportBank, VirtioMmio
 from sterna.machine.virtio.queue import GuestMemory, QueueError
@@ -36,6 +37,17 @@ class VirtioBus(Device):
         self.regions = (
             Region(slots.base, -(-size // PAGE_SIZE) * PAGE_SIZE, TransportBank(self._transports)),
         )
+
+    @staticmethod
+    def write_nodes(root: Node, slots: VirtioSlots, count: int) -> None:
+        """The nodes of so many devices' transports. What is behind one, the guest asks the transport."""
+        for slot in map(slots.slot_of, range(count)):
+            node = root.child(f"virtio_mmio@{slots.address(slot):x}")
+            node.strings("compatible", "virtio,mmio")
+            node.registers((slots.address(slot), TRANSPORT_BYTES))
+            if root.wired:
+                node.words("interrupts", SPI, slots.spi + slot, EDGE_RISING)
+                node.flag("dma-coherent")
 
     def add(self, make: Callable[[GuestMemory, IrqLine], DeviceT]) -> DeviceT:
         """Put a device behind the next transport; the bus closes it.

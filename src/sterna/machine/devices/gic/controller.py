@@ -27,8 +27,10 @@ from sterna.machine.devices.gic.registers import (
     GicRegisters,
 )
 from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
+from sterna.machine.devices.node import Node
 from sterna.stream.vmstate import DeviceState
 
+GIC_PHANDLE = 0x8001
 _DISTRIBUTOR_IIDR = 0x0000_043B
 _CPU_INTERFACE_IIDR = 0x0002_043B
 # GIC-400 TRM (ARM DDI 0471B), 3.3.8 on: peripheral ids 4-7, 0-3, component ids 0-3.
@@ -72,6 +74,18 @@ class Gic(Device):
         self._signalled = [False] * self._cpus
         self.registers = GicRegisters.reset(self._cpus)
         self._update()
+
+    @staticmethod
+    def write_node(root: Node, slot: board.Gic) -> None:
+        """Its node in the device tree."""
+        node = root.child(f"intc@{slot.distributor:x}")
+        node.strings("compatible", "arm,cortex-a15-gic")
+        node.words("#interrupt-cells", 3)
+        node.flag("interrupt-controller")
+        node.registers(
+            (slot.distributor, slot.distributor_bytes), (slot.cpu_interface, slot.cpu_interface_bytes)
+        )
+        node.words("phandle", GIC_PHANDLE)
 
     def save(self, stopped: Stopped) -> Sequence[DeviceState]:
         """Its section, with the CPUs' timer lines as the CPUs have said them."""
