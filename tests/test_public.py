@@ -86,3 +86,18 @@ def test_a_stream_is_read_and_compared(tmp_path) -> None:
     assert survey.flaw
     with pytest.raises(sterna.Error, match="unix:/nowhere"):
         sterna.QmpClient.connect("unix:/nowhere/socket")
+
+
+def test_a_machine_migrates() -> None:
+    size = 16 << 20
+    with (
+        sterna.Machine(sterna.MachineConfig(memory_bytes=size, kernel="clock", append="10")) as here,
+        sterna.Machine(sterna.MachineConfig(memory_bytes=size, incoming=True)) as there,
+        sterna.Migrations(sterna.MigratableMachine(here)) as source,
+        sterna.Migrations(sterna.MigratableMachine(there)) as destination,
+    ):
+        here.cont()
+        source.migrate(destination.incoming("tcp:127.0.0.1:0"))
+        assert source.wait(300).status.value == "completed"
+        assert destination.wait(300).status.value == "completed"
+        assert (here.run_state, there.run_state) == (sterna.RunState.POSTMIGRATE, sterna.RunState.RUNNING)

@@ -4,7 +4,8 @@ What `__all__` names is for other programs. A name is fetched when it is first u
 needs none of the libraries. All else is internal and may change from one version to the next.
 
 - A hypervisor without a board: `open_vm` gives a `Vm`, with `MemorySlot`, `Vcpu` and a dirty log (`DirtyLogMode`) in KVM's terms.
-- A machine: `Machine(MachineConfig(...))`; `Migrations(machine)` migrates it, by one of `POLICIES` or one of your own.
+- A machine: `Machine(MachineConfig(...))`; `Migrations(MigratableMachine(machine))` migrates it, by one of `POLICIES` or one of
+  your own.
 - A stream: `read_stream` says what is in it, `compare_streams` how two differ.
 - A VM that runs elsewhere: `QmpClient.connect("unix:PATH")`; `start_sterna` starts one.
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sterna.launch.process import Vm as VmProcess
     from sterna.machine.config import ConfigError, MachineConfig
     from sterna.machine.machine import Machine
+    from sterna.machine.migratable import MigratableMachine
     from sterna.machine.runstate import RunState
     from sterna.memory.bitmap import page_numbers
     from sterna.memory.ram import RamBlock
@@ -64,6 +66,7 @@ __all__ = [
     "MachineConfig",
     "ManualProtect",
     "MemorySlot",
+    "MigratableMachine",
     "MigrationError",
     "MigrationInfo",
     "Migrations",
@@ -104,6 +107,7 @@ _HOMES = {
     "MachineConfig": "machine.config",
     "ManualProtect": "hypervisor.interface",
     "MemorySlot": "hypervisor.interface",
+    "MigratableMachine": "machine.migratable",
     "MigrationError": "migration.errors",
     "MigrationInfo": "migration.statistics",
     "Migrations": "migration.controller:MigrationController",

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.migration.pairs import Host
+from tests.migration.machinehost import MachineHost
 
 from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
@@ -36,15 +36,15 @@ _SIGNIFICANT = {
 """Banked registers that no guest program has set."""
 
 
-def make(accel: str, **settings: object) -> Host:
+def make(accel: str, **settings: object) -> MachineHost:
     """A machine of either hypervisor."""
     config = MachineConfig(machine="virt", accel=accel, smp=SMP, memory_bytes=MEMORY, **settings)  # type: ignore[arg-type]
-    return Host(Machine(config))  # type: ignore[arg-type]
+    return MachineHost(Machine(config))
 
 
-def wait_for_steps(host: Host, more: int = 4) -> None:
+def wait_for_steps(host: MachineHost, more: int = 4) -> None:
     """The guest runs here: it makes so many steps more."""
-    machine: Machine = host.guest  # type: ignore[assignment]
+    machine = host.machine
     end, first = time.monotonic() + TIMEOUT_S, None
     while first is None or read_status_of_ram(machine.ram_blocks[0].data).steps() < first + more:
         try:
@@ -61,19 +61,19 @@ def wait_for_steps(host: Host, more: int = 4) -> None:
         time.sleep(0.01)
 
 
-def wait_arrived(host: Host, check: Callable[[], None] = lambda: None) -> None:
+def wait_arrived(host: MachineHost, check: Callable[[], None] = lambda: None) -> None:
     """A guest has come here.
 
     :param check: called meanwhile
     """
     end = time.monotonic() + TIMEOUT_S
-    while host.guest.run_state in (RunState.INMIGRATE, RunState.FINISH_MIGRATE):  # type: ignore[attr-defined]
+    while host.machine.run_state in (RunState.INMIGRATE, RunState.FINISH_MIGRATE):
         check()
         assert time.monotonic() < end, f"no guest has come: {host.controller.info()}"
         time.sleep(0.01)
 
 
-def send(host: Host, uri: str) -> None:
+def send(host: MachineHost, uri: str) -> None:
     """Migrate, with RAM verified."""
     host.controller.migrate(uri)
     info = host.controller.wait(TIMEOUT_S)
@@ -81,19 +81,18 @@ def send(host: Host, uri: str) -> None:
     assert info.verified
 
 
-def check(host: Host) -> None:
+def check(host: MachineHost) -> None:
     """A guest that stands still has written what it must have, and its time has not gone backwards."""
-    ram = host.guest.ram_blocks[0].data
+    ram = host.machine.ram_blocks[0].data
     assert check_ram(ram) == []
     assert read_status_of_ram(ram).backward_steps() == 0
 
 
-def sections(host: Host) -> dict[str, object]:
+def sections(host: MachineHost) -> dict[str, object]:
     """What a machine that stands still would send of its devices, by section and field, as JSON has it."""
-    machine: Machine = host.guest  # type: ignore[assignment]
-    machine.stop_for_migration()
-    saved = machine.save_devices()
-    machine.resume()
+    host.guest.stop_for_migration()
+    saved = host.guest.save_devices()
+    host.guest.resume()
     plain = {f"{state.name} {state.instance_id}": state.fields for state in saved}
     result: dict[str, object] = json.loads(json.dumps(plain, default=_plain))
     return result
@@ -103,9 +102,9 @@ def _plain(value: object) -> object:
     return value.hex() if isinstance(value, bytes | bytearray) else list(value)  # type: ignore[call-overload]
 
 
-def set_registers(host: Host) -> None:
+def set_registers(host: MachineHost) -> None:
     """Give a guest that stands still registers that can be told from others."""
-    for vcpu in host.guest._platform.vcpus:  # type: ignore[attr-defined]
+    for vcpu in host.machine.hardware.platform.vcpus:
         state = vcpu.get_state()
         state.banked |= {name: value + 0x100 * vcpu.index for name, value in _SIGNIFICANT.items()}
         state.vfp[16:32] = [0x0123_4567_89AB_CD00 + 0x11 * i + vcpu.index for i in range(16)]
@@ -120,25 +119,25 @@ def main() -> None:
     for host, port in zip(waiting, PORTS, strict=True):
         host.controller.incoming(f"tcp:0.0.0.0:{port}")
     running, standing = (make("kvm", kernel="dirtyram", append=DIRTYRAM) for _ in PORTS)
-    running.guest.cont()  # type: ignore[attr-defined]
+    running.machine.cont()
     wait_for_steps(running)
     send(running, first)
     wait_arrived(waiting[0])
     wait_for_steps(waiting[0])
-    waiting[0].guest.stop()  # type: ignore[attr-defined]
+    waiting[0].machine.stop()
     check(waiting[0])
 
-    standing.guest.cont()  # type: ignore[attr-defined]
+    standing.machine.cont()
     wait_for_steps(standing)
-    standing.guest.stop()  # type: ignore[attr-defined]
+    standing.machine.stop()
     set_registers(standing)
     print(json.dumps(sections(standing)), flush=True)
     send(standing, second)
     wait_arrived(waiting[1])
     print(json.dumps(sections(waiting[1])), flush=True)
-    waiting[1].guest.cont()  # type: ignore[attr-defined]
+    waiting[1].machine.cont()
     wait_for_steps(waiting[1])
-    waiting[1].guest.stop()  # type: ignore[attr-defined]
+    waiting[1].machine.stop()
     check(waiting[1])
     for host in (*waiting, running, standing):
         host.close()

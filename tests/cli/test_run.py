@@ -60,7 +60,7 @@ main(arguments)
     ("place", "arguments"),
     [
         (
-            "sterna.machine.machine.open_vm",
+            "sterna.machine.hardware.open_vm",
             ("run", *GUEST[:-1], "unix:serial", "--memory", "16M", "--qmp", "unix:socket,server"),
         ),
         (

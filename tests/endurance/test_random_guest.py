@@ -15,6 +15,7 @@ from sterna.guests.check import check_random, check_state
 from sterna.guests.layout import StatusError, read_status_of_ram
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
@@ -39,7 +40,7 @@ class Host:
                 incoming=incoming,
             )
         )
-        self.migration = MigrationController(self.machine, lambda name, data: None)
+        self.migration = MigrationController(MigratableMachine(self.machine), lambda name, data: None)
 
     @property
     def state(self):

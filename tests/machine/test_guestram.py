@@ -10,6 +10,7 @@ from tests.hypervisor.programs import TOUCH_FOREVER
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.hypervisor.interface import HypervisorError, ManualProtect
 from sterna.machine.guestram import GuestRam
+from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
@@ -32,9 +33,9 @@ def wait(condition: Callable[[], bool]) -> None:
 def machine(make_machine, make_kernel):
     """It writes all of its pages over and over."""
     made = make_machine(kernel=make_kernel(TOUCH_FOREVER))
-    state = made._platform.vcpus[0].get_state()
+    state = made.hardware.platform.vcpus[0].get_state()
     state.regs[0], state.regs[1] = RAM_BASE + WORK_PAGE * PAGE_SIZE, WORK_PAGES
-    made._platform.vcpus[0].set_state(state)
+    made.hardware.platform.vcpus[0].set_state(state)
     return made
 
 
@@ -56,15 +57,15 @@ def test_blocks_come_back_after_logging_though_their_pages_were_writable_at_its_
     sweep(machine)
     before = machine.statistics()
     assert before["blocks_2m"] >= 2
-    machine.start_dirty_logging()
+    Guest(machine).start_dirty_logging()
     sweep(machine)
     if harvested:
-        machine.harvest()
+        Guest(machine).harvest()
         sweep(machine)
     during = machine.statistics()
     assert during["blocks_2m"] == before["blocks_2m"] - 2
     assert during["pages_4k"] >= WORK_PAGES
-    machine.stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
     assert machine.statistics()["blocks_2m"] == during["blocks_2m"], "nothing is walked"
     sweep(machine)
     after = machine.statistics()
@@ -74,18 +75,18 @@ def test_blocks_come_back_after_logging_though_their_pages_were_writable_at_its_
 
 
 def test_switching_twice_is_switching_once(machine) -> None:
-    machine.stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
     with pytest.raises(HypervisorError):
-        machine.harvest()
-    machine.start_dirty_logging()
+        Guest(machine).harvest()
+    Guest(machine).start_dirty_logging()
     sweep(machine)
-    machine.start_dirty_logging()
-    [batch] = machine.harvest()
+    Guest(machine).start_dirty_logging()
+    [batch] = Guest(machine).harvest()
     assert set(range(WORK_PAGE, WORK_PAGE + WORK_PAGES)) <= set(page_numbers(batch.words).tolist())
-    machine.stop_dirty_logging()
-    machine.stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
     with pytest.raises(HypervisorError):
-        machine.harvest()
+        Guest(machine).harvest()
 
 
 @pytest.mark.parametrize("initially_set", [False, True])

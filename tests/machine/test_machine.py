@@ -28,6 +28,7 @@ from sterna.machine.devices.gic.registers import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Interrupt, Pl011, Register
 from sterna.machine.guestram import AddressError
 from sterna.machine.loader import LoadError
+from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.machine.runstate import RunState, RunStateError
 from sterna.machine.serial import SerialError
 from sterna.memory.bitmap import page_numbers
@@ -69,29 +70,28 @@ MIGRATION = bytes(range(16))
 
 def move(source, destination, elapsed_ns=0):
     """Migrate by hand: RAM and devices, through the bytes of their sections."""
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     destination.ram_blocks[0].data[:] = source.ram_blocks[0].data
-    destination.load_devices(through_bytes(source))
+    Guest(destination).load_devices(through_bytes(source))
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
-    destination.advance_counter(elapsed_ns)
+    Guest(destination).advance_counter(elapsed_ns)
     source.ownership.apply(Event.RUNS, MIGRATION)
-    source.migrated_away()
-    return destination.resume()
+    Guest(source).migrated_away()
+    return Guest(destination).resume()
 
 
 def through_bytes(source):
+    layouts = Guest(source).descriptions
     return [
-        source.descriptions[state.name].decode(
-            source.descriptions[state.name].encode(state), instance_id=state.instance_id
-        )
-        for state in source.save_devices()
+        layouts[state.name].decode(layouts[state.name].encode(state), instance_id=state.instance_id)
+        for state in Guest(source).save_devices()
     ]
 
 
 def device(machine, kind):
     """The first of the machine's devices of a kind."""
-    return next(device for device in machine.devices if isinstance(device, kind))
+    return next(device for device in machine.hardware.devices if isinstance(device, kind))
 
 
 def seq(machine):
@@ -105,7 +105,7 @@ def wait_for_seq(machine, number):
 def test_coming_up(make_machine):
     machine = make_machine(kernel="clock", append="10", smp=2)
     assert machine.run_state is RunState.PRELAUNCH
-    assert (machine.machine_type, machine.page_bits) == ("virt-7.2", 12)
+    assert (Guest(machine).machine_type, Guest(machine).page_bits) == ("virt-7.2", 12)
     assert [block.name for block in machine.ram_blocks] == ["mach-virt.ram"]
     assert [cpu.index for cpu in machine.cpus()] == [0, 1]
     assert all(cpu.thread_id > 0 for cpu in machine.cpus())
@@ -160,22 +160,22 @@ def test_the_counter_stands_still_while_paused(make_machine):
     machine.cont()
     wait_for_seq(machine, 3)
     machine.stop()
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     stopped = counter_of(machine)
     paused_at = time.monotonic()
-    machine.resume()
+    Guest(machine).resume()
     assert machine.run_state is RunState.PAUSED
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     assert counter_of(machine) == stopped
-    machine.resume()
+    Guest(machine).resume()
     machine.cont()
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     went_on = counter_of(machine) - stopped
     assert 0 <= went_on / COUNTER_HZ <= time.monotonic() - paused_at
 
 
 def counter_of(machine):
-    return machine.save_devices()[0].fields["cpu_clock_offset"] // 16
+    return Guest(machine).save_devices()[0].fields["cpu_clock_offset"] // 16
 
 
 def test_registers_of_a_running_guest(make_machine, make_kernel):
@@ -262,31 +262,31 @@ def test_shutdown_by_the_host(make_machine):
 def test_dirty_log(make_machine, make_kernel):
     machine = make_machine(kernel=make_kernel(COUNT))
     vcpu_page = 0x300
-    machine._platform.vcpus[0].set_state(with_register(machine, 1, RAM_BASE + vcpu_page * 4096))
+    machine.hardware.platform.vcpus[0].set_state(with_register(machine, 1, RAM_BASE + vcpu_page * 4096))
     machine.cont()
-    machine.start_dirty_logging()
-    machine.start_dirty_logging()
-    machine.harvest()
+    Guest(machine).start_dirty_logging()
+    Guest(machine).start_dirty_logging()
+    Guest(machine).harvest()
     end = time.monotonic() + TIMEOUT_S
     while True:
-        (batch,) = machine.harvest()
+        (batch,) = Guest(machine).harvest()
         pages = page_numbers(batch.words).tolist()
         if pages:
             break
         assert time.monotonic() < end
     assert (batch.block, pages) == ("mach-virt.ram", [vcpu_page])
-    machine._ram.write(RAM_BASE + 4096 * 10 - 2, b"host")
+    machine.hardware.ram.write(RAM_BASE + 4096 * 10 - 2, b"host")
     machine.stop()
-    pages = page_numbers(machine.harvest()[0].words).tolist()
+    pages = page_numbers(Guest(machine).harvest()[0].words).tolist()
     assert set(pages) - {vcpu_page} == {9, 10}
-    machine.stop_dirty_logging()
-    machine.stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
     with pytest.raises(HypervisorError):
-        machine.harvest()
+        Guest(machine).harvest()
 
 
 def with_register(machine, number, value):
-    state = machine._platform.vcpus[0].get_state()
+    state = machine.hardware.platform.vcpus[0].get_state()
     state.regs[number] = value
     return state
 
@@ -308,7 +308,7 @@ def test_a_guest_moves(make_machine, board):
     with pytest.raises(NotTheOwner, match="runs at the destination"):
         source.cont()
     with pytest.raises(RunStateError, match="postmigrate"):
-        source.resume()
+        Guest(source).resume()
     back = make_machine(machine=board, incoming=True, smp=2)
     move(destination, back)
     wait_for_seq(back, seq(destination) + 2)
@@ -318,15 +318,15 @@ def test_the_counter_jumps_by_the_downtime(make_machine):
     source = make_machine(kernel="clock", append="10")
     source.cont()
     wait_for_seq(source, 2)
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     counter = counter_of(source)
     destination = make_machine(incoming=True, paused=True)
-    destination.load_devices(source.save_devices())
+    Guest(destination).load_devices(Guest(source).save_devices())
     destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
-    destination.advance_counter(250_000_000)
-    destination.resume()
+    Guest(destination).advance_counter(250_000_000)
+    Guest(destination).resume()
     assert destination.run_state is RunState.PAUSED
-    destination.stop_for_migration()
+    Guest(destination).stop_for_migration()
     assert counter_of(destination) - counter == COUNTER_HZ // 4
 
 
@@ -335,7 +335,7 @@ def test_a_failed_migration_costs_the_guest_no_time(make_machine):
     machine.cont()
     wait_for_seq(machine, 2)
     began = time.monotonic()
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     stopped = time.monotonic()
     before = counter_of(machine)
     assert machine.run_state is RunState.FINISH_MIGRATE
@@ -343,9 +343,9 @@ def test_a_failed_migration_costs_the_guest_no_time(make_machine):
     while time.monotonic() < end:
         pass
     resumed = time.monotonic()
-    machine.resume()
+    Guest(machine).resume()
     assert machine.run_state is RunState.RUNNING
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     gone = (counter_of(machine) - before) / COUNTER_HZ
     # The counter's ticks are 16 ns.
     assert resumed - stopped - 1e-6 <= gone <= time.monotonic() - began
@@ -359,23 +359,23 @@ def test_a_paused_guest_arrives_paused_and_loses_no_time(make_machine):
     destination = make_machine(incoming=True)
     move(source, destination, elapsed_ns=10**9)
     assert destination.run_state is RunState.PAUSED
-    destination.stop_for_migration()
+    Guest(destination).stop_for_migration()
     assert counter_of(destination) == counter_of_stopped(source)
-    destination.resume()
+    Guest(destination).resume()
     destination.cont()
     wait_for_seq(destination, seq(source) + 2)
 
 
 def counter_of_stopped(machine):
-    return machine._stopped_counter
+    return machine.stopped_counter
 
 
 def test_stop_during_the_switchover_is_obeyed_after_it_failed(make_machine):
     machine = make_machine(kernel="clock")
     machine.cont()
-    machine.stop_for_migration()
+    Guest(machine).stop_for_migration()
     machine.stop()
-    machine.resume()
+    Guest(machine).resume()
     assert machine.run_state is RunState.PAUSED
 
 
@@ -407,33 +407,33 @@ def test_loading_is_all_or_nothing(make_machine):
     source = make_machine(kernel="clock", append="10")
     source.cont()
     wait_for_seq(source, 2)
-    source.stop_for_migration()
-    good = source.save_devices()
+    Guest(source).stop_for_migration()
+    good = Guest(source).save_devices()
     destination = make_machine(incoming=True)
     before = destination.registers(0)
     for bad in (good[:-2], [*good, DeviceState("pl031", 0, 1, {})], good[1:]):
         with pytest.raises(StreamError):
-            destination.load_devices(bad)
+            Guest(destination).load_devices(bad)
         assert destination.registers(0) == before
         with pytest.raises(RunStateError, match="not arrived"):
-            destination.resume()
-    destination.load_devices(good)
+            Guest(destination).resume()
+    Guest(destination).load_devices(good)
     assert destination.registers(0) != before
 
 
 def test_calls_in_the_wrong_state(make_machine):
     machine = make_machine(kernel="clock")
     for call in (
-        machine.resume,
-        machine.save_devices,
-        machine.migrated_away,
-        lambda: machine.load_devices([]),
+        Guest(machine).resume,
+        Guest(machine).save_devices,
+        Guest(machine).migrated_away,
+        lambda: Guest(machine).load_devices([]),
     ):
         with pytest.raises(RunStateError, match="prelaunch"):
             call()
     waiting = make_machine(incoming=True)
     with pytest.raises(RunStateError, match="inmigrate"):
-        waiting.stop_for_migration()
+        Guest(waiting).stop_for_migration()
 
 
 def test_memory_outside_ram(make_machine):
@@ -493,7 +493,7 @@ def test_a_guest_runs_though_there_is_no_thread_to_size_its_tlbs(make_machine, m
         machine.cont()
         wait_for_seq(machine, number)
         machine.stop()
-    assert (machine._vm.tlb_sizing._thread is not None) == (times == 1), "the next run is another try"
+    assert (machine.hardware.vm.tlb_sizing._thread is not None) == (times == 1), "the next run is another try"
     machine.close()
     assert not any(thread.name == "tlb-sizing" for thread in threading.enumerate())
 
@@ -526,11 +526,11 @@ def test_a_guest_in_doubt_stays_stopped_until_its_user_forces_it(make_machine):
     source = make_machine(kernel="clock", append="50")
     source.cont()
     wait_for_seq(source, 1)
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     with pytest.raises(NotTheOwner):
-        source.resume()
-    source.leave_in_doubt()
+        Guest(source).resume()
+    Guest(source).leave_in_doubt()
     assert source.run_state is RunState.PAUSED
     assert gc.isenabled()
     before = seq(source)
@@ -548,14 +548,14 @@ def test_a_guest_that_its_source_may_have_kept_stays_stopped_until_its_user_forc
     source = make_machine(kernel="clock", append="50")
     source.cont()
     wait_for_seq(source, 1)
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     here = make_machine(incoming=True)
     here.ram_blocks[0].data[:] = source.ram_blocks[0].data
-    here.load_devices(through_bytes(source))
+    Guest(here).load_devices(through_bytes(source))
     here.ownership.apply(Event.SHUT_SENT, MIGRATION)
     with pytest.raises(NotTheOwner):
-        here.resume()
-    here.leave_in_doubt()
+        Guest(here).resume()
+    Guest(here).leave_in_doubt()
     assert here.run_state is RunState.PAUSED
     with pytest.raises(NotTheOwner, match="may still run at the QEMU"):
         here.cont()
@@ -567,24 +567,24 @@ def test_a_guest_that_was_saved_goes_on(make_machine):
     source = make_machine(kernel="clock", append="50")
     source.cont()
     wait_for_seq(source, 1)
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     source.ownership.apply(Event.SAVED, MIGRATION)
-    source.migrated_away()
+    Guest(source).migrated_away()
     assert source.run_state is RunState.POSTMIGRATE
     counter = counter_of_stopped(source)
     source.cont()
     assert source.run_state is RunState.RUNNING
     wait_for_seq(source, seq(source) + 1)
     source.stop()
-    assert counter < counter_of_stopped(source) < counter + 60 * source._vm.counter_hz
+    assert counter < counter_of_stopped(source) < counter + 60 * source.hardware.vm.counter_hz
 
 
 def test_a_guest_that_went_away_runs_here_by_force_only(make_machine):
     source = make_machine(kernel="clock", append="50")
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     source.ownership.apply(Event.RUNS, MIGRATION)
-    source.migrated_away()
+    Guest(source).migrated_away()
     with pytest.raises(NotTheOwner, match="has migrated and runs at the destination"):
         source.cont()
     assert source.run_state is RunState.POSTMIGRATE
@@ -597,9 +597,9 @@ def test_a_guest_that_had_ended_when_it_was_saved_does_not_go_on(make_machine, m
     events = Events(source)
     source.cont()
     events.wait_for("STOP")
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     source.ownership.apply(Event.SAVED, MIGRATION)
-    source.migrated_away()
+    Guest(source).migrated_away()
     with pytest.raises(RunStateError, match="shutdown"):
         source.cont(force=True)
 
@@ -611,7 +611,7 @@ def test_a_start_that_fails_leaves_nothing_running(make_machine, monkeypatch):
         raise OSError("no tap")
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine.devices[-1], "resume", fail)
+        patch.setattr(machine.hardware.devices[-1], "resume", fail)
         with pytest.raises(OSError, match="no tap"):
             machine.cont()
     assert machine.run_state is RunState.PRELAUNCH
@@ -635,21 +635,21 @@ def test_a_listener_that_fails_stops_nothing(make_machine, caplog):
 
 def test_a_guest_that_went_away_cannot_migrate_again(make_machine):
     source = make_machine(kernel="clock")
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     source.ownership.apply(Event.RUNS, MIGRATION)
-    source.migrated_away()
+    Guest(source).migrated_away()
     with pytest.raises(RunStateError, match="postmigrate"):
-        source.start_dirty_logging()
+        Guest(source).start_dirty_logging()
     with pytest.raises(RunStateError):
-        source.stop_for_migration()
+        Guest(source).stop_for_migration()
     assert gc.isenabled()
 
 
 def test_what_fails_to_load_leaves_no_trace(make_machine):
     destination = make_machine(incoming=True)
     with pytest.raises(StreamError):
-        destination.load_devices([])
+        Guest(destination).load_devices([])
     assert gc.isenabled()
 
 

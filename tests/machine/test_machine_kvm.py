@@ -12,6 +12,7 @@ from sterna.guests.layout import DirtyramWord, RandomWord, StatusError, read_sta
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.loader import LoadError
+from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.machine.runstate import RunState
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.bitmap import page_numbers
@@ -65,24 +66,24 @@ MIGRATION = bytes(range(16))
 
 def move(source, destination, elapsed_ns=0):
     """Migrate by hand: RAM and devices, through the bytes of their sections."""
-    source.stop_for_migration()
+    Guest(source).stop_for_migration()
     destination.ram_blocks[0].data[:] = source.ram_blocks[0].data
     sections = []
-    for state in source.save_devices():
-        description = source.descriptions[state.name]
+    for state in Guest(source).save_devices():
+        description = Guest(source).descriptions[state.name]
         sections.append(description.decode(description.encode(state), instance_id=state.instance_id))
-    destination.load_devices(sections)
+    Guest(destination).load_devices(sections)
     source.ownership.apply(Event.COMMIT_SENT, MIGRATION)
     destination.ownership.apply(Event.TAKEN_OVER, MIGRATION)
-    destination.advance_counter(elapsed_ns)
+    Guest(destination).advance_counter(elapsed_ns)
     source.ownership.apply(Event.RUNS, MIGRATION)
-    source.migrated_away()
-    destination.resume()
+    Guest(source).migrated_away()
+    Guest(destination).resume()
 
 
 def test_it_is_the_default_machine_of_this_accelerator(make):
     machine = make(kernel="clock")
-    assert machine.config.machine == machine.machine_type == "pc-min"
+    assert machine.config.machine == Guest(machine).machine_type == "pc-min"
     assert machine.config.cpu == "host"
     assert machine.run_state is RunState.PRELAUNCH
     assert machine.read_physical(0x4000_0000, 4) == b"\xd0\x0d\xfe\xed", "the device tree"
@@ -95,19 +96,19 @@ def test_shipped_guests_run_and_are_logged(make, smp, mode):
     machine = make(kernel="dirtyram", append="512 64 1", smp=smp, dirty_log=mode)
     machine.cont()
     wait_for(machine, lambda s: all(s.word(cpu, DirtyramWord.PASSES) for cpu in range(smp)))
-    machine.start_dirty_logging()
+    Guest(machine).start_dirty_logging()
     status = wait_for(machine, lambda s: True)
     writes = [status.word(cpu, DirtyramWord.WRITES) for cpu in range(smp)]
     wait_for(
         machine, lambda s: all(s.word(cpu, DirtyramWord.WRITES) > writes[cpu] + 200 for cpu in range(smp))
     )
     dirty = set()
-    [batch] = machine.harvest()
+    [batch] = Guest(machine).harvest()
     dirty |= set(page_numbers(batch.words).tolist())
     machine.stop()
-    [batch] = machine.harvest()
+    [batch] = Guest(machine).harvest()
     dirty |= set(page_numbers(batch.words).tolist())
-    machine.stop_dirty_logging()
+    Guest(machine).stop_dirty_logging()
     assert problems(machine) == []
     work = range(1024, 1024 + 512)
     assert 512 in dirty, "the status page"
@@ -141,14 +142,14 @@ def test_the_clock_stands_still_while_paused_and_jumps_with_a_migration(make):
     here.cont()
     wait_for(here, lambda s: True)
     here.stop()
-    stopped = here._stopped_counter
+    stopped = here.stopped_counter
     end = time.monotonic() + 0.2
     while time.monotonic() < end:
         pass
     before = int(read_status_of_ram(here.ram_blocks[0].data).cpu(0)["last_counter"])
     began = time.monotonic_ns()
     here.cont()
-    gone = here._vm.counter() - stopped
+    gone = here.hardware.vm.counter() - stopped
     assert 0 <= gone <= time.monotonic_ns() - began + 1_000_000, "from where it stood"
     wait_for(here, lambda s: int(s.cpu(0)["last_counter"]) > before)
     hour = 3600 * 10**9
@@ -169,13 +170,13 @@ def test_throttled_guests_do_less(make):
         tasks = [Path(f"/proc/self/task/{cpu.thread_id}/schedstat") for cpu in machine.cpus()]
         return sum(int(task.read_text().split()[0]) for task in tasks)
 
-    machine.throttle(95)
+    Guest(machine).throttle(95)
     began, before = time.monotonic_ns(), ran_ns()
     end = time.monotonic() + 1
     while time.monotonic() < end:
         time.sleep(0.01)
     share = (ran_ns() - before) / (time.monotonic_ns() - began) / 2
-    machine.throttle(0)
+    Guest(machine).throttle(0)
     assert share < 0.3
     steps = read_status_of_ram(machine.ram_blocks[0].data).steps()
     wait_for(machine, lambda s: s.steps() > steps)
@@ -250,8 +251,8 @@ def test_settings_that_are_refused(settings, message):
 
 def test_sections_that_do_not_fit(make):
     source = make(kernel="clock", smp=2)
-    source.stop_for_migration()
-    states = source.save_devices()
+    Guest(source).stop_for_migration()
+    states = Guest(source).save_devices()
     assert {state.name for state in states} == {"timer", "x86-cpu", "pl011", "globalstate"}
     cpu = next(state for state in states if state.name == "x86-cpu")
 
@@ -274,16 +275,16 @@ def test_sections_that_do_not_fit(make):
     ):
         destination = make(smp=2, incoming=True)
         with pytest.raises(StreamError, match=message):
-            destination.load_devices(wrong)
-        destination.load_devices(states)
+            Guest(destination).load_devices(wrong)
+        Guest(destination).load_devices(states)
     with pytest.raises(StreamError, match="set smp to match"):
-        make(incoming=True).load_devices(states)
+        Guest(make(incoming=True)).load_devices(states)
 
 
 def test_host_writes_reach_the_log(make):
     machine = make(kernel="clock", memory_bytes=16 << 20)
-    machine.start_dirty_logging()
-    machine._ram.write(0x4000_0000 + 5 * PAGE_SIZE - 2, b"1234")
-    [batch] = machine.harvest()
+    Guest(machine).start_dirty_logging()
+    machine.hardware.ram.write(0x4000_0000 + 5 * PAGE_SIZE - 2, b"1234")
+    [batch] = Guest(machine).harvest()
     assert page_numbers(batch.words).tolist() == [4, 5]
-    assert not np.any(machine.harvest()[0].words)
+    assert not np.any(Guest(machine).harvest()[0].words)

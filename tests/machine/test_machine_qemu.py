@@ -13,6 +13,7 @@ from tests.machine.parts import Parts, cpu, load, save
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import catalog
+from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
 from sterna.migration.controller import MigrationController
 
@@ -153,7 +154,7 @@ def test_a_guest_moves_to_qemu_and_goes_on(qemu, make_machine, tmp_path, kernel,
     assert source.serial.wait_for(b"seq 3 " if kernel == "clock" else b"filled", SECONDS)
     with qemu_running(qemu, "-smp", "2", "-incoming", f"unix:{path}") as (process, console):
         connect_when_there(path)
-        with MigrationController(source) as migration:
+        with MigrationController(MigratableMachine(source)) as migration:
             migration.migrate(f"unix:{path}")
             info = migration.wait(SECONDS)
             assert info.status.value == "completed", info.error

@@ -13,6 +13,7 @@ import pytest
 from tests.machine.test_machine_qemu import SECONDS, Console
 
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
 from sterna.migration.controller import MigrationController
 
@@ -101,7 +102,10 @@ def test_every_page_arrives(
 ) -> None:
     settings = {"multifd-channels": channels, "multifd-compression": compression}
     source = dirtying(make_machine)
-    with destination(qemu, tmp_path, multifd=settings) as peer, MigrationController(source) as migration:
+    with (
+        destination(qemu, tmp_path, multifd=settings) as peer,
+        MigrationController(MigratableMachine(source)) as migration,
+    ):
         migration.set_capabilities({"multifd": True})
         migration.set_parameters({**settings, "max-bandwidth": 32 << 20, "downtime-limit": 0})
         migration.migrate(f"unix:{tmp_path}/in")
@@ -125,7 +129,10 @@ def test_the_guest_goes_on(qemu: str, make_machine: Callable[..., Machine], tmp_
     source.cont()
     assert source.serial.wait_for(b"seq 3 ", SECONDS)
     settings = {"multifd-channels": 3, "multifd-compression": "zstd"}
-    with destination(qemu, tmp_path, multifd=settings) as peer, MigrationController(source) as migration:
+    with (
+        destination(qemu, tmp_path, multifd=settings) as peer,
+        MigrationController(MigratableMachine(source)) as migration,
+    ):
         migration.set_capabilities({"multifd": True})
         migration.set_parameters(settings)
         migration.migrate(f"unix:{tmp_path}/in")
@@ -152,7 +159,7 @@ def test_a_qemu_that_does_not_agree_leaves_the_guest_here(
     source = dirtying(make_machine)
     with (
         destination(qemu, tmp_path, multifd=None if here else {"multifd-channels": 2}),
-        MigrationController(source) as migration,
+        MigrationController(MigratableMachine(source)) as migration,
     ):
         migration.set_capabilities({"multifd": here})
         migration.migrate(f"unix:{tmp_path}/in")
@@ -167,7 +174,10 @@ def test_a_qemu_with_another_compression_leaves_the_guest_here(
 ) -> None:
     source = dirtying(make_machine)
     settings = {"multifd-channels": 2, "multifd-compression": "zlib"}
-    with destination(qemu, tmp_path, multifd=settings), MigrationController(source) as migration:
+    with (
+        destination(qemu, tmp_path, multifd=settings),
+        MigrationController(MigratableMachine(source)) as migration,
+    ):
         migration.set_capabilities({"multifd": True})
         migration.set_parameters({"multifd-compression": "none"})
         migration.migrate(f"unix:{tmp_path}/in")

@@ -14,6 +14,7 @@ from sterna.machine import devicetree
 from sterna.machine.board import BOARDS
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.machine.nicconfig import NicConfig, NicConfigError, parse_nic
 from sterna.machine.state.absent import judge_section
 from sterna.machine.tap import Tap, TapError
@@ -317,10 +318,10 @@ def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
     try:
         machine = namespace.call(lambda: make_machine(incoming=True, nics=(NicConfig("tap9"),)))
         with pytest.raises(StreamError, match=rf"{NAME}.*missing.*--nic, tap tap9"):
-            machine.load_devices([])
+            Guest(machine).load_devices([])
         twice = [save_net(fresh())] * 2
         with pytest.raises(StreamError, match=f"{NAME} 0.*twice"):
-            machine.load_devices(twice)
+            Guest(machine).load_devices(twice)
     finally:
         namespace.close()
 

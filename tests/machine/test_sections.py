@@ -16,6 +16,7 @@ from sterna.machine.devices.device import Stopped
 from sterna.machine.devices.gic.registers import CpuInterface, Distributor
 from sterna.machine.devices.pl011 import Register
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.machine.nicconfig import NicConfig
 from sterna.machine.tap import Tap
 from sterna.machine.virtio.mmio import Register as Virtio
@@ -202,12 +203,13 @@ def start_driver(machine: Machine, vm: StillVm, number: int) -> None:
 
 
 def saved(machine: Machine, vm: StillVm) -> list[DeviceState]:
-    machine.stop_for_migration()
-    return machine.save_devices()
+    Guest(machine).stop_for_migration()
+    return Guest(machine).save_devices()
 
 
 def wire(machine: Machine, states: list[DeviceState]) -> list[bytes]:
-    return [machine.descriptions[state.name].encode(state) for state in states]
+    layouts = Guest(machine).descriptions
+    return [layouts[state.name].encode(state) for state in states]
 
 
 def told(machine: Machine, states: list[DeviceState]) -> list[str]:
@@ -232,14 +234,14 @@ def test_sections(make: Callable[..., tuple[Machine, StillVm]], board: str, card
     assert told(here, states) == expected
     there, vm = make(board, cards, incoming=True)
     there.ram_blocks[0].data[:] = here.ram_blocks[0].data
-    there.load_devices(
+    Guest(there).load_devices(
         [
-            there.descriptions[state.name].decode(body, name=state.name, instance_id=state.instance_id)
+            Guest(there).descriptions[state.name].decode(body, name=state.name, instance_id=state.instance_id)
             for state, body in zip(states, wire(here, states), strict=True)
         ]
     )
     there.ownership.apply(Event.TAKEN_OVER, bytes(16))
-    there.resume()
+    Guest(there).resume()
     assert told(there, saved(there, vm)) == expected
 
 
@@ -272,16 +274,16 @@ def test_whatever_is_wrong_nothing_is_loaded(make: Callable[..., tuple[Machine, 
     states = saved(here, vm)
     there, _ = make("virt", 1, incoming=True)
     there.ram_blocks[0].data[:] = here.ram_blocks[0].data
-    before = wire(there, sections.save(there.devices, Stopped()))
+    before = wire(there, sections.save(there.hardware.devices, Stopped()))
     for name in WRONG:
         with pytest.raises(StreamError, match=f"section '{name}"):
-            there.load_devices(changed(states, name))
+            Guest(there).load_devices(changed(states, name))
         if name != "globalstate":
             with pytest.raises(StreamError, match=f"section '{name}.*is missing"):
-                there.load_devices([state for state in states if state.name != name])
-        assert wire(there, sections.save(there.devices, Stopped())) == before
-    there.load_devices(states)
-    assert wire(there, sections.save(there.devices, Stopped())) != before
+                Guest(there).load_devices([state for state in states if state.name != name])
+        assert wire(there, sections.save(there.hardware.devices, Stopped())) == before
+    Guest(there).load_devices(states)
+    assert wire(there, sections.save(there.hardware.devices, Stopped())) != before
 
 
 def test_of_several_that_are_wrong_the_one_is_told_that_the_user_chose(
@@ -293,13 +295,13 @@ def test_of_several_that_are_wrong_the_one_is_told_that_the_user_chose(
     with pytest.raises(
         StreamError, match=rf"'{CARD}': the section is missing.*a network card there \(--nic, tap tap0\)"
     ):
-        there.load_devices([])
+        Guest(there).load_devices([])
     with pytest.raises(StreamError, match=f"'{CARD}'.*force-legacy=false"):
-        there.load_devices(changed(states, *WRONG))
+        Guest(there).load_devices(changed(states, *WRONG))
     with pytest.raises(StreamError, match=f"'{CARD} 0': the section comes twice"):
-        there.load_devices([*states, states[-1]])
+        Guest(there).load_devices([*states, states[-1]])
     with pytest.raises(StreamError, match=f"'{CARD} 1': the section comes twice"):
-        there.load_devices([*states, replace(states[-1], instance_id=1)])
+        Guest(there).load_devices([*states, replace(states[-1], instance_id=1)])
 
 
 @pytest.mark.parametrize("cards", [0, 1, 2])

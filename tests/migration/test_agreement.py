@@ -15,6 +15,7 @@ from tests.migration.test_qemu import Qemu, qemu
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination.agreement import disagreement
 from sterna.migration.statistics import MigrationStatus
@@ -127,7 +128,7 @@ MEBIBYTES = 16
 @contextmanager
 def ours(memory: int = MEBIBYTES, **settings: Any) -> Iterator[tuple[Machine, MigrationController]]:
     machine = Machine(MachineConfig(memory_bytes=memory << 20, **settings))
-    with closing(machine), MigrationController(machine) as migration:
+    with closing(machine), MigrationController(MigratableMachine(machine)) as migration:
         yield machine, migration
 
 

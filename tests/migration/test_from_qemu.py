@@ -21,6 +21,7 @@ from sterna.guests.check import check_ram
 from sterna.guests.layout import RandomWord, read_status_of_ram
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
@@ -42,7 +43,7 @@ def machine(smp: int = 1, **settings: Any) -> Iterator[tuple[Machine, MigrationC
     config = MachineConfig(smp=smp, memory_bytes=MEBIBYTES << 20, serial="memory", incoming=True, **settings)
     made = Machine(config)
     try:
-        with MigrationController(made) as migration:
+        with MigrationController(MigratableMachine(made)) as migration:
             yield made, migration
     finally:
         made.close()
@@ -130,7 +131,7 @@ def test_a_guest_is_the_same_here_as_it_was_in_qemu(smp: int, tmp_path: Path) ->
             core = dump[dump.index("R00=") :].splitlines()[:5]
             assert here.registers(cpu).splitlines()[:5] == core
             vfp = [int(value, 16) for value in re.findall(r"d\d\d=([0-9a-f]{16})", dump)]
-            assert here._platform.vcpus[cpu].get_state().vfp == vfp
+            assert here.hardware.platform.vcpus[cpu].get_state().vfp == vfp
             assert any(vfp), "the guest uses them"
         assert {left.name for left in info.left_behind} == ALWAYS_LEFT
         assert not any(left.ignored for left in info.left_behind)
@@ -227,7 +228,7 @@ def test_there_and_back_and_there_again(smp: int, tmp_path: Path) -> None:
     first = Machine(config)
     steps = 0
     try:
-        with MigrationController(first) as migration:
+        with MigrationController(MigratableMachine(first)) as migration:
             first.cont()
             assert first.serial.wait_for(b"filled", SECONDS)  # type: ignore[attr-defined]
             with qemu(tmp_path, *options, "-incoming", "defer") as second:

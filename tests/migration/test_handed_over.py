@@ -11,11 +11,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
+from tests.migration.machinehost import MachineHost
+from tests.migration.pairs import TCP, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.refusal import refuse_threads
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
 from sterna.migration.channels import exec as channels_exec
 from sterna.migration.peer import Peer
@@ -29,7 +31,7 @@ from sterna.testing.guest import DoubleGuest
 COMPLETED = MigrationStatus.COMPLETED
 
 
-class Refusing(Machine):
+class Refusing(MigratableMachine):
     """A machine whose host has no memory when its dirty log is to be switched off for the first time."""
 
     refused = False
@@ -42,11 +44,13 @@ class Refusing(Machine):
 
 
 @contextmanager
-def machine_host(kind: type[Machine], *, incoming: bool = False) -> Iterator[Host]:
+def machine_host(
+    kind: type[MigratableMachine] = MigratableMachine, *, incoming: bool = False
+) -> Iterator[MachineHost]:
     config = MachineConfig(
         memory_bytes=32 << 20, serial="memory", kernel=None if incoming else "clock", incoming=incoming
     )
-    host = Host(kind(config))  # type: ignore[arg-type]
+    host = MachineHost(Machine(config), kind)
     try:
         yield host
     finally:
@@ -64,24 +68,24 @@ def machine_host(kind: type[Machine], *, incoming: bool = False) -> Iterator[Hos
 def test_a_log_that_cannot_be_stopped_does_not_say_that_the_guest_is_here(
     uri: str, standing: Standing, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with machine_host(Refusing) as here, machine_host(Machine, incoming=True) as there:
-        here.guest.cont()
+    with machine_host(Refusing) as here, machine_host(incoming=True) as there:
+        here.machine.cont()
         info = here.migrate(there.controller.incoming(uri) if uri is TCP else uri.format(tmp_path))
         assert (info.status, info.error) == (COMPLETED, "")
-        assert here.guest.refused
+        assert here.guest.refused  # type: ignore[attr-defined]
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
             "its throttle and dirty log cannot be ended after the guest has left: Cannot allocate memory"
         ]
-        assert (here.guest.run_state, here.guest.ownership.standing) == (RunState.POSTMIGRATE, standing)
+        assert (here.machine.run_state, here.guest.ownership.standing) == (RunState.POSTMIGRATE, standing)
         if standing is Standing.SAVED:
-            here.guest.cont()
-            assert here.guest.run_state is RunState.RUNNING
+            here.machine.cont()
+            assert here.machine.run_state is RunState.RUNNING
         else:
             with pytest.raises(NotTheOwner):
-                here.guest.cont()
+                here.machine.cont()
         if standing is Standing.AWAY:
             assert there.outcome().status is COMPLETED
-            assert there.guest.run_state is RunState.RUNNING
+            assert there.machine.run_state is RunState.RUNNING
 
 
 def test_whatever_fails_once_the_destination_has_said_that_it_runs(

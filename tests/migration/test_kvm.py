@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.migration.pairs import TCP, Host
+from tests.migration.machinehost import MachineHost
+from tests.migration.pairs import TCP
 
 from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
@@ -36,7 +37,7 @@ def make():
 
     def make(**settings):
         machine = Machine(MachineConfig(accel="kvm", **{"memory_bytes": 64 << 20} | settings))
-        made.append(Host(machine))
+        made.append(MachineHost(machine))
         return made[-1]
 
     yield make
@@ -46,7 +47,7 @@ def make():
 
 def running(make, append="8000 800 1", **settings):
     host = make(kernel="dirtyram", append=append, **settings)
-    host.guest.cont()
+    host.machine.cont()
     wait_for(host, lambda s: all(s.word(cpu, DirtyramWord.PASSES) for cpu in range(s.cpus)))
     return host
 
@@ -55,23 +56,23 @@ def wait_for(host, condition):
     end = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            status = read_status_of_ram(host.guest.ram_blocks[0].data)
+            status = read_status_of_ram(host.machine.ram_blocks[0].data)
             if status.steps() and condition(status):
                 return
         except StatusError:
             pass  # it has not come that far
-        assert host.guest.run_state is RunState.RUNNING, host.guest.error
+        assert host.machine.run_state is RunState.RUNNING, host.machine.error
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
 def goes_on(host):
     """The guest runs here, and its memory is what it must have written."""
-    steps = read_status_of_ram(host.guest.ram_blocks[0].data).steps()
+    steps = read_status_of_ram(host.machine.ram_blocks[0].data).steps()
     wait_for(host, lambda s: s.steps() > steps + 3)
-    host.guest.stop()
-    assert check_ram(host.guest.ram_blocks[0].data) == []
-    host.guest.cont()
+    host.machine.stop()
+    assert check_ram(host.machine.ram_blocks[0].data) == []
+    host.machine.cont()
 
 
 @pytest.mark.parametrize("mode", list(DirtyLogMode))
@@ -84,7 +85,7 @@ def test_a_running_guest_moves_there_and_back(make, mode, smp):
         info = source.migrate(destination.controller.incoming(TCP))
         assert info.status is COMPLETED, info.error
         assert info.verified
-        assert source.guest.run_state is RunState.POSTMIGRATE
+        assert source.machine.run_state is RunState.POSTMIGRATE
         goes_on(destination)
 
 
@@ -92,7 +93,7 @@ def test_a_running_guest_moves_there_and_back(make, mode, smp):
 def test_a_cancelled_migration_leaves_no_trace(make, mode):
     here = running(make, append="8000 8000 0", dirty_log=mode)
     there = make(incoming=True)
-    blocks = here.guest.statistics()["blocks_2m"]
+    blocks = here.machine.statistics()["blocks_2m"]
     here.controller.set_parameters({"max-bandwidth": 20 << 20})
     address = there.controller.incoming(TCP)
     here.controller.migrate(address)
@@ -101,7 +102,7 @@ def test_a_cancelled_migration_leaves_no_trace(make, mode):
     assert here.outcome().status is CANCELLED
     goes_on(here)
     end = time.monotonic() + TIMEOUT_S
-    while here.guest.statistics()["blocks_2m"] < blocks:
+    while here.machine.statistics()["blocks_2m"] < blocks:
         assert time.monotonic() < end, "blocks that do not come back"
         time.sleep(0.01)
     here.controller.set_parameters({"max-bandwidth": 0})
@@ -160,7 +161,7 @@ def test_a_destination_with_another_cpu_is_refused_while_the_guest_runs(make, mo
     host["CPUID 0x1 EDX"] &= ~(1 << 26)
     monkeypatch.setattr(there.guest, "host_traits", lambda: host)
     stopped = []
-    here.guest.subscribe(lambda name, data: stopped.append(name))
+    here.machine.subscribe(lambda name, data: stopped.append(name))
     info = here.migrate(there.controller.incoming(TCP))
     assert info.status is FAILED
     assert info.error.endswith("cannot run this guest: CPUID 0x1 EDX: it lacks bits 0x4000000")

@@ -12,6 +12,7 @@ from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
 
@@ -34,7 +35,7 @@ def test_a_running_guest_moves_to_qemu(tmp_path: Path) -> None:
         assert machine.serial.wait_for(b"filled", SECONDS)  # type: ignore[attr-defined]
         peer.ask("migrate-set-capabilities", capabilities=XBZRLE)
         peer.ask("migrate-incoming", uri=f"unix:{tmp_path}/in")
-        with MigrationController(machine) as migration:
+        with MigrationController(MigratableMachine(machine)) as migration:
             migration.set_capabilities({"xbzrle": True})
             migration.set_parameters({"max-bandwidth": 16 << 20, "downtime-limit": 0})
             migration.migrate(f"unix:{tmp_path}/in")

@@ -10,6 +10,7 @@ from tests.monitor.qmpserver import ServerThread, serving
 
 from sterna.machine.config import MEBIBYTE, MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 from sterna.migration.controller import MigrationController
 from sterna.monitor.commands import Commands
 from sterna.monitor.control import Control
@@ -42,7 +43,7 @@ def monitored(path: Path, **settings: Any) -> Iterator[Monitored]:
             emitter(name, data)
 
     quits: list[str] = []
-    with Machine(config) as machine, MigrationController(machine, emit) as migration:
+    with Machine(config) as machine, MigrationController(MigratableMachine(machine), emit) as migration:
         control = Control(machine, migration, quits.append)
         with serving(Commands(control), path) as server:
             emitters.append(server.emit)

@@ -157,6 +157,7 @@ def _run(
     ignored: tuple[str, ...],
 ) -> int:
     from sterna.hypervisor.accelerator import ACCELERATORS
+    from sterna.machine.migratable import MigratableMachine
     from sterna.migration.channels import uri
     from sterna.migration.controller import DEFER, MigrationController
     from sterna.migration.errors import MigrationError, UriError
@@ -179,7 +180,8 @@ def _run(
         teller = Teller()
         stack.enter_context(logs.told_by(teller))
         session = _RunningMachine(machine, listening, console, teller, one_try=_is_one_way(incoming))
-        migration = stack.enter_context(MigrationController(machine, session.emit, session.observe))
+        guest = MigratableMachine(machine)
+        migration = stack.enter_context(MigrationController(guest, session.emit, session.observe))
         if incoming is not None:
             try:
                 migration.set_parameters({"x-sterna-ignore-sections": ",".join(ignored)})

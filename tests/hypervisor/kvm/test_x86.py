@@ -226,13 +226,15 @@ import time
 from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, StatusError, read_status
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
+from sterna.machine.migratable import MigratableMachine
 with Machine(MachineConfig(accel="kvm", kernel="dirtyram", append="64 16 1", memory_bytes=16 << 20)) as machine:
     machine.cont()
-    machine.start_dirty_logging()
+    guest = MigratableMachine(machine)
+    guest.start_dirty_logging()
     dirty, deadline = 0, time.monotonic() + 300
     while dirty < 64 and time.monotonic() < deadline:
-        dirty += sum(batch.pages for batch in machine.harvest())
-    machine.stop_dirty_logging()
+        dirty += sum(batch.pages for batch in guest.harvest())
+    guest.stop_dirty_logging()
     machine.stop()
     assert machine.error is None, machine.error
     assert dirty >= 64
