@@ -48,6 +48,7 @@ def test_texts_that_are_no_size(text):
         ({"machine": "pc"}, "machine: 'pc'"),
         ({"cpu": "max"}, "cpu: 'max'"),
         ({"accel": "tcg"}, "accel: 'tcg'"),
+        ({"devices": ("virtio-oven",)}, "device: 'virtio-oven' is not known"),
         ({"kernel": ""}, "kernel: "),
         ({"append": "a\nb"}, r"append: character 2 is '\\n'"),
         ({"append": "a\0"}, "append: character 2"),

@@ -1,4 +1,4 @@
-"""The driver's side of a virtio network device: what a guest does, done by a test."""
+"""The driver's side of virtio devices: what a guest does, done by a test."""
 
 import socket
 import struct
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.machine.guestram import GuestRam
-from sterna.machine.virtio.mmio import Register, Status
+from sterna.machine.virtio.mmio import Register, Status, VirtioMmio
 from sterna.machine.virtio.net import VirtioNet
 from sterna.memory.address import Ipa
 from sterna.memory.ram import RamBlock
@@ -53,21 +53,28 @@ class SocketNetwork:
         self.far.close()
 
 
-@dataclass
-class Rig:
-    """A device on a VM's memory, with its driver."""
+class Driver:
+    """A driver of a device on a VM's memory.
 
+    :cvar queues: how many the device has
+    :cvar features: of the device's first 32, those that the driver takes
+    """
+
+    queues = 1
+    features = 0
     ram: GuestRam
-    network: SocketNetwork
-    net: VirtioNet
-    levels: list[bool] = field(default_factory=list)
-    offered: list[int] = field(default_factory=lambda: [0, 0])
+    offered: list[int]
+
+    @property
+    def transport(self) -> VirtioMmio:
+        """The device's."""
+        raise NotImplementedError
 
     def read(self, register: int, size: int = 4) -> int:
-        return self.net.transport.mmio_read(register, size, 0)
+        return self.transport.mmio_read(register, size, 0)
 
     def write(self, register: int, value: int, size: int = 4) -> None:
-        self.net.transport.mmio_write(register, size, value, 0)
+        self.transport.mmio_write(register, size, value, 0)
 
     def poke(self, address: int, data: bytes) -> None:
         """As the guest writes: not the host, so no log."""
@@ -76,8 +83,9 @@ class Rig:
     def peek(self, address: int, size: int) -> bytes:
         return self.ram.read(address, size)
 
-    def negotiate(self, low: int = 1 << 5, high: int = 1) -> int:
+    def negotiate(self, low: int | None = None, high: int = 1) -> int:
         """Up to FEATURES_OK: the status that the device then has."""
+        low = self.features if low is None else low
         self.write(Register.STATUS, 0)
         self.write(Register.STATUS, Status.ACKNOWLEDGE | Status.DRIVER)
         for number, word in enumerate((low, high)):
@@ -89,7 +97,7 @@ class Rig:
     def start(self) -> None:
         """A driver that works, its rings empty."""
         assert self.negotiate() & Status.FEATURES_OK
-        for queue in (0, 1):
+        for queue in range(self.queues):
             self.write(Register.QUEUE_SEL, queue)
             self.write(Register.QUEUE_NUM, ENTRIES)
             for register, address in (
@@ -102,7 +110,7 @@ class Rig:
             self.poke(AVAIL + 0x1_0000 * queue, bytes(4))
             self.poke(USED + 0x1_0000 * queue, bytes(4))
             self.write(Register.QUEUE_READY, 1)
-        self.offered = [0, 0]
+        self.offered = [0] * self.queues
         self.write(Register.STATUS, self.read(Register.STATUS) | Status.DRIVER_OK)
 
     def describe(
@@ -127,6 +135,24 @@ class Rig:
             struct.unpack("<II", self.peek(ring + 4 + 8 * (number % ENTRIES), 8))
             for number in range(max(0, count - ENTRIES), count)
         ]
+
+
+@dataclass
+class Rig(Driver):
+    """A network device with its driver."""
+
+    ram: GuestRam
+    network: SocketNetwork
+    net: VirtioNet
+    levels: list[bool] = field(default_factory=list)
+    offered: list[int] = field(default_factory=lambda: [0, 0])
+
+    queues = 2
+    features = 1 << 5
+
+    @property
+    def transport(self) -> VirtioMmio:
+        return self.net.transport
 
 
 @contextmanager

@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     help="A network card on a tap, by ifname=NAME or fd=N (a tap that was opened before).",
 )
 @click.option(
+    "--device", multiple=True, metavar="NAME", help="A virtio device besides the network cards, by its name."
+)
+@click.option(
     "--mem-prealloc", is_flag=True, help="Take all of RAM from the host at once, not when it is touched."
 )
 @click.option("--paused", is_flag=True, help="Do not start the guest until `cont`.")
@@ -86,6 +89,7 @@ def command(
     monitor: str,
     serial: str | None,
     nic: tuple[str, ...],
+    device: tuple[str, ...],
     mem_prealloc: bool,
     paused: bool,
     name: str,
@@ -126,6 +130,7 @@ def command(
             if serial is None
             else serial,
             nics=tuple(card for text in nic if (card := parse_nic(text)) is not None),
+            devices=device,
             preallocated=mem_prealloc,
             paused=paused,
             incoming=incoming is not None,

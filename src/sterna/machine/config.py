@@ -14,6 +14,7 @@ from sterna.machine.board import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.machine.errors import MachineError
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.machine.serial import SerialError, check_serial
+from sterna.machine.virtio import catalog
 from sterna.memory.address import PAGE_SIZE
 from sterna.registry import Registry
 
@@ -46,6 +47,7 @@ class MachineConfig:
     :ivar append: the kernel's arguments
     :ivar serial: where the first UART goes: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``
     :ivar nics: network cards; one without a MAC gets the one that goes with its number
+    :ivar devices: names of virtio devices besides (`sterna.machine.virtio.catalog`)
     :ivar preallocated: the host gives all of RAM at once, not when it is touched
     :ivar paused: do not run the guest until told to
     :ivar incoming: wait for a migration; nothing is loaded into RAM
@@ -65,6 +67,7 @@ class MachineConfig:
     append: str = ""
     serial: str = "null"
     nics: tuple[NicConfig, ...] = ()
+    devices: tuple[str, ...] = ()
     preallocated: bool = False
     paused: bool = False
     incoming: bool = False
@@ -94,6 +97,7 @@ class MachineConfig:
         except SerialError as error:
             raise ConfigError(str(error)) from error
         object.__setattr__(self, "nics", _check_nics(self.nics, self.board))
+        _check_devices(self.devices, len(self.nics), self.board)
         if self.kernel is not None and not self.kernel:
             raise ConfigError("kernel: the name is empty")
 
@@ -192,6 +196,20 @@ def _check_nics(nics: Sequence[NicConfig], board: Board) -> tuple[NicConfig, ...
                 assert nic.mac is not None
                 raise ConfigError(f"nic: two cards have the MAC {nic.mac.hex(':')}")
     return complete
+
+
+def _check_devices(devices: Sequence[str], cards: int, board: Board) -> None:
+    """Check that there are such devices, and room for them.
+
+    :raise ConfigError: When not.
+    """
+    for name in devices:
+        _choice("device", name, catalog.names())
+    if cards + len(devices) > board.virtio.count:
+        raise ConfigError(
+            f"device: {len(devices)} asked for besides {cards} network cards, board {board.name} has room for "
+            f"{board.virtio.count} in all"
+        )
 
 
 def _choice(setting: str, value: str, choices: Registry[Any] | tuple[str, ...]) -> None:

@@ -33,7 +33,7 @@ def build(config: MachineConfig) -> bytes:
     memory.strings("device_type", "memory")
     memory.registers((board.ram_base, config.memory_bytes))
     platform.write_nodes(root, board, config.smp)
-    VirtioBus.write_nodes(root, board.virtio, len(config.nics))
+    VirtioBus.write_nodes(root, board.virtio, len(config.nics) + len(config.devices))
     for uart in board.uarts:
         Pl011.write_node(root, uart)
     blob = bytes(tree.to_dtb(_DTB_VERSION))

@@ -17,6 +17,7 @@ from sterna.machine.loader import Image, place
 from sterna.machine.platforms.factory import create_platform
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.throttle import Throttle
+from sterna.machine.virtio import catalog
 from sterna.machine.virtio.bus import VirtioBus
 from sterna.machine.virtio.net import on_tap
 from sterna.memory.ram import RamBlock, RamError
@@ -110,6 +111,8 @@ class Hardware:
         for device in self.devices:
             stack.callback(device.close)
         self.cards = [bus.add(on_tap(nic)) for nic in config.nics]
+        for name in config.devices:
+            bus.add(catalog.find(name))
         for device in self.devices:
             for region in device.regions:
                 self.vm.add_mmio(region.ipa, region.size, region.device)
