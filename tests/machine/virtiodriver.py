@@ -156,21 +156,30 @@ class Rig(Driver):
 
 
 @contextmanager
-def rig(*, logging: bool = False) -> Iterator[Rig]:
-    """A device that runs, on memory of its own."""
-    network = SocketNetwork()
+def guest_ram(*, logging: bool = False) -> Iterator[GuestRam]:
+    """Memory of a VM without vCPUs."""
     vm = EmulatedVm(1)
     with RamBlock("ram", RAM_BYTES) as block:
         ram = GuestRam(vm, block, Ipa(BASE))
         if logging:
             ram.start_logging()
-        levels: list[bool] = []
-        net = VirtioNet(network, MAC, ram, levels.append)
-        made = Rig(ram, network, net, levels)
         try:
-            net.resume()
+            yield ram
+        finally:
+            vm.close()
+            del ram
+
+
+@contextmanager
+def rig(*, logging: bool = False) -> Iterator[Rig]:
+    """A device that runs, on memory of its own."""
+    network = SocketNetwork()
+    with guest_ram(logging=logging) as ram:
+        levels: list[bool] = []
+        made = Rig(ram, network, VirtioNet(network, MAC, ram, levels.append), levels)
+        try:
+            made.net.resume()
             yield made
         finally:
             made.net.close()
-            vm.close()
             del made.ram

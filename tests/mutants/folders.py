@@ -45,6 +45,7 @@ FOLDERS = {
             "tests/machine/test_sections.py",
             "tests/machine/test_virtqueue.py",
             "tests/machine/test_virtio_net.py",
+            "tests/machine/test_virtio_rng.py",
             "tests/machine/test_nic.py",
         ),
     ),
