@@ -25,7 +25,9 @@ from tests.machine.virtiodriver import (
     rig,
 )
 
-from sterna.machine.virtio.mmio import Interrupt, Register, Status, TransportBank
+from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
+from sterna.machine.virtio.bus import VirtioBus
+from sterna.machine.virtio.mmio import Interrupt, Register, Status
 from sterna.machine.virtio.net import MAX_FRAME_BYTES, announcement
 from sterna.memory.bitmap import page_numbers
 
@@ -89,14 +91,15 @@ def test_its_configuration_is_read_at_any_width(device: Rig) -> None:
     assert device.read(0x100, 4).to_bytes(4, "little") == MAC[:4], "read-only"
 
 
-def test_a_bank_has_transports_without_a_device(device: Rig) -> None:
-    bank = TransportBank({3: device.net.transport})
-    assert bank.mmio_read(0x200 * 3 + Register.DEVICE_ID, 4, 0) == 1
-    assert bank.mmio_read(0x200 * 2 + Register.MAGIC, 4, 0) == device.read(Register.MAGIC)
-    assert bank.mmio_read(0x200 * 2 + Register.DEVICE_ID, 4, 0) == 0
-    bank.mmio_write(0x200 * 2 + Register.STATUS, 4, 1, 0)
+def test_a_bus_has_transports_without_a_device(device: Rig) -> None:
+    bus = VirtioBus(VEXPRESS_A15.virtio, device.ram, lambda irq: device.levels.append)
+    bus.add(lambda memory, irq: device.net)
+    assert bus.mmio_read(0x200 * 3 + Register.DEVICE_ID, 4, 0) == 1
+    assert bus.mmio_read(0x200 * 2 + Register.MAGIC, 4, 0) == device.read(Register.MAGIC)
+    assert bus.mmio_read(0x200 * 2 + Register.DEVICE_ID, 4, 0) == 0
+    bus.mmio_write(0x200 * 2 + Register.STATUS, 4, 1, 0)
     assert device.read(Register.STATUS) == 0
-    bank.mmio_write(0x200 * 3 + Register.STATUS, 4, 1, 0)
+    bus.mmio_write(0x200 * 3 + Register.STATUS, 4, 1, 0)
     assert device.read(Register.STATUS) == 1
 
 

@@ -27,35 +27,25 @@ class Clock(Device):
         self._hz = hz
 
     def save(self, stopped: Stopped) -> Sequence[DeviceState]:
-        """The counter's section."""
-        return [save_counter(stopped.counter, self._hz)]
+        """The counter's section.
+
+        :raise StreamError: When the counter is beyond what the section can say, 292 years.
+        """
+        clock_ns = counter_to_ns(stopped.counter, self._hz)
+        if not 0 <= clock_ns < _LIMIT_NS:
+            raise StreamError(
+                f"the counter, {stopped.counter} ticks, has no place in the section", TIMER.name
+            )
+        fields = {"cpu_ticks_offset": 0, "cpu_clock_offset": clock_ns}
+        return [DeviceState(TIMER.name, 0, TIMER.version, fields)]
 
     def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
         """The counter, for `stopped`."""
-        stopped.counter = load_counter(found[TIMER.name, 0], self._hz)
+        clock_ns = int(found[TIMER.name, 0].fields["cpu_clock_offset"])
+        if clock_ns < 0:
+            raise StreamError(f"the clock is negative: {clock_ns} ns", TIMER.name).inside("cpu_clock_offset")
+        stopped.counter = ns_to_counter(clock_ns, self._hz)
         return nothing
-
-
-def save_counter(counter: int, hz: int = COUNTER_HZ) -> DeviceState:
-    """The section of a stopped machine whose counter shows `counter` ticks.
-
-    :raise StreamError: When the counter is beyond what the section can say, 292 years.
-    """
-    clock_ns = counter_to_ns(counter, hz)
-    if not 0 <= clock_ns < _LIMIT_NS:
-        raise StreamError(f"the counter, {counter} ticks, has no place in the section", TIMER.name)
-    return DeviceState(TIMER.name, 0, TIMER.version, {"cpu_ticks_offset": 0, "cpu_clock_offset": clock_ns})
-
-
-def load_counter(state: DeviceState, hz: int = COUNTER_HZ) -> int:
-    """The counter, in ticks.
-
-    :raise StreamError: When the clock is negative.
-    """
-    clock_ns = int(state.fields["cpu_clock_offset"])
-    if clock_ns < 0:
-        raise StreamError(f"the clock is negative: {clock_ns} ns", TIMER.name).inside("cpu_clock_offset")
-    return ns_to_counter(clock_ns, hz)
 
 
 def counter_to_ns(ticks: int, hz: int = COUNTER_HZ) -> int:

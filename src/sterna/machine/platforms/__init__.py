@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from sterna.hypervisor.interface import HypervisorError, Vcpu
 from sterna.machine.board import Board
@@ -12,21 +12,8 @@ from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
 from sterna.stream.vmstate import StreamError
 
-
-class CpuWithState(Vcpu, Protocol):
-    """A vCPU of any architecture."""
-
-    def get_state(self) -> Any:
-        """Everything the guest can see of this CPU. Call it while `run` is not running."""
-        ...
-
-    def set_state(self, state: Any) -> None:
-        """Replace the CPU's state. Call it while `run` is not running."""
-        ...
-
-
 BoardT = TypeVar("BoardT", bound=Board)
-CpuT = TypeVar("CpuT", bound=CpuWithState)
+CpuT = TypeVar("CpuT", bound=Vcpu)
 
 
 class Platform(Device, ABC, Generic[BoardT, CpuT]):
@@ -74,11 +61,12 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
         text = f"the source has a CPU {key[1]}, this machine has {len(self.vcpus)} (set smp to match)"
         return StreamError(text, key_text(key))
 
-    def _to_apply(self, states: Sequence[Any], section: str) -> Apply:
+    def _to_apply(self, states: Sequence[object], section: str) -> Apply:
         """What gives each CPU its state, which comes from such a section. Some of it the hypervisor alone can check."""
 
         def apply() -> None:
-            for vcpu, state in zip(self.vcpus, states, strict=True):
+            vcpus: Sequence[Any] = self.vcpus  # each architecture's takes its own kind of state
+            for vcpu, state in zip(vcpus, states, strict=True):
                 try:
                     vcpu.set_state(state)
                 except HypervisorError as error:

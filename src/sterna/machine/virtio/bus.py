@@ -7,14 +7,13 @@ from sterna.machine.board import TRANSPORT_BYTES, VirtioSlots
 from sterna.machine.devices.device import Apply, Device, Region, SectionKey, Stopped, key_text
 from sterna.machine.devices.irq import EDGE_RISING, SPI, IrqLine
 from sterna.machine.devices.node import Node
-from sterna.machine.virtio.device import BusDevice
-from sterna.machine.virtio.mmio import TransportBank, VirtioMmio
+from sterna.machine.virtio.mmio import WITHOUT_DEVICE, VirtioDevice, VirtioMmio
 from sterna.machine.virtio.queue import GuestMemory, QueueError
 from sterna.machine.virtio.section import layout, load_virtio, save_virtio
 from sterna.memory.address import PAGE_SIZE
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription
 
-DeviceT = TypeVar("DeviceT", bound=BusDevice)
+DeviceT = TypeVar("DeviceT", bound=VirtioDevice)
 
 
 class VirtioBus(Device):
@@ -31,12 +30,10 @@ class VirtioBus(Device):
         self._line = line
         self._transports: dict[int, VirtioMmio] = {}
         # By the name of the section.
-        self._devices: dict[str, BusDevice] = {}
+        self._devices: dict[str, VirtioDevice] = {}
         self.descriptions: dict[str, VmStateDescription] = {}
         size = slots.address(slots.count) - slots.base
-        self.regions = (
-            Region(slots.base, -(-size // PAGE_SIZE) * PAGE_SIZE, TransportBank(self._transports)),
-        )
+        self.regions = (Region(slots.base, -(-size // PAGE_SIZE) * PAGE_SIZE, self),)
 
     @staticmethod
     def write_nodes(root: Node, slots: VirtioSlots, count: int) -> None:
@@ -61,6 +58,18 @@ class VirtioBus(Device):
         self._transports[slot] = device.transport
         self.descriptions[name] = layout(type(device))
         return device
+
+    def mmio_read(self, offset: int, size: int, cpu: int) -> int:
+        """A register of a transport; one without a device says just that."""
+        number, register = divmod(offset, TRANSPORT_BYTES)
+        transport = self._transports.get(number)
+        return transport.mmio_read(register, size, cpu) if transport else WITHOUT_DEVICE.get(register, 0)
+
+    def mmio_write(self, offset: int, size: int, value: int, cpu: int) -> None:
+        """Set a register of a transport."""
+        number, register = divmod(offset, TRANSPORT_BYTES)
+        if transport := self._transports.get(number):
+            transport.mmio_write(register, size, value, cpu)
 
     def pause(self) -> None:
         """No device touches guest RAM once this returns."""
@@ -104,7 +113,7 @@ class VirtioBus(Device):
         return apply
 
     @staticmethod
-    def _load(device: BusDevice, section: DeviceState) -> tuple[Apply, Apply]:
+    def _load(device: VirtioDevice, section: DeviceState) -> tuple[Apply, Apply]:
         state = load_virtio(type(device), section)
         try:
             device.transport.check(state)

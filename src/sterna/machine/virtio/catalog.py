@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.virtio import devices
-from sterna.machine.virtio.device import BusDevice
+from sterna.machine.virtio.mmio import VirtioDevice
 from sterna.machine.virtio.queue import GuestMemory
 
 
@@ -15,8 +15,8 @@ def names() -> tuple[str, ...]:
     return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(devices.__path__))
 
 
-def find(name: str) -> Callable[[GuestMemory, IrqLine], BusDevice]:
+def find(name: str) -> Callable[[GuestMemory, IrqLine], VirtioDevice]:
     """What makes such a device, from guest RAM and its transport's interrupt."""
     module = importlib.import_module(f"{devices.__name__}.{name.replace('-', '_')}")
-    make: Callable[[GuestMemory, IrqLine], BusDevice] = module.DEVICE
+    make: Callable[[GuestMemory, IrqLine], VirtioDevice] = module.DEVICE
     return make

@@ -1,16 +1,17 @@
-"""The memory-mapped transport of virtio devices (Virtual I/O Device Version 1.1, 4.2), version 2."""
+"""Virtio devices, and their memory-mapped transport (Virtual I/O Device Version 1.1, 4.2), version 2."""
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
-from typing import Protocol
+from typing import Any, ClassVar
 
 from sterna.host.complaints import Complaints
-from sterna.machine.board import TRANSPORT_BYTES
+from sterna.machine.devices.device import Apply, nothing
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.virtio.queue import GuestMemory, QueueError, QueueState, Virtqueue
+from sterna.stream.vmstate import Field
 
 log = logging.getLogger(__name__)
 
@@ -81,25 +82,71 @@ class Interrupt(IntFlag):
     CONFIG = 2
 
 
-class VirtioDevice(Protocol):
-    """What is behind a transport. Called with the transport's lock held.
+class VirtioDevice:
+    """What is behind a transport, with that transport. All that it writes to guest RAM goes through its queues, and so into the
+    dirty log.
 
-    :ivar device_id: its type (clause 5)
-    :ivar features: what it offers, VERSION_1 apart
-    :ivar queue_limits: the most entries of each of its queues
+    :cvar name: its own in the name of its section, as in QEMU
+    :cvar version: its section's
+    :cvar fields: its own in its section, behind those that all virtio devices have
+    :cvar hidden_queues: the most entries of further queues, which QEMU's device has and this one does not offer
+    :cvar device_id: its type (clause 5)
+    :cvar features: what it offers, VERSION_1 apart
+    :cvar queue_limits: the most entries of each of its queues
+    :ivar transport: what the guest accesses
+
+    :param memory: guest RAM
+    :param irq: the transport's interrupt
     """
 
-    device_id: int
-    features: int
-    queue_limits: tuple[int, ...]
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    fields: ClassVar[Sequence[Field]] = ()
+    hidden_queues: ClassVar[Sequence[int]] = ()
+    device_id: ClassVar[int]
+    features: ClassVar[int] = 0
+    queue_limits: ClassVar[Sequence[int]]
+
+    def __init__(self, memory: GuestMemory, irq: IrqLine) -> None:
+        self.transport = VirtioMmio(self, memory, irq)
+
+    @property
+    def asked_for(self) -> tuple[str, str]:
+        """What it is, and by which option its user has it, for people."""
+        raise NotImplementedError
 
     def config(self) -> bytes:
-        """Its configuration space."""
-        ...
+        """Its configuration space. Called with the transport's lock held."""
+        return b""
 
     def notify(self) -> None:
-        """The driver has set its status, offered buffers, or reset the device. Must not wait."""
-        ...
+        """The driver has set its status, offered buffers, or reset the device. Called with the transport's lock held; must not
+        wait.
+        """
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Once this returns it does not touch guest RAM."""
+
+    def resume(self) -> None:
+        """Work again."""
+
+    def close(self) -> None:
+        """Free what it has of the host's."""
+
+    def announce(self, delays: Sequence[float]) -> None:
+        """The guest has come here; as `Device.announce`."""
+
+    def save_own(self) -> dict[str, Any]:
+        """The values of `fields`."""
+        return {}
+
+    def load_own(self, fields: Mapping[str, Any]) -> Apply:
+        """Check the values of `fields`: what puts them into the device.
+
+        :raise StreamError: When the device cannot have them.
+        """
+        return nothing
 
 
 @dataclass
@@ -295,37 +342,12 @@ class VirtioMmio:
         self._irq(self._state.interrupt_status != 0)
 
 
-_WITHOUT_DEVICE: Mapping[int, int] = {
+WITHOUT_DEVICE: Mapping[int, int] = {
     Register.MAGIC: MAGIC,
     Register.VERSION: VERSION,
     Register.VENDOR_ID: VENDOR,
 }
 """Registers of a transport with nothing behind it; the others are 0, DeviceID too (4.2.2)."""
-
-
-class TransportBank:
-    """A board's row of transports; most have no device behind them.
-
-    :ivar transports: those that have, by number
-    """
-
-    def __init__(self, transports: Mapping[int, VirtioMmio]) -> None:
-        self.transports = transports
-
-    def mmio_read(self, offset: int, size: int, cpu: int) -> int:
-        """A register of one; one without a device says just that."""
-        number, register = divmod(offset, TRANSPORT_BYTES)
-        transport = self.transports.get(number)
-        if transport is not None:
-            return transport.mmio_read(register, size, cpu)
-        return _WITHOUT_DEVICE.get(register, 0)
-
-    def mmio_write(self, offset: int, size: int, value: int, cpu: int) -> None:
-        """Set a register of one."""
-        number, register = divmod(offset, TRANSPORT_BYTES)
-        transport = self.transports.get(number)
-        if transport is not None:
-            transport.mmio_write(register, size, value, cpu)
 
 
 def _word(value: int, number: int) -> int:

@@ -19,7 +19,7 @@ from sterna.machine.devices.device import Apply
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.nicconfig import NicConfig
 from sterna.machine.tap import Tap
-from sterna.machine.virtio.device import BusDevice
+from sterna.machine.virtio.mmio import VirtioDevice
 from sterna.machine.virtio.queue import GuestMemory, QueueError
 from sterna.stream.vmstate import buffer, counted_array, u8, u16, u32
 
@@ -98,7 +98,7 @@ class FrameCounts:
     announced: int = 0
 
 
-class VirtioNet(BusDevice):
+class VirtioNet(VirtioDevice):
     """The device. Frames go only while it runs: see `resume` and `pause`.
 
     :ivar network: the host's side; closed with the device, or when that cannot be made

@@ -7,14 +7,14 @@ migration may bring requests that nobody will tell of once more, so the device l
 import os
 
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.virtio.device import BusDevice
+from sterna.machine.virtio.mmio import VirtioDevice
 from sterna.machine.virtio.queue import GuestMemory, QueueError
 
 MAX_BYTES = 4096
 """The most that a request gets: a vCPU must not be kept for long. A driver asks again for what it lacks (5.4.6.1)."""
 
 
-class VirtioRng(BusDevice):
+class VirtioRng(VirtioDevice):
     """The device."""
 
     name = "virtio-rng"
