@@ -21,6 +21,7 @@ from sterna.machine.nicconfig import NicConfig
 from sterna.machine.tap import Tap
 from sterna.machine.virtio.mmio import Register as Virtio
 from sterna.machine.virtio.mmio import Status
+from sterna.machine.virtio.net import announcement
 from sterna.ownership import Event
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState, StreamError
 
@@ -302,6 +303,20 @@ def test_of_several_that_are_wrong_the_one_is_told_that_the_user_chose(
         Guest(there).load_devices([*states, states[-1]])
     with pytest.raises(StreamError, match=f"'{CARD} 1': the section comes twice"):
         Guest(there).load_devices([*states, replace(states[-1], instance_id=1)])
+
+
+def test_every_card_announces_a_guest_that_has_come(make: Callable[..., tuple[Machine, StillVm]]) -> None:
+    machine, _ = make("virt", 2)
+    Guest(machine).announce([0.0])
+    machine.cont()
+    for card in machine.hardware.cards:
+        card.network.far.settimeout(300)  # type: ignore[attr-defined]
+        assert card.network.far.recv(4096) == announcement(card.mac)  # type: ignore[attr-defined]
+    machine.stop()
+    assert {tap: counts["announced"] for tap, counts in machine.network_counts().items()} == {
+        "tap0": 1,
+        "tap1": 1,
+    }
 
 
 @pytest.mark.parametrize("cards", [0, 1, 2])
