@@ -16,6 +16,7 @@ from sterna.launch.errors import VmError
 from sterna.launch.host import LOCAL
 from sterna.launch.process import SternaVm
 from sterna.machine.serial import open_serial
+from sterna.machine.virtio.device import Port
 from sterna.machine.virtio.net import VirtioNet
 from sterna.testbed.errors import BedError
 from sterna.testbed.forwarded import Forwarder
@@ -29,7 +30,7 @@ REFUSED = "can't start new thread"
 
 
 def make_card(directory: Path) -> object:
-    return VirtioNet(SocketNetwork(), MAC, None, lambda level: None)  # type: ignore[arg-type]
+    return VirtioNet(SocketNetwork(), MAC, Port(0, None, lambda level: None))  # type: ignore[arg-type]
 
 
 def make_ssh(directory: Path) -> object:

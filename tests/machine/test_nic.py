@@ -159,11 +159,11 @@ def states(draw: st.DrawFn) -> TransportState:
     )
 
 
-VIRTIO_NET = layout(VirtioNet)
+VIRTIO_NET = layout(VirtioNet.kind)
 
 
 def save_net(state: TransportState) -> DeviceState:
-    return save_virtio(VirtioNet, NAME, state, config=card_config(MAC), own=card_fields(MAC))
+    return save_virtio(VirtioNet.kind, NAME, state, config=card_config(MAC), own=card_fields(MAC))
 
 
 def wire(state: TransportState) -> DeviceState:
@@ -174,7 +174,7 @@ def wire(state: TransportState) -> DeviceState:
 @given(states())
 def test_a_card_survives_the_wire(state: TransportState) -> None:
     section = wire(state)
-    assert load_virtio(VirtioNet, section) == state
+    assert load_virtio(VirtioNet.kind, section) == state
     assert section.fields["virtio"]["mac"] == MAC
 
 
@@ -218,7 +218,7 @@ def test_cards_that_are_not_this_one(change: Callable[[DeviceState], None], told
     section = wire(fresh())
     change(section)
     with pytest.raises(StreamError) as raised:
-        load_virtio(VirtioNet, section)
+        load_virtio(VirtioNet.kind, section)
     assert told in str(raised.value)
     assert NAME in str(dataclasses.replace(section, name=NAME).name)
 
@@ -234,7 +234,7 @@ def test_a_damaged_section_is_a_state_or_an_error(seed: int, count: int) -> None
         body[chance.choice((chance.randrange(700), chance.randrange(len(body))))] = chance.randrange(256)
     try:
         load_virtio(
-            VirtioNet,
+            VirtioNet.kind,
             VIRTIO_NET.decode(bytes(body[: chance.choice((len(body), chance.randrange(len(body))))])),
         )
     except StreamError:
@@ -259,10 +259,10 @@ def test_a_card_goes_on_where_another_was(device: Rig) -> None:
     wait(lambda: len(device.used(1)) == 3)
     device.net.pause()
     section = wire(device.net.transport.save())
-    state, mac = load_virtio(VirtioNet, section), section.fields["virtio"]["mac"]
+    state, mac = load_virtio(VirtioNet.kind, section), section.fields["virtio"]["mac"]
     device.net.close()
     device.network = SocketNetwork()
-    device.net = other = VirtioNet(device.network, mac, device.ram, device.levels.append)
+    device.net = other = VirtioNet(device.network, mac, device.port)
     other.transport.check(state)
     other.transport.load(state)
     assert device.levels[-1] is True, "an interrupt that the driver has not seen is still there"

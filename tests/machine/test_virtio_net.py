@@ -93,7 +93,7 @@ def test_its_configuration_is_read_at_any_width(device: Rig) -> None:
 
 def test_a_bus_has_transports_without_a_device(device: Rig) -> None:
     bus = VirtioBus(VEXPRESS_A15.virtio, device.ram, lambda irq: device.levels.append)
-    bus.add(lambda memory, irq: device.net)
+    bus.add(lambda port: device.net)
     assert bus.mmio_read(0x200 * 3 + Register.DEVICE_ID, 4, 0) == 1
     assert bus.mmio_read(0x200 * 2 + Register.MAGIC, 4, 0) == device.read(Register.MAGIC)
     assert bus.mmio_read(0x200 * 2 + Register.DEVICE_ID, 4, 0) == 0

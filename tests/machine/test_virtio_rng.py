@@ -31,7 +31,7 @@ from sterna.machine.guestram import GuestRam
 from sterna.machine.machine import Machine
 from sterna.machine.migratable import MigratableMachine
 from sterna.machine.runstate import RunState
-from sterna.machine.virtio.bus import VirtioBus
+from sterna.machine.virtio.device import Port, VirtioDevice
 from sterna.machine.virtio.devices.virtio_rng import MAX_BYTES, VirtioRng
 from sterna.machine.virtio.mmio import VERSION_1, Interrupt, Register, Status, TransportState, VirtioMmio
 from sterna.machine.virtio.queue import QueueError, QueueState
@@ -44,7 +44,7 @@ from sterna.stream.vmstate import DeviceState, StreamError
 TIMEOUT = 300.0
 BUFFERS = BASE + 0x20_0000
 NAME = "virtio-mmio@000000000a003e00/virtio-rng"
-LAYOUT = layout(VirtioRng)
+LAYOUT = layout(VirtioRng.kind)
 
 
 class RngDriver(Driver):
@@ -68,6 +68,7 @@ class Rig(RngDriver):
     """The device with its driver."""
 
     ram: GuestRam
+    port: Port
     rng: VirtioRng
     levels: list[bool]
     offered: list[int] = field(default_factory=lambda: [0])
@@ -81,7 +82,8 @@ class Rig(RngDriver):
 def rig(*, logging: bool = False) -> Iterator[Rig]:
     with guest_ram(logging=logging) as ram:
         levels: list[bool] = []
-        made = Rig(ram, VirtioRng(ram, levels.append), levels)
+        port = Port(BASE, ram, levels.append)
+        made = Rig(ram, port, VirtioRng(port), levels)
         made.rng.resume()
         yield made
         del made.ram
@@ -201,7 +203,9 @@ def test_a_broken_driver_stops_its_device_until_a_reset(device: Rig, breach: Cal
 
 
 def wire(state: TransportState) -> DeviceState:
-    return LAYOUT.decode(LAYOUT.encode(save_virtio(VirtioRng, NAME, state, config=b"", own={})), name=NAME)
+    return LAYOUT.decode(
+        LAYOUT.encode(save_virtio(VirtioRng.kind, NAME, state, config=b"", own={})), name=NAME
+    )
 
 
 def fresh() -> TransportState:
@@ -214,8 +218,8 @@ def test_it_goes_on_where_another_was_and_answers_what_nobody_will_tell_of(devic
         device.ask(64, index)
     device.rng.pause()
     device.ask(64, 3)
-    state = load_virtio(VirtioRng, wire(device.transport.save()))
-    device.rng = other = VirtioRng(device.ram, device.levels.append)
+    state = load_virtio(VirtioRng.kind, wire(device.transport.save()))
+    device.rng = other = VirtioRng(device.port)
     other.transport.check(state)
     other.transport.load(state)
     assert device.levels[-1] is True, "an interrupt that the driver has not seen is still there"
@@ -240,7 +244,7 @@ def test_a_state_that_ram_contradicts(device: Rig) -> None:
 def test_features_that_it_has_not() -> None:
     state = dataclasses.replace(fresh(), driver_features=VERSION_1 | 1 << 5)
     with pytest.raises(StreamError, match=f"'{NAME}'.*features that this device has not: bits 5"):
-        load_virtio(VirtioRng, wire(state))
+        load_virtio(VirtioRng.kind, wire(state))
 
 
 def test_the_device_tree_has_its_transport_behind_those_of_cards() -> None:
@@ -262,8 +266,7 @@ class MachineDriver(RngDriver):
     def __init__(self, machine: Machine) -> None:
         self.ram = machine.hardware.ram
         self.offered = [0]
-        bus = next(device for device in machine.hardware.devices if isinstance(device, VirtioBus))
-        [self._device] = bus._devices.values()
+        [self._device] = (one for one in machine.hardware.devices if isinstance(one, VirtioDevice))
 
     @property
     def transport(self) -> VirtioMmio:
@@ -349,7 +352,7 @@ def test_qemus_section_has_the_same_bytes(tmp_path: Path) -> None:
     state = LAYOUT.decode(source, name=NAME)
     body = rest[: len(rest) - source.left]
     assert LAYOUT.encode(state) == body
-    ours = save_virtio(VirtioRng, NAME, load_virtio(VirtioRng, state), config=b"", own={})
+    ours = save_virtio(VirtioRng.kind, NAME, load_virtio(VirtioRng.kind, state), config=b"", own={})
     assert LAYOUT.encode(ours) == body
 
 

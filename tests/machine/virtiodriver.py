@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
 from sterna.machine.guestram import GuestRam
+from sterna.machine.virtio.device import Port
 from sterna.machine.virtio.mmio import Register, Status, VirtioMmio
 from sterna.machine.virtio.net import VirtioNet
 from sterna.memory.address import Ipa
@@ -142,6 +143,7 @@ class Rig(Driver):
     """A network device with its driver."""
 
     ram: GuestRam
+    port: Port
     network: SocketNetwork
     net: VirtioNet
     levels: list[bool] = field(default_factory=list)
@@ -176,7 +178,8 @@ def rig(*, logging: bool = False) -> Iterator[Rig]:
     network = SocketNetwork()
     with guest_ram(logging=logging) as ram:
         levels: list[bool] = []
-        made = Rig(ram, network, VirtioNet(network, MAC, ram, levels.append), levels)
+        port = Port(BASE, ram, levels.append)
+        made = Rig(ram, port, network, VirtioNet(network, MAC, port), levels)
         try:
             made.net.resume()
             yield made

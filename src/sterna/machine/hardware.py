@@ -1,7 +1,8 @@
 """What a machine consists of: its VM, RAM, vCPUs and devices, made as a whole or not at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
 from sterna.hypervisor.accelerator import check_arch, open_vm
 from sterna.hypervisor.interface import DirtyLogMode
@@ -21,6 +22,8 @@ from sterna.machine.virtio import catalog
 from sterna.machine.virtio.bus import VirtioBus
 from sterna.machine.virtio.net import on_tap
 from sterna.memory.ram import RamBlock, RamError
+
+DeviceT = TypeVar("DeviceT", bound=Device)
 
 
 class Hardware:
@@ -100,19 +103,25 @@ class Hardware:
         ]
         self._console = uarts[0]
         bus = VirtioBus(board.virtio, self.ram, self.platform.line)
-        self.devices: Sequence[Device] = (
+        self.devices: list[Device] = []
+
+        def keep(device: DeviceT) -> DeviceT:
+            self.devices.append(device)
+            stack.callback(device.close)
+            return device
+
+        for device in (
             Clock(self.vm.counter_hz),
             self.platform,
             *self.platform.devices,
             *uarts,
             GlobalState(),
             bus,
-        )
-        for device in self.devices:
-            stack.callback(device.close)
-        self.cards = [bus.add(on_tap(nic)) for nic in config.nics]
+        ):
+            keep(device)
+        self.cards = [keep(bus.add(on_tap(nic))) for nic in config.nics]
         for name in config.devices:
-            bus.add(catalog.find(name))
+            keep(bus.add(catalog.find(name)))
         for device in self.devices:
             for region in device.regions:
                 self.vm.add_mmio(region.ipa, region.size, region.device)

@@ -53,7 +53,7 @@ def collect(
         found[key] = state
     absent = [key for key, device in owners.items() if key not in found and not device.optional]
     if absent:
-        key = min(absent, key=lambda key: (not owners[key].chosen, key))
+        key = next((key for key in absent if owners[key].chosen), min(absent))
         raise owners[key].missing(key) or StreamError(
             f"the section is missing; this machine ({board}, {smp} CPUs) has it", key_text(key)
         )

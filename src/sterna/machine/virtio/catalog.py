@@ -4,10 +4,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from sterna.machine.devices.irq import IrqLine
 from sterna.machine.virtio import devices
-from sterna.machine.virtio.mmio import VirtioDevice
-from sterna.machine.virtio.queue import GuestMemory
+from sterna.machine.virtio.device import Port, VirtioDevice
 
 
 def names() -> tuple[str, ...]:
@@ -15,8 +13,8 @@ def names() -> tuple[str, ...]:
     return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(devices.__path__))
 
 
-def find(name: str) -> Callable[[GuestMemory, IrqLine], VirtioDevice]:
-    """What makes such a device, from guest RAM and its transport's interrupt."""
+def find(name: str) -> Callable[[Port], VirtioDevice]:
+    """What makes such a device."""
     module = importlib.import_module(f"{devices.__name__}.{name.replace('-', '_')}")
-    make: Callable[[GuestMemory, IrqLine], VirtioDevice] = module.DEVICE
+    make: Callable[[Port], VirtioDevice] = module.DEVICE
     return make

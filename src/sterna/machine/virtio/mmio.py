@@ -1,17 +1,15 @@
-"""Virtio devices, and their memory-mapped transport (Virtual I/O Device Version 1.1, 4.2), version 2."""
+"""The memory-mapped transport of virtio devices (Virtual I/O Device Version 1.1, 4.2), version 2."""
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
-from typing import Any, ClassVar
 
 from sterna.host.complaints import Complaints
-from sterna.machine.devices.device import Apply, nothing
 from sterna.machine.devices.irq import IrqLine
+from sterna.machine.virtio.kind import Kind
 from sterna.machine.virtio.queue import GuestMemory, QueueError, QueueState, Virtqueue
-from sterna.stream.vmstate import Field
 
 log = logging.getLogger(__name__)
 
@@ -82,73 +80,6 @@ class Interrupt(IntFlag):
     CONFIG = 2
 
 
-class VirtioDevice:
-    """What is behind a transport, with that transport. All that it writes to guest RAM goes through its queues, and so into the
-    dirty log.
-
-    :cvar name: its own in the name of its section, as in QEMU
-    :cvar version: its section's
-    :cvar fields: its own in its section, behind those that all virtio devices have
-    :cvar hidden_queues: the most entries of further queues, which QEMU's device has and this one does not offer
-    :cvar device_id: its type (clause 5)
-    :cvar features: what it offers, VERSION_1 apart
-    :cvar queue_limits: the most entries of each of its queues
-    :ivar transport: what the guest accesses
-
-    :param memory: guest RAM
-    :param irq: the transport's interrupt
-    """
-
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-    fields: ClassVar[Sequence[Field]] = ()
-    hidden_queues: ClassVar[Sequence[int]] = ()
-    device_id: ClassVar[int]
-    features: ClassVar[int] = 0
-    queue_limits: ClassVar[Sequence[int]]
-
-    def __init__(self, memory: GuestMemory, irq: IrqLine) -> None:
-        self.transport = VirtioMmio(self, memory, irq)
-
-    @property
-    def asked_for(self) -> tuple[str, str]:
-        """What it is, and by which option its user has it, for people."""
-        raise NotImplementedError
-
-    def config(self) -> bytes:
-        """Its configuration space. Called with the transport's lock held."""
-        return b""
-
-    def notify(self) -> None:
-        """The driver has set its status, offered buffers, or reset the device. Called with the transport's lock held; must not
-        wait.
-        """
-        raise NotImplementedError
-
-    def pause(self) -> None:
-        """Once this returns it does not touch guest RAM."""
-
-    def resume(self) -> None:
-        """Work again."""
-
-    def close(self) -> None:
-        """Free what it has of the host's."""
-
-    def announce(self, delays: Sequence[float]) -> None:
-        """The guest has come here; as `Device.announce`."""
-
-    def save_own(self) -> dict[str, Any]:
-        """The values of `fields`."""
-        return {}
-
-    def load_own(self, fields: Mapping[str, Any]) -> Apply:
-        """Check the values of `fields`: what puts them into the device.
-
-        :raise StreamError: When the device cannot have them.
-        """
-        return nothing
-
-
 @dataclass
 class TransportState:
     """All that a driver has done to a transport; what migrates.
@@ -170,13 +101,26 @@ class VirtioMmio:
 
     :ivar lock: held by whoever touches state or queues. Guest accesses wait for it, so its holder must not wait for a vCPU
     :ivar queues: the device's
+
+    :param kind: of the device behind it
+    :param config: gives the device's configuration space
+    :param notify: the driver has set its status, offered buffers, or reset the device. Must not wait
     """
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory, irq: IrqLine) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        memory: GuestMemory,
+        irq: IrqLine,
+        config: Callable[[], bytes],
+        notify: Callable[[], None],
+    ) -> None:
         self.lock = threading.RLock()
-        self.queues = [Virtqueue(limit, memory) for limit in device.queue_limits]
-        self._device = device
-        self._offered = device.features | VERSION_1
+        self.queues = [Virtqueue(limit, memory) for limit in kind.queue_limits]
+        self._device_id = kind.device_id
+        self._offered = kind.features | VERSION_1
+        self._config = config
+        self._notify = notify
         self._irq = irq
         self._state = TransportState()
         self._complaints = Complaints(log.warning)
@@ -195,7 +139,7 @@ class VirtioMmio:
 
     def fail(self, error: QueueError) -> None:
         """The driver is wrong: nothing more is done for it until it resets the device (2.1.2)."""
-        self._complaints.tell(f"virtio device {self._device.device_id}: {error}; it waits for a reset")
+        self._complaints.tell(f"virtio device {self._device_id}: {error}; it waits for a reset")
         self._state.status |= Status.NEEDS_RESET
         if self._state.status & Status.DRIVER_OK:
             self.interrupt(Interrupt.CONFIG)
@@ -237,7 +181,7 @@ class VirtioMmio:
         with self.lock:
             if offset >= _CONFIG:
                 at = offset - _CONFIG
-                return int.from_bytes(self._device.config()[at : at + size], "little")
+                return int.from_bytes(self._config()[at : at + size], "little")
             if offset & 3 or size != 4:
                 return 0
             return self._read(offset)
@@ -257,7 +201,7 @@ class VirtioMmio:
             case Register.VERSION:
                 return VERSION
             case Register.DEVICE_ID:
-                return self._device.device_id
+                return self._device_id
             case Register.VENDOR_ID:
                 return VENDOR
             case Register.DEVICE_FEATURES:
@@ -284,7 +228,7 @@ class VirtioMmio:
             case Register.QUEUE_SEL:
                 state.queue_sel = value
             case Register.QUEUE_NOTIFY:
-                self._device.notify()
+                self._notify()
             case Register.INTERRUPT_ACK:
                 state.interrupt_status &= ~value
                 self._update()
@@ -314,7 +258,7 @@ class VirtioMmio:
             if not state.status & Status.FEATURES_OK and not acceptable:
                 value &= ~Status.FEATURES_OK
             state.status = value | state.status & Status.NEEDS_RESET
-        self._device.notify()
+        self._notify()
 
     def _set_queue(self, offset: int, value: int) -> None:
         queue = self._selected()
@@ -325,7 +269,7 @@ class VirtioMmio:
             # A driver that takes a queue back (2.1: by reset only) finds it as it left it.
             usable = 0 < chosen.num <= chosen.limit and not chosen.num & chosen.num - 1
             chosen.ready = bool(value & 1) and usable
-            self._device.notify()
+            self._notify()
         elif chosen.ready:
             return  # it is in use
         elif offset == Register.QUEUE_NUM:

@@ -16,11 +16,11 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from sterna.machine.devices.device import Apply
-from sterna.machine.devices.irq import IrqLine
 from sterna.machine.nicconfig import NicConfig
 from sterna.machine.tap import Tap
-from sterna.machine.virtio.mmio import VirtioDevice
-from sterna.machine.virtio.queue import GuestMemory, QueueError
+from sterna.machine.virtio.device import Port, VirtioDevice
+from sterna.machine.virtio.kind import Kind
+from sterna.machine.virtio.queue import QueueError
 from sterna.stream.vmstate import buffer, counted_array, u8, u16, u32
 
 log = logging.getLogger(__name__)
@@ -108,29 +108,33 @@ class VirtioNet(VirtioDevice):
     :raise RuntimeError: When the host has no thread to spare.
     """
 
-    name = "virtio-net"
-    version = 11
-    fields = (
-        buffer("mac", _MAC_BYTES),
-        u32("tx_waiting"),
-        u32("mergeable_rx_bufs"),
-        u16("link_status"),
-        u8("promisc"),
-        u8("allmulti"),
-        u32("mac_filters"),
-        counted_array(buffer("mac_filter", _MAC_BYTES), counted_by="mac_filters", limit=_MAC_FILTER_LIMIT),
-        buffer("vlan_filter", _VLAN_FILTER_BYTES),
-        u32("has_vnet_hdr"),
-        *(u8(name) for name in _SWITCHES),
+    kind = Kind(
+        name="virtio-net",
+        device_id=1,
+        queue_limits=(QUEUE_LIMIT, QUEUE_LIMIT),
+        features=FEATURES,
+        version=11,
+        fields=(
+            buffer("mac", _MAC_BYTES),
+            u32("tx_waiting"),
+            u32("mergeable_rx_bufs"),
+            u16("link_status"),
+            u8("promisc"),
+            u8("allmulti"),
+            u32("mac_filters"),
+            counted_array(
+                buffer("mac_filter", _MAC_BYTES), counted_by="mac_filters", limit=_MAC_FILTER_LIMIT
+            ),
+            buffer("vlan_filter", _VLAN_FILTER_BYTES),
+            u32("has_vnet_hdr"),
+            *(u8(name) for name in _SWITCHES),
+        ),
+        # QEMU's device has a control queue, also when it does not offer it.
+        hidden_queues=(_CONTROL_QUEUE_LIMIT,),
     )
-    # QEMU's device has a control queue, also when it does not offer it.
-    hidden_queues = (_CONTROL_QUEUE_LIMIT,)
-    device_id = 1
-    features = FEATURES
-    queue_limits = (QUEUE_LIMIT, QUEUE_LIMIT)
 
-    def __init__(self, network: Network, mac: bytes, memory: GuestMemory, irq: IrqLine) -> None:
-        super().__init__(memory, irq)
+    def __init__(self, network: Network, mac: bytes, port: Port) -> None:
+        super().__init__(port)
         self.mac = mac
         self.counts = FrameCounts()
         self.network = network
@@ -310,13 +314,13 @@ class VirtioNet(VirtioDevice):
         self.counts = replace(self.counts, **changes)
 
 
-def on_tap(config: NicConfig) -> Callable[[GuestMemory, IrqLine], VirtioNet]:
+def on_tap(config: NicConfig) -> Callable[[Port], VirtioNet]:
     """What makes a card on a tap. It raises `TapError` when the tap cannot be opened."""
 
-    def make(memory: GuestMemory, irq: IrqLine) -> VirtioNet:
+    def make(port: Port) -> VirtioNet:
         assert config.mac is not None
         tap = Tap.open(config.ifname) if config.fd is None else Tap.adopt(config.fd)
-        return VirtioNet(tap, config.mac, memory, irq)
+        return VirtioNet(tap, config.mac, port)
 
     return make
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState, VirtioDevice
+from sterna.machine.virtio.kind import Kind
+from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
 from sterna.machine.virtio.queue import QueueState
 from sterna.stream.vmstate import (
     SUBSECTIONS,
@@ -71,7 +72,7 @@ _COMMON = (
 _SUBSECTIONS = (_FEATURES, _VIRTQUEUES, _RINGSIZE, _BROKEN, _EXTRA, _STARTED)
 
 
-def layout(kind: type[VirtioDevice]) -> VmStateDescription:
+def layout(kind: Kind) -> VmStateDescription:
     """How the sections of a kind of device are laid out."""
     virtio = VmStateDescription(
         "virtio", version=1, fields=(*_COMMON, *kind.fields), subsections=_SUBSECTIONS
@@ -80,7 +81,7 @@ def layout(kind: type[VirtioDevice]) -> VmStateDescription:
 
 
 def save_virtio(
-    kind: type[VirtioDevice], name: str, state: TransportState, *, config: bytes, own: Mapping[str, Any]
+    kind: Kind, name: str, state: TransportState, *, config: bytes, own: Mapping[str, Any]
 ) -> DeviceState:
     """A device's section.
 
@@ -141,7 +142,7 @@ def _mmio_queue(queue: QueueState) -> dict[str, Any]:
     return values
 
 
-def load_virtio(kind: type[VirtioDevice], section: DeviceState) -> TransportState:
+def load_virtio(kind: Kind, section: DeviceState) -> TransportState:
     """A device's state but for its own fields. The queues' indices are not compared with RAM here.
 
     :raise StreamError: When it is one that the device cannot have.

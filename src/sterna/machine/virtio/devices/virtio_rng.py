@@ -6,9 +6,9 @@ migration may bring requests that nobody will tell of once more, so the device l
 
 import os
 
-from sterna.machine.devices.irq import IrqLine
-from sterna.machine.virtio.mmio import VirtioDevice
-from sterna.machine.virtio.queue import GuestMemory, QueueError
+from sterna.machine.virtio.device import Port, VirtioDevice
+from sterna.machine.virtio.kind import Kind
+from sterna.machine.virtio.queue import QueueError
 
 MAX_BYTES = 4096
 """The most that a request gets: a vCPU must not be kept for long. A driver asks again for what it lacks (5.4.6.1)."""
@@ -17,12 +17,10 @@ MAX_BYTES = 4096
 class VirtioRng(VirtioDevice):
     """The device."""
 
-    name = "virtio-rng"
-    device_id = 4
-    queue_limits = (8,)
+    kind = Kind("virtio-rng", device_id=4, queue_limits=(8,))
 
-    def __init__(self, memory: GuestMemory, irq: IrqLine) -> None:
-        super().__init__(memory, irq)
+    def __init__(self, port: Port) -> None:
+        super().__init__(port)
         self._running = False
 
     @property
