@@ -31,9 +31,9 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
         self.vcpus = vcpus
         self.devices: Sequence[Device] = ()
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def write_nodes(root: Node, board: BoardT, smp: int) -> None:
+    def write_nodes(cls, root: Node, board: BoardT, smp: int) -> None:
         """The nodes of the CPUs, and of what goes with them."""
 
     @abstractmethod
@@ -73,3 +73,17 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
                     raise StreamError(str(error), key_text((section, vcpu.index))) from error
 
         return apply
+
+
+def write_cpus(root: Node, smp: int, compatible: str, *, psci: bool = False) -> None:
+    """The CPUs' nodes."""
+    cpus = root.child("cpus")
+    cpus.words("#address-cells", 1)
+    cpus.words("#size-cells", 0)
+    for index in range(smp):
+        cpu = cpus.child(f"cpu@{index}")
+        cpu.strings("device_type", "cpu")
+        cpu.strings("compatible", compatible)
+        if psci:
+            cpu.strings("enable-method", "psci")
+        cpu.words("reg", index)

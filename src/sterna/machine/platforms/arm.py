@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from sterna.hypervisor.arm import ArmVcpu, ArmVcpuState
 from sterna.machine.board import ArmBoard
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name, key_text
-from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic
 from sterna.machine.devices.gic.registers import SPURIOUS
-from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Platform
-from sterna.machine.platforms.nodes import write_arm
+from sterna.machine.platforms.gicplatform import GicPlatform
 from sterna.machine.registerdump import dump_registers
 from sterna.machine.state.cortexa15 import reset_values
 from sterna.machine.state.cpu import CPU, CPU_COMMON, load_cpu, save_cpu, timer_line
@@ -24,27 +20,17 @@ _SVC_MODE_MASKED = 0x1D3
 _THUMB = 1 << 5
 
 
-class ArmPlatform(Platform[ArmBoard, ArmVcpu]):
+class ArmPlatform(GicPlatform[ArmVcpu]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(CPU_COMMON, CPU)
-    interrupt_parent = GIC_PHANDLE
+    cpu = "arm,cortex-a15"
+    timer = "arm,armv7-timer"
 
     def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu]) -> None:
         super().__init__(board, vcpus)
-        self._gic = Gic(board.gic, vcpus)
-        self.devices = (self._gic,)
         self._known_registers = frozenset(vcpus[0].get_state().cp15)
         self._others = reset_values(len(vcpus), board.peripheral_base)
-
-    @staticmethod
-    def write_nodes(root: Node, board: ArmBoard, smp: int) -> None:
-        """CPUs, PSCI, timers and their clock, GIC."""
-        write_arm(root, board, smp, cpu="arm,cortex-a15", timer="arm,armv7-timer")
-
-    def line(self, irq: int) -> IrqLine:
-        """A line of the GIC."""
-        return self._gic.line(irq)
 
     def start(self, entry: int, ram: GuestRam) -> None:
         """All CPUs at `entry` in supervisor mode; those that PSCI starts wait for it."""

@@ -1,16 +1,11 @@
 """The AArch64 platform: this host's CPUs with a GICv2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from sterna.hypervisor.arm64 import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
-from sterna.machine.board import ArmBoard
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
-from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic
-from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Platform
-from sterna.machine.platforms.nodes import write_arm
+from sterna.machine.platforms.gicplatform import GicPlatform
 from sterna.machine.registerdump import dump_arm64_registers
 from sterna.machine.state.arm64 import ARM64_CPU, load_cpu, save_cpu
 from sterna.stream.vmstate import DeviceState
@@ -19,25 +14,12 @@ _EL1H_MASKED = 0x3C5
 _TIMER_ENABLE, _TIMER_MASKED = 1, 2
 
 
-class Arm64Platform(Platform[ArmBoard, Arm64Vcpu]):
+class Arm64Platform(GicPlatform[Arm64Vcpu]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(ARM64_CPU)
-    interrupt_parent = GIC_PHANDLE
-
-    def __init__(self, board: ArmBoard, vcpus: Sequence[Arm64Vcpu]) -> None:
-        super().__init__(board, vcpus)
-        self._gic = Gic(board.gic, vcpus)
-        self.devices = (self._gic,)
-
-    @staticmethod
-    def write_nodes(root: Node, board: ArmBoard, smp: int) -> None:
-        """CPUs, PSCI, timers and their clock, GIC."""
-        write_arm(root, board, smp, cpu="arm,armv8", timer="arm,armv8-timer")
-
-    def line(self, irq: int) -> IrqLine:
-        """A line of the GIC."""
-        return self._gic.line(irq)
+    cpu = "arm,armv8"
+    timer = "arm,armv8-timer"
 
     def start(self, entry: int, ram: GuestRam) -> None:
         """All CPUs at `entry` in EL1 with interrupts masked; those that PSCI starts wait for it."""

@@ -10,8 +10,7 @@ from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.devices.sleeptimer import SleepTimer
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Platform
-from sterna.machine.platforms.nodes import write_cpus
+from sterna.machine.platforms import Platform, write_cpus
 from sterna.machine.registerdump import dump_x86_registers
 from sterna.machine.state.x86 import X86_CPU, load_cpu, save_cpu
 from sterna.stream.vmstate import DeviceState
@@ -26,8 +25,8 @@ class X86Platform(Platform[X86Board, X86Vcpu]):
         super().__init__(board, vcpus)
         self.devices = (SleepTimer(board.sleep_timer, vcpus),)
 
-    @staticmethod
-    def write_nodes(root: Node, board: X86Board, smp: int) -> None:
+    @classmethod
+    def write_nodes(cls, root: Node, board: X86Board, smp: int) -> None:
         """The CPUs."""
         write_cpus(root, smp, "x86,x86-64")
 

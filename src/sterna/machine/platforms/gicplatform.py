@@ -1,0 +1,71 @@
+"""What 32-bit and 64-bit ARM have alike: a GICv2, PSCI, the generic timer, and their nodes in the device tree."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, TypeVar
+
+from sterna.hypervisor.arm import ArmInterrupts
+from sterna.hypervisor.interface import Vcpu
+from sterna.machine.board import VIRTUAL_TIMER_IRQ, ArmBoard
+from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic
+from sterna.machine.devices.irq import LEVEL_HIGH, PPI, IrqLine
+from sterna.machine.devices.node import Node
+from sterna.machine.devices.pl011 import Pl011
+from sterna.machine.platforms import Platform, write_cpus
+
+_CPU_MASK_SHIFT = 8
+_PPI_BASE = 16
+# PSCI 0.1 had no fixed numbers: older guests take them from the tree (ARM DEN 0022, 5.1 has those of 0.2).
+_PSCI_NUMBERS = {
+    "cpu_suspend": 0x8400_0001,
+    "cpu_off": 0x8400_0002,
+    "cpu_on": 0x8400_0003,
+    "migrate": 0x8400_0005,
+}
+# Secure, non-secure physical, virtual, hypervisor timer (the order of the binding arm,arch_timer).
+_TIMER_IRQS = (29, 30, VIRTUAL_TIMER_IRQ, 26)
+
+
+class _Cpu(Vcpu, ArmInterrupts, Protocol):
+    """An ARM CPU of either kind."""
+
+
+ArmT = TypeVar("ArmT", bound=_Cpu)
+
+
+class GicPlatform(Platform[ArmBoard, ArmT]):
+    """ARM CPUs and their interrupt controller.
+
+    :cvar cpu: what the CPUs are compatible with
+    :cvar timer: what their timers are compatible with
+    """
+
+    interrupt_parent = GIC_PHANDLE
+    cpu: ClassVar[str]
+    timer: ClassVar[str]
+
+    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmT]) -> None:
+        super().__init__(board, vcpus)
+        self._gic = Gic(board.gic, vcpus)
+        self.devices = (self._gic,)
+
+    def line(self, irq: int) -> IrqLine:
+        """A line of the GIC."""
+        return self._gic.line(irq)
+
+    @classmethod
+    def write_nodes(cls, root: Node, board: ArmBoard, smp: int) -> None:
+        """CPUs, PSCI, timers, the UARTs' clock, GIC."""
+        write_cpus(root, smp, cls.cpu, psci=board.psci)
+        if board.psci:
+            psci = root.child("psci")
+            psci.strings("compatible", "arm,psci-1.0", "arm,psci-0.2", "arm,psci")
+            psci.strings("method", "hvc")
+            for name, number in _PSCI_NUMBERS.items():
+                psci.words(name, number)
+        timer = root.child("timer")
+        timer.strings("compatible", cls.timer)
+        timer.flag("always-on")
+        flags = ((1 << smp) - 1) << _CPU_MASK_SHIFT | LEVEL_HIGH
+        timer.words("interrupts", *(cell for irq in _TIMER_IRQS for cell in (PPI, irq - _PPI_BASE, flags)))
+        Pl011.write_clock(root)
+        Gic.write_node(root, board.gic)
