@@ -14,7 +14,7 @@ from sterna.machine.board import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.machine.errors import MachineError
 from sterna.machine.nicconfig import NicConfig, default_mac
 from sterna.machine.serial import SerialError, check_serial
-from sterna.machine.virtio import catalog
+from sterna.machine.virtio.catalog import DEVICES
 from sterna.memory.address import PAGE_SIZE
 from sterna.registry import Registry
 
@@ -47,7 +47,7 @@ class MachineConfig:
     :ivar append: the kernel's arguments
     :ivar serial: where the first UART goes: ``stdio``, ``file:PATH``, ``unix:PATH``, ``memory`` or ``null``
     :ivar nics: network cards; one without a MAC gets the one that goes with its number
-    :ivar devices: names of virtio devices besides (`sterna.machine.virtio.catalog`)
+    :ivar devices: names of virtio devices besides (`sterna.machine.virtio.catalog.DEVICES`)
     :ivar preallocated: the host gives all of RAM at once, not when it is touched
     :ivar paused: do not run the guest until told to
     :ivar incoming: wait for a migration; nothing is loaded into RAM
@@ -204,7 +204,7 @@ def _check_devices(devices: Sequence[str], cards: int, board: Board) -> None:
     :raise ConfigError: When not.
     """
     for name in devices:
-        _choice("device", name, catalog.names())
+        _choice("device", name, DEVICES)
     if cards + len(devices) > board.virtio.count:
         raise ConfigError(
             f"device: {len(devices)} asked for besides {cards} network cards, board {board.name} has room for "

@@ -18,8 +18,8 @@ from sterna.machine.loader import Image, place
 from sterna.machine.platforms.factory import create_platform
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.throttle import Throttle
-from sterna.machine.virtio import catalog
 from sterna.machine.virtio.bus import VirtioBus
+from sterna.machine.virtio.catalog import DEVICES
 from sterna.machine.virtio.net import on_tap
 from sterna.memory.ram import RamBlock, RamError
 
@@ -121,7 +121,7 @@ class Hardware:
             keep(device)
         self.cards = [keep(bus.add(on_tap(nic))) for nic in config.nics]
         for name in config.devices:
-            keep(bus.add(catalog.find(name)))
+            keep(bus.add(DEVICES.get(name)))
         for device in self.devices:
             for region in device.regions:
                 self.vm.add_mmio(region.ipa, region.size, region.device)
