@@ -16,7 +16,7 @@ from sterna.cli.display import choose_display
 from sterna.cli.errors import CliError
 from sterna.cli.trial import TrialSettings, run_trial
 from sterna.guests.catalog import find
-from sterna.launch.command import sterna_arguments
+from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import VmError
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
@@ -199,6 +199,7 @@ def test_of_a_test_bed_of_older_qemus(started: list[str]) -> None:
         MachineConfig(
             kernel="net", append="10.0.9.1 10", nics=(NicConfig("tap1"), NicConfig(fd=5)), paused=True
         ),
+        MachineConfig(kernel="clock", nics=(NicConfig("tap1"),), devices=("virtio-rng", "virtio-rng")),
         MachineConfig(kernel="clock", machine="vexpress-a15", uuid=UUID(int=7), preallocated=True),
         MachineConfig(kernel="clock", accel="kvm", dirty_log="ring", smp=3, memory_bytes=(16 << 20) + 4096),
     ],
@@ -208,3 +209,8 @@ def test_a_machines_settings_arrive_whole(config: MachineConfig, monkeypatch: py
     monkeypatch.setattr(run, "_run", lambda config, *_: arrived.append(config))
     run.command.main(sterna_arguments(config, serial="null"), standalone_mode=False)
     assert arrived == [config]
+
+
+def test_a_virtio_device_is_qemus_of_the_same_name() -> None:
+    line = qemu_arguments(MachineConfig(kernel="/image", devices=("virtio-rng",)))
+    assert "-device virtio-rng-device -global virtio-mmio.force-legacy=false" in " ".join(line)

@@ -29,6 +29,8 @@ def sterna_arguments(
     for nic in config.nics:
         tap = f"fd={nic.fd}" if nic.fd is not None else f"ifname={nic.ifname}"
         line += ["--nic", f"tap,{tap},mac={_mac(nic.mac)}"]
+    for name in config.devices:
+        line += ["--device", name]
     if config.uuid is not None:
         line += ["--uuid", str(config.uuid)]
     if config.preallocated:
@@ -64,7 +66,9 @@ def qemu_arguments(
         tap = f"fd={nic.fd}" if nic.fd is not None else f"ifname={nic.ifname},script=no,downscript=no"
         line += ["-netdev", f"tap,id=net{number},{tap}"]
         line += ["-device", f"virtio-net-device,netdev=net{number},mac={_mac(nic.mac)}"]
-    if config.nics:
+    for name in config.devices:
+        line += ["-device", f"{name}-device"]
+    if config.nics or config.devices:
         # The guest programs know virtio 1, not what came before.
         line += ["-global", "virtio-mmio.force-legacy=false"]
     line += ["-m", f"{config.memory_bytes >> 10}K"]
