@@ -5,11 +5,29 @@ import numpy as np
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.stage2 import armv7
 from sterna.stage2.fault import Outcome
+from sterna.stage2.format import DescriptorFormat
 from sterna.stage2.tables import Stage2
 
 POOL_PA = 0x10_0000_0000
 RAM_PA = 0x20_0000_0000
 WRITE, ACCESS = armv7.FORMAT.write, armv7.FORMAT.access
+
+MADE_UP = DescriptorFormat(
+    # Tables of 4, 8, 16 and 8 entries, and pages of 16 KiB: nothing that the real formats have in common.
+    shifts=(26, 24, 21, 17, 14),
+    root_entries=256,
+    largest_leaf=1 << 21,
+    # As RISC-V's: what permits nothing is a table, at any level.
+    present=0b0001,
+    kind=0b1111,
+    table=0b0001,
+    address=((1 << 51) - 1) & ~0x7F,
+    write=0b0100,
+    access=0b100_0000,
+    page=0b100_1011,
+    block=0b100_1011,
+    device=0b100_0111,
+)
 
 
 def make(**arguments):

@@ -17,6 +17,10 @@ _XN = 1 << 54
 _NORMAL = _MEMATTR_WRITE_BACK | _HAP_READ | _SH_INNER | _AF
 
 FORMAT = DescriptorFormat(
+    # A 40-bit IPA starting at level 1 takes two concatenated tables of 512 entries (B3.6.5).
+    shifts=(30, 21, 12),
+    root_entries=1024,
+    largest_leaf=1 << 30,
     present=1,
     kind=0b11,
     table=_PAGE_OR_TABLE,
@@ -26,8 +30,6 @@ FORMAT = DescriptorFormat(
     page=_NORMAL | _PAGE_OR_TABLE,
     block=_NORMAL | _BLOCK,
     device=_MEMATTR_DEVICE | _HAP_READ | _HAP_WRITE | _SH_INNER | _AF | _XN | _PAGE_OR_TABLE,
-    # A 40-bit IPA starting at level 1 takes two concatenated tables of 512 entries (B3.6.5).
-    root_entries=1024,
 )
 
 VTCR = 0x8000_3558

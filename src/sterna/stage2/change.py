@@ -11,17 +11,20 @@ A table's entries are complete before the entry that points to it, as a CPU's wa
 
 from sterna.jit.atomics import atomic_xchg, store_release
 from sterna.jit.kernel import kernel
+from sterna.stage2.format import LAST_LEVEL
 from sterna.stage2.pool import allocate, release
 from sterna.stage2.state import State, Words
 from sterna.stage2.walk import (
-    PMD_SHIFT,
-    PUD_SHIFT,
     count_leaf,
+    entry_at,
     find_leaf,
+    index_in,
     is_present,
     is_table,
+    level_shift,
     level_size,
     position,
+    table_entries,
 )
 
 
@@ -36,7 +39,7 @@ def post_tlbi(s2: State) -> None:
 @kernel(ahead=False)
 def leaf_entry(s2: State, level: int, pa: int, writable: bool) -> int:
     """The descriptor that maps `pa` at a level."""
-    entry = (s2[0].page if level == 3 else s2[0].block) | pa
+    entry = (s2[0].page if level == LAST_LEVEL else s2[0].block) | pa
     if writable:
         entry |= s2[0].write
     return entry
@@ -56,22 +59,30 @@ def table_at(s2: State, tables: Words, at: int) -> int:
 
 
 @kernel(ahead=False)
-def free_tree(s2: State, tables: Words, entry: int, level: int) -> None:
-    """Free the table that `entry` of a level points to, and all below; the entry itself is already gone from the tables."""
+def _free_table(s2: State, tables: Words, entry: int, level: int) -> None:
+    """Free the table of a level that `entry` points to, but for the tables below it."""
     first = position(s2, entry & s2[0].address)
-    for i in range(first, first + 512):
-        child = tables[i]
-        if not is_present(s2, child):
-            continue
-        if level == 1 and is_table(s2, child):
-            below = position(s2, child & s2[0].address)
-            for j in range(below, below + 512):
-                if is_present(s2, tables[j]):
-                    count_leaf(s2, 3, -1)
-            release(s2, tables, child & s2[0].address)
-        else:
-            count_leaf(s2, level + 1, -1)
+    table = tables[first : first + table_entries(s2, level)]
+    last = level == LAST_LEVEL
+    leaves = 0
+    for i in range(table.size):
+        if is_present(s2, table[i]) and (last or not is_table(s2, table[i])):
+            leaves += 1
+    count_leaf(s2, level, -leaves)
     release(s2, tables, entry & s2[0].address)
+
+
+@kernel(ahead=False)
+def free_tree(s2: State, tables: Words, entry: int, level: int) -> None:
+    """Free the table that `entry` of level 1 or 2, where blocks are, points to, and all below; the entry itself is already gone
+    from the tables.
+    """
+    if level == 1:
+        first = position(s2, entry & s2[0].address)
+        for i in range(first, first + table_entries(s2, 2)):
+            if is_table(s2, tables[i]):
+                _free_table(s2, tables, tables[i], LAST_LEVEL)
+    _free_table(s2, tables, entry, level + 1)
 
 
 @kernel(ahead=False)
@@ -85,22 +96,24 @@ def dissolve(s2: State, tables: Words, at: int, level: int) -> int:
     if pa == 0:
         return -1
     first = position(s2, pa)
-    size = level_size(level + 1)
+    shift = level_shift(s2, level + 1)
+    entries = table_entries(s2, level + 1)
     base = block & s2[0].address
     template = leaf_entry(s2, level + 1, 0, False)
     if (block & s2[0].access) == 0:
         template &= ~s2[0].access
     if (block & s2[0].write) != 0:
         template |= s2[0].write
-    for i in range(512):
-        tables[first + i] = template | (base + i * size)
+    table = tables[first : first + entries]
+    for i in range(entries):
+        table[i] = template | (base + (i << shift))
     tables[at] = 0
     post_tlbi(s2)
     store_release(tables, at, pa | s2[0].table)
     # Another CPU may have come by while the entry was invalid; its fault is not to be taken for a write.
     s2[0].populations += 1
     count_leaf(s2, level, -1)
-    count_leaf(s2, level + 1, 512)
+    count_leaf(s2, level + 1, entries)
     s2[0].blocks_dissolved += 1
     return first
 
@@ -120,36 +133,47 @@ def collapse(s2: State, tables: Words, at: int, level: int, entry: int) -> None:
 @kernel()
 def map_device(s2: State, tables: Words, ipa: int, entry: int) -> bool:
     """Install the page entry of a device: whether there was memory for the tables. The range holds no slot."""
-    at = table_at(s2, tables, position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT))
-    if at < 0:
-        return False
-    at = table_at(s2, tables, at + ((ipa >> PMD_SHIFT) & 511))
-    if at < 0:
-        return False
-    at += (ipa >> 12) & 511
+    at = position(s2, s2[0].root_pa) + index_in(s2, ipa, s2[0].root_level)
+    for level in range(s2[0].root_level + 1, LAST_LEVEL + 1):
+        first = table_at(s2, tables, at)
+        if first < 0:
+            return False
+        at = first + index_in(s2, ipa, level)
     if not is_present(s2, tables[at]):
-        count_leaf(s2, 3, 1)
+        count_leaf(s2, LAST_LEVEL, 1)
     tables[at] = entry
     return True
 
 
 @kernel(ahead=False)
-def table_is_empty(s2: State, tables: Words, first: int) -> bool:
-    """Whether no entry of a table is present."""
-    for i in range(first, first + 512):  # noqa: SIM110 - numba compiles no generators' all()
+def table_is_empty(s2: State, tables: Words, first: int, entries: int) -> bool:
+    """Whether none of a table's entries is present."""
+    for i in range(first, first + entries):  # noqa: SIM110 - numba compiles no generators' all()
         if is_present(s2, tables[i]):
             return False
     return True
 
 
 @kernel(ahead=False)
-def _unmap_pages(s2: State, tables: Words, first: int, start: int, end: int) -> None:
-    """Clear the entries of the last-level table at `first` for [start, end) within its 2 MiB."""
-    base = start & ~(level_size(2) - 1)
-    for i in range((start - base) >> 12, (end - base) >> 12):
-        if is_present(s2, tables[first + i]):
-            tables[first + i] = 0
-            count_leaf(s2, 3, -1)
+def _unmap_leaves(s2: State, tables: Words, at: int, count: int, level: int) -> None:
+    """Clear `count` entries of a table of a level, none of which points to a table, from position `at` on."""
+    for i in range(at, at + count):
+        if is_present(s2, tables[i]):
+            tables[i] = 0
+            count_leaf(s2, level, -1)
+
+
+@kernel(ahead=False)
+def _free_empty(s2: State, tables: Words, ipa: int, level: int) -> bool:
+    """Free the table of a level, not the root's, that the walk for `ipa` goes through, if it is empty: whether it was."""
+    first = entry_at(s2, tables, ipa, level) - index_in(s2, ipa, level)
+    if not table_is_empty(s2, tables, first, table_entries(s2, level)):
+        return False
+    above = entry_at(s2, tables, ipa, level - 1)
+    table = tables[above]
+    tables[above] = 0
+    release(s2, tables, table & s2[0].address)
+    return True
 
 
 @kernel()
@@ -160,32 +184,15 @@ def unmap_range(s2: State, tables: Words, start: int, end: int) -> None:
     """
     ipa = start
     while ipa < end:
-        root_at = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
-        root_end = min(((ipa >> PUD_SHIFT) + 1) << PUD_SHIFT, end)
-        at, level = find_leaf(s2, tables, ipa)
-        if level == 1:
-            if is_present(s2, tables[at]):
-                tables[at] = 0
-                count_leaf(s2, 1, -1)
-            ipa = root_end
-            continue
-        pmd_end = min(((ipa >> PMD_SHIFT) + 1) << PMD_SHIFT, end)
-        if level == 2:
-            if is_present(s2, tables[at]):
-                tables[at] = 0
-                count_leaf(s2, 2, -1)
-        else:
-            first = at - ((ipa >> 12) & 511)
-            _unmap_pages(s2, tables, first, ipa, pmd_end)
-            if table_is_empty(s2, tables, first):
-                pmd_at = position(s2, tables[root_at] & s2[0].address) + ((ipa >> PMD_SHIFT) & 511)
-                table = tables[pmd_at]
-                tables[pmd_at] = 0
-                release(s2, tables, table & s2[0].address)
-        ipa = pmd_end
-        if ipa >= root_end:
-            first = position(s2, tables[root_at] & s2[0].address)
-            if table_is_empty(s2, tables, first):
-                table = tables[root_at]
-                tables[root_at] = 0
-                release(s2, tables, table & s2[0].address)
+        here = ipa
+        at, level = find_leaf(s2, tables, here)
+        shift = level_shift(s2, level)
+        # The rest of a table of pages at once, else one entry.
+        span = level_shift(s2, LAST_LEVEL - 1) if level == LAST_LEVEL else shift
+        ipa = min(((here >> span) + 1) << span, end)
+        _unmap_leaves(s2, tables, at, ((ipa - 1) >> shift) - (here >> shift) + 1, level)
+        # Each table once, when nothing more is to be taken out of it.
+        while level > s2[0].root_level and (ipa == end or (ipa & (level_size(s2, level - 1) - 1)) == 0):
+            if not _free_empty(s2, tables, here, level):
+                break
+            level -= 1

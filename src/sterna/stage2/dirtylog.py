@@ -47,7 +47,7 @@ class DirtyLog:
         stage2.flush_tlbs(flush)
 
     def _protect_all(self) -> None:
-        self._stage2.protect(self._ipa, self._pages << 12)
+        self._stage2.protect(self._ipa, self._pages * self._stage2.format.page_size)
 
     def get(self) -> Words:
         """KVM_GET_DIRTY_LOG: an owned copy of the log.

@@ -10,15 +10,17 @@ from enum import IntEnum
 from sterna.jit.atomics import atomic_load, atomic_or, atomic_xchg, lock, unlock
 from sterna.jit.kernel import kernel
 from sterna.stage2.change import collapse, dissolve, leaf_entry, table_at
+from sterna.stage2.format import LAST_LEVEL
 from sterna.stage2.state import Slots, State, Words
 from sterna.stage2.walk import (
-    PMD_SHIFT,
-    PUD_SHIFT,
     count_leaf,
+    entry_at,
     find_leaf,
     find_slot,
+    index_in,
     is_present,
     is_table,
+    level_shift,
     level_size,
     position,
 )
@@ -43,7 +45,7 @@ RESUME, NO_SLOT, READONLY, NO_MEMORY = 0, 1, 2, 3
 @kernel(ahead=False)
 def fits_leaf(s2: State, slots: Slots, slot: int, ipa: int, level: int) -> bool:
     """Whether a leaf of `level` around `ipa` lies in the slot, and its physical address has the alignment."""
-    size = level_size(level)
+    size = level_size(s2, level)
     base = ipa & ~(size - 1)
     return (
         size <= s2[0].max_leaf
@@ -66,9 +68,10 @@ def _populate(
 ) -> int:
     """Map `ipa` where the walk found nothing."""
     address = ipa - slots[slot].ipa + slots[slot].pa
-    at = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
-    for level in (1, 2):
-        size = level_size(level)
+    page_shift = level_shift(s2, LAST_LEVEL)
+    at = position(s2, s2[0].root_pa) + index_in(s2, ipa, s2[0].root_level)
+    for level in range(s2[0].root_level, LAST_LEVEL):
+        size = level_size(s2, level)
         if may_block and fits_leaf(s2, slots, slot, ipa, level):
             entry = leaf_entry(s2, level, address & ~(size - 1), writable)
             if is_table(s2, tables[at]):
@@ -81,33 +84,37 @@ def _populate(
         first = table_at(s2, tables, at)
         if first < 0:
             return NO_MEMORY
-        if level == 2 and fresh and not may_block:
+        if level == LAST_LEVEL - 1 and fresh and not may_block:
             # One fault for the whole table: each page is read-only, so each first write is still seen.
             base = ipa & ~(size - 1)
             start = max(base, slots[slot].ipa)
             end = min(base + size, slots[slot].ipa + slots[slot].size)
-            template = leaf_entry(s2, 3, 0, writable)
-            for page in range(start, end, 4096):
-                tables[first + ((page - base) >> 12)] = template | (page - slots[slot].ipa + slots[slot].pa)
-            count_leaf(s2, 3, (end - start) >> 12)
+            pages = (end - start) >> page_shift
+            template = leaf_entry(s2, LAST_LEVEL, 0, writable)
+            pa = start - slots[slot].ipa + slots[slot].pa
+            first += (start - base) >> page_shift
+            table = tables[first : first + pages]
+            for i in range(pages):
+                table[i] = template | (pa + (i << page_shift))
+            count_leaf(s2, LAST_LEVEL, pages)
             return RESUME
-        at = first + ((ipa >> (PMD_SHIFT if level == 1 else 12)) & 511)
-    tables[at] = leaf_entry(s2, 3, address & ~4095, writable)
-    count_leaf(s2, 3, 1)
+        at = first + index_in(s2, ipa, level + 1)
+    tables[at] = leaf_entry(s2, LAST_LEVEL, (address >> page_shift) << page_shift, writable)
+    count_leaf(s2, LAST_LEVEL, 1)
     return RESUME
 
 
 @kernel(ahead=False)
 def _write_logged(s2: State, slots: Slots, tables: Words, slot: int, ipa: int, at: int, level: int) -> int:
-    """A write to a protected page of a logged slot: dissolve down to 4 KiB, mark, let through."""
-    while level < 3:
+    """A write to a protected page of a logged slot: dissolve down to pages, mark, let through."""
+    while level < LAST_LEVEL:
         first = dissolve(s2, tables, at, level)
         if first < 0:
             return NO_MEMORY
         level += 1
-        at = first + ((ipa >> (PMD_SHIFT if level == 2 else 12)) & 511)
+        at = first + index_in(s2, ipa, level)
     # The bit before the permission: a harvest between the two would clear a bit for a write still to come otherwise.
-    mark_dirty(s2, slots[slot].bitmap, (ipa - slots[slot].ipa) >> 12)
+    mark_dirty(s2, slots[slot].bitmap, (ipa - slots[slot].ipa) >> level_shift(s2, LAST_LEVEL))
     tables[at] |= s2[0].write
     return RESUME
 
@@ -115,13 +122,10 @@ def _write_logged(s2: State, slots: Slots, tables: Words, slot: int, ipa: int, a
 @kernel(ahead=False)
 def _write_unlogged(s2: State, slots: Slots, tables: Words, slot: int, ipa: int, at: int, level: int) -> int:
     """A write to a page still protected after logging stopped: rebuild its block where one fits, else let through."""
-    for wanted in range(1, level):
+    for wanted in range(s2[0].root_level, level):
         if fits_leaf(s2, slots, slot, ipa, wanted):
-            parent = position(s2, s2[0].root_pa) + (ipa >> PUD_SHIFT)
-            if wanted == 2:
-                parent = position(s2, tables[parent] & s2[0].address) + ((ipa >> PMD_SHIFT) & 511)
-            size = level_size(wanted)
-            address = (ipa - slots[slot].ipa + slots[slot].pa) & ~(size - 1)
+            parent = entry_at(s2, tables, ipa, wanted)
+            address = (ipa - slots[slot].ipa + slots[slot].pa) & ~(level_size(s2, wanted) - 1)
             collapse(s2, tables, parent, wanted, leaf_entry(s2, wanted, address, True))
             return RESUME
     tables[at] |= s2[0].write

@@ -8,10 +8,15 @@ from sterna.jit.atomics import lock, unlock
 from sterna.jit.kernel import kernel
 from sterna.stage2.state import State, Words
 
-_PAGE_WORDS = 512
 # The first word of a page on a list links to the next: its page number and one, shifted so that a table walker that is still on
 # its way through the page sees an invalid entry.
 LINK_SHIFT = 1
+
+
+@kernel(ahead=False, inline=True)
+def first_word(s2: State, page: int) -> int:
+    """Position of a page's first word."""
+    return page << (s2[0].table_shift - 3)
 
 
 @kernel(ahead=False)
@@ -20,18 +25,18 @@ def allocate(s2: State, tables: Words) -> int:
     free = s2[0].pool_free
     if free == 0:
         return 0
-    first = (free - 1) * _PAGE_WORDS
+    first = first_word(s2, free - 1)
     s2[0].pool_free = tables[first] >> LINK_SHIFT
-    tables[first : first + _PAGE_WORDS] = 0
+    tables[first : first_word(s2, free)] = 0
     s2[0].tables += 1
-    return s2[0].pool_pa + (free - 1) * 4096
+    return s2[0].pool_pa + 8 * first
 
 
 @kernel(ahead=False)
 def release(s2: State, tables: Words, pa: int) -> None:
     """Give the table page at physical address `pa` back. The caller holds mmu_lock, and no entry points there."""
-    page = (pa - s2[0].pool_pa) >> 12
-    tables[page * _PAGE_WORDS] = s2[0].pool_retired << LINK_SHIFT
+    page = (pa - s2[0].pool_pa) >> s2[0].table_shift
+    tables[first_word(s2, page)] = s2[0].pool_retired << LINK_SHIFT
     if s2[0].pool_retired == 0:
         s2[0].pool_retired_last = page + 1
     s2[0].pool_retired = page + 1
@@ -46,7 +51,7 @@ def begin_flush(s2: State, tables: Words) -> bool:
         if s2[0].pool_flushing == 0:
             s2[0].pool_flushing_last = s2[0].pool_retired_last
         else:  # a flush before this one failed
-            tables[(s2[0].pool_retired_last - 1) * _PAGE_WORDS] = s2[0].pool_flushing << LINK_SHIFT
+            tables[first_word(s2, s2[0].pool_retired_last - 1)] = s2[0].pool_flushing << LINK_SHIFT
         s2[0].pool_flushing = s2[0].pool_retired
         s2[0].pool_retired = 0
     unlock(s2[0].lock_address)
@@ -57,7 +62,7 @@ def begin_flush(s2: State, tables: Words) -> bool:
 def end_flush(s2: State, tables: Words) -> None:
     """The flush that such pages wait for has ended: no CPU is in a walk from before `begin_flush`."""
     lock(s2[0].lock_address, s2[0].sched_yield)
-    tables[(s2[0].pool_flushing_last - 1) * _PAGE_WORDS] = s2[0].pool_free << LINK_SHIFT
+    tables[first_word(s2, s2[0].pool_flushing_last - 1)] = s2[0].pool_free << LINK_SHIFT
     s2[0].pool_free = s2[0].pool_flushing
     s2[0].pool_flushing = 0
     unlock(s2[0].lock_address)

@@ -5,27 +5,33 @@ Each function takes mmu_lock; none flushes: that is the caller's, before it retu
 
 from sterna.jit.atomics import atomic_and, atomic_or, atomic_xchg, highest_bit, lock, lowest_bit, unlock
 from sterna.jit.kernel import kernel
+from sterna.stage2.format import LAST_LEVEL
 from sterna.stage2.state import State, Words
-from sterna.stage2.walk import PMD_SHIFT, PUD_SHIFT, find_leaf, is_present
+from sterna.stage2.walk import find_leaf, is_present, level_shift
 
 _WORDS_PER_LOCK = 1024
-"""A harvest gives mmu_lock up after this many words (256 MiB of guest memory), so that faulting vCPUs get on."""
+"""A harvest gives mmu_lock up after this many words (256 MiB in pages of 4 KiB), so that faulting vCPUs get on."""
+_WORD_SHIFT = 6
+"""A word's pages, as a power of two."""
 
 
 @kernel(ahead=False)
 def protect_locked(s2: State, tables: Words, start: int, end: int) -> None:
     """Make every leaf that maps a part of [start, end) read-only; blocks are protected whole. The caller holds mmu_lock."""
+    page_shift = level_shift(s2, LAST_LEVEL)
+    table_shift = level_shift(s2, LAST_LEVEL - 1)
     ipa = start
     while ipa < end:
         at, level = find_leaf(s2, tables, ipa)
-        if level == 3:
-            stop = min(((ipa >> PMD_SHIFT) + 1) << PMD_SHIFT, end)
+        if level == LAST_LEVEL:
+            stop = min(((ipa >> table_shift) + 1) << table_shift, end)
             write = s2[0].write
             count = 0
-            for i in range((stop - ipa + 4095) >> 12):
-                entry = tables[at + i]
+            table = tables[at : at + ((stop - ipa + (1 << page_shift) - 1) >> page_shift)]
+            for i in range(table.size):
+                entry = table[i]
                 if (entry & write) != 0:
-                    tables[at + i] = entry & ~write
+                    table[i] = entry & ~write
                     count += 1
             s2[0].pages_protected += count
             ipa = stop
@@ -34,16 +40,17 @@ def protect_locked(s2: State, tables: Words, start: int, end: int) -> None:
         if is_present(s2, entry) and (entry & s2[0].write) != 0:
             tables[at] = entry & ~s2[0].write
             s2[0].blocks_protected += 1
-        shift = PUD_SHIFT if level == 1 else PMD_SHIFT
+        shift = level_shift(s2, level)
         ipa = ((ipa >> shift) + 1) << shift
 
 
 @kernel()
 def protect_range(s2: State, tables: Words, start: int, end: int) -> None:
     """Write-protect [start, end), giving the lock up between level-1 entries as the kernel's walk does."""
+    shift = level_shift(s2, max(1, s2[0].root_level))
     ipa = start
     while ipa < end:
-        stop = min(((ipa >> PUD_SHIFT) + 1) << PUD_SHIFT, end)
+        stop = min(((ipa >> shift) + 1) << shift, end)
         lock(s2[0].lock_address, s2[0].sched_yield)
         protect_locked(s2, tables, ipa, stop)
         unlock(s2[0].lock_address)
@@ -53,7 +60,8 @@ def protect_range(s2: State, tables: Words, start: int, end: int) -> None:
 @kernel(ahead=False)
 def _protect_mask(s2: State, tables: Words, base: int, mask: int) -> None:
     """Protect from the first to the last set bit, as kvm_arch_mmu_enable_log_dirty_pt_masked does for ARM."""
-    protect_locked(s2, tables, base + (lowest_bit(mask) << 12), base + ((highest_bit(mask) + 1) << 12))
+    shift = level_shift(s2, LAST_LEVEL)
+    protect_locked(s2, tables, base + (lowest_bit(mask) << shift), base + ((highest_bit(mask) + 1) << shift))
 
 
 @kernel()
@@ -62,6 +70,7 @@ def harvest(s2: State, tables: Words, ipa: int, bitmap: int, out: Words) -> int:
 
     Linux ba0513b5b8ff, kvm_get_dirty_log_protect: `out` gets the words, `shape (words,)`, dtype int64.
     """
+    word_shift = level_shift(s2, LAST_LEVEL) + _WORD_SHIFT
     found = 0
     for first in range(0, out.size, _WORDS_PER_LOCK):
         lock(s2[0].lock_address, s2[0].sched_yield)
@@ -70,7 +79,7 @@ def harvest(s2: State, tables: Words, ipa: int, bitmap: int, out: Words) -> int:
             out[w] = mask
             if mask != 0:
                 found += 1
-                _protect_mask(s2, tables, ipa + (w << 18), mask)
+                _protect_mask(s2, tables, ipa + (w << word_shift), mask)
         unlock(s2[0].lock_address)
     return found
 
@@ -81,6 +90,7 @@ def clear(s2: State, tables: Words, ipa: int, bitmap: int, first_word: int, mask
 
     Only bits that are really cleared are protected (Linux 2a31b9db1535, kvm_clear_dirty_log_protect).
     """
+    word_shift = level_shift(s2, LAST_LEVEL) + _WORD_SHIFT
     changed = 0
     for first in range(0, mask_words.size, _WORDS_PER_LOCK):
         lock(s2[0].lock_address, s2[0].sched_yield)
@@ -91,7 +101,7 @@ def clear(s2: State, tables: Words, ipa: int, bitmap: int, first_word: int, mask
             mask = atomic_and(bitmap + 8 * at, ~mask_words[w]) & mask_words[w]
             if mask != 0:
                 changed += 1
-                _protect_mask(s2, tables, ipa + (at << 18), mask)
+                _protect_mask(s2, tables, ipa + (at << word_shift), mask)
         unlock(s2[0].lock_address)
     return changed
 
@@ -111,7 +121,7 @@ def age_range(s2: State, tables: Words, start: int, end: int) -> int:
         if is_present(s2, entry) and (entry & s2[0].access) != 0:
             tables[at] = entry & ~s2[0].access
             young += 1
-        shift = PUD_SHIFT if level == 1 else PMD_SHIFT if level == 2 else 12
+        shift = level_shift(s2, level)
         ipa = ((ipa >> shift) + 1) << shift
     unlock(s2[0].lock_address)
     return young

@@ -22,9 +22,9 @@ COUNTERS = (
     "blocks_protected",
     "blocks_dissolved",
     "blocks_rebuilt",
-    "pages_4k",
-    "blocks_2m",
-    "blocks_1g",
+    "leaves_3",
+    "leaves_2",
+    "leaves_1",
     "tables",
     "tlbi_posted",
 )
@@ -38,11 +38,12 @@ STAGE2 = np.dtype(
             "lock",
             "lock_address",
             "sched_yield",
-            # The table pool: physical address, size, and the root table. Its lists of pages (page number + 1; 0 ends one): free;
-            # released, with no flush begun since; released, with a flush begun since and not yet ended. Of the latter the last
-            # page, too.
+            # The table pool: physical address, number of pages, bytes of each as a power of two, and the root table. Its lists
+            # of pages (page number + 1; 0 ends one): free; released, with no flush begun since; released, with a flush begun
+            # since and not yet ended. Of the latter the last page, too.
             "pool_pa",
             "pool_pages",
+            "table_shift",
             "pool_free",
             "pool_retired",
             "pool_retired_last",
@@ -52,7 +53,10 @@ STAGE2 = np.dtype(
             "root_entries",
             # The largest leaf that may be installed, in bytes.
             "max_leaf",
-            # The architecture's descriptor format (format.py).
+            # The architecture's descriptor format (format.py). Of `shifts` that of the last level is in bits 0 to 7, that of the
+            # level above in bits 8 to 15 and so on; above the root's there is 62, so that its index is all that is left.
+            "root_level",
+            "shifts",
             "present",
             "kind",
             "table",

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sterna.errors import Error
 from sterna.jit.atomics import lock, unlock
-from sterna.memory.address import PAGE_SIZE, PMD_SIZE, Ipa
+from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.stage2.change import map_device, unmap_range
 from sterna.stage2.fault import Outcome, handle_fault
-from sterna.stage2.format import DescriptorFormat
+from sterna.stage2.format import LAST_LEVEL, DescriptorFormat
 from sterna.stage2.pool import LINK_SHIFT, begin_flush, end_flush
 from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
 from sterna.stage2.state import COUNTERS, MAX_CPUS, MAX_SLOTS, SLOT, STAGE2
@@ -24,6 +24,23 @@ from sterna.stage2.walk import find_leaf
 
 _POOL_SIZE = 16 << 20
 """Enough tables to map the 4 GiB a 32-bit guest can reach in 4 KiB pages, and as much again. Host pages come on first use."""
+_ABOVE_THE_ROOT = 62
+"""See `shifts` of `STAGE2`."""
+
+
+def _packed(shifts: Sequence[int]) -> int:
+    """`shifts` of `STAGE2`."""
+    return sum(shift << 8 * i for i, shift in enumerate((*reversed(shifts), _ABOVE_THE_ROOT)))
+
+
+def _leaf_names(format: DescriptorFormat) -> dict[int, str]:
+    """What statistics call the leaves of each level: by their size, as in ``pages_4k``, ``blocks_2m``."""
+    names = {}
+    for level in range(max(1, format.root_level), LAST_LEVEL + 1):
+        shift = format.shift(level)
+        kind = "pages" if level == LAST_LEVEL else "blocks"
+        names[level] = f"{kind}_{1 << shift % 10}{'bkmgt'[shift // 10]}"
+    return names
 
 
 def _address(bitmap: NDArray[np.uint64] | None) -> int:
@@ -44,8 +61,8 @@ class Stage2:
     :ivar tlbi_pending: one word a CPU: owes its TLB a flush
 
     :param pool_pa: physical address at which the CPU sees the pool
-    :param max_leaf: the largest leaf to install, in bytes: 4 KiB, 2 MiB or 1 GiB
-    :param pool_size: of the pool, in bytes: whole pages, the root table and at least one more
+    :param max_leaf: the largest leaf to install, in bytes, of those that the format has; else a block of the level above pages
+    :param pool_size: of the pool, in bytes: whole tables, the root table and at least one more
     :raise ValueError: When compiled code would reach beyond the pool, or beyond what there is for each CPU.
     """
 
@@ -55,13 +72,15 @@ class Stage2:
         pool_pa: int,
         *,
         cpus: int = 1,
-        max_leaf: int = PMD_SIZE,
+        max_leaf: int | None = None,
         pool_size: int = _POOL_SIZE,
     ) -> None:
-        root_bytes = format.root_entries * 8
-        if pool_size % PAGE_SIZE or pool_size <= root_bytes:
+        table_size = format.table_size
+        root_tables = -(-format.root_entries * 8 // table_size)
+        if pool_size % table_size or pool_size <= root_tables * table_size:
             raise ValueError(
-                f"a pool of {pool_size} bytes: it has whole pages of {PAGE_SIZE} bytes, more than the root's {root_bytes}"
+                f"a pool of {pool_size} bytes: it has whole pages of {table_size} bytes, "
+                f"more than the root's {root_tables * table_size}"
             )
         if not 1 <= cpus <= MAX_CPUS:
             raise ValueError(f"tables for {cpus} CPUs: 1 to {MAX_CPUS} are possible")
@@ -81,26 +100,38 @@ class Stage2:
         self._seen: NDArray[np.int64] = np.zeros(MAX_CPUS, dtype=np.int64)
         state["seen_address"] = self._seen.ctypes.data
         state["cpus"] = cpus
-        state["max_leaf"] = max_leaf
+        wanted = 1 << format.shift(LAST_LEVEL - 1) if max_leaf is None else max_leaf
+        state["max_leaf"] = min(wanted, format.largest_leaf)
         for name in ("present", "kind", "table", "address", "write", "access", "page", "block"):
             state[name] = getattr(format, name)
-        state["root_entries"] = format.root_entries
+        state["root_entries"], state["root_level"] = format.root_entries, format.root_level
+        state["shifts"] = _packed(format.shifts)
         self.format = format
+        self._leaf_names = _leaf_names(format)
+        unused = {f"leaves_{level}" for level in range(1, format.root_level)}
+        leaves = {f"leaves_{level}": leaf for level, leaf in self._leaf_names.items()}
+        self._counters = {field: leaves.get(field, field) for field in COUNTERS if field not in unused}
         # Nobody who is in guest mode may wait for it: its holder waits for them.
         self._flush_lock = threading.Lock()
-        self._make_pool(pool_pa, pool_size // PAGE_SIZE, root_bytes // PAGE_SIZE)
+        self._make_pool(pool_pa, pool_size // table_size, root_tables)
 
     def _make_pool(self, pool_pa: int, pages: int, root_pages: int) -> None:
         state = self.state[0]
         state["pool_pa"], state["pool_pages"], state["root_pa"] = pool_pa, pages, pool_pa
+        state["table_shift"] = self.format.table_size.bit_length() - 1
         # The root comes first, aligned to its own size; the rest is a list of free pages.
+        self._root_pages = root_pages
         free = np.arange(root_pages, pages)
-        self.tables[free * 512] = np.append(free[1:] + 1, 0) << LINK_SHIFT
+        self.tables[free * self._page_words] = np.append(free[1:] + 1, 0) << LINK_SHIFT
         state["pool_free"] = root_pages + 1
 
     @property
+    def _page_words(self) -> int:
+        return self.format.table_size // 8
+
+    @property
     def root_pa(self) -> int:
-        """Physical address of the level-1 table, for the translation table base register."""
+        """Physical address of the first level's table, for the translation table base register."""
         return int(self.state[0]["root_pa"])
 
     # -- slots ---------------------------------------------------------------------------------------------------------
@@ -171,7 +202,7 @@ class Stage2:
         :raise OutOfTablesError: When the pool has no page left; then none of it is mapped.
         """
         with self._locked():
-            for offset in range(0, size, PAGE_SIZE):
+            for offset in range(0, size, self.format.page_size):
                 if not map_device(self.state, self.tables, ipa + offset, self.format.device | (pa + offset)):
                     unmap_range(self.state, self.tables, ipa, ipa + offset + PAGE_SIZE)
                     raise OutOfTablesError(f"no page-table page left to map a device at {ipa:#x}")
@@ -218,31 +249,31 @@ class Stage2:
     @property
     def free_tables(self) -> int:
         """Page-table pages that are not in use, also those that wait for a flush; the root is not counted."""
-        return int(self.state[0]["pool_pages"] - self.format.root_entries // 512 - self.state[0]["tables"])
+        return int(self.state[0]["pool_pages"] - self._root_pages - self.state[0]["tables"])
 
     def statistics(self) -> Mapping[str, int]:
-        """The counters named in `state.COUNTERS`."""
-        return {name: int(self.state[0][name]) for name in COUNTERS}
+        """The counters of `state.COUNTERS`, those of leaves by the leaves' size."""
+        return {name: int(self.state[0][field]) for field, name in self._counters.items()}
 
     def validate(self) -> None:
         """Check the tables against the accounts; for tests. No CPU may be running.
 
         :raise AssertionError: When a counter disagrees with the tables, or the lists of pages not in use with both.
         """
-        found = {1: 0, 2: 0, 3: 0}
+        form = self.format
+        found = dict.fromkeys(self._leaf_names, 0)
         tables = 0
         pool = int(self.state[0]["pool_pa"])
-        root_words = self.format.root_entries
-        pending = [(0, root_words, 1)]
+        pending = [(0, form.root_level)]
         while pending:
-            first, count, level = pending.pop()
-            for entry in self.tables[first : first + count]:
+            first, level = pending.pop()
+            for entry in self.tables[first : first + form.entries(level)]:
                 value = int(entry)
-                if not value & self.format.present:
+                if not value & form.present:
                     continue
-                if level < 3 and value & self.format.kind == self.format.table:
+                if level < LAST_LEVEL and value & form.kind == form.table:
                     tables += 1
-                    pending.append((((value & self.format.address) - pool) >> 3, 512, level + 1))
+                    pending.append((((value & form.address) - pool) >> 3, level + 1))
                 else:
                     found[level] += 1
         free = 0
@@ -250,10 +281,9 @@ class Stage2:
             at = int(self.state[0][name])
             while at:
                 free += 1
-                at = int(self.tables[(at - 1) * 512]) >> LINK_SHIFT
+                at = int(self.tables[(at - 1) * self._page_words]) >> LINK_SHIFT
         statistics = self.statistics()
-        mapped = {1: "blocks_1g", 2: "blocks_2m", 3: "pages_4k"}
-        for level, name in mapped.items():
+        for level, name in self._leaf_names.items():
             assert statistics[name] == found[level], (
                 f"{name}: {statistics[name]} counted, {found[level]} mapped"
             )
