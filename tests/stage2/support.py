@@ -1,8 +1,8 @@
-"""Stage 2 without a CPU: accesses made as the MMU would make them."""
+"""Stage 2 without a CPU, in each format: accesses made as the MMU would make them."""
 
 import numpy as np
 
-from sterna.memory.address import PAGE_SIZE, Ipa
+from sterna.memory.address import Ipa
 from sterna.stage2 import armv7
 from sterna.stage2.fault import Outcome
 from sterna.stage2.format import DescriptorFormat
@@ -10,7 +10,6 @@ from sterna.stage2.tables import Stage2
 
 POOL_PA = 0x10_0000_0000
 RAM_PA = 0x20_0000_0000
-WRITE, ACCESS = armv7.FORMAT.write, armv7.FORMAT.access
 
 MADE_UP = DescriptorFormat(
     # Tables of 4, 8, 16 and 8 entries, and pages of 16 KiB: nothing that the real formats have in common.
@@ -30,31 +29,85 @@ MADE_UP = DescriptorFormat(
 )
 
 
-def make(**arguments):
-    return Stage2(armv7.FORMAT, POOL_PA, **arguments)
+class Geometry:
+    """A format and what it makes of memory, for tests that hold for all. Comments in these say what that is on ARM.
+
+    :ivar page: bytes of a page: 4 KiB
+    :ivar block: bytes of a block one level above pages: 2 MiB
+    :ivar large: bytes of a block one level further up: 1 GiB
+    :ivar pages: pages of a block: 512
+    :ivar blocks: blocks of a large one: 512
+    :ivar end: where the IPA space ends
+    :ivar upper: tables between the root and that of large blocks, which those beside each other have in common
+    :ivar leaves: statistics of what is mapped: large blocks, blocks, pages
+    """
+
+    def __init__(
+        self,
+        name: str,
+        form: DescriptorFormat,
+        leaves: tuple[str, str, str] = ("blocks_1g", "blocks_2m", "pages_4k"),
+    ) -> None:
+        self.name = name
+        self.format = form
+        self.leaves = leaves
+        self.page, self.block, self.large = (1 << form.shift(level) for level in (3, 2, 1))
+        self.pages, self.blocks = self.block // self.page, self.large // self.block
+        self.end = form.root_entries << form.shifts[0]
+        self.upper = 1 - form.root_level
+
+    def make(self, **arguments):
+        return Stage2(self.format, POOL_PA, **{"pool_size": self.pool(1024)} | arguments)
+
+    def pool(self, tables):
+        """Size of a pool of the root and so many tables."""
+        size = self.format.table_size
+        return -(-8 * self.format.root_entries // size) * size + tables * size
+
+    def counts(self, stage2):
+        """How many leaves are mapped: large blocks, blocks, pages."""
+        statistics = stage2.statistics()
+        return [statistics[name] for name in self.leaves]
+
+    def writable(self, stage2, ipa):
+        return bool(stage2.entry(Ipa(ipa))[0] & self.format.write)
+
+    def tables_in_use(self, stage2):
+        """The tables below the root: the position of each, and of the entry that points there."""
+        form, found = self.format, {}
+        at = np.arange(form.root_entries)
+        for level in range(form.root_level, 3):
+            values = stage2.tables[at]
+            pointers = (values & form.present != 0) & (values & form.kind == form.table)
+            firsts = (values[pointers] & form.address) - POOL_PA >> 3
+            found |= dict(zip(firsts.tolist(), at[pointers].tolist(), strict=True))
+            at = (firsts[:, None] + np.arange(form.entries(level + 1))).ravel()
+        return found
 
 
-def tables_in_use(stage2):
-    """The tables below the root: the position of each, and of the entry that points there."""
-    s2, found = stage2.state[0], {}
-    spans = [(0, int(s2["root_entries"]))]
-    for _ in range(2):
-        entries = np.array([at for first, count in spans for at in range(first, first + count)], dtype=int)
-        values = stage2.tables[entries]
-        pointers = (values & s2["present"] != 0) & (values & s2["kind"] == s2["table"])
-        below = {
-            ((int(value) & int(s2["address"])) - POOL_PA) >> 3: int(entry)
-            for entry, value in zip(entries[pointers], values[pointers], strict=True)
-        }
-        found |= below
-        spans = [(first, 512) for first in below]
-    return found
+GEOMETRIES = [
+    Geometry("armv7", armv7.FORMAT),
+    Geometry("made_up", MADE_UP, ("blocks_2m", "blocks_128k", "pages_16k")),
+]
+
+
+class RecordingFlush:
+    """A flush that says what it saw: `on_flush` runs at each."""
+
+    def __init__(self, on_flush=lambda: None):
+        self.counters = FlushCounters()
+        self.on_flush = on_flush
+
+    def flush_remote_tlbs(self):
+        self.counters.flushes += 1
+        self.on_flush()
 
 
 def allowed(stage2, ipa, *, write):
     """Whether the MMU would let an access through without a fault."""
+    form = stage2.format
     entry, _ = stage2.entry(Ipa(ipa))
-    return bool(entry) and bool(entry & ACCESS) and (not write or bool(entry & WRITE))
+    return bool(entry) and bool(entry & form.access) and (not write or bool(entry & form.write))
 
 
 def access(stage2, ipa, *, write):
@@ -62,7 +115,7 @@ def access(stage2, ipa, *, write):
     for _ in range(4):
         if allowed(stage2, ipa, write=write):
             return Outcome.RESUME
-        outcome = stage2.fault(Ipa(ipa & ~(PAGE_SIZE - 1)))
+        outcome = stage2.fault(Ipa(ipa & ~(stage2.format.page_size - 1)))
         if outcome is not Outcome.RESUME:
             return outcome
     raise AssertionError(f"the access to {ipa:#x} faults for ever")

@@ -6,11 +6,19 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.stage2.support import RAM_PA, WRITE, make, read, tables_in_use, write
+from tests.stage2.support import (
+    GEOMETRIES,
+    RAM_PA,
+    Geometry,
+    RecordingFlush,
+    read,
+    write,
+)
 
-from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
+from sterna.memory.address import Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.stage2.dirtylog import DirtyLog
+from sterna.stage2.walk import find_leaf
 from sterna.testing.flush import RecordingFlush
 
 RAM = Ipa(0x4000_0000)
@@ -25,10 +33,12 @@ class Stage2Machine(RuleBasedStateMachine):
     While a flush is awaited the guest goes on, and writes to the pages `meanwhile`.
     """
 
+    geometry: Geometry
+
     def __init__(self):
         super().__init__()
-        self.stage2 = make(max_leaf=PUD_SIZE)
-        self.stage2.insert_slot(0, RAM, PAGES * PAGE_SIZE, RAM_PA, readonly=False)
+        self.stage2 = self.geometry.make(max_leaf=self.geometry.large)
+        self.stage2.insert_slot(0, RAM, PAGES * self.geometry.page, RAM_PA, readonly=False)
         self.log = None
         self.manual = False
         self.dirty = set()
@@ -39,18 +49,21 @@ class Stage2Machine(RuleBasedStateMachine):
 
     def watch_tables(self):
         """No table that a walk may be in has become another's."""
-        now = tables_in_use(self.stage2)
+        now = self.geometry.tables_in_use(self.stage2)
         for table, entry in now.items():
             assert table not in self.taken_out, f"the table at {table} is used again before a flush"
             assert self.tables.get(table, entry) == entry, f"the table at {table} has moved"
         self.taken_out |= self.tables.keys() - now.keys()
         self.tables = now
 
+    def at(self, page):
+        return Ipa(RAM + page * self.geometry.page)
+
     def go_on(self):
         self.watch_tables()
         flushed = set(self.taken_out)
         for page in self.meanwhile:
-            write(self.stage2, RAM + page * PAGE_SIZE)
+            write(self.stage2, self.at(page))
             self.watch_tables()
         self.dirty.update(self.meanwhile)
         self.meanwhile = ()
@@ -58,29 +71,29 @@ class Stage2Machine(RuleBasedStateMachine):
 
     @rule(page=pages)
     def write(self, page):
-        write(self.stage2, RAM + page * PAGE_SIZE)
+        write(self.stage2, self.at(page))
         if self.log is not None:
             self.dirty.add(page)
 
     @rule(page=pages)
     def read(self, page):
-        read(self.stage2, RAM + page * PAGE_SIZE)
+        read(self.stage2, self.at(page))
 
     @rule(page=pages)
     def spurious_fault(self, page):
-        self.stage2.fault(Ipa(RAM + page * PAGE_SIZE))
+        self.stage2.fault(self.at(page))
         # A fault on a page that is mapped read-only can only be a write.
-        if self.log is not None and self.stage2.entry(Ipa(RAM + page * PAGE_SIZE))[0] & WRITE:
+        if self.log is not None and self.geometry.writable(self.stage2, self.at(page)):
             self.dirty.add(page)
 
     @rule(page=pages, count=st.integers(1, 600))
     def age(self, page, count):
-        self.stage2.age(Ipa(RAM + page * PAGE_SIZE), min(count, PAGES - page) * PAGE_SIZE)
+        self.stage2.age(self.at(page), min(count, PAGES - page) * self.geometry.page)
 
     @rule(page=pages, count=st.integers(1, 600), meanwhile=meanwhile)
     def unmap(self, page, count, meanwhile):
         self.meanwhile = meanwhile
-        self.stage2.unmap(Ipa(RAM + page * PAGE_SIZE), min(count, PAGES - page) * PAGE_SIZE)
+        self.stage2.unmap(self.at(page), min(count, PAGES - page) * self.geometry.page)
         self.stage2.flush_tlbs(self.flush)
 
     @precondition(lambda self: self.log is None)
@@ -140,8 +153,8 @@ class Stage2Machine(RuleBasedStateMachine):
             return
         for page in range(PAGES):
             if page not in self.dirty:
-                entry, _ = self.stage2.entry(Ipa(RAM + page * PAGE_SIZE))
-                assert not entry & WRITE, f"page {page} is clean and writable"
+                entry = self.stage2.tables[find_leaf(self.stage2.state, self.stage2.tables, self.at(page))[0]]
+                assert not entry & self.geometry.format.write, f"page {page} is clean and writable"
 
     @invariant()
     def tables_are_walkable(self):
@@ -154,11 +167,15 @@ class Stage2Machine(RuleBasedStateMachine):
     @invariant()
     def mappings_are_right(self):
         for page in (0, 1, 511, 512, PAGES - 1):
-            entry, level = self.stage2.entry(Ipa(RAM + page * PAGE_SIZE))
+            entry, level = self.stage2.entry(self.at(page))
             if entry:
-                size = {3: PAGE_SIZE, 2: PMD_SIZE, 1: PUD_SIZE}[level]
-                assert entry & 0xFF_FFFF_F000 == (RAM_PA + page * PAGE_SIZE) & ~(size - 1)
+                size = {3: self.geometry.page, 2: self.geometry.block, 1: self.geometry.large}[level]
+                pa = RAM_PA + page * self.geometry.page
+                assert entry & self.geometry.format.address == pa & ~(size - 1)
 
 
-TestInvariant = Stage2Machine.TestCase
-TestInvariant.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+for geometry in GEOMETRIES:
+    case = type(f"Stage2Machine_{geometry.name}", (Stage2Machine,), {"geometry": geometry}).TestCase
+    case.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+    globals()[f"TestInvariant_{geometry.name}"] = case
+del case, geometry

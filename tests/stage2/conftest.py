@@ -1,0 +1,9 @@
+import pytest
+
+from stage2.support import GEOMETRIES, Geometry
+
+
+@pytest.fixture(params=GEOMETRIES, ids=lambda geometry: geometry.name)
+def geometry(request: pytest.FixtureRequest) -> Geometry:
+    """Each format in turn."""
+    return request.param
