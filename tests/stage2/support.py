@@ -3,7 +3,7 @@
 import numpy as np
 
 from sterna.memory.address import Ipa
-from sterna.stage2 import armv7
+from sterna.stage2 import arm64, armv7
 from sterna.stage2.fault import Outcome
 from sterna.stage2.format import DescriptorFormat
 from sterna.stage2.tables import Stage2
@@ -87,6 +87,7 @@ class Geometry:
 
 GEOMETRIES = [
     Geometry("armv7", armv7.FORMAT),
+    Geometry("arm64", arm64.FORMAT),
     Geometry("made_up", MADE_UP, ("blocks_2m", "blocks_128k", "pages_16k")),
 ]
 
