@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.memory import bitmap
-from sterna.memory.bitmap import count, counts, new_bitmap, page_numbers, set_bits, spread
+from sterna.memory.bitmap import count, counts, new_bitmap, page_numbers, set_bits, spread, widen
 
 PAGES = 3 * 64 + 5
 
@@ -58,3 +58,16 @@ def test_a_bitmap_that_is_written_meanwhile_gives_what_it_had(monkeypatch):
 
     monkeypatch.setattr(bitmap, "count", write_after_counting)
     assert page_numbers(words).tolist() == [3]
+
+
+@given(st.integers(1, 200), st.sampled_from([1, 2, 4, 16, 64]), st.data())
+def test_bits_for_many_pages_each(pages, factor, data):
+    large = data.draw(st.sets(st.integers(0, pages - 1)))
+    words = new_bitmap(pages)
+    set_bits(words, np.array(sorted(large), dtype=np.uint64))
+    found = widen(words, factor, pages * factor)
+    assert found.size == new_bitmap(pages * factor).size
+    assert page_numbers(found).tolist() == [
+        page * factor + i for page in sorted(large) for i in range(factor)
+    ]
+    assert (found is words) == (factor == 1)

@@ -92,8 +92,8 @@ class MemorySlot:
     """A range of guest memory (struct kvm_userspace_memory_region). A size of zero deletes the slot.
 
     :ivar slot: the slot's number
-    :ivar ipa: guest physical address, a multiple of 4096
-    :ivar size: bytes, a multiple of 4096
+    :ivar ipa: guest physical address, a multiple of the log's page size
+    :ivar size: bytes, a multiple of the log's page size
     :ivar block: the RAM behind it
     :ivar offset: where in `block` the slot starts, in bytes
     """
@@ -153,9 +153,12 @@ class Vm(Protocol):
     """A virtual machine: memory slots with their dirty logs, and vCPUs.
 
     :ivar counter_hz: frequency of the guests' counter
+    :ivar log_page_bits: bytes of a page of the dirty logs, as a power of two: on KVM, of the host kernel's pages. Calls take and
+        return numbers and bitmaps of such pages
     """
 
     counter_hz: int
+    log_page_bits: int
 
     def set_memory_slot(self, slot: MemorySlot) -> None:
         """Create, move, re-flag or (size zero) delete a slot.

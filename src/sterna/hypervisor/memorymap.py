@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.interface import ArgumentError, HypervisorError, MemorySlot, MmioDevice, SlotFlags
-from sterna.memory.address import PAGE_SIZE, Ipa
+from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
 
 LARGEST_SLOT = (1 << 15) - 1
 """KVM keeps slot numbers in 15 bits, and takes higher ones for other address spaces (Documentation/virt/kvm/api.rst, 4.35)."""
@@ -17,11 +17,13 @@ class MemoryMap:
 
     :param ipa_bits: width of a guest physical address
     :param device_end: devices end below this address
+    :param log_page_bits: slots are whole pages of so many bits
     """
 
-    def __init__(self, ipa_bits: int, device_end: int = 1 << 32) -> None:
+    def __init__(self, ipa_bits: int, device_end: int = 1 << 32, *, log_page_bits: int = PAGE_SHIFT) -> None:
         self.slots: Mapping[int, MemorySlot] = {}
         self._ipa_bits = ipa_bits
+        self._slot_unit = 1 << log_page_bits
         self._device_end = device_end
         self._devices: list[tuple[Ipa, int, MmioDevice]] = []
 
@@ -48,9 +50,10 @@ class MemoryMap:
             if old is None:
                 raise HypervisorError(f"{name}: there is none to delete")
             return slot, old
-        if (slot.ipa | slot.size | slot.offset) % PAGE_SIZE:
+        if (slot.ipa | slot.size | slot.offset) % self._slot_unit:
             raise HypervisorError(
-                f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of 4096"
+                f"{name}: IPA {slot.ipa:#x}, size {slot.size:#x} and offset {slot.offset:#x} must be multiples of "
+                f"{self._slot_unit}"
             )
         if slot.offset + slot.size > slot.block.size:
             raise HypervisorError(f"{name}: reaches past the end of RAM block {slot.block.name!r}")

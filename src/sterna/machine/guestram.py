@@ -3,7 +3,7 @@
 from sterna.hypervisor.interface import HostPaging, HypervisorError, MemorySlot, SlotFlags, Vm
 from sterna.machine.errors import MachineError
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
-from sterna.memory.bitmap import DirtyBatch
+from sterna.memory.bitmap import DirtyBatch, Words, widen
 from sterna.memory.ram import RamBlock
 
 _SLOT = 0
@@ -14,9 +14,9 @@ class AddressError(MachineError, ValueError):
 
 
 class GuestRam:
-    """One RAM block, put into a VM as a memory slot.
+    """One RAM block, put into a VM as a memory slot. Pages of its dirty log, whatever their size, become migration's here.
 
-    :ivar block: the memory
+    :ivar block: the memory, whole pages of the log
     :ivar logging: whether writes are logged
 
     :param initially_set: the VM's logs start with all pages dirty
@@ -28,6 +28,7 @@ class GuestRam:
         self.logging = False
         self._vm = vm
         self._base = base
+        self._log_page_bits = vm.log_page_bits
         self._set_slot(SlotFlags.NONE)
 
     def _set_slot(self, flags: SlotFlags) -> None:
@@ -57,14 +58,18 @@ class GuestRam:
 
         :raise HypervisorError: When writes are not logged.
         """
-        return DirtyBatch(self.block.name, self._vm.harvest_dirty_log(_SLOT))
+        return self._batch(self._vm.harvest_dirty_log(_SLOT))
 
     def peek(self) -> DirtyBatch:
         """What the dirty log holds now, and the next harvest will have.
 
         :raise HypervisorError: When writes are not logged.
         """
-        return DirtyBatch(self.block.name, self._vm.peek_dirty_log(_SLOT))
+        return self._batch(self._vm.peek_dirty_log(_SLOT))
+
+    def _batch(self, words: Words) -> DirtyBatch:
+        factor = 1 << self._log_page_bits - PAGE_SHIFT
+        return DirtyBatch(self.block.name, widen(words, factor, self.block.size >> PAGE_SHIFT))
 
     def locate(self, page: int) -> tuple[int, int]:
         """The slot that has a page of the block, and where the guest has it."""
@@ -87,7 +92,7 @@ class GuestRam:
             return
         at = self._offset(ipa, len(data))
         self.block.view[at : at + len(data)] = data
-        first, last = at >> PAGE_SHIFT, at + len(data) - 1 >> PAGE_SHIFT
+        first, last = at >> self._log_page_bits, at + len(data) - 1 >> self._log_page_bits
         self._vm.mark_dirty(_SLOT, first, last - first + 1)
 
     def unmap(self, ipa: int, size: int) -> None:

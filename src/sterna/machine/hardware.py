@@ -87,6 +87,11 @@ class Hardware:
                 secondaries_off=board.secondaries_off,
             )
             stack.callback(self.vm.close)
+            unit = 1 << self.vm.log_page_bits
+            if config.memory_bytes % unit:
+                raise ConfigError(
+                    f"memory: {config.memory_bytes} bytes is not a multiple of {unit} bytes, a page of the dirty log here"
+                )
             # Opened before the VM, and closed before it too: input raises an interrupt at a vCPU.
             stack.enter_context(line.pop_all())
         self.ram = GuestRam(

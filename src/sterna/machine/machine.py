@@ -70,7 +70,7 @@ class Machine:
     :ivar migration: what a migration has made of the run state
     :ivar stopped_counter: the guest's counter while it stands still, in ticks; None while it runs
 
-    :raise ConfigError: When the host cannot give the RAM.
+    :raise ConfigError: When the host cannot give the RAM, or not as whole pages of the dirty log.
     :raise LoadError: When the kernel cannot be loaded.
     :raise GuestError: When there is no such guest program or it cannot run so.
     :raise SerialError: When the serial line cannot be opened.

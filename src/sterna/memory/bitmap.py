@@ -115,6 +115,14 @@ def page_numbers(words: Words) -> NDArray[np.int64]:
     return out
 
 
+def widen(words: Words, factor: int, pages: int) -> Words:
+    """The bitmap of `pages` pages, of which `words` has one bit for every `factor`; with a factor of 1 `words` itself."""
+    if factor == 1:
+        return words
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return np.packbits(np.repeat(bits, factor), bitorder="little").view(np.uint64)[: bitmap_words(pages)]
+
+
 @dataclass(frozen=True)
 class DirtyBatch:
     """What one harvest of a slot's dirty log found: an owned copy, gone from the log.

@@ -16,7 +16,7 @@ from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86Vcpu
 from sterna.machine import longmode
 from sterna.machine.board import BOARDS
-from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, Ipa
+from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
 
@@ -80,9 +80,9 @@ class WritingGuest:
 
     def __init__(self, mode: DirtyLogMode, size: int, *, huge_pages: bool = True) -> None:
         self._isa = BOARDS.get(ACCELERATORS.get("kvm").board).isa
-        self.pages = size >> PAGE_SHIFT
         self._value = 0
         self.vm = cast(KvmVm, open_vm("kvm", self._isa, dirty_log=mode))
+        self.pages = size >> self.vm.log_page_bits
         self._programs = RamBlock("programs", _PROGRAM_BYTES)
         self._block = RamBlock("work", size, huge_pages=huge_pages, populated=huge_pages)
         self.vm.set_memory_slot(MemorySlot(0, _CODE, _PROGRAM_BYTES, self._programs))

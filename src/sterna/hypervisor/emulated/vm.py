@@ -23,7 +23,7 @@ from sterna.hypervisor.interface import (
 from sterna.hypervisor.memorymap import MemoryMap
 from sterna.hypervisor.traits import Rule, Trait
 from sterna.jit.ahead import fetch_kernels
-from sterna.memory.address import PAGE_SHIFT, PMD_SIZE, PUD_SIZE, Ipa
+from sterna.memory.address import PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
 from sterna.stage2 import armv7
@@ -71,6 +71,7 @@ class EmulatedVm:
 
     log_class: ClassVar[type[DirtyLog]] = DirtyLog
     counter_hz = COUNTER_HZ
+    log_page_bits = armv7.FORMAT.shifts[-1]
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class EmulatedVm:
         self.flush: RemoteTlbFlush = (
             GenericFlush(self.cpus) if generic_flush else BroadcastFlush(self._hardware)
         )
-        self._map = MemoryMap(_IPA_BITS)
+        self._map = MemoryMap(_IPA_BITS, log_page_bits=self.log_page_bits)
         self._logs: dict[int, DirtyLog] = {}
         self._manual = ManualProtect.OFF
         # RAM blocks by the physical address at which the machine has them.
@@ -162,7 +163,7 @@ class EmulatedVm:
             self.flush,
             slot.slot,
             slot.ipa,
-            slot.size >> PAGE_SHIFT,
+            slot.size >> self.log_page_bits,
             manual_protect=bool(self._manual & ManualProtect.ENABLE),
             initially_set=bool(self._manual & ManualProtect.INITIALLY_SET),
         )
@@ -227,7 +228,7 @@ class EmulatedVm:
         with self._lock:
             words = self.get_dirty_log(slot)
             if self._log(slot).manual:
-                self.clear_dirty_log(slot, 0, self._map.slot(slot).size >> PAGE_SHIFT, words)
+                self.clear_dirty_log(slot, 0, self._map.slot(slot).size >> self.log_page_bits, words)
             return words
 
     def peek_dirty_log(self, slot: int) -> Words:
@@ -240,7 +241,7 @@ class EmulatedVm:
         with self._lock:
             log, there = self._log(slot), self._map.slot(slot)
             first, count, mask = arguments.clear_range(
-                f"memory slot {slot}", first_page, num_pages, there.size >> PAGE_SHIFT, words
+                f"memory slot {slot}", first_page, num_pages, there.size >> self.log_page_bits, words
             )
             try:
                 log.clear(first, count, mask)
@@ -253,7 +254,7 @@ class EmulatedVm:
         Takes no lock: a device may call it while a vCPU waits for that device in guest mode, and who holds the lock may wait
         for that vCPU to flush its TLB. A log that starts meanwhile need not have the write, which came before.
         """
-        pages = self._map.slot(slot).size >> PAGE_SHIFT
+        pages = self._map.slot(slot).size >> self.log_page_bits
         first, count = arguments.page_range(f"memory slot {slot}", first_page, num_pages, pages)
         log = self._logs.get(slot)
         if log is not None:

@@ -2,15 +2,18 @@
 
 import ctypes
 import errno
+import mmap
 
 import numpy as np
 
 from sterna.hypervisor.interface import HypervisorError, ManualProtect, MemorySlot
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, Request, iow, iowr
 from sterna.hypervisor.kvm.system import Capability, enable
-from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT
+from sterna.memory.address import BITS_PER_WORD
 from sterna.memory.bitmap import Words, new_bitmap
 
+LOG_PAGE_SHIFT = mmap.PAGESIZE.bit_length() - 1
+"""Of the pages in KVM's dirty logs, bitmaps and rings alike: they are the host kernel's (api.rst, 4.8)."""
 CLEAR_PAGES = 1 << 18
 """Pages cleared per call: the kernel holds its MMU lock for so long."""
 
@@ -69,7 +72,7 @@ class BitmapLog:
 
         :raise KvmError: When the log is off.
         """
-        words = new_bitmap(slot.size >> PAGE_SHIFT)
+        words = new_bitmap(slot.size >> LOG_PAGE_SHIFT)
         self._call(GET_DIRTY_LOG, DirtyLogArgument(slot.slot, 0, words.ctypes.data))
         return words
 
@@ -92,7 +95,7 @@ class BitmapLog:
 
         :raise KvmError: When the kernel refuses; a part may be cleared.
         """
-        pages = slot.size >> PAGE_SHIFT
+        pages = slot.size >> LOG_PAGE_SHIFT
         starts = range(0, words.size, CLEAR_PAGES // BITS_PER_WORD)
         for start, found in zip(starts, np.bitwise_or.reduceat(words, starts), strict=True):
             if found:

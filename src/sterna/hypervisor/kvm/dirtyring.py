@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.hypervisor.interface import HypervisorError, MemorySlot, Unsupported
+from sterna.hypervisor.kvm.dirtylog import LOG_PAGE_SHIFT
 from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.system import Capability, capability_of, enable
 from sterna.jit.kernel import STRIDED, kernel
-from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
 
 RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
@@ -178,8 +178,8 @@ class RingLog:
         """The slot is going to be logged."""
         with self._lock:
             self._drain()
-            self._pages[slot.slot] = slot.size >> PAGE_SHIFT
-            self._pending[slot.slot] = new_bitmap(slot.size >> PAGE_SHIFT)
+            self._pages[slot.slot] = slot.size >> LOG_PAGE_SHIFT
+            self._pending[slot.slot] = new_bitmap(slot.size >> LOG_PAGE_SHIFT)
 
     def stop(self, slot: MemorySlot) -> None:
         """The slot is logged no more: what its log holds is gone."""

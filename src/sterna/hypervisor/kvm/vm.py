@@ -18,7 +18,7 @@ from sterna.hypervisor.interface import (
     SlotFlags,
     Unsupported,
 )
-from sterna.hypervisor.kvm.dirtylog import BitmapLog
+from sterna.hypervisor.kvm.dirtylog import LOG_PAGE_SHIFT, BitmapLog
 from sterna.hypervisor.kvm.dirtyring import LARGEST_RING, RingLog
 from sterna.hypervisor.kvm.ioctl import Descriptor, io
 from sterna.hypervisor.kvm.memslots import set_memory_slot
@@ -27,7 +27,7 @@ from sterna.hypervisor.kvm.system import DEVICE, Capability, System, capability_
 from sterna.hypervisor.kvm.vcpu import KvmVcpu
 from sterna.hypervisor.memorymap import MemoryMap
 from sterna.hypervisor.traits import Trait
-from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, Ipa
+from sterna.memory.address import BITS_PER_WORD, Ipa
 from sterna.memory.bitmap import Words, new_bitmap, set_range
 
 CREATE_VCPU = io("KVM_CREATE_VCPU", 0x41)
@@ -51,6 +51,7 @@ class KvmVm(ABC):
     """
 
     counter_hz: int
+    log_page_bits = LOG_PAGE_SHIFT
     _required: ClassVar[tuple[Capability, ...]] = (
         Capability.USER_MEMORY,
         Capability.DESTROY_MEMORY_REGION_WORKS,
@@ -83,7 +84,7 @@ class KvmVm(ABC):
             if not 1 <= arguments.integer("vCPUs", smp) <= most:
                 raise Unsupported(f"{smp} vCPUs: this host's KVM has 1 to {most}")
             self.fd: Descriptor = stack.enter_context(self.system.create_vm(self._kind()))
-            self.memory = MemoryMap(self._ipa_bits())
+            self.memory = MemoryMap(self._ipa_bits(), log_page_bits=self.log_page_bits)
             self._bitmap = BitmapLog(self.fd)
             self._ring: RingLog | None = None
             if dirty_log is DirtyLogMode.RING:
@@ -185,7 +186,7 @@ class KvmVm(ABC):
         with self._lock:
             there = self.memory.slot(slot)
             first, count, mask = arguments.clear_range(
-                f"memory slot {slot}", first_page, num_pages, there.size >> PAGE_SHIFT, words
+                f"memory slot {slot}", first_page, num_pages, there.size >> self.log_page_bits, words
             )
             self._bitmap.clear(there, first, count, mask)
             if slot in self._host:
@@ -238,7 +239,7 @@ class KvmVm(ABC):
         """Log a write by the host; without a log there is nothing to do."""
         with self._lock:
             there = self.memory.slot(slot)
-            pages = there.size >> PAGE_SHIFT
+            pages = there.size >> self.log_page_bits
             first, count = arguments.page_range(f"memory slot {slot}", first_page, num_pages, pages)
             if there.flags & _LOG:
                 set_range(self._host.setdefault(slot, new_bitmap(pages)), first, count)
