@@ -1,11 +1,18 @@
-"""ARMv8's descriptors, by its manual (ARM DDI 0487, D4): a walk that knows the manual's bits, and nothing of the sources."""
+"""ARMv8's descriptors: by its manual (ARM DDI 0487, D4), in a walk that knows nothing of the sources; and by a CPU's own walk."""
 
+import struct
 from typing import NamedTuple
 
 import pytest
 from tests.stage2.support import POOL_PA, RAM_PA, RecordingFlush, read, write
+from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, UC_PROT_ALL, Uc
+from unicorn import arm64_const as arm64_registers
+from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
+from unicorn.unicorn_py3.unicorn import uclib
 
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
+from sterna.memory.bitmap import page_numbers
+from sterna.memory.ram import RamBlock
 from sterna.stage2 import arm64
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
@@ -116,4 +123,90 @@ def test_there_are_48_bits_and_no_more():
     write(stage2, 0)
     assert walk(stage2, 0) == normal(0x80_0000_0000, 1), "half a TiB is at level 0, where there are no blocks"
     assert stage2.fault(Ipa(1 << 48)) is Outcome.NO_SLOT
+    stage2.validate()
+
+
+SCR_EL3, HCR_EL2, VTCR_EL2 = (3, 6, 1, 1, 0), (3, 4, 1, 1, 0), (3, 4, 2, 1, 2)
+VTTBR_EL2, HPFAR_EL2 = (3, 4, 2, 1, 0), (3, 4, 6, 0, 4)
+"""op0, op1, CRn, CRm, op2 (D12.2)"""
+SCR_NS_RW, HCR_VM_RW = 1 | 1 << 10, 1 | 1 << 31
+IPA_BITS = 44
+"""As many as a Cortex-A57 has physical address bits; the walk begins at level 0 all the same."""
+VTCR = 1 << 31 | 0b100 << 16 | 0b11 << 12 | 0b0101 << 8 | 0b10 << 6 | 64 - IPA_BITS
+"""PS 44 bits, TG0 4 KiB, walks inner shareable and write-back, SL0 level 0."""
+STORES = [0xF9400024, 0xF9000020, 0x8B020021, 0xF1000463, 0x54FFFF81]
+"""ldr x4, [x1]; str x0, [x1]; add x1, x1, x2; subs x3, x3, #1; b.ne STORES"""
+ABORTS = (3, 4)
+
+
+class Cpu:
+    """A Cortex-A57 at EL1, its MMU off, behind stage 2: each abort is resolved as a hypervisor does."""
+
+    def __init__(self, stage2, block):
+        self.stage2 = stage2
+        self.faults = []
+        self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+        self.uc.ctl_set_cpu_model(arm64_registers.UC_CPU_ARM64_A57)
+        self.uc.mem_map_ptr(stage2.root_pa, stage2.pool_size, UC_PROT_ALL, stage2.pool_hva)
+        self.uc.mem_map_ptr(RAM_PA, block.size, UC_PROT_ALL, block.hva)
+        self.uc.hook_add(UC_HOOK_INTR, self.on_exception)
+        for register, value in (
+            (SCR_EL3, SCR_NS_RW),
+            (VTCR_EL2, VTCR),
+            (VTTBR_EL2, 1 << 48 | stage2.root_pa),
+            (HCR_EL2, HCR_VM_RW),
+        ):
+            self.uc.reg_write(arm64_registers.UC_ARM64_REG_CP_REG, (*self.key(register), value))
+
+    @staticmethod
+    def key(register):
+        op0, op1, crn, crm, op2 = register
+        return crn, crm, op0, op1, op2
+
+    def on_exception(self, uc, number, data):
+        ipa = uc.reg_read(arm64_registers.UC_ARM64_REG_CP_REG, self.key(HPFAR_EL2)) << 8
+        self.faults.append((number, ipa))
+        storm = self.faults[-4:] == [(number, ipa)] * 4
+        if number not in ABORTS or storm or self.stage2.fault(Ipa(ipa)) is not Outcome.RESUME:
+            uc.emu_stop()
+
+    def store(self, code, first, pages, stride, value):
+        """Store a value to so many pages, `stride` pages apart."""
+        parameters = (value, first, stride * PAGE_SIZE, pages)
+        for number, parameter in enumerate(parameters):
+            self.uc.reg_write(arm64_registers.UC_ARM64_REG_X0 + number, parameter)
+        self.uc.emu_start(code, code + 4 * len(STORES))
+        assert self.uc.reg_read(arm64_registers.UC_ARM64_REG_X3) == 0, self.faults[-5:]
+
+    def flush(self):
+        uclib.uc_ctl(self.uc._uch, UC_CTL_TLB_FLUSH | UC_CTL_IO_WRITE << 30)
+
+
+@pytest.mark.parametrize("at", [0, 0x4000_0000, 1 << 39, (1 << IPA_BITS) - 4 * PMD_SIZE], ids=hex)
+@pytest.mark.parametrize("misaligned", [0, PAGE_SIZE], ids=["blocks", "pages"])
+def test_a_cpu_s_writes_are_logged(at, misaligned):
+    """The emulated CPU's table walk is others' work. What it writes is what is logged, each page once a harvest."""
+    stage2 = make()
+    size = 4 * PMD_SIZE
+    with RamBlock("ram", size + PMD_SIZE) as block:
+        stage2.insert_slot(0, Ipa(at), size, RAM_PA + misaligned, readonly=False)
+        block.view[misaligned : misaligned + 4 * len(STORES)] = struct.pack("<5I", *STORES)
+        cpu = Cpu(stage2, block)
+        cpu.store(at, at + PMD_SIZE, 512, 1, 1)
+        log = DirtyLog(stage2, RecordingFlush(cpu.flush), 0, Ipa(at), size // PAGE_SIZE)
+        for value, (first, pages, stride) in enumerate(
+            ((512, 512, 2), (515, 100, 3), (515, 100, 3)), start=2
+        ):
+            cpu.store(at, at + first * PAGE_SIZE, pages, stride, value)
+            written = list(range(first, first + pages * stride, stride))
+            assert page_numbers(log.get()).tolist() == written
+            words = block.data[misaligned:].view("<u8")[: size // 8 : PAGE_SIZE // 8]
+            assert [page for page, word in enumerate(words.tolist()) if word == value] == written
+        stage2.age(Ipa(at), size)
+        cpu.flush()
+        cpu.store(at, at + 515 * PAGE_SIZE, 1, 1, 9)
+        assert stage2.statistics()["faults_access_flag"] == 2, (
+            "of the code's page, and of the page that is written"
+        )
+        assert page_numbers(log.get()).tolist() == [515]
     stage2.validate()
