@@ -1,6 +1,5 @@
 import pytest
-
-from stage2.support import GEOMETRIES, Geometry
+from tests.stage2.support import GEOMETRIES, Geometry
 
 
 @pytest.fixture(params=GEOMETRIES, ids=lambda geometry: geometry.name)

@@ -92,18 +92,6 @@ GEOMETRIES = [
 ]
 
 
-class RecordingFlush:
-    """A flush that says what it saw: `on_flush` runs at each."""
-
-    def __init__(self, on_flush=lambda: None):
-        self.counters = FlushCounters()
-        self.on_flush = on_flush
-
-    def flush_remote_tlbs(self):
-        self.counters.flushes += 1
-        self.on_flush()
-
-
 def allowed(stage2, ipa, *, write):
     """Whether the MMU would let an access through without a fault."""
     form = stage2.format

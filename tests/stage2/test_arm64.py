@@ -4,7 +4,7 @@ import struct
 from typing import NamedTuple
 
 import pytest
-from tests.stage2.support import POOL_PA, RAM_PA, RecordingFlush, read, write
+from tests.stage2.support import POOL_PA, RAM_PA, read, write
 from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, UC_PROT_ALL, Uc
 from unicorn import arm64_const as arm64_registers
 from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
@@ -17,6 +17,7 @@ from sterna.stage2 import arm64
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2
+from sterna.testing.flush import RecordingFlush
 
 FAULT = None
 

@@ -1,11 +1,13 @@
 """ARMv7's descriptors and registers, by its manual (ARM DDI 0406C.c)."""
 
-from stage2.support import POOL_PA, RAM_PA, RecordingFlush, write
+from tests.stage2.support import POOL_PA, RAM_PA, write
+
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2
+from sterna.testing.flush import RecordingFlush
 
 RAM = Ipa(0x4000_0000)
 

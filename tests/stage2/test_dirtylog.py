@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tests.stage2.support import RAM_PA, RecordingFlush, read, write
+from tests.stage2.support import RAM_PA, read, write
 
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import full_bitmap, new_bitmap, page_numbers

@@ -5,13 +5,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from tests.stage2.support import MADE_UP, POOL_PA, RAM_PA
 
-from stage2.support import MADE_UP, POOL_PA, RAM_PA, RecordingFlush
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.tables import Stage2
+from sterna.testing.flush import RecordingFlush
 
 GEOMETRIES = [
     (29, 16),  # two levels, tables of 64 KiB

@@ -10,7 +10,6 @@ from tests.stage2.support import (
     GEOMETRIES,
     RAM_PA,
     Geometry,
-    RecordingFlush,
     read,
     write,
 )

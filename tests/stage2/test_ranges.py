@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from tests.stage2.support import GEOMETRIES, RAM_PA, RecordingFlush, read, write
+from tests.stage2.support import GEOMETRIES, RAM_PA, read, write
 
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import new_bitmap, page_numbers
@@ -280,8 +280,21 @@ def test_a_device_needs_two_tables(geometry, free):
     at = Ipa(2 * geometry.large)
     with pytest.raises(OutOfTablesError, match=f"no page-table page left to map a device at {at:#x}"):
         stage2.map_device(at, geometry.page, 0x900_0000)
-    assert stage2.free_tables == 0
+    assert stage2.free_tables == free
     assert geometry.counts(stage2)[2] == 0
+    stage2.validate()
+
+
+def test_a_device_is_mapped_whole_or_not_at_all(geometry):
+    """Its second page needs a table more than there are."""
+    stage2 = geometry.make(pool_size=geometry.pool(geometry.upper + 3))
+    use_a_table(geometry, stage2)
+    at = Ipa(2 * geometry.large + geometry.block - geometry.page)
+    with pytest.raises(OutOfTablesError, match=f"no page-table page left to map a device at {at:#x}"):
+        stage2.map_device(at, 2 * geometry.page, 0x900_0000)
+    assert stage2.entry(at)[0] == 0
+    assert (geometry.counts(stage2)[2], stage2.free_tables) == (0, 2)
+    stage2.validate()
 
 
 @pytest.mark.parametrize("level", [1, 2])

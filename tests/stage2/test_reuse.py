@@ -1,7 +1,7 @@
 """Tables that were taken out, which a CPU's walk may still be in: when their pages are used again."""
 
 import pytest
-from tests.stage2.support import RAM_PA, RecordingFlush, access, write
+from tests.stage2.support import RAM_PA, access, write
 
 from sterna.memory.address import Ipa
 from sterna.stage2 import pool, tables

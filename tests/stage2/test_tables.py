@@ -1,7 +1,7 @@
 """Mapping: sizes, dissolving and rebuilding blocks, accounts."""
 
 import pytest
-from tests.stage2.support import RAM_PA, RecordingFlush, access, read, write
+from tests.stage2.support import RAM_PA, access, read, write
 
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import page_numbers
