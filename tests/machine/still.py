@@ -68,6 +68,8 @@ class StillVm:
     :ivar dirty: pages that the host has written, as (slot, first page, count)
     """
 
+    log_page_bits = 12
+
     def __init__(self, isa: Isa) -> None:
         self.counter_hz = {Isa.ARMV7: 62_500_000, Isa.ARM64: 62_500_000, Isa.X86_64: 1_000_000_000}[isa]
         self.dirty: list[tuple[int, int, int]] = []
