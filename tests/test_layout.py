@@ -93,6 +93,7 @@ def resolve(modules: list[str], scripts: list[str], names: list[str]) -> list[st
     return wrong
 
 
+@pytest.mark.slow
 def test_all_that_a_string_names_is_there(texts: list[str]) -> None:
     names = {name for text in texts for name in NAME.findall(text)} - GROUPS
     names |= {

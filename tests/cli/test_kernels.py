@@ -15,6 +15,8 @@ from sterna.launch.errors import Unsupported
 from sterna.testbed.kind import KindOptions
 from sterna.testbed.kinds import VM_KINDS
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent.parent
 
 PROGRAM = """
@@ -52,7 +54,6 @@ main(sys.argv[1:])
 """The command line where none of its signals is ignored."""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 def test_a_migration_fetches_none() -> None:
     program = subprocess.run(
@@ -116,7 +117,6 @@ print(len(asked))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 def test_another_compiler_compiles_again(tmp_path: Path) -> None:
     def asked(**settings: str) -> int:
@@ -128,7 +128,6 @@ def test_another_compiler_compiles_again(tmp_path: Path) -> None:
     assert [asked(), asked(), asked(NUMBA_OPT="1"), asked(NUMBA_OPT="1")] == [1, 0, 1, 0]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="without numba nothing is compiled")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(

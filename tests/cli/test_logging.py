@@ -93,6 +93,7 @@ def test_without_them_nothing_is_set_up(cli: Run) -> None:
     assert logs.arguments() == []
 
 
+@pytest.mark.slow
 def test_a_demos_vms_write_to_the_same_file(tmp_path: Path) -> None:
     """And nothing of it is in the way of who reads the demo's output."""
     command = [sys.executable, "-m", "sterna", "-v", "--log-file", "log", "demo", "--json"]

@@ -15,6 +15,8 @@ from tests.compatibility.version import COMMITS, ROOT
 from sterna.analysis.capture import CHANNEL_FILES, MAIN_FILE
 from sterna.launch.process import SternaVm
 
+pytestmark = pytest.mark.slow
+
 RECORDED = [(version, name) for version in COMMITS for name in CASES]
 
 

@@ -12,6 +12,8 @@ from tests.test_layout import NOT_INSTALLED, PACKAGE, ROOT
 
 from sterna.testbed.armhost.recipe import recipe_for
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("pyproject.toml", "README.md", "LICENSE")
 OWN_RECIPE = """
 from sterna.cli.testbedhost import _own_tree

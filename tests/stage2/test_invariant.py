@@ -3,11 +3,11 @@ whatever happens, in whatever order.
 """
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.stage2.support import (
-    GEOMETRIES,
     RAM_PA,
     Geometry,
     read,
@@ -173,8 +173,5 @@ class Stage2Machine(RuleBasedStateMachine):
                 assert entry & self.geometry.format.address == pa & ~(size - 1)
 
 
-for geometry in GEOMETRIES:
-    case = type(f"Stage2Machine_{geometry.name}", (Stage2Machine,), {"geometry": geometry}).TestCase
-    case.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
-    globals()[f"TestInvariant_{geometry.name}"] = case
-del case, geometry
+TestInvariant = pytest.mark.slow(Stage2Machine.TestCase)
+TestInvariant.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
