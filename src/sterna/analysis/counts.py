@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
-from sterna.memory.content import copy
-from sterna.stream.ram.records import Bytes, Rows, Status, scan
+from sterna.memory.content import Bytes, copy
+from sterna.stream.ram.records import Rows, Status, scan
 from sterna.stream.wire import RamFlag
 from sterna.stream.xbzrle import coding
 

@@ -20,10 +20,10 @@ from sterna.analysis import counts
 from sterna.analysis.counts import NEW_PASS, BlockCounts, PageCounts
 from sterna.analysis.shadow import ShadowRam, free_bytes
 from sterna.memory.bitmap import Words
+from sterna.memory.content import Bytes
 from sterna.memory.digest import RamDigest
 from sterna.stream.multifd.kernels import place
 from sterna.stream.ram.part import Part
-from sterna.stream.ram.records import Bytes
 from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, read_setup
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import RamFlag, StreamError, StreamUnsupported

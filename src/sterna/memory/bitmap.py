@@ -10,6 +10,7 @@ from sterna.memory.address import BITS_PER_WORD, bitmap_words
 
 Words = NDArray[np.uint64]
 """A dirty bitmap: `shape (bitmap_words(pages),)`, dtype uint64, bit n of word w is page 64 * w + n."""
+PageNumbers = NDArray[np.int64]
 
 
 def new_bitmap(pages: int) -> Words:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
 
+Bytes = NDArray[np.uint8]
 Items = TypeVar("Items", NDArray[np.uint8], NDArray[np.uint64])
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sterna.host.limits import usable_cpus
 from sterna.jit.kernel import kernel
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
-from sterna.memory.bitmap import Words, full_bitmap, new_bitmap, page_numbers
+from sterna.memory.bitmap import PageNumbers, Words, full_bitmap, new_bitmap, page_numbers
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room
@@ -24,7 +24,6 @@ _FEW_WORDS = 64
 
 Memory = NDArray[np.uint64]
 """A block's bytes as 64-bit words, 512 of them a page."""
-PageNumbers = NDArray[np.int64]
 
 
 def _copy_twin(source: Memory, target: Memory, pages: PageNumbers) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel
-from sterna.memory.bitmap import Words
+from sterna.memory.bitmap import PageNumbers, Words
+from sterna.memory.content import Bytes
 from sterna.memory.digest import PIECE_SHIFT
+from sterna.memory.rollingdigest import Marks
 from sterna.memory.vectors import Vectors
 from sterna.migration.channels.gather import read_list
-from sterna.stream.multifd.kernels import Bytes, Marks, Numbers, gather_pages, mark, plain_pages
+from sterna.stream.multifd.kernels import gather_pages, mark, plain_pages
 
 INTAKE = np.dtype(
     [
@@ -41,7 +43,7 @@ def _take_packets_twin(
     intake: Intake,
     header: Bytes,
     name: Bytes,
-    pages: Numbers,
+    pages: PageNumbers,
     vectors: Vectors,
     written: Marks,
     received: Words,
@@ -55,7 +57,7 @@ def take_packets(
     intake: Intake,
     header: Bytes,
     name: Bytes,
-    pages: Numbers,
+    pages: PageNumbers,
     vectors: Vectors,
     written: Marks,
     received: Words,

@@ -14,6 +14,7 @@ from sterna.host.printable import describe
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import Marks
 from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import ChannelError, MigrationError
@@ -21,7 +22,6 @@ from sterna.migration.multifd.intake import INTAKE, take_packets
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import Decompressor, decompressor
 from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
-from sterna.stream.multifd.kernels import Marks
 from sterna.stream.wire import StreamError
 
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
+from sterna.memory.rollingdigest import Marks
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import ChannelError, Refused
 from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.stream.multifd.format import CHANNEL_LIMIT, NO_UUID, Init
-from sterna.stream.multifd.kernels import Marks
 
 CONNECT_SECONDS = 10.0
 """How long a channel may take to connect after the main channel needs it."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sterna.memory.address import BITS_PER_WORD, PAGES_PER_PMD
 from sterna.memory.bitmap import (
     DirtyBatch,
+    PageNumbers,
     Words,
     count,
     counts,
@@ -19,7 +20,7 @@ from sterna.memory.bitmap import (
 )
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
-from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers
+from sterna.stream.ram.encoder import BATCH_PAGES, Batch
 
 _WORDS_PER_CHUNK = PAGES_PER_PMD // BITS_PER_WORD
 _UNTOUCHED_CHUNKS = 64

@@ -6,17 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import READONLY, Late, kernel, plain
-from sterna.memory.bitmap import Words
-from sterna.memory.content import copy, is_zero
+from sterna.memory.bitmap import PageNumbers, Words
+from sterna.memory.content import Bytes, copy, is_zero
 from sterna.memory.vectors import Vectors
 from sterna.stream.multifd.format import COUNT_AT, HEAD_BYTES, MAGIC, NAME_AT, NUMBER_AT, SIZE_AT, VERSION
 
 stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
-
-Bytes = NDArray[np.uint8]
-Numbers = NDArray[np.int64]
-Marks = NDArray[np.uint8]
-"""A byte for each piece of a block (`sterna.memory.digest`), 1 since a page there was written."""
 
 _HEAD_WORDS = 6
 """32-bit integers that a header begins with: magic, version, flags, room for pages, pages, bytes of data."""
@@ -38,7 +33,9 @@ def fetch(data: Bytes, at: int, size: int) -> int:
     return value
 
 
-def _split_zero_twin(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whole: Numbers) -> int:
+def _split_zero_twin(
+    words: Words, pages: PageNumbers, page_bits: int, zero: PageNumbers, whole: PageNumbers
+) -> int:
     marks = [not words[page << page_bits - 3 : (page + 1) << page_bits - 3].any() for page in pages.tolist()]
     found = np.array(marks, dtype=bool)
     zero[: found.sum()] = pages[found]
@@ -47,7 +44,9 @@ def _split_zero_twin(words: Words, pages: Numbers, page_bits: int, zero: Numbers
 
 
 @kernel(twin=_split_zero_twin)
-def split_zero(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whole: Numbers) -> int:
+def split_zero(
+    words: Words, pages: PageNumbers, page_bits: int, zero: PageNumbers, whole: PageNumbers
+) -> int:
     """Find the pages that are all zero.
 
     :param words: the block's bytes as 64-bit words
@@ -68,7 +67,7 @@ def split_zero(words: Words, pages: Numbers, page_bits: int, zero: Numbers, whol
 
 
 def _gather_pages_twin(
-    pages: Numbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
+    pages: PageNumbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
 ) -> int:
     if len(sources):
         vectors[row : row + len(sources)] = sources
@@ -83,7 +82,7 @@ def _gather_pages_twin(
 
 @kernel(twin=_gather_pages_twin)
 def gather_pages(
-    pages: Numbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
+    pages: PageNumbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
 ) -> int:
     """The memory of pages as a gather list; pages that follow each other are one piece.
 
@@ -119,7 +118,7 @@ Layout: TypeAlias = Annotated[NDArray[Any], LAYOUT]
 
 def _lay_out_twin(
     layout: Layout,
-    pages: Numbers,
+    pages: PageNumbers,
     sources: Vectors,
     head: Bytes,
     headers: Annotated[NDArray[np.uint8], 2],
@@ -149,7 +148,7 @@ def _lay_out_twin(
 @kernel(twin=_lay_out_twin)
 def lay_out(
     layout: Layout,
-    pages: Numbers,
+    pages: PageNumbers,
     sources: Vectors,
     head: Bytes,
     headers: Annotated[NDArray[np.uint8], 2],
@@ -186,21 +185,21 @@ def lay_out(
 
 
 @kernel(ahead=False)
-def mark(bitmap: Words, pages: Numbers) -> None:
+def mark(bitmap: Words, pages: PageNumbers) -> None:
     """Set the bits of pages."""
     for i in range(pages.size):
         bitmap[pages[i] >> 6] |= np.uint64(1) << np.uint64(pages[i] & 63)
 
 
 @kernel()
-def place(data: Annotated[Bytes, READONLY], pages: Numbers, page_bits: int, ram: Bytes) -> None:
+def place(data: Annotated[Bytes, READONLY], pages: PageNumbers, page_bits: int, ram: Bytes) -> None:
     """Copy pages that lie one after the other to their places in a block."""
     size = 1 << page_bits
     for i in range(pages.size):
         copy(ram[pages[i] * size : (pages[i] + 1) * size], data[i * size : (i + 1) * size])
 
 
-def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
+def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: PageNumbers) -> int:
     opening = np.array([MAGIC, VERSION, 0], dtype=">u4").tobytes()
     room, count, size = (plain(fetch)(header, at, 4) for at in (COUNT_AT - 4, COUNT_AT, SIZE_AT))
     if (
@@ -218,7 +217,7 @@ def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pa
 
 
 @kernel(twin=_plain_pages_twin, ahead=False)
-def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: Numbers) -> int:
+def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: PageNumbers) -> int:
     """The pages of a packet as most are: not compressed, without SYNC, all of them in the given block.
 
     :param name: the block's, with the NUL that ends it

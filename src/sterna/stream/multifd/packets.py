@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from sterna.memory.bitmap import PageNumbers
+from sterna.memory.content import Bytes
 from sterna.memory.ram import RamBlock
 from sterna.memory.vectors import Vectors
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.format import HEAD_BYTES, Packet, PacketFormat
-from sterna.stream.multifd.kernels import Bytes
-from sterna.stream.ram.encoder import PageNumbers
 
 IN_THE_BLOCK: Vectors = np.empty((0, 2), dtype=np.uint64)
 """Instead of where pages are."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.bitmap import PageNumbers
 from sterna.memory.ram import RamBlock
 from sterna.stream.ram import records
 from sterna.stream.ram.records import bytes_array, record_head
@@ -16,8 +17,6 @@ BATCH_PAGES = 2048
 """Most pages encoded and handed over at once: 8 MiB, which stay in the processor's last cache between the look for zeros and
 the system call.
 """
-
-PageNumbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from sterna.jit.kernel import Late, kernel, plain
 from sterna.memory.bitmap import Words
-from sterna.memory.content import copy, is_zero
+from sterna.memory.content import Bytes, copy, is_zero
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
-
-Bytes = NDArray[np.uint8]
 
 
 class Status(IntEnum):

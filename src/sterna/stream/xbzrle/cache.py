@@ -21,10 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE
+from sterna.memory.bitmap import PageNumbers
 from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room, spare_bytes
 from sterna.memory.vectors import Vectors
-from sterna.stream.ram.encoder import BATCH_PAGES, Batch, PageNumbers, stream_pages
+from sterna.stream.ram.encoder import BATCH_PAGES, Batch, stream_pages
 from sterna.stream.ram.records import bytes_array
 from sterna.stream.ram.setup import wire_name
 from sterna.stream.wire import NAME_LIMIT

@@ -8,14 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel, plain
-from sterna.memory.content import copy, is_zero
+from sterna.memory.bitmap import PageNumbers, Words
+from sterna.memory.content import Bytes, copy, is_zero
 from sterna.stream.ram.records import put_head, record_head
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
-
-Bytes = NDArray[np.uint8]
-Words = NDArray[np.uint64]
-Numbers = NDArray[np.int64]
 
 KEPT_PASSES = 2
 """A page in the cache that was used within so many passes is not displaced by another."""
@@ -136,7 +133,7 @@ def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) ->
 def encode_changes_twin(
     batch: BatchRecord,
     words: Words,
-    pages: Numbers,
+    pages: PageNumbers,
     name: Bytes,
     suffix: Bytes,
     out: Bytes,
@@ -146,7 +143,7 @@ def encode_changes_twin(
     scratch: Annotated[Words, 2],
     counts: Counted,
     iov: Annotated[Words, 2],
-    apart: Numbers,
+    apart: PageNumbers,
 ) -> tuple[int, int]:
     first_key, page_bits, used, hva, base, cache_hva, age, keep, sparse = batch[0].tolist()
     zeros, fresh, old = scratch
@@ -234,7 +231,7 @@ def encode_changes_twin(
 def encode_changes(
     batch: BatchRecord,
     words: Words,
-    pages: Numbers,
+    pages: PageNumbers,
     name: Bytes,
     suffix: Bytes,
     out: Bytes,
@@ -244,7 +241,7 @@ def encode_changes(
     scratch: Annotated[Words, 2],
     counts: Counted,
     iov: Annotated[Words, 2],
-    apart: Numbers,
+    apart: PageNumbers,
 ) -> tuple[int, int]:
     """Write the records of dirty pages, and the list of pieces that make them up.
 

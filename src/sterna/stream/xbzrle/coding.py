@@ -11,13 +11,10 @@ Source: QEMU's ``docs/xbzrle.txt``, and the behaviour of release 7.2, whose code
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.jit.kernel import kernel, plain
-from sterna.memory.content import copy
-
-Bytes = NDArray[np.uint8]
-Words = NDArray[np.uint64]
+from sterna.memory.bitmap import Words
+from sterna.memory.content import Bytes, copy
 
 UNCHANGED = 0
 """What `encode` returns for two equal pages: there is nothing to send."""

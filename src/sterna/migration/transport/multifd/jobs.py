@@ -12,9 +12,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.memory.bitmap import PageNumbers
 from sterna.memory.ram import RamBlock
 from sterna.memory.vectors import Vectors
-from sterna.stream.ram.encoder import PageNumbers
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sterna.memory.address import PAGE_SHIFT
+from sterna.memory.bitmap import PageNumbers
+from sterna.memory.content import Bytes
 from sterna.memory.ram import RamBlock
 from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.cancellation import Cancellation
@@ -27,9 +29,8 @@ from sterna.migration.transport.sender import Transport
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import compressor
 from sterna.stream.multifd.format import NO_TOKEN, NO_UUID, Compression, Init, Packet, PacketFormat
-from sterna.stream.multifd.kernels import Bytes
 from sterna.stream.multifd.packets import IN_THE_BLOCK, head_of, packets_of
-from sterna.stream.ram.encoder import Batch, PageNumbers, stream_pages, zero_records
+from sterna.stream.ram.encoder import Batch, stream_pages, zero_records
 from sterna.stream.xbzrle.cache import XbzrleCache
 
 _PACKETS_PER_JOB = 8
