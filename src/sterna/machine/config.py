@@ -19,7 +19,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.registry import Registry
 
 MEBIBYTE = 1 << 20
-_SIZE = re.compile(r"\d[\d.]{0,22}[BKMGT]?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"\d[\d.]*[BKMGT]?", re.ASCII | re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.ARM64: ("host",), Isa.X86_64: ("host",)}
 """CPU models of each kind of board; the first is the default."""
