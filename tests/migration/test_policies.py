@@ -296,6 +296,13 @@ def test_each_policy_says_its_name_and_its_parameter() -> None:
         assert bool(policy.argument) == bool(policy.unit)
 
 
+@pytest.mark.parametrize(("policy", "own"), [("adaptive", True), ("deadline", True), ("fixed", False)])
+def test_only_a_policy_of_our_own_chooses_xbzrle(policy: str, own: bool) -> None:
+    parameters = Parameters()
+    parameters.set({"x-sterna-policy": policy})
+    assert parameters.may_choose_xbzrle is own
+
+
 def test_a_policy_of_ones_own_is_named_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class AtOnce:
         def after_pass(self, situation: Situation) -> Decision:
