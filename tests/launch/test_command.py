@@ -13,8 +13,8 @@ from sterna.bench.machines import machine_pair
 from sterna.bench.workloads import VARIANTS, WORKLOADS
 from sterna.cli import run
 from sterna.cli.display import choose_display
-from sterna.cli.errors import CliError
 from sterna.cli.trial import TrialSettings, run_trial
+from sterna.errors import Error
 from sterna.guests.catalog import find
 from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import VmError
@@ -72,7 +72,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_of_the_demo(started: list[str], config: dict[str, object], machine: str) -> None:
     settings = TrialSettings(MachineConfig(kernel="dirtyram", append="100 10 5", **config), 0, 300, True)
-    with choose_display(json=True) as display, suppress(CliError):
+    with choose_display(json=True) as display, suppress(Error):
         run_trial(settings, display, Interrupts())
     assert started == [
         f"run {machine} --kernel dirtyram --append '100 10 5' --name source {CONSOLE} --qmp fd:N",

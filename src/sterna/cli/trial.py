@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sterna.cli.display import Display
-from sterna.cli.errors import CliError
 from sterna.cli.follow import follow
 from sterna.cli.progress import Picture
 from sterna.cli.result import summarise
@@ -57,14 +56,11 @@ def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts)
     """Start source and destination, migrate, check.
 
     :return: what `sterna demo --json` prints
-    :raise CliError: When something other than the migration fails.
+    :raise Error: When something other than the migration fails.
     """
     trial = _Trial(settings, display, interrupts)
-    try:
-        with ExitStack() as stack:
-            return trial.run(stack)
-    except LaunchError as error:
-        raise CliError(str(error)) from error
+    with ExitStack() as stack:
+        return trial.run(stack)
 
 
 class _Trial:
