@@ -8,10 +8,12 @@ import pytest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.refusal import refuse_threads
 
+import sterna
 from sterna.machine.throttle import Throttle
 from sterna.migration.controller import MigrationController
 from sterna.migration.parameters import Parameters
 from sterna.migration.policies.fixed import AutoConverge
+from sterna.migration.policy import Sending, Situation
 from sterna.migration.statistics import MigrationStatus
 from sterna.testing.guest import DoubleGuest
 
@@ -242,3 +244,20 @@ def test_fixed_stops_by_the_bandwidth_alone() -> None:
         info = here.outcome()
         assert info.status is MigrationStatus.COMPLETED, info.error
         assert info.policy == "fixed"
+
+
+def test_a_policy_of_ones_own_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own:
+        def after_pass(self, situation: Situation) -> sterna.Continue | sterna.GiveUp:
+            return sterna.GiveUp("three are enough") if situation.last.number == 3 else sterna.Continue()
+
+        def during_pass(self, sending: Sending) -> None:
+            return None
+
+    monkeypatch.setitem(sterna.POLICIES._items, "own", sterna.PolicyType("own", lambda parameters: Own()))
+    with fast_guest(**{"x-sterna-policy": "own"}) as (guest, here, uri):
+        info = here.migrate(uri)
+        assert (info.status, info.policy) == (MigrationStatus.FAILED, "own")
+        assert info.error == "three are enough"
+        assert len(info.passes) == 3
+        assert guest.running
