@@ -37,14 +37,6 @@ class SocketPath:
                 raise
             os.unlink(path)
             sock.bind(path)
-        return cls.bound(path)
-
-    @classmethod
-    def bound(cls, path: str) -> "SocketPath":
-        """
-        :param path: to which a socket has just been bound
-        :raise OSError: When it is gone already.
-        """
         found = os.lstat(path)
         return cls(path, (found.st_dev, found.st_ino))
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sterna.host import address as sockets
 from sterna.host.address import InetAddress, listen_inet, listen_path, parse_inet, parse_path
 from sterna.host.lookup import look_up
-from sterna.host.socketpath import what_is_no_socket
+from sterna.host.socketpath import SocketPath, what_is_no_socket
 from sterna.monitor.protocol import QmpError
 
 
@@ -82,17 +82,18 @@ def _parsed(parse: Callable[[str], Parsed], target: str, shown: str) -> Parsed:
         raise AddressError(f"{shown}: {error}; expected {_FORMS}") from error
 
 
-def listen(address: MonitorAddress) -> socket.socket:
-    """A listening socket. A unix socket's file that nobody listens on any more is replaced.
+def listen(address: MonitorAddress) -> tuple[socket.socket, SocketPath | None]:
+    """A listening socket, and its path if it has one. A unix socket's file that nobody listens on any more is replaced.
 
     :raise AddressError: When the address is taken, or cannot be bound; it names the cause.
     """
     try:
         if address.kind == "fd":
-            return _adopt(address)
+            return _adopt(address), None
         if address.kind == "unix":
-            return listen_path(address.path, _BACKLOG)[0]
-        return listen_inet(look_up(address.host, address.port, passive=True)[0], _BACKLOG, both=True)
+            return listen_path(address.path, _BACKLOG)
+        found = look_up(address.host, address.port, passive=True)
+        return listen_inet(found[0], _BACKLOG, both=True), None
     except OSError as error:
         raise AddressError(f"cannot listen on {address}: {_cause(error)}") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sterna.host.socketpath import SocketPath
 from sterna.monitor import protocol
-from sterna.monitor.addresses import AddressError, MonitorAddress, listen
+from sterna.monitor.addresses import MonitorAddress, listen
 from sterna.monitor.session import NEGOTIATION_SECONDS, CommandTable, Session
 
 CLIENT_LIMIT = 64
@@ -26,12 +26,7 @@ class Listening:
         """
         :raise AddressError: When the address is taken, or cannot be bound.
         """
-        bound = listen(address)
-        try:
-            return cls(bound, SocketPath.bound(address.path) if address.kind == "unix" else None)
-        except OSError as error:
-            bound.close()
-            raise AddressError(f"cannot listen on {address}: {error.strerror}") from error
+        return cls(*listen(address))
 
     def close(self) -> None:
         if self.path is not None:
