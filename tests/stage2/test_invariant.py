@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.stage2.support import (
+    GEOMETRIES,
     RAM_PA,
     Geometry,
     read,
@@ -173,5 +174,8 @@ class Stage2Machine(RuleBasedStateMachine):
                 assert entry & self.geometry.format.address == pa & ~(size - 1)
 
 
-TestInvariant = pytest.mark.slow(Stage2Machine.TestCase)
-TestInvariant.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+for geometry in GEOMETRIES:
+    case = type(f"Stage2Machine_{geometry.name}", (Stage2Machine,), {"geometry": geometry}).TestCase
+    case.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+    globals()[f"TestInvariant_{geometry.name}"] = pytest.mark.slow(case)
+del case, geometry

@@ -34,27 +34,15 @@ STAGE2 = np.dtype(
     [
         (name, np.int64)
         for name in (
-            # mmu_lock: whoever changes a table or a bitmap's meaning holds it.
+            # First what each fault reads, close together. mmu_lock: whoever changes a table or a bitmap's meaning holds it.
             "lock",
             "lock_address",
             "sched_yield",
-            # The table pool: physical address, number of pages, bytes of each as a power of two, and the root table. Its lists
-            # of pages (page number + 1; 0 ends one): free; released, with no flush begun since; released, with a flush begun
-            # since and not yet ended. Of the latter the last page, too.
             "pool_pa",
-            "pool_pages",
-            "table_shift",
-            "pool_free",
-            "pool_retired",
-            "pool_retired_last",
-            "pool_flushing",
-            "pool_flushing_last",
             "root_pa",
-            "root_entries",
-            # The largest leaf that may be installed, in bytes.
-            "max_leaf",
             # The architecture's descriptor format (format.py). Of `shifts` that of the last level is in bits 0 to 7, that of the
             # level above in bits 8 to 15 and so on; above the root's there is 62, so that its index is all that is left.
+            "root_entries",
             "root_level",
             "shifts",
             "present",
@@ -63,14 +51,26 @@ STAGE2 = np.dtype(
             "address",
             "write",
             "access",
-            "page",
-            "block",
             "slot_count",
-            "cpus",
-            "tlbi_address",
             # Absent leaves populated and access flags set so far, and what each CPU knows of that number.
             "populations",
             "seen_address",
+            "page",
+            "block",
+            # The largest leaf that may be installed, in bytes.
+            "max_leaf",
+            "cpus",
+            "tlbi_address",
+            # The table pool, from physical address `pool_pa` on: number of pages, bytes of each as a power of two. Its lists of
+            # pages (page number + 1; 0 ends one): free; released, with no flush begun since; released, with a flush begun since
+            # and not yet ended. Of the latter the last page, too.
+            "pool_pages",
+            "table_shift",
+            "pool_free",
+            "pool_retired",
+            "pool_retired_last",
+            "pool_flushing",
+            "pool_flushing_last",
             *COUNTERS,
         )
     ]
