@@ -2,6 +2,7 @@
 
 import select
 import socket
+import struct
 import threading
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ class Fault:
     :ivar flip: damage the byte at this offset from the connecting side
     :ivar flip_back: damage the byte at this offset to it
     :ivar reset: cut with RST instead of FIN
+    :ivar cut_message: cut before the last byte of the first message to the connecting side of this type (`PrivateMessage`)
     :ivar victim: how many connections are spared before it
     :ivar mute: take every later connection and never forward a byte of it
     """
@@ -23,9 +25,33 @@ class Fault:
     backward: int | None = None
     flip: int | None = None
     flip_back: int | None = None
+    cut_message: int | None = None
     reset: bool = False
     mute: bool = False
     victim: int = 0
+
+
+class _Messages:
+    """Finds the end of a message in what comes back: type and length of two bytes each, and so much."""
+
+    def __init__(self, kind: int) -> None:
+        self._kind = kind
+        self._kept = b""
+
+    def end_in(self, data: bytes) -> int | None:
+        """Where in these bytes is the last one of such a message."""
+        before = len(self._kept)
+        self._kept += data
+        at = 0
+        while len(self._kept) >= at + 4:
+            kind, size = struct.unpack_from(">HH", self._kept, at)
+            if len(self._kept) < at + 4 + size:
+                break
+            at += 4 + size
+            if kind == self._kind:
+                return at - 1 - before
+        self._kept = self._kept[at:]
+        return None
 
 
 def _pass_on(gone: socket.socket, other: socket.socket) -> None:
@@ -78,6 +104,7 @@ class Proxy:
     def _forward(self, near: socket.socket, fault: Fault) -> None:
         limits = (fault.forward, fault.backward)
         flips = (fault.flip, fault.flip_back)
+        messages = None if fault.cut_message is None else _Messages(fault.cut_message)
         faulty = fault != Fault()
         count = [0, 0]
         with near, socket.create_connection(("127.0.0.1", self._target)) as far:
@@ -101,7 +128,9 @@ class Proxy:
                         if flip is not None and 0 <= flip - count[direction] < len(data):
                             at = flip - count[direction]
                             data = data[:at] + bytes((data[at] ^ 0x41,)) + data[at + 1 :]
-                        sink.sendall(data)
+                        end = messages.end_in(data) if messages is not None and direction == 1 else None
+                        cut = cut or end is not None
+                        sink.sendall(data[:end])
                         if not data:
                             open_ends.remove(source)
                             sink.shutdown(socket.SHUT_WR)

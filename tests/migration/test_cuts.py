@@ -13,7 +13,7 @@ import pytest
 from tests.migration.pairs import TCP, Host, hosts
 from tests.migration.proxy import Fault, Proxy
 
-from sterna.migration.handshake import GREETING
+from sterna.migration.handshake import GREETING, PrivateMessage
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import sections
 from sterna.stream.return_path import pong
@@ -132,12 +132,12 @@ def test_cut_at_every_byte_to_the_source(reset: bool) -> None:
 
 
 def test_who_cannot_be_asked_leaves_the_guest_paused() -> None:
-    total = lengths()[1]
     with hosts(still_guest(), DoubleGuest(PAGES, running=False)) as (here, there):
         here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
         address = there.controller.incoming(TCP)
         # All but the last byte of RUNNING arrives, and then nothing more gets through.
-        with Proxy(int(address.rpartition(":")[2]), Fault(backward=total - 1, mute=True)) as proxy:
+        fault = Fault(cut_message=PrivateMessage.RUNNING, mute=True)
+        with Proxy(int(address.rpartition(":")[2]), fault) as proxy:
             info = here.migrate(proxy.uri)
         assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
         assert "'cont -f'" in info.error

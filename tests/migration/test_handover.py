@@ -25,7 +25,7 @@ from tests.migration.proxy import Fault, Proxy
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.errors import InDoubt, MigrationError, StateError
-from sterna.migration.handshake import GREETING
+from sterna.migration.handshake import GREETING, PrivateMessage
 from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
 from sterna.migration.source.doubt import Doubt
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
@@ -349,14 +349,9 @@ def test_a_guest_moves_on_only_when_its_source_asks_no_more() -> None:
 def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
         address = there.controller.incoming(TCP)
-        with Proxy(int(address.rpartition(":")[2]), Fault()) as proxy:
-            assert here.migrate(proxy.uri).status is COMPLETED
-            total = proxy.forwarded[1]
-    with hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, there):
-        address = there.controller.incoming(TCP)
         incoming = there.controller._incoming
         assert incoming is not None
-        with Proxy(int(address.rpartition(":")[2]), Fault(backward=total - 1)) as proxy:
+        with Proxy(int(address.rpartition(":")[2]), Fault(cut_message=PrivateMessage.RUNNING)) as proxy:
             info = here.migrate(proxy.uri)
             assert info.status is COMPLETED, info.error
             incoming._thread.join(30)
