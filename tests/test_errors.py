@@ -11,6 +11,8 @@ import sterna.errors
 from sterna.errors import Error, InternalError
 from sterna.host.printable import describe
 
+pytestmark = pytest.mark.slow
+
 WALK = """
 import importlib, inspect, json, pkgutil, sterna
 

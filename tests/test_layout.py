@@ -116,6 +116,7 @@ def test_a_name_that_is_not_there_is_found() -> None:
     assert name.startswith(f"{there}:nobody: ")
 
 
+@pytest.mark.slow
 def test_what_python_is_to_run_is_a_program(texts: list[str]) -> None:
     programs = {name for text in texts for name in PROGRAM.findall(text)}
     assert "sterna" in programs
