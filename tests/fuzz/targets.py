@@ -34,8 +34,8 @@ from sterna.host import units
 from sterna.memory.ram import RamBlock
 from sterna.migration import doubt, handshake, peer, verify
 from sterna.migration.controller import MigrationController
+from sterna.migration.destination.multifd import receiver
 from sterna.migration.errors import ChannelError, ProtocolError
-from sterna.migration.multifd import receiver
 from sterna.migration.statistics import MigrationStatus
 from sterna.monitor import dump, protocol
 from sterna.monitor.client import ConnectionLost, QmpClient

@@ -21,9 +21,9 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination import listen
 from sterna.migration.destination.context import DestinationContext, Wait
+from sterna.migration.destination.multifd.lobby import Lobby
 from sterna.migration.destination.run import Destination
 from sterna.migration.errors import ChannelError, StateError
-from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Peer
 from sterna.migration.progress import Progress

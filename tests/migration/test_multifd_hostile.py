@@ -22,9 +22,9 @@ from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.destination import listen
+from sterna.migration.destination.multifd import lobby, receiver
+from sterna.migration.destination.multifd.channel import ReceiveChannel
 from sterna.migration.handshake import Offer
-from sterna.migration.multifd import lobby, receiver
-from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Standing
 from sterna.stream import sections

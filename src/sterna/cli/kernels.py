@@ -15,7 +15,7 @@ _MIGRATION = (
     "sterna.memory.bitmap",
     "sterna.memory.shadow",
     "sterna.migration.channels.gather",
-    "sterna.migration.multifd.intake",
+    "sterna.migration.destination.multifd.intake",
     "sterna.stream.multifd.kernels",
     "sterna.stream.xbzrle.changes",
     "sterna.stream.ram.records",

@@ -13,11 +13,11 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.streamsource import ChannelSource
 from sterna.migration.destination.leftovers import Leftovers
+from sterna.migration.destination.multifd.lobby import Lobby
+from sterna.migration.destination.multifd.receiver import MultifdReceiver
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.guest import Guest
 from sterna.migration.handshake import Hello, Nack, PrivateMessage, Ready, Running
-from sterna.migration.multifd.lobby import Lobby
-from sterna.migration.multifd.receiver import MultifdReceiver
 from sterna.migration.parameters import Parameters
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress

@@ -1,9 +1,8 @@
 """Waiting for a guest: the listener, and what each connection to it turns out to be.
 
-A connection brings a migration stream, or the pages of one (`sterna.migration.multifd`), or the question who runs a guest
-(`sterna.migration.doubt`). One
-stream is taken in at a time, questions are answered beside it. After a failure the listener goes on waiting
-for another attempt; after a success it stays until the source has confirmed. A source that falls silent is given
+A connection brings a migration stream, or the pages of one (`sterna.migration.destination.multifd`), or the question who runs a
+guest (`sterna.migration.doubt`). One stream is taken in at a time, questions are answered beside it. After a failure the listener
+goes on waiting for another attempt; after a success it stays until the source has confirmed. A source that falls silent is given
 up, so that it does not keep others out for ever.
 """
 
@@ -21,11 +20,11 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import Listener, SocketChannel
 from sterna.migration.destination.context import DestinationContext, Wait
+from sterna.migration.destination.multifd.lobby import Lobby
 from sterna.migration.destination.run import Destination
 from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.guest import Guest
-from sterna.migration.multifd.lobby import Lobby
 from sterna.migration.parameters import Parameters
 from sterna.migration.process import ProcessWatch
 from sterna.migration.progress import Emit, Progress

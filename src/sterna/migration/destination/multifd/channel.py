@@ -17,8 +17,8 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import Marks
 from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
+from sterna.migration.destination.multifd.intake import INTAKE, take_packets
 from sterna.migration.errors import ChannelError, MigrationError
-from sterna.migration.multifd.intake import INTAKE, take_packets
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import Decompressor, decompressor
 from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, PacketFormat

@@ -22,8 +22,8 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import Marks
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import SocketChannel
+from sterna.migration.destination.multifd.channel import ReceiveChannel
 from sterna.migration.errors import ChannelError, Refused
-from sterna.migration.multifd.receivechannel import ReceiveChannel
 from sterna.stream.multifd.format import CHANNEL_LIMIT, NO_UUID, Init
 
 CONNECT_SECONDS = 10.0
