@@ -43,7 +43,12 @@ def run(folder: Path, *options: str) -> list[str]:
     (folder / "pytest.ini").write_text(f"[pytest]\naddopts = --strict-markers\nmarkers =\n{markers}\n")
     command = [sys.executable, "-m", "pytest", *OPTIONS, "--rootdir", str(folder), str(folder), *options]
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"COLUMNS": "300"}, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "300", "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.splitlines()
 
 

@@ -47,11 +47,11 @@ def test_guests_cross_from_kvm_to_the_emulated_hypervisor_and_back(in_arm64_host
         crossing.wait_arrived(running, goes_on)
         crossing.wait_for_steps(running)
         crossing.send(running, f"tcp:127.0.0.1:{ports[0]}")
-        assert running.guest.run_state is RunState.POSTMIGRATE
+        assert running.machine.run_state is RunState.POSTMIGRATE
         crossing.check(running)
 
         crossing.wait_arrived(standing, goes_on)
-        assert standing.guest.run_state is RunState.PAUSED
+        assert standing.machine.run_state is RunState.PAUSED
         here = crossing.sections(standing)
         crossing.check(standing)
         crossing.send(standing, f"tcp:127.0.0.1:{ports[1]}")

@@ -41,7 +41,7 @@ CARD = "--nic tap,ifname=tap7,mac=52:54:00:00:00:01"
 CONSOLE = "--serial file:/dev/fd/N"
 QMP = "-nodefaults -display none -chardev socket,id=qmp,fd=N,server=on,wait=off -mon chardev=qmp,mode=control"
 QEMU_CONSOLE = "-chardev file,id=serial,path=/dev/fd/N -serial chardev:serial"
-PROGRAM = find("dirtyram", "virt")
+PROGRAM = shlex.quote(str(find("dirtyram", "virt")))
 
 
 @pytest.fixture
