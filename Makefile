@@ -13,7 +13,7 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --maxprocesses 4
 
-# Under a minute, once kernels are compiled: what needs no root, no KVM, no QEMU and no patience.
+# Two minutes on two processors, once kernels are compiled: what needs no root, no KVM, no QEMU and no patience.
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast -n $$(nproc) --maxprocesses 4
 

@@ -22,11 +22,6 @@ MAIN_FILE = "main.stream"
 CHANNEL_FILES = "channel-*.stream"
 
 
-def channel_file(number: int) -> str:
-    """A channel's name in a capture."""
-    return CHANNEL_FILES.replace("*", str(number))
-
-
 def survey_file(
     path: Path | str, channels: Sequence[Path] = (), *, digests: bool = False, page_digests: bool = False
 ) -> StreamSurvey:

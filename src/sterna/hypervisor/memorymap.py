@@ -114,9 +114,8 @@ class MemoryMap:
         start = slot.offset + ipa - slot.ipa
         try:
             data = slot.block.data
-        except (
-            AttributeError
-        ):  # the block has been closed since; else its memory stays while this looks at it
+        except AttributeError:
+            # The block has been closed since; else its memory stays while this looks at it.
             return None
         return bytes(data[start : start + size])
 

@@ -1,5 +1,6 @@
 """A virtio device as its machine has it: behind a transport, with a section."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ class Port:
     irq: IrqLine
 
 
-class VirtioDevice(Device):
+class VirtioDevice(Device, ABC):
     """One device and its transport. All that it writes to guest RAM goes through its queues, and so into the dirty log.
 
     :cvar kind: what it is
@@ -43,19 +44,19 @@ class VirtioDevice(Device):
         self.descriptions = {self._section: layout(self.kind)}
 
     @property
+    @abstractmethod
     def asked_for(self) -> tuple[str, str]:
         """What it is, and by which option its user has it, for people."""
-        raise NotImplementedError
 
     def config(self) -> bytes:
         """Its configuration space. Called with the transport's lock held."""
         return b""
 
+    @abstractmethod
     def notify(self) -> None:
         """The driver has set its status, offered buffers, or reset the device. Called with the transport's lock held; must not
         wait.
         """
-        raise NotImplementedError
 
     def save_own(self) -> dict[str, Any]:
         """The values of its kind's own fields."""
