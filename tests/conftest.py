@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.needs import qemu_program
 from sterna.host.load import HostWatch
 
 pytest_plugins = ["tests.fastset"]
-pytest.register_assert_rewrite("sterna.testing.conformance")
+if "sterna.testing.conformance" not in sys.modules:  # a user of the suite has named its plugin
+    pytest.register_assert_rewrite("sterna.testing.conformance")
 
 _ALONE = ("testbed", "arm64")
 """Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of
