@@ -73,5 +73,5 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build .mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build .mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .versions
 	find src tests bench -name __pycache__ -type d -exec rm -rf {} +

@@ -20,7 +20,7 @@ _ALONE = ("testbed", "arm64")
 """Folders whose tests run one after the other where tests run in parallel: those of `testbed` look at the whole machine, those of
 `arm64` need much of it. Neither sees the other: they have nothing in common but processors, so each goes its own way.
 """
-_TOGETHER = {"test_fuzz.py", "test_qemu_streams.py", "test_xbzrle_qemu.py"}
+_TOGETHER = {"test_fuzz.py", "test_live.py", "test_qemu_streams.py", "test_xbzrle_qemu.py"}
 """Files whose tests share what takes longer to make than to look at: in one process, so that it is made once."""
 
 

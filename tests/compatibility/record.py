@@ -88,7 +88,7 @@ def main() -> None:
     kept = ROOT / "tests" / "data" / options.version
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        source = sources(options.version, Path(name))
+        source = sources(options.version)
         for case in options.cases or CASES:
             directory = Path(name) / case
             directory.mkdir()

@@ -23,10 +23,10 @@ WAYS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
 
 
 @pytest.fixture(scope="module", params=COMMITS)
-def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def earlier(request: pytest.FixtureRequest) -> Path:
     """The sources of an earlier version."""
     try:
-        return sources(request.param, tmp_path_factory.mktemp(request.param))
+        return sources(request.param)
     except Missing as error:
         pytest.skip(str(error))
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,19 +12,34 @@ from sterna.launch.process import SternaVm
 ROOT = Path(__file__).parents[2]
 COMMITS = {"0.1.0": "b08cbba6feaa5198859ce4cf970dec981f0070cd"}
 """The last commit of each version."""
+_KEPT = ROOT / ".versions"
 
 
 class Missing(Exception):
     """A version cannot be had here; the text says why."""
 
 
-def sources(version: str, directory: Path) -> Path:
-    """A version's `src`, below a directory.
+def sources(version: str) -> Path:
+    """A version's `src`. It stays in the checkout, at one place: kernels that it has compiled are found again by path.
 
     :raise Missing: When this is no clone, or one without its history.
     """
     commit = COMMITS[version]
-    archive = directory / f"{version}.tar"
+    kept = _KEPT / commit
+    if not kept.is_dir():
+        _KEPT.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_KEPT) as name:
+            _extract(version, commit, Path(name))
+            try:
+                os.rename(Path(name, "src"), kept)
+            except OSError:
+                if not kept.is_dir():  # else another process of the tests was first, and its copy is as good
+                    raise
+    return kept
+
+
+def _extract(version: str, commit: str, directory: Path) -> None:
+    archive = directory / "src.tar"
     command = ["git", "-C", str(ROOT), "archive", "--output", str(archive), commit, "src"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -32,7 +48,6 @@ def sources(version: str, directory: Path) -> Path:
     if done.returncode:
         raise Missing(f"no {version} in this clone's history ({commit[:7]}): {done.stderr.strip()}")
     subprocess.run(["tar", "-x", "-f", archive, "-C", directory], check=True)
-    return directory / "src"
 
 
 class VersionVm(SternaVm):

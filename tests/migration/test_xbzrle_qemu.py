@@ -8,7 +8,7 @@ import pytest
 from tests.migration.test_qemu import RAM, Carrier, qemu
 from tests.savedstream import saved, saving
 from tests.stream.test_qemu_streams import BOARDS
-from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb
+from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb, disturb_passes
 
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
@@ -37,7 +37,7 @@ def test_a_running_guest_moves_to_qemu(tmp_path: Path) -> None:
         peer.ask("migrate-incoming", uri=f"unix:{tmp_path}/in")
         with MigrationController(MigratableMachine(machine)) as migration:
             migration.set_capabilities({"xbzrle": True})
-            migration.set_parameters({"max-bandwidth": 16 << 20, "downtime-limit": 0})
+            migration.set_parameters({"max-bandwidth": 4 << 20, "downtime-limit": 0})
             migration.migrate(f"unix:{tmp_path}/in")
             wait_passes(migration, PASSES)
             migration.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
@@ -72,10 +72,7 @@ def test_qemus_changes_arrive(tmp_path: Path) -> None:
             source.ask("migrate-set-capabilities", capabilities=XBZRLE)
             source.ask("migrate-set-parameters", **{"max-bandwidth": SLOW, "downtime-limit": 1})
             source.ask("migrate", uri=address)
-            while (state := source.ask("query-migrate")).get("ram", {}).get("dirty-sync-count", 0) < PASSES:
-                assert state["status"] in ("setup", "active")
-                for number in rng.choice(PAGES, 16, replace=False).tolist():
-                    disturb(debugger, board, rng, number)
+            disturb_passes(source.ask, debugger, board, rng)
             source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
             source.wait_event("MIGRATION", status="completed")
             assert source.ask("query-migrate")["xbzrle-cache"]["bytes"] > 0
