@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from tests.clockguest import last_sequence
 from tests.machine.parts import Parts, cpu, load, save
 
 from sterna.boards.virt import BOARD as VIRT
@@ -160,8 +161,8 @@ def test_a_guest_moves_to_qemu_and_goes_on(qemu, make_machine, tmp_path, kernel,
             assert info.status.value == "completed", info.error
         assert source.run_state is RunState.POSTMIGRATE
         if kernel == "clock":
-            sequence = int(bytes(source.serial.output).rpartition(b"seq ")[2].split()[0])
-            console.wait_for(f"seq {sequence + 1} ".encode())
+            sequence = last_sequence(bytes(source.serial.output))
+            console.wait_for(f"seq {sequence + 2} ".encode())
             console.wait_for(f"seq {sequence + 5} ".encode())
             assert b"backward 0" in console.text
         assert process.poll() is None

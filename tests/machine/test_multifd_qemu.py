@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.clockguest import last_sequence
 from tests.machine.test_machine_qemu import SECONDS, Console
 
 from sterna.machine.machine import Machine
@@ -141,7 +142,7 @@ def test_the_guest_goes_on(qemu: str, make_machine: Callable[..., Machine], tmp_
         assert source.run_state is RunState.POSTMIGRATE
         peer.wait_loaded()
         peer("cont")
-        sequence = int(bytes(source.serial.output).rpartition(b"seq ")[2].split()[0])
+        sequence = last_sequence(bytes(source.serial.output))
         peer.console.wait_for(f"seq {sequence + 5} ".encode())
         assert b"backward 0" in peer.console.text
 

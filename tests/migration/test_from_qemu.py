@@ -14,6 +14,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from tests.clockguest import last_sequence
 from tests.migration.test_qemu import RAM, Qemu, qemu
 
 from sterna.guests import catalog
@@ -180,8 +181,8 @@ def test_the_clock_goes_on_smoothly(smp: int, states: dict[str, bool], tmp_path:
         assert {left.name for left in info.left_behind} == ALWAYS_LEFT | {
             *("slirp", "0000:00:01.0/virtio-net", "0000:00:01.0/virtio-net-pci.rom")
         }
-        last = int((tmp_path / "serial").read_bytes().rpartition(b"seq ")[2].split()[0])
-        assert here.serial.wait_for(f"seq {last + 1} ".encode(), SECONDS)  # type: ignore[attr-defined]
+        last = last_sequence((tmp_path / "serial").read_bytes())
+        assert here.serial.wait_for(f"seq {last + 2} ".encode(), SECONDS)  # type: ignore[attr-defined]
         passed_ms = (time.time() - (tmp_path / "serial").stat().st_mtime) * 1000
         assert here.serial.wait_for(f"seq {last + 20} ".encode(), SECONDS)  # type: ignore[attr-defined]
         lines = re.findall(
