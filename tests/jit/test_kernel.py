@@ -356,6 +356,37 @@ def test_who_waits_for_another_that_compiles_can_be_interrupted(tmp_path, monkey
     run(WAITS)
 
 
+ENDLESS = """
+import os, signal, threading
+from pathlib import Path
+from sterna.memory import bitmap
+from sterna.jit.ahead import fetch_kernels
+told = []
+checked = 0
+def check():
+    global checked
+    checked += 1
+    if checked == 1:  # the kernel that is being compiled takes for ever
+        for compiler in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
+            os.kill(int(compiler), signal.SIGSTOP)
+    if checked == 3:
+        raise KeyboardInterrupt
+try:
+    fetch_kernels(told.append, check)
+except KeyboardInterrupt:
+    assert told == ["compiling kernels (once): 0 of 1"], told
+else:
+    raise AssertionError(told)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
+def test_a_kernel_that_takes_long_can_be_interrupted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run(ENDLESS)
+
+
 BEGUN = """
 from sterna.stream.xbzrle import changes
 from sterna.stage2 import tables

@@ -75,8 +75,8 @@ def _prepare(modules: tuple[str, ...], check: Callable[[], None]) -> None:
         ) from error
     except ImportError as error:
         raise CliError(f"a Python package does not load: {error}", ExitCode.UNSUPPORTED) from error
-    with _failures(), _line(check) as tell:
-        fetch_kernels(tell)
+    with _failures(), _line() as tell:
+        fetch_kernels(tell, check)
 
 
 @contextmanager
@@ -91,14 +91,13 @@ def _failures() -> Iterator[None]:
 
 
 @contextmanager
-def _line(check: Callable[[], None]) -> Iterator[Callable[[str], None]]:
+def _line() -> Iterator[Callable[[str], None]]:
     """Shows how far it is, in place on a terminal; elsewhere that it has begun."""
     terminal = sys.stderr.isatty()
     shown = ""
 
     def tell(text: str) -> None:
         nonlocal shown
-        check()
         if terminal:
             print(f"\r\x1b[Ksterna: {text}", end="", file=sys.stderr, flush=True)
         elif text.partition(":")[0] != shown.partition(":")[0]:

@@ -26,14 +26,17 @@ from sterna.jit.kernel import COMPILED, Kernel, KernelError, NoCompilerError, ke
 
 Tell = Callable[[str], None]
 """Told how far it is. What it raises ends the compiling."""
+Check = Callable[[], None]
+"""Called every tenth of a second, as one kernel may take many seconds. What it raises ends the compiling."""
 
 _LENGTH = struct.Struct("!Q")
 _PR_SET_PDEATHSIG = 1
+_CHECK_SECONDS = 0.1
 _COMPILER_BYTES = 300 << 20
 """Memory that is left to each process; it takes some 200 MiB."""
 
 
-def fetch_kernels(tell: Tell = lambda text: None) -> None:
+def fetch_kernels(tell: Tell = lambda text: None, check: Check = lambda: None) -> None:
     """Have all kernels at hand that the modules imported so far call, compiled unless that has been done.
 
     :raise KernelError: When one cannot be compiled.
@@ -42,22 +45,27 @@ def fetch_kernels(tell: Tell = lambda text: None) -> None:
         return
     missing = [kernel for kernel in kernels_ahead() if not kernel.find()]
     if missing:
-        with _alone(tell):
+        with _alone(tell, check):
             # Another process may have compiled them meanwhile.
             missing = [kernel for kernel in missing if not kernel.find()]
             if missing:
-                _compile(missing, tell)
+                _compile(missing, tell, check)
         for kernel in missing:
             kernel.code(kernel.expected)
 
 
 @contextmanager
-def _alone(tell: Tell) -> Iterator[None]:
+def _alone(tell: Tell, check: Check) -> Iterator[None]:
     """One process at a time compiles; where they cannot share a cache, each does."""
+
+    def wait() -> None:
+        check()
+        tell("another process is compiling kernels: waiting for it")
+
     with ExitStack() as stack:
         with suppress(OSError, UnsafeError):
             directory = stack.enter_context(kernelcache.opened())
-            lock(directory, check=lambda: tell("another process is compiling kernels: waiting for it"))
+            lock(directory, check=wait)
         yield
 
 
@@ -115,7 +123,7 @@ class _Compiler:
         self._process.communicate()
 
 
-def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
+def _compile(missing: Sequence[Kernel], tell: Tell, check: Check) -> None:
     count = len(missing)
     # The longest first, so that no process has much left when the others are done.
     todo = deque(sorted(missing, key=lambda kernel: -len(kernel.function.__code__.co_code)))
@@ -127,7 +135,8 @@ def _compile(missing: Sequence[Kernel], tell: Tell) -> None:
             compiler.begin(todo.popleft())
             busy.register(compiler, selectors.EVENT_READ, compiler)
         while busy.get_map():
-            for key, _ in busy.select():
+            check()
+            for key, _ in busy.select(_CHECK_SECONDS):
                 compiler = key.data
                 compiler.finish()
                 finished += 1
