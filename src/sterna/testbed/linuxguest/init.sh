@@ -7,14 +7,14 @@ export PATH=/bin
 /bin/busybox mount -t devtmpfs dev /dev
 for module in $(/bin/busybox cat /modules); do /bin/busybox insmod $module; done
 tries=0
-until /bin/busybox mount -t ext4 -o noatime /dev/vda /root 2>/dev/null; do
+until [ -b /dev/vda ] || [ $tries = 100 ]; do
     tries=$((tries + 1))
-    if [ $tries -gt 100 ]; then
-        echo "sterna: /dev/vda cannot be mounted"
-        /bin/busybox poweroff -f
-    fi
     /bin/busybox usleep 100000
 done
+if ! /bin/busybox mount -t ext4 -o noatime /dev/vda /root; then
+    echo "sterna: /dev/vda cannot be mounted"
+    /bin/busybox poweroff -f
+fi
 /bin/busybox mount -o move /dev /root/dev
 /bin/busybox umount /sys
 /bin/busybox umount /proc
