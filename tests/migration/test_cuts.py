@@ -175,11 +175,14 @@ def test_a_destination_that_dies_gives_the_guest_back(die_at: str) -> None:
             assert here.migrate(there.controller.incoming(TCP)).status is MigrationStatus.COMPLETED
 
 
-def silent_qemu(listener: socket.socket, asked: threading.Event, answer: threading.Event) -> None:
+def silent_qemu(
+    listener: socket.socket, asked: threading.Event, answer: threading.Event, has_all: threading.Event
+) -> None:
     """Answers pings as QEMU does, takes everything, and never says that the guest runs.
 
     :param asked: set when a ping has come that is not the greeting
     :param answer: such a ping is not answered before it is set
+    :param has_all: set when the stream's end has come
     """
     connection, _ = listener.accept()
     # The source may have gone when it is answered.
@@ -192,20 +195,22 @@ def silent_qemu(listener: socket.socket, asked: threading.Event, answer: threadi
                     asked.set()
                     answer.wait()
                 connection.sendall(pong(pings.popleft()).encode())
+            if taken.endswith(b"}") and b"vmsd_name" in taken:
+                has_all.set()
 
 
 @contextmanager
-def to_a_silent_qemu() -> Iterator[tuple[Host, threading.Event, threading.Event]]:
-    """A source that migrates there, and the two events."""
-    asked, answer = threading.Event(), threading.Event()
+def to_a_silent_qemu() -> Iterator[tuple[Host, threading.Event, threading.Event, threading.Event]]:
+    """A source that migrates there, and the three events."""
+    asked, answer, has_all = threading.Event(), threading.Event(), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=silent_qemu, args=(listener, asked, answer), daemon=True)
+        thread = threading.Thread(target=silent_qemu, args=(listener, asked, answer, has_all), daemon=True)
         thread.start()
         with hosts(still_guest(), DoubleGuest(PAGES, running=False)) as (here, _):
-            here.controller.set_parameters({"x-sterna-switchover-timeout": 300})
+            here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
             here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
             try:
-                yield here, asked, answer
+                yield here, asked, answer, has_all
             finally:
                 answer.set()
         thread.join()
@@ -213,7 +218,7 @@ def to_a_silent_qemu() -> Iterator[tuple[Host, threading.Event, threading.Event]
 
 def test_the_guest_runs_until_the_destination_has_taken_a_pass_in() -> None:
     """Else what is still under way, or waits there for memory, would be waited for while the guest stands still."""
-    with to_a_silent_qemu() as (here, asked, _):
+    with to_a_silent_qemu() as (here, asked, *_):
         assert asked.wait(30)
         info = here.controller.info()
         assert (info.status, info.remaining, here.guest.running) == (MigrationStatus.ACTIVE, 0, True)
@@ -222,9 +227,11 @@ def test_the_guest_runs_until_the_destination_has_taken_a_pass_in() -> None:
 
 
 def test_a_silent_qemu_does_not_hold_the_migration_for_ever() -> None:
-    with to_a_silent_qemu() as (here, _, answer):
+    with to_a_silent_qemu() as (here, _, answer, has_all):
         answer.set()
-        info = here.controller.wait(30)
+        assert has_all.wait(30)
+        here.expire()
+        info = here.outcome()
         assert (info.status, info.in_doubt) == (MigrationStatus.FAILED, True)
         assert "'cont -f'" in info.error
         assert here.guest.left_in_doubt

@@ -37,7 +37,6 @@ from sterna.testing.guest import DoubleGuest
 
 PAGES = 3
 SECONDS = 120.0
-LIMITS = ("x-sterna-doubt-timeout", "x-sterna-switchover-timeout")
 ROOT = Path(__file__).parents[2]
 COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 
@@ -99,10 +98,11 @@ def in_doubt(here: Host, info: MigrationInfo) -> None:
 def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_path: Path) -> None:
     path = tmp_path / "d"
     with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 500, "x-sterna-switchover-timeout": 1000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 500})
         here.controller.migrate(there.address)
         there.await_stop()
         os.rename(path, tmp_path / "moved")
+        here.expire()
         in_doubt(here, here.outcome())
         with pytest.raises(InDoubt, match=r"connection refused|no such file"):
             here.controller.resolve_doubt()
@@ -130,10 +130,11 @@ def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
     ):
         silent.bind(str(asked))
         silent.listen()
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
         here.controller.migrate(there.address)
         there.await_stop()
         os.unlink(path)
+        here.expire()
         in_doubt(here, here.outcome())
         found = pool.submit(here.controller.resolve_doubt, f"unix:{asked}")
         connection, _ = silent.accept()
@@ -166,18 +167,22 @@ def test_a_question_that_is_given_up_says_nothing_of_a_destination_that_did_not_
             doubt.resolve(60, ended)
 
 
-def test_a_second_sterna_at_the_address_tells_nothing(tmp_path: Path) -> None:
+def test_a_second_sterna_at_the_address_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "d"
+    monkeypatch.setattr("sterna.migration.doubt._RETRY_SECONDS", SECONDS)  # it is asked once
     with (
         hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, second),
         elsewhere("stop", "advance_counter", f"unix:{path}") as there,
     ):
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 3000, "x-sterna-switchover-timeout": 1000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000})
         second.controller.incoming(f"unix:{tmp_path}/second")
         here.controller.migrate(there.address)
         there.await_stop()
         os.rename(path, tmp_path / "moved")
         os.rename(tmp_path / "second", path)
+        here.expire()
         info = here.outcome()
         in_doubt(here, info)
         assert "does not know this migration" in info.error
@@ -190,10 +195,11 @@ def stopped_in_the_start(directory: Path) -> Iterator[tuple[Host, Elsewhere]]:
     """A source in doubt, and its destination, which is stopped in its start and refuses connections."""
     path = directory / "d"
     with hosts(guest()) as (here,), elsewhere("stop", "advance_counter", f"unix:{path}") as there:
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 300, "x-sterna-switchover-timeout": 1000})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 300})
         here.controller.migrate(there.address)
         there.await_stop()
         os.unlink(path)
+        here.expire()
         in_doubt(here, here.outcome())
         yield here, there
 
@@ -279,9 +285,10 @@ def test_a_destination_that_dies_at_its_start_is_seen_over_an_inherited_socket()
 
 def test_a_destination_that_dies_later_is_seen_over_an_inherited_socket() -> None:
     with inherited("stop") as (here, there, uri, given_up):
-        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000, "x-sterna-switchover-timeout": 500})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000})
         here.controller.migrate(uri)
         there.await_stop()
+        here.expire()
         assert given_up.wait(60)
         there.process.kill()
         info = here.outcome()
@@ -294,9 +301,10 @@ def test_a_destination_that_starts_late_is_heard_over_an_inherited_socket(automa
     """There is no other connection on which it could be asked."""
     with inherited("stop") as (here, there, uri, given_up):
         limit = 60_000 if automatic else 200
-        here.controller.set_parameters({"x-sterna-doubt-timeout": limit, "x-sterna-switchover-timeout": 500})
+        here.controller.set_parameters({"x-sterna-doubt-timeout": limit})
         here.controller.migrate(uri)
         there.await_stop()
+        here.expire()
         assert given_up.wait(60)
         if not automatic:
             info = here.outcome()
@@ -360,9 +368,15 @@ def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.
 
 def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
     """It may be what runs the guest."""
+    os.mkfifo(tmp_path / "has all")
     with hosts(guest()) as (here,):
-        here.controller.set_parameters({"x-sterna-switchover-timeout": 300, "x-sterna-doubt-timeout": 100})
-        info = here.migrate(f"exec:cd '{tmp_path}'; echo $$ > pid; cat > stream; exec sleep 1000")
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 100})
+        here.controller.migrate(
+            f"exec:cd '{tmp_path}'; echo $$ > pid; cat > stream; echo > 'has all'; exec sleep 1000"
+        )
+        (tmp_path / "has all").read_text()
+        here.expire()
+        info = here.outcome()
         assert (info.status, info.in_doubt) == (FAILED, True)
         assert "exec sleep 1000 has not ended, after it was given" in info.error
         pid = int((tmp_path / "pid").read_text())
@@ -562,17 +576,17 @@ def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) 
     with socket.create_server(("127.0.0.1", 0)) as listener, hosts(guest()) as (here,):
         thread = threading.Thread(target=qemu_double, args=(listener, late, True), daemon=True)
         thread.start()
-        limits = (60_000, 60_000) if automatic else (200, 300)
-        here.controller.set_parameters(dict(zip(LIMITS, limits, strict=True)))
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000 if automatic else 200})
         here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        assert has_all.wait(60)
         if not automatic:
+            here.expire()
             info = here.outcome()
             in_doubt(here, info)
             assert "has all of the guest, and has not said that it runs it" in info.error
             with pytest.raises(NotTheOwner, match="may run at the migration's destination"):
                 here.guest.resume()
         else:
-            assert has_all.wait(60)
             here.controller.cancel()  # which changes nothing any more
         say.set()
         assert said.wait(60)
@@ -586,30 +600,34 @@ def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) 
 
 @pytest.mark.parametrize("destination", ["QEMU", "command", "sterna"])
 def test_a_cancel_ends_the_wait_in_doubt_and_not_the_doubt(destination: str, tmp_path: Path) -> None:
-    say, told = threading.Event(), tmp_path / "told"
+    has_all, say, told, full = threading.Event(), threading.Event(), tmp_path / "told", tmp_path / "full"
 
     def late(connection: socket.socket) -> None:
+        has_all.set()
         assert say.wait(SECONDS)
         connection.sendall(shut(0).encode())
 
     with ExitStack() as stack:
         (here,) = stack.enter_context(hosts(guest()))
-        here.controller.set_parameters(dict(zip(LIMITS, (int(SECONDS * 1000), 500), strict=True)))
+        here.controller.set_parameters({"x-sterna-doubt-timeout": int(SECONDS * 1000)})
         if destination == "QEMU":
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             thread = threading.Thread(target=qemu_double, args=(listener, late, True), daemon=True)
             thread.start()
             here.controller.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+            assert has_all.wait(SECONDS)
         elif destination == "command":
             os.mkfifo(told)
-            here.controller.migrate(f"exec:cat > /dev/null; read word < {told}")
+            os.mkfifo(full)
+            here.controller.migrate(f"exec:cat > /dev/null; echo > '{full}'; read word < '{told}'")
+            full.read_text()
         else:
             there = stack.enter_context(elsewhere("stop", "advance_counter"))
             here.controller.migrate(there.address)
             there.await_stop()
+        here.expire()
         while (info := here.controller.wait(0.05)).status.running:
-            if here.guest.ownership.standing is Standing.IN_DOUBT:
-                here.controller.cancel()
+            here.controller.cancel()
         in_doubt(here, info)
         assert "the wait for the destination's word was cancelled" in info.error
         if destination == "QEMU":
@@ -797,7 +815,6 @@ def test_a_guest_that_was_saved_goes_on_here(tmp_path: Path) -> None:
 )
 def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
     with hosts(guest()) as (here,):
-        here.controller.set_parameters({"x-sterna-switchover-timeout": 2000})
         info = here.migrate(f"exec:{command}")
         assert here.guest.ownership.standing is standing, info.error
         assert info.in_doubt is (standing is Standing.IN_DOUBT)
@@ -811,13 +828,15 @@ def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
 @pytest.mark.parametrize("status", [0, 3])
 @pytest.mark.parametrize("automatic", [True, False])
 def test_a_command_that_ends_late_is_heard(tmp_path: Path, automatic: bool, status: int) -> None:
-    fifo = tmp_path / "fifo"
+    fifo, full = tmp_path / "fifo", tmp_path / "full"
     os.mkfifo(fifo)
+    os.mkfifo(full)
     with hosts(guest()) as (here,):
-        limits = (60_000, 60_000) if automatic else (200, 300)
-        here.controller.set_parameters(dict(zip(LIMITS, limits, strict=True)))
-        here.controller.migrate(f"exec:cat > /dev/null; read line < '{fifo}'; exit {status}")
+        here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000 if automatic else 200})
+        here.controller.migrate(f"exec:cat > /dev/null; echo > '{full}'; read line < '{fifo}'; exit {status}")
+        full.read_text()
         if not automatic:
+            here.expire()
             info = here.outcome()
             in_doubt(here, info)
             assert "has not ended, after it was given all of the guest" in info.error
