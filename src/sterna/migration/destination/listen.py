@@ -339,8 +339,9 @@ class Incoming:
         deadline = time.monotonic() + _GREETING_SECONDS
         try:
             while _GREETING not in data:
+                # What has come is read even when the time is over: unread, it would reset the connection.
                 left = deadline - time.monotonic()
-                if left < 0 or len(data) > _GREETING_LIMIT or not channel.wait_readable(left):
+                if len(data) > _GREETING_LIMIT or not channel.wait_readable(left):
                     return
                 got = channel.readinto_now(buffer)
                 if got == 0:
