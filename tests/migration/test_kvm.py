@@ -94,7 +94,11 @@ def test_a_cancelled_migration_leaves_no_trace(make, mode):
     here = running(make, append="8000 8000 0", dirty_log=mode)
     there = make(incoming=True)
     blocks = here.machine.statistics()["blocks_2m"]
-    here.controller.set_parameters({"max-bandwidth": 20 << 20})
+    # Whole pages, so that each pass takes more than a second, and none is the last.
+    here.controller.set_capabilities({"xbzrle": False})
+    here.controller.set_parameters(
+        {"max-bandwidth": 20 << 20, "downtime-limit": 0, "x-sterna-max-throttle": 0}
+    )
     address = there.controller.incoming(TCP)
     here.controller.migrate(address)
     here.wait_pass(2)
@@ -105,8 +109,8 @@ def test_a_cancelled_migration_leaves_no_trace(make, mode):
     while here.machine.statistics()["blocks_2m"] < blocks:
         assert time.monotonic() < end, "blocks that do not come back"
         time.sleep(0.01)
-    here.controller.set_parameters({"max-bandwidth": 0})
-    here.controller.set_capabilities({"auto-converge": True})
+    here.controller.set_parameters({"max-bandwidth": 0, "downtime-limit": 300, "x-sterna-max-throttle": 99})
+    here.controller.set_capabilities({"auto-converge": True, "xbzrle": None})
     assert here.migrate(address).status is COMPLETED
     goes_on(there)
 
@@ -114,7 +118,9 @@ def test_a_cancelled_migration_leaves_no_trace(make, mode):
 def test_a_destination_that_goes_away_leaves_the_guest_here(make):
     here = running(make)
     there = make(incoming=True)
-    here.controller.set_parameters({"max-bandwidth": 10 << 20})
+    # Whole pages, so that the first pass takes half a minute.
+    here.controller.set_capabilities({"xbzrle": False})
+    here.controller.set_parameters({"max-bandwidth": 1 << 20})
     here.controller.migrate(there.controller.incoming(TCP))
     here.wait_pass(1)
     there.controller.close()
