@@ -1,5 +1,6 @@
 """XBZRLE live, with a QEMU at the other end."""
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from tests.savedstream import saved, saving
 from tests.stream.test_qemu_streams import BOARDS
 from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb, disturb_passes
 
+from sterna.guests.layout import RandomWord, read_status_of_ram
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.migratable import MigratableMachine
+from sterna.machine.runstate import RunState
+from sterna.memory.bitmap import DirtyBatch
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
 
@@ -20,11 +24,30 @@ pytestmark = pytest.mark.qemu
 
 XBZRLE = [{"capability": "xbzrle", "state": True}, {"capability": "events", "state": True}]
 SECONDS = 300
+STEPS = 100
+"""Each of them writes to one of 2048 pages."""
+
+
+class Restless(MigratableMachine):
+    """A machine whose guest has written whenever its dirty log is looked at, however little processor it got: a pass after which
+    nothing is dirty would be the last.
+    """
+
+    _steps = 0
+
+    def harvest(self) -> list[DirtyBatch]:
+        while self.machine.run_state is RunState.RUNNING:
+            steps = read_status_of_ram(self.ram_blocks[0].data).word(0, RandomWord.STEPS)
+            if steps >= self._steps + STEPS:
+                self._steps = steps
+                break
+            time.sleep(0.001)
+        return super().harvest()
 
 
 def wait_passes(migration: MigrationController, count: int) -> None:
-    while migration.info().pass_number < count:
-        assert migration.info().status.running, migration.info().error
+    while (info := migration.wait(0.01)).pass_number < count:
+        assert info.status.running, info.error
 
 
 def test_a_running_guest_moves_to_qemu(tmp_path: Path) -> None:
@@ -35,9 +58,11 @@ def test_a_running_guest_moves_to_qemu(tmp_path: Path) -> None:
         assert machine.serial.wait_for(b"filled", SECONDS)  # type: ignore[attr-defined]
         peer.ask("migrate-set-capabilities", capabilities=XBZRLE)
         peer.ask("migrate-incoming", uri=f"unix:{tmp_path}/in")
-        with MigrationController(MigratableMachine(machine)) as migration:
+        with MigrationController(Restless(machine)) as migration:
             migration.set_capabilities({"xbzrle": True})
-            migration.set_parameters({"max-bandwidth": 4 << 20, "downtime-limit": 0})
+            migration.set_parameters(
+                {"max-bandwidth": 16 << 20, "downtime-limit": 0, "x-sterna-max-throttle": 0}
+            )
             migration.migrate(f"unix:{tmp_path}/in")
             wait_passes(migration, PASSES)
             migration.set_parameters({"max-bandwidth": 0, "downtime-limit": 1000})
