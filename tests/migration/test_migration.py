@@ -30,7 +30,7 @@ def test_a_running_guest_moves(uri: str, tmp_path: Path) -> None:
         address = there.controller.incoming(uri.format(tmp_path))
         info = here.migrate(address)
         assert info.status is COMPLETED, info.error
-        assert there.outcome().status is COMPLETED
+        there.wait_status(COMPLETED)
         assert here.guest.away
         assert assert_one_runs(here.guest, there.guest) is there.guest
         assert here.statuses == ["setup", "active", "device", "completed"]
