@@ -255,7 +255,8 @@ def test_a_qemu_hears_of_a_refusal(tmp_path: Path) -> None:
         assert "settings: max-bandwidth 134.2 MB/s, downtime-limit 300 ms, return-path on" in done.stderr
         assert done.returncode == 3
         assert "failed: " in done.stderr
-        assert "virt.flash0" in destination.errors()
+        # It tells its source first.
+        wait_for(lambda: "virt.flash0" in destination.errors())
         with QmpClient.connect(parse_address(address)) as client:
             assert {"capability": "return-path", "state": False} in client.command(
                 "query-migrate-capabilities"
