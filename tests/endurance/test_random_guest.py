@@ -138,7 +138,10 @@ def test_random_guest_survives(capsys):
                 kind, fault = draw_fault(rng)
                 proxy = Proxy(port, fault)
                 source.migration.set_parameters(
-                    {"max-bandwidth": rng.choice([0, 200_000_000]), "x-sterna-doubt-timeout": TIMEOUT_S}
+                    {
+                        "max-bandwidth": rng.choice([0, 200_000_000]),
+                        "x-sterna-doubt-timeout": TIMEOUT_S * 1000,
+                    }
                 )
                 info = attempt(source, proxy.uri, kind, rng)
                 proxy.close()
