@@ -86,16 +86,17 @@ def test_report_for_people() -> None:
 @pytest.mark.parametrize("accel", ["emulated", pytest.param("kvm", marks=needs_kvm)])
 def test_an_audited_demo_says_so(accel: str) -> None:
     arguments = [*COMMAND, "--append", "500 20 5", "--memory", "16M", "--accel", accel, "--audit"]
-    done = subprocess.run([*arguments, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*arguments, "--json"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout
     result = json.loads(done.stdout)
     audit = result["audit"]
-    assert audit["harvests"] == len(result["passes"])
+    # Each pass ends with one; after a pass of a few pages there is another.
+    assert audit["harvests"] >= len(result["passes"])
     assert audit["lost-pages"] == 0
     assert audit["lost"] == []
     assert audit["pages-judged"] > 0
     assert 0 < audit["longest-hold-ms"] <= audit["held-ms"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     assert re.search(
         r"audit         \d+ pages compared after \d+ harvests?, 0 with lost writes; the guest was\s+held for",
         done.stdout,
