@@ -35,7 +35,7 @@ def held() -> Counter[str]:
 
 def attempts(source: Host, port: int, *, multifd: bool) -> None:
     """One migration that is cancelled, one whose connection is cut while RAM is on its way, and one that is cut at once."""
-    at_rest = threading.active_count()
+    at_rest = set(threading.enumerate())
     for fault in (None, Fault(forward=100_000, victim=int(multifd)), Fault(forward=5, reset=True)):
         with Proxy(port, fault or Fault()) as proxy:
             source.controller.migrate(proxy.uri)
@@ -46,7 +46,7 @@ def attempts(source: Host, port: int, *, multifd: bool) -> None:
             wanted = MigrationStatus.FAILED if fault else MigrationStatus.CANCELLED
             assert info.status is wanted, info
         # The destination learns a little later than the source that a connection is gone.
-        wait_for(lambda: threading.active_count() == at_rest)
+        wait_for(lambda: set(threading.enumerate()) <= at_rest)
         source.events.clear()
 
 
