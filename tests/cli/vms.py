@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sterna.guests.layout import STATUS_BYTES, STATUS_OFFSET, DirtyramWord, StatusError, read_status
 from sterna.launch.command import sterna_arguments
 from sterna.machine.config import MachineConfig
 from sterna.monitor.addresses import parse_address
@@ -64,6 +65,19 @@ class Vm:
     def running(self) -> bool:
         """Whether the guest runs."""
         return bool(self.qmp.command("query-status")["running"])
+
+    def passes(self) -> int:
+        """How often the first CPU of its guest, `dirtyram`, has written all its pages."""
+        fd = os.memfd_create("status")
+        with open(fd, "rb") as file:
+            at = int(MachineConfig().board.ram_base) + STATUS_OFFSET
+            name = f"/proc/{os.getpid()}/fd/{fd}"
+            self.qmp.command("pmemsave", val=at, size=STATUS_BYTES, filename=name)
+            try:
+                status = read_status(file.read())
+            except StatusError:
+                return 0  # it has not come that far
+        return status.word(0, DirtyramWord.PASSES) if status.cpus else 0
 
     def close(self) -> None:
         self.process.kill()

@@ -86,6 +86,8 @@ def soak(migrations: int, *, multifd: bool, report: Callable[[Look], None] = lam
             end.qmp.execute("migrate-set-parameters", {"multifd-channels": _CHANNELS})
         limits = {"max-bandwidth": _BANDWIDTH, "downtime-limit": 0, "x-sterna-policy": "fixed"}
         source.qmp.execute("migrate-set-parameters", limits)
+        # Before, there is so little to send that a migration may complete.
+        wait_for(lambda: source.passes() > 0)
         port = int(destination.incoming_uri().rpartition(":")[2])
         rest = [_descriptors(end) for end in (source, destination)]
         looks, outcomes = [], Counter[str]()
