@@ -8,7 +8,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.vms import children, wait_for
+from tests.ports import held_port
 
 from sterna.cli.errors import ExitCode
 from sterna.testbed.armhost import image
@@ -238,10 +238,10 @@ def test_a_mirror_that_does_not_answer_is_none(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("sterna.testbed.debian.apt._KEYRING", tmp_path)
     (tmp_path / "apt.conf").write_text('Acquire::Retries::Delay "false";\n')
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv("STERNA_DEBIAN_MIRROR", f"http://127.0.0.1:{taken.getsockname()[1]}/debian")
-    with pytest.raises(ImageError, match=r"apt-get failed \(bookworm-backports, arm64\)"):
-        Apt(tmp_path / "apt", "arm64", KERNELS["backports"])
+    with held_port() as port:
+        monkeypatch.setenv("STERNA_DEBIAN_MIRROR", f"http://127.0.0.1:{port}/debian")
+        with pytest.raises(ImageError, match=r"apt-get failed \(bookworm-backports, arm64\)"):
+            Apt(tmp_path / "apt", "arm64", KERNELS["backports"])
 
 
 def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path) -> None:
