@@ -1,6 +1,5 @@
 """The programs run under QEMU, on each board, alone and with two CPUs, and what they leave in RAM checks out."""
 
-import itertools
 import re
 
 import numpy as np
@@ -144,7 +143,8 @@ def test_clock(launch: Launch, board: str, cpus: int) -> None:
     )
     assert [int(line[4]) for line in lines[:5]] == [1, 2, 3, 4, 5]
     times = [int(h) * 3600_000 + int(m) * 60_000 + int(s) * 1000 + int(ms) for h, m, s, ms, _ in lines]
-    assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
+    # One that comes late does not put off the next, which may come in the same ms.
+    assert times == sorted(times)
     assert times[-1] - times[0] >= 20 * (len(times) - 1) - 21
     assert all(int(status.cpu(cpu)["steps"]) > 0 for cpu in range(cpus))
 
