@@ -32,6 +32,8 @@ _LOOK_SECONDS = 0.1
 """How often the migration is asked how it goes: often enough for a prediction, too rarely to be felt."""
 _PAUSE_SECONDS = 0.05
 _RATE_SECONDS = 1.0
+_WRITES_SECONDS = 30.0
+"""A host may keep a guest from its processors for a second."""
 _CANCEL_SECONDS = 30.0
 _ARRIVES_SECONDS = 30.0
 _ARRIVES_PAUSE_SECONDS = 0.002
@@ -97,7 +99,7 @@ def migrate(
     rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
     uri = destination.incoming_uri()
     host = HostWatch()
-    writes = _writes(source, ram_base)
+    asked, writes = time.monotonic(), _writes(source, ram_base)
     cpu = [cpu_seconds(vm.pid) for vm in (source, destination)]
     started = time.monotonic()
     source.command("migrate", uri=uri)
@@ -115,7 +117,7 @@ def migrate(
             late, often = f"the guest does not run at the {destination.name}", _ARRIVES_PAUSE_SECONDS
             wait_for(destination.runs, _ARRIVES_SECONDS, late, host, check=check, poll_seconds=often)
         now = _writes(destination if status == "completed" else source, ram_base)
-        during = (now - writes) / (time.monotonic() - started)
+        during = (now - writes) / (time.monotonic() - asked)
     own = info.get("x-sterna", {})
     throttles = [watched.throttle_percent, *(one["throttle_percent"] for one in own.get("passes", []))]
     ram = info.get("ram", {})
@@ -189,12 +191,24 @@ def _wait_for_end(source: Vm) -> None:
 
 
 def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
-    before, started = _writes(source, ram_base), time.monotonic()
+    """
+    :raise WaitedTooLong: When the guest writes nothing at all.
+    """
+    started, before = time.monotonic(), _writes(source, ram_base)
     while time.monotonic() < started + _RATE_SECONDS:
         check()
         time.sleep(_PAUSE_SECONDS)
-    now = _writes(source, ram_base)
-    return (now - before) / (time.monotonic() - started)
+    written = 0
+
+    def writes() -> bool:
+        nonlocal written
+        written = _writes(source, ram_base) - before
+        return written > 0
+
+    wait_for(
+        writes, _WRITES_SECONDS, f"the guest of the {source.name} writes nothing", HostWatch(), check=check
+    )
+    return written / (time.monotonic() - started)
 
 
 def _writes(vm: Vm, ram_base: int) -> int:
