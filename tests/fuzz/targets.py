@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 from tests.fuzz.corpus import PAGES, description_of
 from tests.fuzz.parts import Parts
+from tests.jit.plain import plain
 from tests.monitor.machines import monitored
 from tests.stream.streams import PieceSource
 
@@ -186,14 +187,14 @@ def digest_section(parts: Parts, rng: random.Random) -> str:
 
 
 def delta(parts: Parts, rng: random.Random) -> str:
-    """An XBZRLE code, applied to a guarded page by the kernel and by its twin."""
+    """An XBZRLE code, applied to a guarded page compiled and not."""
     code = np.frombuffer(parts[0][:4096], dtype=np.uint8).copy()
     page = np.full(3 * 4096, 0xA5, dtype=np.uint8)
     page[4096:8192] = np.arange(4096) & 0xFF
-    twin = page[4096:8192].copy()
+    other = page[4096:8192].copy()
     fault, where = (int(value) for value in coding.decode(code, page[4096:8192]))
-    assert (fault, where) == coding.decode.twin(code, twin)  # type: ignore[attr-defined]
-    assert np.array_equal(twin, page[4096:8192])
+    assert (fault, where) == plain(coding.decode)(code, other)
+    assert np.array_equal(other, page[4096:8192])
     assert (page[:4096] == 0xA5).all()
     assert (page[8192:] == 0xA5).all()
     return coding.Fault(fault).text

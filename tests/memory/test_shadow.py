@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tests.jit.plain import plain
 
 from sterna.memory import shadow as module
 from sterna.memory.address import PAGE_SIZE
@@ -16,11 +17,11 @@ PAGES = 70 * 64 + 5
 """Enough for two threads, and not a multiple of 64."""
 
 
-@pytest.fixture(params=["compiled", "twin"])
+@pytest.fixture(params=["compiled", "plain"])
 def ram(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[RamBlock]:
-    if request.param == "twin":
+    if request.param == "plain":
         for name in ("_copy", "_compare"):
-            monkeypatch.setattr(module, name, getattr(module, name).twin)
+            monkeypatch.setattr(module, name, plain(getattr(module, name)))
     with RamBlock("ram", PAGES * PAGE_SIZE, huge_pages=False) as block:
         yield block
 

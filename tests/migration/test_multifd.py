@@ -4,16 +4,16 @@ import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.jit.plain import plain
 from tests.migration.pairs import TCP, Host, assert_one_runs, hosts, source_guest, waiting_guest
 from tests.refusal import refuse_threads
+from tests.stream import reference
 
-from sterna.jit.kernel import COMPILED
 from sterna.migration.errors import StateError
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream.multifd import kernels
@@ -183,12 +183,11 @@ def test_a_migration_can_be_cancelled_and_repeated() -> None:
 # -- kernels -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([10, 11, 12]), st.lists(st.integers(0, 31), min_size=1, max_size=40), st.integers(0, 99)
 )
-def test_kernels_and_their_twins_agree(bits: int, numbers: list[int], seed: int) -> None:
+def test_kernels_and_reference_agree(bits: int, numbers: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     pages = np.array(numbers, dtype=np.int64)
     ram = np.zeros(32 << bits, dtype=np.uint8)
@@ -196,22 +195,22 @@ def test_kernels_and_their_twins_agree(bits: int, numbers: list[int], seed: int)
         ram[(page << bits) + rng.integers(0, 1 << bits)] = rng.integers(1, 256)
     data = rng.integers(0, 256, len(numbers) << bits, dtype=np.uint8)
     results = []
-    for compiled in (True, False):
-
-        def run(kernel: Any, *arguments: Any, compiled: bool = compiled) -> Any:
-            return (kernel if compiled else kernel.twin)(*arguments)
-
+    for split_zero, gather_pages, as_is in (
+        (kernels.split_zero, kernels.gather_pages, lambda kernel: kernel),
+        (plain(kernels.split_zero), plain(kernels.gather_pages), plain),
+        (reference.split_zero, reference.gather_pages, plain),
+    ):
         zero, whole = np.zeros_like(pages), np.zeros_like(pages)
-        zeros = run(kernels.split_zero, ram.view(np.uint64), pages, bits, zero, whole)
+        zeros = split_zero(ram.view(np.uint64), pages, bits, zero, whole)
         vectors = np.zeros((pages.size, 2), dtype=np.uint64)
-        rows = run(kernels.gather_pages, pages, 1 << 40, bits, vectors[:0], vectors, 0)
+        rows = gather_pages(pages, 1 << 40, bits, vectors[:0], vectors, 0)
         bitmap = np.zeros(1, dtype=np.uint64)
-        run(kernels.mark, bitmap, pages)
+        as_is(kernels.mark)(bitmap, pages)
         target = ram.copy()
-        run(kernels.place, data, pages, bits, target)
+        as_is(kernels.place)(data, pages, bits, target)
         results.append((zeros, zero[:zeros].tolist(), whole[: pages.size - zeros].tolist()))
         results[-1] += (vectors[:rows].tolist(), bitmap.tolist(), target.tobytes())
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     zeros, zero_pages, whole_pages, gather, words, _ = results[0]
     assert sorted(zero_pages + whole_pages) == sorted(numbers)
     assert all(not ram[page << bits :][: 1 << bits].any() for page in zero_pages)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.jit.plain import plain
+from tests.stream import reference
 from tests.stream.streams import PieceSource
 
-from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import new_bitmap, page_numbers
 from sterna.memory.digest import PIECE_SIZE
 from sterna.memory.ram import RamBlock
@@ -107,7 +108,6 @@ def test_what_is_encoded_is_decoded(
         assert bits.sum() == len(set(numbers)) * per_page
 
 
-@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(0, 7), max_size=9),
@@ -115,11 +115,13 @@ def test_what_is_encoded_is_decoded(
     st.binary(max_size=9),
     st.sampled_from([10, 12]),
 )
-def test_encoder_and_its_twin_agree(numbers: list[int], prefix: bytes, suffix: bytes, page_bits: int) -> None:
+def test_encoder_and_reference_agree(
+    numbers: list[int], prefix: bytes, suffix: bytes, page_bits: int
+) -> None:
     words = np.zeros(8 * 512, dtype=np.uint64)
     words[[0, 511, 1024, 2047]] = 1
     results: list[Any] = []
-    for kernel in (records.encode_records, records.encode_records.twin):  # type: ignore[attr-defined]
+    for kernel in (records.encode_records, plain(records.encode_records), reference.encode_records):
         headers = np.zeros(len(prefix) + len(numbers) * 9 + len(NAME) + len(suffix), dtype=np.uint8)
         headers[: len(prefix)] = bytearray(prefix)
         iov = np.zeros((2 * len(numbers) + 2, 2), dtype=np.uint64)
@@ -133,7 +135,7 @@ def test_encoder_and_its_twin_agree(numbers: list[int], prefix: bytes, suffix: b
             iov,
         )
         results.append((*(int(number) for number in result), iov.tolist(), headers.tolist()))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 @st.composite
@@ -171,14 +173,13 @@ def decode(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=300, deadline=None)
 @given(bodies(), st.booleans(), st.booleans())
-def test_decoder_and_its_twin_agree(body: bytes, named: bool, fresh: bool) -> None:
+def test_decoder_and_reference_agree(body: bytes, named: bool, fresh: bool) -> None:
     staging = np.array(bytearray(body), dtype=np.uint8)
     name = np.array(bytearray(b"toy.ram" if named else b""), dtype=np.uint8)
     results: list[Any] = []
-    for kernel in (records.apply_records, records.apply_records.twin):  # type: ignore[attr-defined]
+    for kernel in (records.apply_records, plain(records.apply_records), reference.apply_records):
         ram = np.zeros(4 * 4096, dtype=np.uint8)
         ram[4096] = 9
         before = ram.copy()
@@ -189,7 +190,7 @@ def test_decoder_and_its_twin_agree(body: bytes, named: bool, fresh: bool) -> No
         assert written[0] or np.array_equal(ram, before)
         found = int(at), int(status), ram.tobytes(), received.tolist(), written.tolist(), counts.tolist()
         results.append(found)
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     assert results[0][1] in list(Status)
 
 
@@ -226,8 +227,8 @@ def test_zero_records_clear_what_came_before(block: RamBlock) -> None:
 
 BOTH_DECODERS = pytest.mark.parametrize(
     "kernel",
-    [records.apply_records, records.apply_records.twin],  # type: ignore[attr-defined]
-    ids=["kernel", "twin"],
+    [records.apply_records, plain(records.apply_records)],
+    ids=["kernel", "plain"],
 )
 PIECES = 3
 CHANGE = b"\x05\x01\xaa"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.jit.plain import plain
 from tests.stream.streams import PieceSource
 
-from sterna.jit.kernel import COMPILED
 from sterna.memory.ram import RamBlock
 from sterna.stream.ram.decoder import RamDecoder
 from sterna.stream.ram.encoder import encode_pages
@@ -31,9 +31,9 @@ def array(data: bytes) -> Bytes:
 
 
 def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
-    """The code, from the kernel and its twin, which touch nothing past the room they have."""
+    """The code, compiled and not, which touch nothing past the room they have."""
     codes: list[bytes | int] = []
-    for kernel in (coding.encode, getattr(coding.encode, "twin", coding.encode)):
+    for kernel in (coding.encode, plain(coding.encode)):
         out = np.full(room + 64, GUARD, dtype=np.uint8)
         length = int(kernel(array(old).view(np.uint64), array(new).view(np.uint64), out[:room]))
         assert (out[room:] == GUARD).all()
@@ -43,9 +43,9 @@ def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
 
 
 def decode(code: bytes, page: bytes) -> tuple[Fault, int, bytes]:
-    """What becomes of a page, by the kernel and its twin; memory around the page stays as it is."""
+    """What becomes of a page, compiled and not; memory around the page stays as it is."""
     results: list[tuple[Fault, int, bytes]] = []
-    for kernel in (coding.decode, getattr(coding.decode, "twin", coding.decode)):
+    for kernel in (coding.decode, plain(coding.decode)):
         memory = np.full(len(page) + (2 << 14), GUARD, dtype=np.uint8)
         target = memory[1 << 14 :][: len(page)]
         target[:] = array(page)
@@ -206,12 +206,10 @@ def test_every_flip_and_every_cut_of_a_code() -> None:
             assert page == old if fault is not Fault.NONE else page != new
 
 
-@pytest.mark.skipif(not COMPILED, reason="without numba there are only twins")
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from([8, 64, 4096]))
-def test_check_and_its_twin_agree(code: bytes, size: int) -> None:
-    twin = coding.check.twin  # type: ignore[attr-defined]
-    assert coding.check(array(code), size) == twin(array(code), size)
+def test_check_is_the_same_compiled_and_not(code: bytes, size: int) -> None:
+    assert coding.check(array(code), size) == plain(coding.check)(array(code), size)
 
 
 # -- records ---------------------------------------------------------------------------------------------------

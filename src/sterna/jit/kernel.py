@@ -1,7 +1,8 @@
-"""Compiled kernels: machine code made from Python, which runs without the GIL, and their plain twins.
+"""Compiled kernels: machine code made from Python, which runs without the GIL.
 
-`@kernel(twin=f)` has the decorated function compiled. Where numba is missing the twin runs in its place, so that everything that
-is not emulation works without a compiler. Tests compare each kernel with its twin. One that has none runs as it is written.
+`@kernel()` has the decorated function compiled. Where numba is missing it runs as it is written, so that everything that is not
+emulation works without a compiler. What would take too long so, as a loop over the bytes of a page does, or what only compiled
+code can call, is in small functions that others call, and these have a plain twin: `@kernel(twin=f)`.
 
 A kernel is fetched upon its first call, as object code that an earlier program left (`sterna.jit.kernelcache`): numba, which
 takes longer to load than all else, is loaded only where there is none yet. What a kernel is compiled for is told by the arguments
@@ -42,7 +43,6 @@ __all__ = [
     "kernel",
     "kernels_ahead",
     "loading",
-    "plain",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -167,7 +167,7 @@ def hook(function: Callable[..., None]) -> Kernel:
 
 
 @overload
-def kernel(*, twin: F, ahead: bool = ...) -> Callable[[F], F]: ...
+def kernel(*, twin: F, ahead: bool = ..., inline: bool = ...) -> Callable[[F], F]: ...
 
 
 @overload
@@ -196,11 +196,6 @@ def kernel(
     return wrap
 
 
-def plain(made: F) -> F:
-    """The function that does the same as what `kernel` made, without a compiler: for other twins."""
-    return cast(F, made.twin)  # type: ignore[attr-defined]
-
-
 def _is_for_compiled_code(function: Callable[..., Any]) -> bool:
     found = (function.__globals__.get(name) for name in names_in(function.__code__))
-    return any(isinstance(one, Late | Kernel) for one in found)
+    return any(isinstance(one, Kernel) or (isinstance(one, Late) and one.plain is None) for one in found)

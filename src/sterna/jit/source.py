@@ -49,15 +49,21 @@ class Late:
     """Something that only compiled code uses, imported when the first function that does is compiled.
 
     :ivar module: where it is
+    :ivar plain: what does the same in functions that are not compiled; None where nothing does
 
     :param path: ``module:name``
     :param made_of: what it depends on besides that module's file
     """
 
-    def __init__(self, path: str, made_of: Any = None) -> None:
+    def __init__(self, path: str, made_of: Any = None, plain: Callable[..., Any] | None = None) -> None:
         self.path = path
         self.made_of = made_of
+        self.plain = plain
         self.module, _, self._name = path.partition(":")
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert self.plain is not None
+        return self.plain(*arguments)
 
     def resolve(self) -> Any:
         """The thing itself."""

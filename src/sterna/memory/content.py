@@ -12,7 +12,11 @@ Bytes = NDArray[np.uint8]
 Items = TypeVar("Items", NDArray[np.uint8], NDArray[np.uint64])
 
 
-@kernel(ahead=False, inline=True)
+def _is_zero_twin(words: Words, first: int, count: int) -> bool:
+    return not words[first : first + count].any()
+
+
+@kernel(twin=_is_zero_twin, ahead=False, inline=True)
 def is_zero(words: Words, first: int, count: int) -> bool:
     """Whether all of `count` words from `first` on are zero.
 
@@ -26,6 +30,17 @@ def is_zero(words: Words, first: int, count: int) -> bool:
         if seen != np.uint64(0):
             return False
     return True
+
+
+def _clear_twin(words: Words, first: int, count: int) -> None:
+    words[first : first + count] = 0
+
+
+@kernel(twin=_clear_twin, ahead=False, inline=True)
+def clear(words: Words, first: int, count: int) -> None:
+    """Make `count` words from `first` on zero."""
+    for i in range(first, first + count):
+        words[i] = 0
 
 
 def _copy_twin(target: Items, data: Items) -> None:

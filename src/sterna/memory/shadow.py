@@ -14,6 +14,7 @@ from sterna.host.limits import usable_cpus
 from sterna.jit.kernel import kernel
 from sterna.memory.address import BITS_PER_WORD, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD
 from sterna.memory.bitmap import PageNumbers, Words, full_bitmap, new_bitmap, page_numbers
+from sterna.memory.content import copy
 from sterna.memory.digest import populated_chunks
 from sterna.memory.ram import RamBlock
 from sterna.memory.room import require_room
@@ -26,36 +27,29 @@ Memory = NDArray[np.uint64]
 """A block's bytes as 64-bit words, 512 of them a page."""
 
 
-def _copy_twin(source: Memory, target: Memory, pages: PageNumbers) -> None:
-    wanted, have = source.reshape(-1, 512), target.reshape(-1, 512)
-    for page in pages.tolist():
-        content = wanted[page].copy()
-        if (content != have[page]).any():
-            have[page] = content
+def _differs_twin(left: Memory, right: Memory, first: int) -> bool:
+    return bool((left[first : first + 512] != right[first : first + 512]).any())
 
 
-@kernel(twin=_copy_twin)
+@kernel(twin=_differs_twin, ahead=False, inline=True)
+def _differs(left: Memory, right: Memory, first: int) -> bool:
+    """Whether the page whose first word this is is not the same in both."""
+    different = np.uint64(0)
+    for i in range(first, first + 512):
+        different |= left[i] ^ right[i]
+    return different != np.uint64(0)
+
+
+@kernel()
 def _copy(source: Memory, target: Memory, pages: PageNumbers) -> None:
     """Copy pages of `source` that differ to `target`; a page that is equal costs no memory there."""
     for n in range(pages.size):
         first = pages[n] * 512
-        different = np.uint64(0)
-        for i in range(first, first + 512):
-            different |= source[i] ^ target[i]
-        if different != np.uint64(0):
-            for i in range(first, first + 512):
-                target[i] = source[i]
+        if _differs(source, target, first):
+            copy(target[first : first + 512], source[first : first + 512])
 
 
-def _compare_twin(left: Memory, right: Memory, judged: Words, first: int, end: int, out: Words) -> None:
-    a, b = left.reshape(-1, 512), right.reshape(-1, 512)
-    for page in page_numbers(judged[first:end]).tolist():
-        page += first * BITS_PER_WORD
-        if (a[page] != b[page]).any():
-            out[page >> 6] |= np.uint64(1) << np.uint64(page & 63)
-
-
-@kernel(twin=_compare_twin)
+@kernel()
 def _compare(left: Memory, right: Memory, judged: Words, first: int, end: int, out: Words) -> None:
     """Set the bits of `out` for those pages of words `first` to `end` of `judged` that differ."""
     for w in range(first, end):
@@ -63,13 +57,8 @@ def _compare(left: Memory, right: Memory, judged: Words, first: int, end: int, o
         if word == np.uint64(0):
             continue
         for bit in range(64):
-            if (word >> np.uint64(bit)) & np.uint64(1):
-                at = (w * 64 + bit) * 512
-                different = np.uint64(0)
-                for i in range(at, at + 512):
-                    different |= left[i] ^ right[i]
-                if different != np.uint64(0):
-                    out[w] |= np.uint64(1) << np.uint64(bit)
+            if (word >> np.uint64(bit)) & np.uint64(1) and _differs(left, right, (w * 64 + bit) * 512):
+                out[w] |= np.uint64(1) << np.uint64(bit)
 
 
 class Shadow:
@@ -130,5 +119,5 @@ class Shadow:
 
     def close(self) -> None:
         """Give the memory back."""
-        for copy in self._copies.values():
-            copy.close()
+        for kept in self._copies.values():
+            kept.close()

@@ -1,4 +1,4 @@
-"""Gather lists through descriptors: compiled loops around system calls, and their plain twins.
+"""Gather lists through descriptors: compiled loops around system calls.
 
 A list of some thousand pieces takes many calls, each of which may stop anywhere in it or find no room. The loops run
 without the GIL from the first byte to the last, waits included, so that channels of one process do not wait for each other.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import Late, kernel, plain
+from sterna.jit.kernel import Late, kernel
 from sterna.memory.vectors import Vectors
 
 IOV_MAX = 1024
@@ -25,23 +25,36 @@ _POLLIN, _POLLOUT = select.POLLIN, select.POLLOUT
 _EAGAIN, _ETIMEDOUT, _CLOCK_MONOTONIC = errno.EAGAIN, errno.ETIMEDOUT, time.CLOCK_MONOTONIC
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# ctypes releases the GIL around the call: other threads go on while the kernel copies.
-_libc_writev, _libc_readv = _libc.writev, _libc.readv
-for _call in (_libc_writev, _libc_readv):
+for _call in (_libc.writev, _libc.readv):
     _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
     _call.restype = ctypes.c_ssize_t
 
 carray: Any = Late("sterna.jit.intrinsics:carray")
-# By name, so that compiled code can be kept: addresses differ from run to run.
-_writev: Any = Late("sterna.migration.channels.intrinsics:writev")
-_readv: Any = Late("sterna.migration.channels.intrinsics:readv")
+# By name, so that compiled code can be kept: addresses differ from run to run. ctypes releases the GIL around the call: other
+# threads go on while the kernel copies.
+_writev: Any = Late("sterna.migration.channels.intrinsics:writev", plain=_libc.writev)
+_readv: Any = Late("sterna.migration.channels.intrinsics:readv", plain=_libc.readv)
 _poll: Any = Late("sterna.migration.channels.intrinsics:poll")
 _clock_gettime: Any = Late("sterna.migration.channels.intrinsics:clock_gettime")
 _errno_location: Any = Late("sterna.migration.channels.intrinsics:errno_location")
 stack_words: Any = Late("sterna.jit.intrinsics:stack_words")
 
 
-@kernel(ahead=False)
+def _errno_twin() -> int:
+    return ctypes.get_errno()
+
+
+@kernel(twin=_errno_twin, ahead=False)
+def _errno() -> int:
+    """Number of the last system call's error."""
+    return int(carray(_errno_location(), 1)[0])
+
+
+def _monotonic_twin() -> int:
+    return time.monotonic_ns()
+
+
+@kernel(twin=_monotonic_twin, ahead=False)
 def _monotonic() -> int:
     """CLOCK_MONOTONIC in ns."""
     now = stack_words(2)
@@ -71,7 +84,7 @@ def _wait(fd: int, events: int, cancel_fd: int, timeout_ms: int) -> int:
     fds[1] = cancel_fd | _POLLIN << 32
     ready = _poll(fds.ctypes.data, 2, timeout_ms)
     if ready < 0:
-        return int(carray(_errno_location(), 1)[0])
+        return _errno()
     if ready == 0:
         return _ETIMEDOUT
     return CANCELLED if fds[1] >> 48 else 0
@@ -92,26 +105,7 @@ def advance(vectors: Vectors, row: int, size: int) -> int:
     return row
 
 
-def _write_list_twin(
-    fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64], patience_ms: int
-) -> tuple[int, int]:
-    while row < len(vectors):
-        sent = _libc_writev(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
-        if sent < 0:
-            code = ctypes.get_errno()
-            if code == _EAGAIN:
-                started = time.monotonic_ns()
-                code = _wait_twin(fd, _POLLOUT, cancel_fd, patience_ms)
-                done[1] += time.monotonic_ns() - started
-            if code:
-                return row, code
-            continue
-        done[0] += sent
-        row = plain(advance)(vectors, row, sent)
-    return row, 0
-
-
-@kernel(twin=_write_list_twin)
+@kernel()
 def write_list(
     fd: int, cancel_fd: int, vectors: Vectors, row: int, done: NDArray[np.int64], patience_ms: int
 ) -> tuple[int, int]:
@@ -128,7 +122,7 @@ def write_list(
     while row < len(vectors):
         sent = _writev(fd, vectors.ctypes.data + row * 16, min(len(vectors) - row, IOV_MAX))
         if sent < 0:
-            code = int(carray(_errno_location(), 1)[0])
+            code = _errno()
             if code == _EAGAIN:
                 started = _monotonic()
                 code = _wait(fd, _POLLOUT, cancel_fd, patience_ms)
@@ -141,25 +135,7 @@ def write_list(
     return row, 0
 
 
-def _read_list_twin(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -> tuple[int, int, int]:
-    done = 0
-    while done < least:
-        got = _libc_readv(fd, vectors[row:].ctypes.data, min(len(vectors) - row, IOV_MAX))
-        if got < 0:
-            code = ctypes.get_errno()
-            if code == _EAGAIN:
-                code = _wait_twin(fd, _POLLIN, cancel_fd, -1)
-            if code:
-                return done, row, code
-            continue
-        if got == 0:
-            return done, row, 0
-        done += got
-        row = plain(advance)(vectors, row, got)
-    return done, row, 0
-
-
-@kernel(twin=_read_list_twin)
+@kernel()
 def read_list(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -> tuple[int, int, int]:
     """Read at least so many bytes to where a gather list points from `row` on, waiting for them.
 
@@ -174,7 +150,7 @@ def read_list(fd: int, cancel_fd: int, vectors: Vectors, row: int, least: int) -
     while done < least:
         got = _readv(fd, vectors.ctypes.data + row * 16, min(len(vectors) - row, IOV_MAX))
         if got < 0:
-            code = int(carray(_errno_location(), 1)[0])
+            code = _errno()
             if code == _EAGAIN:
                 code = _wait(fd, _POLLIN, cancel_fd, -1)
             if code:

@@ -1,11 +1,11 @@
-"""Compiled kernels between page numbers and memory, and their plain twins. Callers have checked the numbers."""
+"""Compiled kernels between page numbers and memory. Callers have checked the numbers."""
 
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import READONLY, Late, kernel, plain
+from sterna.jit.kernel import READONLY, Late, kernel
 from sterna.memory.bitmap import PageNumbers, Words
 from sterna.memory.content import Bytes, copy, is_zero
 from sterna.memory.vectors import Vectors
@@ -33,17 +33,7 @@ def fetch(data: Bytes, at: int, size: int) -> int:
     return value
 
 
-def _split_zero_twin(
-    words: Words, pages: PageNumbers, page_bits: int, zero: PageNumbers, whole: PageNumbers
-) -> int:
-    marks = [not words[page << page_bits - 3 : (page + 1) << page_bits - 3].any() for page in pages.tolist()]
-    found = np.array(marks, dtype=bool)
-    zero[: found.sum()] = pages[found]
-    whole[: pages.size - found.sum()] = pages[~found]
-    return int(found.sum())
-
-
-@kernel(twin=_split_zero_twin)
+@kernel()
 def split_zero(
     words: Words, pages: PageNumbers, page_bits: int, zero: PageNumbers, whole: PageNumbers
 ) -> int:
@@ -66,21 +56,7 @@ def split_zero(
     return zeros
 
 
-def _gather_pages_twin(
-    pages: PageNumbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
-) -> int:
-    if len(sources):
-        vectors[row : row + len(sources)] = sources
-        return row + len(sources)
-    starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
-    lengths = np.diff(starts, append=pages.size)
-    last = row + starts.size
-    vectors[row:last, 0] = np.uint64(hva) + (pages[starts] << page_bits).astype(np.uint64)
-    vectors[row:last, 1] = lengths << page_bits
-    return int(last)
-
-
-@kernel(twin=_gather_pages_twin)
+@kernel()
 def gather_pages(
     pages: PageNumbers, hva: int, page_bits: int, sources: Vectors, vectors: Vectors, row: int
 ) -> int:
@@ -116,36 +92,18 @@ Layout: TypeAlias = Annotated[NDArray[Any], LAYOUT]
 """`shape (1,)`"""
 
 
-def _lay_out_twin(
-    layout: Layout,
-    pages: PageNumbers,
-    sources: Vectors,
-    head: Bytes,
-    headers: Annotated[NDArray[np.uint8], 2],
-    vectors: Vectors,
-) -> int:
-    row = 0
-    page_bits, number, hva, address = layout[0].tolist()
-    per_packet = (headers.shape[1] - HEAD_BYTES) // 8
-    for packet in range(len(headers)):
-        first = packet * per_packet
-        some = pages[first : first + per_packet]
-        header = headers[packet]
-        header[:HEAD_BYTES] = head
-        for at, size, value in (
-            (COUNT_AT, 4, some.size),
-            (SIZE_AT, 4, some.size << page_bits),
-            (NUMBER_AT, 8, number + packet),
-        ):
-            plain(put)(header, at, size, int(value))
-        offsets = (some << page_bits).astype(">u8").view(np.uint8)
-        header[HEAD_BYTES : HEAD_BYTES + offsets.size] = offsets
-        vectors[row] = address + packet * headers.shape[1], headers.shape[1]
-        row = _gather_pages_twin(some, hva, page_bits, sources[first : first + per_packet], vectors, row + 1)
-    return row
+def _put_offsets_twin(header: Bytes, pages: PageNumbers, page_bits: int) -> None:
+    header[HEAD_BYTES : HEAD_BYTES + 8 * pages.size].view(">u8")[:] = pages << page_bits
 
 
-@kernel(twin=_lay_out_twin)
+@kernel(twin=_put_offsets_twin, ahead=False, inline=True)
+def _put_offsets(header: Bytes, pages: PageNumbers, page_bits: int) -> None:
+    """Write the offsets of a packet's pages."""
+    for i in range(pages.size):
+        put(header, HEAD_BYTES + 8 * i, 8, pages[i] << page_bits)
+
+
+@kernel()
 def lay_out(
     layout: Layout,
     pages: PageNumbers,
@@ -163,23 +121,21 @@ def lay_out(
     :return: its length
     """
     row = 0
-    page_bits = layout[0].page_bits
+    page_bits = layout[0]["page_bits"]
     per_packet = (headers.shape[1] - HEAD_BYTES) // 8
     for packet in range(len(headers)):
         first = packet * per_packet
         some = pages[first : first + per_packet]
         header = headers[packet]
-        for i in range(HEAD_BYTES):
-            header[i] = head[i]
+        copy(header[:HEAD_BYTES], head)
         put(header, COUNT_AT, 4, some.size)
         put(header, SIZE_AT, 4, some.size << page_bits)
-        put(header, NUMBER_AT, 8, layout[0].number + packet)
-        for i in range(some.size):
-            put(header, HEAD_BYTES + 8 * i, 8, some[i] << page_bits)
-        vectors[row, 0] = layout[0].headers + packet * headers.shape[1]
+        put(header, NUMBER_AT, 8, layout[0]["number"] + packet)
+        _put_offsets(header, some, page_bits)
+        vectors[row, 0] = layout[0]["headers"] + packet * headers.shape[1]
         vectors[row, 1] = headers.shape[1]
         row = gather_pages(
-            some, layout[0].block, page_bits, sources[first : first + per_packet], vectors, row + 1
+            some, layout[0]["block"], page_bits, sources[first : first + per_packet], vectors, row + 1
         )
     return row
 
@@ -199,24 +155,7 @@ def place(data: Annotated[Bytes, READONLY], pages: PageNumbers, page_bits: int, 
         copy(ram[pages[i] * size : (pages[i] + 1) * size], data[i * size : (i + 1) * size])
 
 
-def _plain_pages_twin(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: PageNumbers) -> int:
-    opening = np.array([MAGIC, VERSION, 0], dtype=">u4").tobytes()
-    room, count, size = (plain(fetch)(header, at, 4) for at in (COUNT_AT - 4, COUNT_AT, SIZE_AT))
-    if (
-        header[: len(opening)].tobytes() != opening
-        or not 0 < count <= room <= pages.size
-        or size != count << page_bits
-        or (header[NAME_AT : NAME_AT + name.size] != name).any()
-    ):
-        return 0
-    offsets = header[HEAD_BYTES : HEAD_BYTES + 8 * count].view(">u8").astype(np.uint64)
-    if (offsets & np.uint64((1 << page_bits) - 1)).any() or int(offsets.max()) >> page_bits >= limit:
-        return 0
-    pages[:count] = offsets >> np.uint64(page_bits)
-    return count
-
-
-@kernel(twin=_plain_pages_twin, ahead=False)
+@kernel(ahead=False)
 def plain_pages(header: Bytes, name: Bytes, page_bits: int, limit: int, pages: PageNumbers) -> int:
     """The pages of a packet as most are: not compressed, without SYNC, all of them in the given block.
 

@@ -1,4 +1,4 @@
-"""Compiled kernels that make and take apart the records of the ``ram`` section, and their plain twins.
+"""Compiled kernels that make and take apart the records of the ``ram`` section.
 
 Everything here trusts its caller for array sizes, and nobody for the bytes of a stream.
 """
@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import Late, kernel, plain
+from sterna.jit.kernel import Late, kernel
 from sterna.memory.bitmap import Words
-from sterna.memory.content import Bytes, copy, is_zero
+from sterna.memory.content import Bytes, clear, copy, is_zero
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
@@ -55,7 +55,12 @@ _EOS, _CONTINUE = int(RamFlag.EOS), int(RamFlag.CONTINUE)
 _apply, _check = coding.apply, coding.check
 _PIECE_SHIFT = PIECE_SHIFT
 
-big_endian: Any = Late("sterna.jit.intrinsics:big_endian")
+
+def _big_endian(data: Bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 8].tobytes(), "big", signed=True)
+
+
+big_endian: Any = Late("sterna.jit.intrinsics:big_endian", plain=_big_endian)
 
 
 def bytes_array(data: bytes) -> NDArray[np.uint8]:
@@ -104,38 +109,7 @@ Plan: TypeAlias = Annotated[NDArray[Any], PLAN]
 """`shape (1,)`"""
 
 
-def _encode_twin(
-    plan: Plan,
-    words: NDArray[np.uint64],
-    pages: NDArray[np.int64],
-    name: Bytes,
-    suffix: Bytes,
-    headers: Bytes,
-    iov: Annotated[NDArray[np.uint64], 2],
-) -> tuple[int, int, int]:
-    page_bits, used, hva, base = plan[0].tolist()
-    page_bytes = 1 << page_bits
-    rows: list[tuple[int, int]] = []
-    run = normal = 0
-    for i, page in enumerate(pages.tolist()):
-        zero = not words[page * page_bytes // 8 : (page + 1) * page_bytes // 8].any()
-        record = record_head(page << page_bits | (_ZERO if zero else _PAGE), b"" if i else name.tobytes())
-        record += b"\0" if zero else b""
-        headers[used : used + len(record)] = np.frombuffer(record, dtype=np.uint8)
-        used += len(record)
-        if not zero:
-            rows += [(base + run, used - run), (hva + page * page_bytes, page_bytes)]
-            run = used
-            normal += 1
-    headers[used : used + suffix.size] = suffix
-    used += suffix.size
-    if used > run:
-        rows.append((base + run, used - run))
-    iov[: len(rows)] = np.array(rows, dtype=np.uint64).reshape(-1, 2)
-    return len(rows), used + normal * page_bytes, normal
-
-
-@kernel(twin=_encode_twin)
+@kernel()
 def encode_records(
     plan: Plan,
     words: NDArray[np.uint64],
@@ -154,10 +128,10 @@ def encode_records(
     :param iov: `shape (at least 2 * pages + 1, 2)`
     :return: rows used of `iov`, bytes on the wire, pages that are not zero
     """
-    page_bits = plan[0].page_bits
-    used = plan[0].used
-    hva = plan[0].block
-    base = plan[0].headers
+    page_bits = plan[0]["page_bits"]
+    used = plan[0]["used"]
+    hva = plan[0]["block"]
+    base = plan[0]["headers"]
     page_bytes = 1 << page_bits
     per_page = page_bytes >> 3
     rows = 0
@@ -185,7 +159,7 @@ def encode_records(
         iov[rows, 0] = base + run
         iov[rows, 1] = used - run
         rows += 1
-    return rows, used + normal * page_bytes, normal
+    return rows, int(used + normal * page_bytes), normal
 
 
 ROW = np.dtype([(name, np.int64) for name in ("kind", "page", "at", "body", "size")])
@@ -203,52 +177,7 @@ def new_rows() -> NDArray[Any]:
     return np.zeros(ROWS, dtype=ROW)
 
 
-def _scan_twin(
-    staging: Bytes, at: int, end: int, name: Bytes, page_bits: int, pages: int, rows: Rows
-) -> tuple[int, int, int, int]:
-    page_bytes = 1 << page_bits
-    data = staging[:end].tobytes()
-    for found in range(rows.size):
-        word = int.from_bytes(data[at : at + 8], "big")
-        if end - at < 8:
-            return found, at, _MORE, -1
-        if word == _EOS:
-            return found, at + 8, _END, -1
-        page, kind = word >> page_bits, word & (page_bytes - 1) & ~_CONTINUE
-        if kind not in (_PAGE, _ZERO, _XBZRLE):
-            return found, at, _FLAGS, -1
-        body = at + 8
-        if not word & _CONTINUE:
-            if end - at < 9 or end - at < 9 + data[body]:
-                return found, at, _MORE, -1
-            their_name = data[body + 1 : body + 1 + data[body]]
-            if not their_name or their_name != name.tobytes():
-                return found, at, _BLOCK, -1
-            body += 1 + len(their_name)
-        elif not name.size:
-            return found, at, _NO_BLOCK, -1
-        if page >= pages:
-            return found, at, _OUTSIDE, -1
-        size = {_PAGE: page_bytes, _ZERO: 1, _XBZRLE: 3}[kind]
-        if end - body < size:
-            return found, at, _MORE, -1
-        if kind == _ZERO and data[body]:
-            return found, at, _FILL, -1
-        if kind == _XBZRLE:
-            size = int.from_bytes(data[body + 1 : body + 3], "big")
-            if data[body] != XBZRLE_ENCODING or size > page_bytes:
-                return found, at, _ENCODING, -1
-            body += 3
-            if end - body < size:
-                return found, at, _MORE, page
-            if plain(coding.check)(staging[body : body + size], page_bytes)[0]:
-                return found, at, _CODE, page
-        rows[found] = kind, page, at, body, size
-        at = body + size
-    return rows.size, at, _FULL, -1
-
-
-@kernel(twin=_scan_twin, ahead=False)
+@kernel(ahead=False)
 def scan(
     staging: Bytes, at: int, end: int, name: Bytes, page_bits: int, pages: int, rows: Rows
 ) -> tuple[int, int, int, int]:
@@ -282,7 +211,7 @@ def scan(
             for i in range(length):
                 if staging[body + 1 + i] != name[i]:
                     return found, at, _BLOCK, -1
-            body += 1 + length
+            body += 1 + int(length)
         elif name.size == 0:
             return found, at, _NO_BLOCK, -1
         # An offset past 2**63 is negative here.
@@ -300,7 +229,7 @@ def scan(
             if staging[body] != 0:
                 return found, at, _FILL, -1
         elif kind == _XBZRLE:
-            size = np.int64(staging[body + 1]) << 8 | np.int64(staging[body + 2])
+            size = int(np.int64(staging[body + 1]) << 8 | np.int64(staging[body + 2]))
             if staging[body] != XBZRLE_ENCODING or size > page_bytes:
                 return found, at, _ENCODING, -1
             body += 3
@@ -309,11 +238,11 @@ def scan(
             if _check(staging[body : body + size], page_bytes)[0] != 0:
                 return found, at, _CODE, page
         row = rows[found]
-        row.kind = kind
-        row.page = page
-        row.at = at
-        row.body = body
-        row.size = size
+        row["kind"] = kind
+        row["page"] = page
+        row["at"] = at
+        row["body"] = body
+        row["size"] = size
         at = body + size
     return rows.size, at, _FULL, -1
 
@@ -332,44 +261,7 @@ def new_received(page_bits: int, fresh: bool) -> NDArray[Any]:
     return np.array([(page_bits, fresh, 0, 0, 0)], dtype=RECEIVED)
 
 
-def _apply_twin(
-    staging: Bytes,
-    at: int,
-    end: int,
-    name: Bytes,
-    stream: Received,
-    ram: Bytes,
-    received: Words,
-    written: Bytes,
-    rows: Rows,
-) -> tuple[int, int]:
-    page_bits, fresh = int(stream[0]["page_bits"]), bool(stream[0]["fresh"])
-    status, part = _FULL, ram.reshape(-1, 1 << page_bits)
-    while status == _FULL:
-        found, at, status, page = _scan_twin(staging, at, end, name, page_bits, len(part), rows)
-        for kind, number, start, body, size in rows[:found].tolist():
-            bit, target = np.uint64(1 << (number & 63)), part[number]
-            came = bool(received[number >> 6] & bit)
-            if kind == _XBZRLE and not came:
-                return start, _UNSENT
-            data = staging[body : body + size]
-            if kind == _PAGE:
-                target[:] = data
-            elif kind == _XBZRLE:
-                plain(coding.apply)(data, target)
-            writes = kind != _ZERO or ((came or not fresh) and bool(target.any()))
-            if kind == _ZERO and writes:
-                target[:] = 0
-            if writes:
-                written[number << page_bits >> _PIECE_SHIFT] = 1
-            stream[0][{_PAGE: "whole", _ZERO: "zero", _XBZRLE: "changed"}[kind]] += 1
-            received[number >> 6] |= bit
-        if page >= 0 and not received[page >> 6] & np.uint64(1 << (page & 63)):
-            status = _UNSENT
-    return at, status
-
-
-@kernel(twin=_apply_twin)
+@kernel()
 def apply_records(
     staging: Bytes,
     at: int,
@@ -390,8 +282,8 @@ def apply_records(
     :param rows: room for what is found
     :return: the position after the last record that was applied, and a `Status`
     """
-    page_bits = stream[0].page_bits
-    fresh = stream[0].fresh != 0
+    page_bits = stream[0]["page_bits"]
+    fresh = stream[0]["fresh"] != 0
     page_bytes = 1 << page_bits
     words = ram.view(np.uint64)
     status = _FULL
@@ -402,34 +294,33 @@ def apply_records(
         changed = 0
         for i in range(found):
             row = rows[i]
-            number = row.page
-            body = row.body
+            number = row["page"]
+            body = row["body"]
             offset = number << page_bits
             bit = np.uint64(1) << np.uint64(number & 63)
-            if row.kind == _PAGE:
+            if row["kind"] == _PAGE:
                 copy(ram[offset : offset + page_bytes], staging[body : body + page_bytes])
                 written[offset >> _PIECE_SHIFT] = 1
                 whole += 1
-            elif row.kind == _XBZRLE:
+            elif row["kind"] == _XBZRLE:
                 if received[number >> 6] & bit == 0:
-                    at = row.at
+                    at = int(row["at"])
                     page = number
                     break
-                _apply(staging[body : body + row.size], ram[offset : offset + page_bytes])
+                _apply(staging[body : body + row["size"]], ram[offset : offset + page_bytes])
                 written[offset >> _PIECE_SHIFT] = 1
                 changed += 1
             else:
                 if not fresh or received[number >> 6] & bit:
                     first = offset >> 3
                     if not is_zero(words, first, page_bytes >> 3):
-                        for j in range(first, first + (page_bytes >> 3)):
-                            words[j] = 0
+                        clear(words, first, page_bytes >> 3)
                         written[offset >> _PIECE_SHIFT] = 1
                 zero += 1
             received[number >> 6] |= bit
-        stream[0].whole += whole
-        stream[0].zero += zero
-        stream[0].changed += changed
+        stream[0]["whole"] += whole
+        stream[0]["zero"] += zero
+        stream[0]["changed"] += changed
         if page >= 0 and received[page >> 6] & (np.uint64(1) << np.uint64(page & 63)) == 0:
             status = _UNSENT
     return at, status

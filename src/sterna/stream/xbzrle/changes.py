@@ -1,16 +1,14 @@
-"""Compiled kernel that decides, page by page, what becomes of a batch of dirty pages with an XBZRLE cache, and
-its plain twin.
-"""
+"""Compiled kernel that decides, page by page, what becomes of a batch of dirty pages with an XBZRLE cache."""
 
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.jit.kernel import kernel, plain
+from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import PageNumbers, Words
-from sterna.memory.content import Bytes, copy, is_zero
-from sterna.stream.ram.records import put_head, record_head
+from sterna.memory.content import Bytes, clear, copy, is_zero
+from sterna.stream.ram.records import put_head
 from sterna.stream.wire import XBZRLE_ENCODING, RamFlag
 from sterna.stream.xbzrle import coding
 
@@ -106,8 +104,7 @@ def _kept_page(state: int, kept: Words, short: Bytes, zeros: Words, old: Words) 
         return kept
     if state == _CLEAR:
         return zeros
-    for i in range(old.size):
-        old[i] = 0
+    clear(old, 0, old.size)
     length = int(short[0]) | int(short[1]) << 8
     _apply(short[_CODE_START : _CODE_START + length], old.view(np.uint8))
     return old
@@ -130,104 +127,7 @@ def _keep(page: Words, kept: Words, short: Bytes, zeros: Words, sparse: bool) ->
     return _CODED
 
 
-def encode_changes_twin(
-    batch: BatchRecord,
-    words: Words,
-    pages: PageNumbers,
-    name: Bytes,
-    suffix: Bytes,
-    out: Bytes,
-    cached: Words,
-    places: Places,
-    codes: Bytes,
-    scratch: Annotated[Words, 2],
-    counts: Counted,
-    iov: Annotated[Words, 2],
-    apart: PageNumbers,
-) -> tuple[int, int]:
-    first_key, page_bits, used, hva, base, cache_hva, age, keep, sparse = batch[0].tolist()
-    zeros, fresh, old = scratch
-    counted = counts[0]
-    size = 1 << page_bits
-    rows: list[tuple[int, int]] = []
-    run, named = 0, False
-    page_bytes = 0
-    for page in pages.tolist():
-        key = first_key + page
-        slot = key & (places.size - 1)
-        place = places[slot]
-        kept = cached[slot * size // 8 : (slot + 1) * size // 8]
-        guest = words[page * size // 8 : (page + 1) * size // 8]
-        hit = bool(place["key"] == key)
-        enters = not hit and keep and (place["key"] == 0 or place["age"] + KEPT_PASSES <= age)
-        source, kinds, code = hva + page * size, [_PAGE], b""
-        fresh[:] = guest
-        if hit or enters:
-            place["key"], place["age"] = key, age
-        short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
-        before = plain(_kept_page)(int(place["state"]), kept, short, zeros, old)
-        if not fresh.any():
-            kinds = [_ZERO]
-            counted["zero"] += 1
-            if (hit and keep) or enters:
-                place["state"] = CLEAR
-        else:
-            target, length = np.empty(size, dtype=np.uint8), coding.OVERFLOW
-            if hit:
-                counted["hits"] += 1
-                length = plain(coding.encode)(before, fresh, target)
-                if length == coding.UNCHANGED:
-                    continue
-                if length == coding.OVERFLOW:
-                    counted["overflows"] += 1
-                    counted["code_bytes"] += size
-                else:
-                    kinds = [_XBZRLE]
-            else:
-                counted["misses"] += 1
-                if sparse and plain(is_sparse)(fresh):
-                    target = target[: size // 2]
-                    length = plain(coding.encode)(zeros, fresh, target)
-                    if length != coding.OVERFLOW:
-                        kinds = [_ZERO, _XBZRLE]
-                        counted["sparse"] += 1
-            if length != coding.OVERFLOW:
-                code = bytes((XBZRLE_ENCODING, *length.to_bytes(2, "big"))) + target[:length].tobytes()
-                if hit:
-                    counted["codes"] += 1
-                    counted["code_bytes"] += len(code) + (0 if named else name.size)
-            if (hit and keep) or enters:
-                if length == coding.OVERFLOW or (hit and place["state"] == HELD):
-                    kept[:] = fresh
-                    place["state"] = HELD
-                    source = cache_hva + slot * size
-                else:
-                    place["state"] = plain(_keep)(fresh, kept, short, zeros, sparse)
-        if kinds == [_PAGE] and apart.size:
-            counted["normal"] += 1
-            apart[len(rows)] = page
-            rows.append((source, size))
-            continue
-        for kind in kinds:
-            record = record_head(page << page_bits | kind, b"" if named else name.tobytes())
-            record += b"\0" if kind == _ZERO else code
-            named = True
-            out[used : used + len(record)] = bytearray(record)
-            used += len(record)
-        if kinds == [_PAGE]:
-            counted["normal"] += 1
-            page_bytes += size
-            rows += [(base + run, used - run), (source, size)]
-            run = used
-    out[used : used + suffix.size] = suffix
-    used += suffix.size
-    if used > run and not apart.size:
-        rows.append((base + run, used - run))
-    iov[: len(rows)] = np.array(rows, dtype=np.uint64).reshape(-1, 2)
-    return len(rows), used + page_bytes
-
-
-@kernel(twin=encode_changes_twin)
+@kernel()
 def encode_changes(
     batch: BatchRecord,
     words: Words,
@@ -263,12 +163,12 @@ def encode_changes(
         they are in `iov`
     :return: rows used of `iov`, bytes on the wire without pages that go apart
     """
-    first_key = batch[0].first_key
-    page_bits = batch[0].page_bits
-    used = batch[0].used
-    age = batch[0].age
-    keep = batch[0].keep != 0
-    sparse = batch[0].sparse != 0
+    first_key = batch[0]["first_key"]
+    page_bits = batch[0]["page_bits"]
+    used = batch[0]["used"]
+    age = batch[0]["age"]
+    keep = batch[0]["keep"] != 0
+    sparse = batch[0]["sparse"] != 0
     zeros = scratch[0]
     fresh = scratch[1]
     old = scratch[2]
@@ -284,16 +184,16 @@ def encode_changes(
         key = first_key + page
         slot = key & mask
         place = places[slot]
-        hit = place.key == key
-        enters = not hit and keep and (place.key == 0 or place.age + KEPT_PASSES <= age)
+        hit = place["key"] == key
+        enters = not hit and keep and (place["key"] == 0 or place["age"] + KEPT_PASSES <= age)
         guest = words[page * per_page : (page + 1) * per_page]
         kept = cached[slot * per_page : (slot + 1) * per_page]
-        source = batch[0].block + page * size
+        source = batch[0]["block"] + page * size
         length = -1
         flags = _PAGE
         if hit or enters:
-            place.key = key
-            place.age = age
+            place["key"] = key
+            place["age"] = age
         short = codes[slot * CODE_ROOM : (slot + 1) * CODE_ROOM]
         # Room for the record before, which says that the page is zero.
         head = used + 8 + (0 if named else name.size) + (0 if hit else 9)
@@ -303,55 +203,55 @@ def encode_changes(
             if is_zero(fresh, 0, per_page):
                 flags = _ZERO
                 if keep:
-                    place.state = _CLEAR
+                    place["state"] = _CLEAR
             else:
-                counts[0].hits += 1
-                held = place.state == _HELD
-                length = _encode(_kept_page(place.state, kept, short, zeros, old), fresh, code)
+                counts[0]["hits"] += 1
+                held = place["state"] == _HELD
+                length = _encode(_kept_page(place["state"], kept, short, zeros, old), fresh, code)
                 if length == 0:
                     continue
                 if length < 0:
-                    counts[0].overflows += 1
-                    counts[0].code_bytes += size
+                    counts[0]["overflows"] += 1
+                    counts[0]["code_bytes"] += size
                 else:
                     flags = _XBZRLE
-                    counts[0].codes += 1
-                    counts[0].code_bytes += head - used - 8 + _CODE_HEAD + length
+                    counts[0]["codes"] += 1
+                    counts[0]["code_bytes"] += head - used - 8 + _CODE_HEAD + length
                 if keep:
                     if length < 0:
                         copy(kept, fresh)
-                        place.state = _HELD
-                        source = batch[0].cached + slot * size
+                        place["state"] = _HELD
+                        source = batch[0]["cached"] + slot * size
                     elif held:
                         # From the code rather than the copy: little is written, and it is what the peer does.
                         _apply(code[:length], kept.view(np.uint8))
                     else:
-                        place.state = _keep(fresh, kept, short, zeros, sparse)
+                        place["state"] = _keep(fresh, kept, short, zeros, sparse)
         elif is_zero(guest, 0, per_page):
             flags = _ZERO
             if enters:
-                place.state = _CLEAR
+                place["state"] = _CLEAR
         else:
-            counts[0].misses += 1
+            counts[0]["misses"] += 1
             if sparse and is_sparse(guest):
                 copy(fresh, guest)
                 length = _encode(zeros, fresh, code[: size >> 1])
                 if length > 0:
                     flags = _XBZRLE
-                    counts[0].sparse += 1
+                    counts[0]["sparse"] += 1
             if length == 0:
                 flags = _ZERO  # the guest has just cleared it
-                counts[0].misses -= 1
+                counts[0]["misses"] -= 1
                 if enters:
-                    place.state = _CLEAR
+                    place["state"] = _CLEAR
             elif enters and length > 0:
-                place.state = _keep(fresh, kept, short, zeros, sparse)
+                place["state"] = _keep(fresh, kept, short, zeros, sparse)
             elif enters:
                 copy(kept, guest)
-                place.state = _HELD
-                source = batch[0].cached + slot * size
+                place["state"] = _HELD
+                source = batch[0]["cached"] + slot * size
         if flags == _PAGE and apart.size:
-            counts[0].normal += 1
+            counts[0]["normal"] += 1
             apart[rows] = page
             iov[rows, 0] = source
             iov[rows, 1] = size
@@ -363,7 +263,7 @@ def encode_changes(
             out[used] = 0
             used += 1
         if flags == _ZERO:
-            counts[0].zero += 1
+            counts[0]["zero"] += 1
             continue
         used = put_head(out, used, page << page_bits | flags, name, named)
         named = True
@@ -373,9 +273,9 @@ def encode_changes(
             out[used + 2] = length & 0xFF
             used += _CODE_HEAD + length
         else:
-            counts[0].normal += 1
+            counts[0]["normal"] += 1
             whole += size
-            iov[rows, 0] = batch[0].out + run
+            iov[rows, 0] = batch[0]["out"] + run
             iov[rows, 1] = used - run
             iov[rows + 1, 0] = source
             iov[rows + 1, 1] = size
@@ -385,7 +285,7 @@ def encode_changes(
         out[used + j] = suffix[j]
     used += suffix.size
     if used > run and apart.size == 0:
-        iov[rows, 0] = batch[0].out + run
+        iov[rows, 0] = batch[0]["out"] + run
         iov[rows, 1] = used - run
         rows += 1
-    return rows, used + whole
+    return rows, int(used + whole)

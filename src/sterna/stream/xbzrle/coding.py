@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from sterna.jit.kernel import kernel, plain
+from sterna.jit.kernel import kernel
 from sterna.memory.bitmap import Words
 from sterna.memory.content import Bytes, copy
 
@@ -80,7 +80,7 @@ def _encode_twin(old: Words, new: Words, out: Bytes) -> int:
         for length in (start - at, end - start):
             if used + _LENGTH_BYTES > out.size:
                 return OVERFLOW
-            used = plain(_put_length)(out, used, length)
+            used = _put_length(out, used, length)
         if used + end - start > out.size:
             return OVERFLOW
         out[used : used + end - start] = after[start:end]

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from sterna.host.printable import describe
+from sterna.jit.kernel import COMPILED
 from sterna.memory.bitmap import Words, new_bitmap, set_bits
 from sterna.memory.digest import PIECE_SHIFT
 from sterna.memory.ram import RamBlock
@@ -114,7 +115,7 @@ class ReceiveChannel:
         """
         :return: whether another may follow
         """
-        if self._block is not None and self._decompressor is None:
+        if COMPILED and self._block is not None and self._decompressor is None:
             self._take_packets(self._block)
         if not self._read_header():
             return False
@@ -126,7 +127,9 @@ class ReceiveChannel:
         return self._meeting.arrive(self) if packet.sync else True
 
     def _take_packets(self, block: RamBlock) -> None:
-        """Read packets for the block that the last was for, as far as they need nothing else."""
+        """Read packets for the block that the last was for, as far as they need nothing else. Without a compiler all of them are
+        left to `_read_pages`.
+        """
         intake = self._intake[0]
         intake["fd"], intake["cancel_fd"] = self.channel.descriptors()
         intake["have"] = self._header_bytes

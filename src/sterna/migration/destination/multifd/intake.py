@@ -1,4 +1,4 @@
-"""A compiled loop that reads packets from a connection to where their pages belong, and its plain twin."""
+"""A compiled loop that reads packets from a connection to where their pages belong."""
 
 from typing import Annotated, Any, TypeAlias
 
@@ -39,20 +39,7 @@ Intake: TypeAlias = Annotated[NDArray[Any], INTAKE]
 """`shape (1,)`"""
 
 
-def _take_packets_twin(
-    intake: Intake,
-    header: Bytes,
-    name: Bytes,
-    pages: PageNumbers,
-    vectors: Vectors,
-    written: Marks,
-    received: Words,
-) -> tuple[int, int, int, int]:
-    # All of them are left to Python.
-    return int(intake[0]["have"]), 0, 0, 0
-
-
-@kernel(twin=_take_packets_twin)
+@kernel()
 def take_packets(
     intake: Intake,
     header: Bytes,
