@@ -57,7 +57,9 @@ def described(
     kinds += ["struct", "structs"] if depth < 2 else []
     for i, kind in enumerate(draw(st.lists(st.sampled_from(kinds), max_size=5))):
         label = f"f{i}"
-        make, (low, high) = draw(st.sampled_from(sorted(INTEGERS.items(), key=lambda item: item[0].__name__)))
+        make, (low, high) = draw(
+            st.sampled_from(sorted(INTEGERS.items(), key=lambda item: item[0]("").type_name))
+        )
         numbers = st.integers(low, high)
         if kind == "integer":
             fields.append(make(label))

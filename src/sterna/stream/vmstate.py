@@ -15,12 +15,14 @@ import struct as packing
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from sterna.stream.body import ByteSource, BytesSource
-from sterna.stream.fields import Array, Buffer, CountedBuffer, Field, Record, Scalar, Unused
-from sterna.stream.wire import NAME_LIMIT, SectionType, StreamError
+from sterna.stream.fields import Array, Buffer, CountedBuffer, Record, Scalar, Unused
+from sterna.stream.fields import Field as Field
+from sterna.stream.wire import NAME_LIMIT, SectionType
+from sterna.stream.wire import StreamError as StreamError
 
 SUBSECTIONS = "subsections"
 """Key under which the value of a structure keeps its subsections, if it has any."""
@@ -311,58 +313,19 @@ class Struct(Field):
         return [{"name": self.name, "type": "struct", "struct": inner, "size": len(out)}]
 
 
-def _scalar(name: str, code: str, default: str, since: int, type_name: str | None) -> Field:
-    return Scalar(name, code, since=since, type_name=type_name or default)
-
-
-def u8(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """An unsigned byte."""
-    return _scalar(name, "B", "uint8", since, type_name)
-
-
-def u16(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """An unsigned 16-bit integer."""
-    return _scalar(name, "H", "uint16", since, type_name)
-
-
-def u32(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """An unsigned 32-bit integer."""
-    return _scalar(name, "I", "uint32", since, type_name)
-
-
-def u64(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """An unsigned 64-bit integer."""
-    return _scalar(name, "Q", "uint64", since, type_name)
-
-
-def i8(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """A signed byte."""
-    return _scalar(name, "b", "int8", since, type_name)
-
-
-def i16(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """A signed 16-bit integer."""
-    return _scalar(name, "h", "int16", since, type_name)
-
-
-def i32(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """A signed 32-bit integer."""
-    return _scalar(name, "i", "int32", since, type_name)
-
-
-def i64(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """A signed 64-bit integer."""
-    return _scalar(name, "q", "int64", since, type_name)
-
-
-def boolean(name: str, *, since: int = 0, type_name: str | None = None) -> Field:
-    """One byte that is 0 or 1."""
-    return _scalar(name, "?", "bool", since, type_name)
-
-
-def timer(name: str, *, since: int = 0) -> Field:
-    """When a timer expires in ns of the guest's virtual clock, or -1: a signed 64-bit integer."""
-    return _scalar(name, "q", "timer", since, None)
+# Integers of so many bits, unsigned and signed.
+u8 = partial(Scalar, code="B", type_name="uint8")
+u16 = partial(Scalar, code="H", type_name="uint16")
+u32 = partial(Scalar, code="I", type_name="uint32")
+u64 = partial(Scalar, code="Q", type_name="uint64")
+i8 = partial(Scalar, code="b", type_name="int8")
+i16 = partial(Scalar, code="h", type_name="int16")
+i32 = partial(Scalar, code="i", type_name="int32")
+i64 = partial(Scalar, code="q", type_name="int64")
+boolean = partial(Scalar, code="?", type_name="bool")
+"""One byte that is 0 or 1."""
+timer = partial(Scalar, code="q", type_name="timer")
+"""When a timer expires in ns of the guest's virtual clock, or -1: a signed 64-bit integer."""
 
 
 def buffer(name: str, size: int, *, since: int = 0, type_name: str = "buffer") -> Field:
@@ -397,28 +360,3 @@ def counted_array(element: Field, *, counted_by: str, limit: int, as_numpy: bool
 def struct(name: str, description: VmStateDescription, *, since: int = 0) -> Field:
     """A structure with a description of its own."""
     return Struct(name, description, since=since, type_name="struct")
-
-
-__all__ = [
-    "SUBSECTIONS",
-    "DeviceState",
-    "Field",
-    "StreamError",
-    "VmStateDescription",
-    "array",
-    "boolean",
-    "buffer",
-    "counted_array",
-    "counted_buffer",
-    "i8",
-    "i16",
-    "i32",
-    "i64",
-    "struct",
-    "timer",
-    "u8",
-    "u16",
-    "u32",
-    "u64",
-    "unused",
-]
