@@ -2,12 +2,12 @@
 
 import ctypes
 import mmap
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.errors import Error
+from sterna.host.closing import Closing
 from sterna.memory.address import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Hva
 
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
@@ -19,7 +19,7 @@ class RamError(Error):
     """Guest RAM cannot be had from the host: its size is wrong, or the host lacks the memory."""
 
 
-class RamBlock:
+class RamBlock(Closing):
     """A named piece of guest RAM on private anonymous memory, 2 MiB aligned and advised for huge pages.
 
     :param huge_pages: False where memory must cost no more than the 4 KiB pages of it that are written to
@@ -91,14 +91,6 @@ class RamBlock:
             self._mapping.close()
         except BufferError:  # a view is still alive; the mapping goes with it
             pass
-
-    def __enter__(self) -> "RamBlock":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"RamBlock({self.name!r}, {self.size:#x} bytes)"

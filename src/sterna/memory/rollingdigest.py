@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.host.closing import Closing
 from sterna.host.limits import usable_cpus
 from sterna.memory.address import PAGE_SHIFT
 from sterna.memory.bitmap import Words
@@ -130,7 +130,7 @@ def _runs(pieces: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.split(pieces, np.flatnonzero(np.diff(pieces) > PIECES_PER_CHUNK) + 1)
 
 
-class RollingDigest:
+class RollingDigest(Closing):
     """Digests of RAM blocks, made in a thread from `start` on, and completed by `finish`.
 
     :param zero: whether the blocks are known to be zero now, as those of a machine that waits for its guest
@@ -235,7 +235,7 @@ class RollingDigest:
 
     # -- when it is not any more -------------------------------------------------------------------------------
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the thread."""
         with self._changed:
             self._ended = True
@@ -248,7 +248,7 @@ class RollingDigest:
 
         :param check: called between pieces; what it raises (a cancellation) ends the work
         """
-        self.stop()
+        self.close()
         stale = [(block, block.stale()) for block in self._blocks.values()]
         threads = self._threads_for(sum(pieces.size for _, pieces in stale))
 
@@ -264,14 +264,6 @@ class RollingDigest:
                 for _ in pool.map(run, range(threads)):
                     pass
         return RamDigest(tuple(block.combine() for block in self._blocks.values()))
-
-    def __enter__(self) -> "RollingDigest":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def digest_ram(blocks: Sequence[RamBlock], *, check: Callable[[], None] = lambda: None) -> RamDigest:

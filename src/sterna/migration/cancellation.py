@@ -6,12 +6,12 @@ A migration that works on several channels also ends the waits on the others by 
 import os
 import select
 import threading
-from types import TracebackType
 
+from sterna.host.closing import Closing
 from sterna.migration.errors import Cancelled, ChannelError
 
 
-class Cancellation:
+class Cancellation(Closing):
     """A flag with a file descriptor. Any thread may set it; nothing clears it.
 
     The file descriptor polls readable once set, so that a wait for a peer ends at once.
@@ -78,11 +78,3 @@ class Cancellation:
             if not self._closed:
                 self._closed = True
                 os.close(self._fd)
-
-    def __enter__(self) -> "Cancellation":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

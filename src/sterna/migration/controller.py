@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sterna.host.closing import Closing
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.destination.listen import Incoming
@@ -23,7 +24,7 @@ DEFER = "defer"
 """What `incoming` takes instead of a URI: the URI comes later."""
 
 
-class MigrationController:
+class MigrationController(Closing):
     """The migrations of one guest, at most one at a time. Calls may come from any thread.
 
     :param emit: gets the events MIGRATION and MIGRATION_PASS, on a migration's thread, when the capability
@@ -225,12 +226,6 @@ class MigrationController:
         if self._incoming is not None:
             self._incoming.close()
         self._closing.close()
-
-    def __enter__(self) -> "MigrationController":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- inside ----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from sterna.host.closing import Closing
 from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
@@ -24,7 +25,7 @@ STRIDE = 7
 WORDS_PER_PAGE = 512
 
 
-class DoubleGuest:
+class DoubleGuest(Closing):
     """
     :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread, and
         fewer when it is throttled: pages are dirty after every pass, however short the pass was and whatever else the machine
@@ -118,12 +119,6 @@ class DoubleGuest:
         self._thread.join()
         del self._words
         self.block.close()
-
-    def __enter__(self) -> "DoubleGuest":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- the protocol ----------------------------------------------------------------------------------------
 

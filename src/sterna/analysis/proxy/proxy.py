@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from sterna.analysis.proxy.analysis import Analysis
 from sterna.analysis.proxy.answers import Answers
@@ -20,6 +19,7 @@ from sterna.analysis.proxy.outcome import Outcome, Verdict, judge, was_committed
 from sterna.analysis.proxy.recording import Recording
 from sterna.analysis.proxy.tap import RING_BYTES, TapReader
 from sterna.analysis.proxy.view import ConnectionView, ProxyView
+from sterna.host.closing import Closing
 from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
@@ -57,7 +57,7 @@ _WORK = {
 """What is waited for, by the name of the thread that does it; the first before the last."""
 
 
-class Proxy:
+class Proxy(Closing):
     """Between a source that connects to `listen` and a destination that waits at `destination`.
 
     :param digests: hold guest RAM as the destination has it, and digest it at the end
@@ -179,14 +179,6 @@ class Proxy:
             self._recording.close()
         for cancellation in (self._enough, self._cut, self._late):
             cancellation.close()
-
-    def __enter__(self) -> "Proxy":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- what has been seen ----------------------------------------------------------------------------------
 

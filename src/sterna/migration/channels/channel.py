@@ -12,11 +12,11 @@ import stat
 import sys
 import termios
 import time
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from sterna.host.closing import Closing
 from sterna.memory.vectors import Vectors
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import gather
@@ -31,7 +31,7 @@ def describe(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-class Channel:
+class Channel(Closing):
     """One open byte stream. Closing is idempotent; `with` closes it.
 
     :ivar peer: who is at the other end, as in the URI
@@ -283,14 +283,6 @@ class Channel:
         for fd in {self._read_fd, self._write_fd} - {None}:
             assert fd is not None
             os.close(fd)
-
-    def __enter__(self) -> "Channel":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def is_socket(fd: int) -> bool:

@@ -10,9 +10,9 @@ import termios
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 
 from sterna.host.address import InetAddress
+from sterna.host.closing import Closing
 from sterna.host.lookup import Address
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
@@ -230,7 +230,7 @@ def _host(address: object) -> str:
     return str(address[0] if isinstance(address, tuple) else address)
 
 
-class Listener:
+class Listener(Closing):
     """A listening socket.
 
     :param on_close: called right before the socket is closed
@@ -289,14 +289,6 @@ class Listener:
             self._closed = True
             self._on_close()
             self._socket.close()
-
-    def __enter__(self) -> "Listener":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _peer_name(sock: socket.socket, address: object, uri: str) -> str:

@@ -72,7 +72,7 @@ class Destination:
         lobby = context.wait.lobby
         for end in (
             *(() if lobby is None else (lobby.shut,)),
-            context.digest.stop,
+            context.digest.close,
             context.multifd.close,
             context.leftovers.close,
             context.process.close,
@@ -97,7 +97,7 @@ class Destination:
         abandoned = bool(migration_id) and context.record.give_up(migration_id) is Outcome.ABANDONED
         self._tell(error, text, abandoned=migration_id.hex() if abandoned else "")
         context.multifd.close()
-        context.digest.stop()
+        context.digest.close()
         for block in context.guest.ram_blocks:
             block.discard()
         if context.wait.lobby is not None:

@@ -118,7 +118,7 @@ class SetUp(Phase):
 
     def _start_digest(self) -> RollingDigest:
         digest = RollingDigest(self._context.guest.ram_blocks)
-        self._context.ends.callback(digest.stop)
+        self._context.ends.callback(digest.close)
         digest.start()
         return digest
 
