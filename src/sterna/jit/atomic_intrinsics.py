@@ -1,5 +1,6 @@
 """What `sterna.jit.atomics` names, for the compiler."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -13,54 +14,46 @@ def _pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _WORD.as_pointer())
 
 
-@intrinsic
-def atomic_load(typing_context: Any, address: Any) -> Any:
-    """The word at `address`."""
+def _of_word(emit: Callable[[Any, Any], Any]) -> Any:
+    """An intrinsic that makes a word of a word: what the decorated function has a builder emit."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8, typ=_WORD)
+    @intrinsic
+    def of_word(typing_context: Any, word: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return emit(builder, args[0])
 
-    return types.int64(types.int64), codegen
+        return types.int64(types.int64), codegen
 
-
-@intrinsic
-def atomic_xchg(typing_context: Any, address: Any, value: Any) -> Any:
-    """Store `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("xchg", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+    return of_word
 
 
-@intrinsic
-def atomic_or(typing_context: Any, address: Any, value: Any) -> Any:
-    """Set the bits of `value` at `address`; the word that was there."""
+def _exchange(operation: str) -> Any:
+    """An intrinsic that changes the word at an address by another: the word that was there."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("or", _pointer(builder, args[0]), args[1], "seq_cst")
+    @intrinsic
+    def exchange(typing_context: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.atomic_rmw(operation, _pointer(builder, args[0]), args[1], "seq_cst")
 
-    return types.int64(types.int64, types.int64), codegen
+        return types.int64(types.int64, types.int64), codegen
 
-
-@intrinsic
-def atomic_and(typing_context: Any, address: Any, value: Any) -> Any:
-    """Keep only the bits of `value` at `address`; the word that was there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("and", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+    return exchange
 
 
-@intrinsic
-def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
-    """Add `value` at `address`; the word that was there."""
+atomic_xchg = _exchange("xchg")
+"""Store the other."""
+atomic_or = _exchange("or")
+"""Set its bits."""
+atomic_and = _exchange("and")
+"""Keep only its bits."""
+atomic_add = _exchange("add")
+"""Add it."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], "seq_cst")
 
-    return types.int64(types.int64, types.int64), codegen
+@_of_word
+def atomic_load(builder: Any, address: Any) -> Any:
+    """The word at an address."""
+    return builder.load_atomic(_pointer(builder, address), "seq_cst", 8, typ=_WORD)
 
 
 @intrinsic
@@ -75,32 +68,20 @@ def store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
     return types.none(words, types.int64, types.int64), codegen
 
 
-@intrinsic
-def lowest_bit(typing_context: Any, word: Any) -> Any:
+@_of_word
+def lowest_bit(builder: Any, word: Any) -> Any:
     """Number of the lowest set bit of a word that is not zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), codegen
+    return builder.cttz(word, ir.Constant(ir.IntType(1), 1))
 
 
-@intrinsic
-def highest_bit(typing_context: Any, word: Any) -> Any:
+@_of_word
+def highest_bit(builder: Any, word: Any) -> Any:
     """Number of the highest set bit of a word that is not zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(ir.Constant(_WORD, 63), builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1)))
-
-    return types.int64(types.int64), codegen
+    return builder.sub(ir.Constant(_WORD, 63), builder.ctlz(word, ir.Constant(ir.IntType(1), 1)))
 
 
-@intrinsic
-def call_yield(typing_context: Any, function: Any) -> Any:
-    """Call the C function at address `function`, of type int(void)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _WORD)
-
-    return types.int64(types.int64), codegen
+@_of_word
+def call_yield(builder: Any, function: Any) -> Any:
+    """Call the C function at an address, of type int(void)."""
+    kind = ir.FunctionType(ir.IntType(32), [])
+    return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), []), _WORD)
