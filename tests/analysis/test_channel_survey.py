@@ -39,7 +39,7 @@ class Sender:
 
     def pages(self, fills: dict[int, int], name: str = "toy.ram", sync: bool = False) -> "Sender":
         raw = b"".join(page(fill) for fill in fills.values())
-        data = self._compressor.compress(raw) if self._compressor else raw
+        data = self._compressor(raw) if self._compressor else raw
         numbers = np.array(list(fills), dtype=np.int64)
         self.data += FORMAT.encode(Packet(sync, self._compression, name, numbers, len(data))) + data
         return self
@@ -133,7 +133,7 @@ def broken(at: int, *channels: Sender | bytes) -> list[Sender | bytes]:
 
 
 HEAD_BYTES = FORMAT.header_bytes
-BOMB = compressor(Compression.ZLIB, 9).compress(bytes(1 << 20))
+BOMB = compressor(Compression.ZLIB, 9)(bytes(1 << 20))
 
 
 def zlib_packet(data: bytes) -> bytes:

@@ -212,5 +212,5 @@ def _save_details(directory: Path) -> None:
     ):
         coder = compressor(compression, level)
         for size in (4096, 1 << 20):
-            data = coder.compress(b"sterna" * 100 + bytes(size - 600))
+            data = coder(b"sterna" * 100 + bytes(size - 600))
             _save(directory, "compressed", f"{compression.value}-{level}-{size}", [data])

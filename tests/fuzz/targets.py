@@ -47,7 +47,7 @@ from sterna.monitor.parameters import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions, find_description
-from sterna.stream.multifd.compression import decompressor
+from sterna.stream.multifd.compression import Decompressor
 from sterna.stream.multifd.format import Compression, PacketFormat, decode_init
 from sterna.stream.ram.decoder import RamDecoder
 from sterna.stream.reader import CommandPiece, SectionPiece, StreamReader
@@ -207,7 +207,7 @@ def packets(parts: Parts, rng: random.Random) -> str:
     at = 0
     try:
         at += 64 if decode_init(data[:64]).id >= 0 else 0
-        coders = {kind: decompressor(kind) for kind in (Compression.ZLIB, Compression.ZSTD)}
+        coders = {kind: Decompressor(kind) for kind in (Compression.ZLIB, Compression.ZSTD)}
         while len(data) - at >= format.header_bytes:
             packet = format.decode(data[at : at + format.header_bytes])
             at += format.header_bytes
@@ -227,7 +227,7 @@ def inflated(parts: Parts, rng: random.Random) -> str:
     kind = rng.choice((Compression.ZLIB, Compression.ZSTD))
     data = parts[0]
     try:
-        assert len(decompressor(kind).decompress(data, 4096)) == 4096
+        assert len(Decompressor(kind).decompress(data, 4096)) == 4096
         return "pages"
     except StreamError as error:
         return said(error)

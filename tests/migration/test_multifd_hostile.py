@@ -192,7 +192,7 @@ def test_a_channel_that_goes_wrong_is_named(data: bytes, complaint: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", [Compression.ZLIB, Compression.ZSTD])
 def test_a_piece_that_inflates_beyond_its_pages_is_refused(compression: Compression) -> None:
-    bomb = compressor(compression, 9).compress(bytes(256 << 20))
+    bomb = compressor(compression, 9)(bytes(256 << 20))
     with attempt(1) as (there, source):
         source.begin()
         source.channel(0).sendall(SYNC + packet(0, 1, data=bomb, compression=compression))
@@ -520,7 +520,7 @@ VALID = {
     compression: b"".join(
         packet(
             *pages,
-            data=data if compression is Compression.NONE else coder.compress(data),
+            data=data if compression is Compression.NONE else coder(data),
             compression=compression,
         )
         for pages, data in (((0, 1, 2), bytes(range(256)) * 48), ((7, 3), b"q" * 8192), ((5,), bytes(4096)))

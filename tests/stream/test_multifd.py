@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.stream.multifd.compression import compressor, decompressor
+from sterna.stream.multifd.compression import Decompressor, compressor
 from sterna.stream.multifd.format import (
     COMPRESSED_LIMIT,
     INIT_BYTES,
@@ -160,24 +160,24 @@ CODERS = [
 @pytest.mark.parametrize(("compression", "level"), CODERS)
 def test_a_channels_pieces_come_back_one_by_one(compression: Compression, level: int) -> None:
     rng = np.random.default_rng(1)
-    here, there = compressor(compression, level), decompressor(compression)
+    here, there = compressor(compression, level), Decompressor(compression)
     for size in (4096, 512 << 10, 1, 8192):
         for data in (bytes(size), rng.bytes(size), b"abc" * (size // 3) + bytes(size % 3)):
-            piece = here.compress(data)
+            piece = here(data)
             assert len(piece) <= COMPRESSED_LIMIT
             assert there.decompress(piece, size) == data
 
 
 @pytest.mark.parametrize("compression", [Compression.ZLIB, Compression.ZSTD])
 def test_pieces_that_do_not_hold_the_packets_pages_are_refused(compression: Compression) -> None:
-    bomb = compressor(compression, 9).compress(bytes(64 << 20))
+    bomb = compressor(compression, 9)(bytes(64 << 20))
     with pytest.raises(StreamError, match="more than the 4096 bytes"):
-        decompressor(compression).decompress(bomb, 4096)
-    short = compressor(compression, 1).compress(b"a" * 4095)
+        Decompressor(compression).decompress(bomb, 4096)
+    short = compressor(compression, 1)(b"a" * 4095)
     with pytest.raises(StreamError, match="4095 bytes instead of 4096"):
-        decompressor(compression).decompress(short, 4096)
+        Decompressor(compression).decompress(short, 4096)
     with pytest.raises(StreamError, match=f"damaged {compression.value} data"):
-        decompressor(compression).decompress(b"\xff" * 100, 4096)
+        Decompressor(compression).decompress(b"\xff" * 100, 4096)
 
 
 @settings(max_examples=200, deadline=None)
@@ -189,11 +189,11 @@ def test_pieces_that_do_not_hold_the_packets_pages_are_refused(compression: Comp
 def test_damaged_pieces_give_as_many_bytes_as_asked_or_none(
     compression: Compression, damage: list[tuple[int, int]], cut: int
 ) -> None:
-    piece = bytearray(compressor(compression, 1).compress(np.random.default_rng(3).bytes(300) + bytes(8000)))
+    piece = bytearray(compressor(compression, 1)(np.random.default_rng(3).bytes(300) + bytes(8000)))
     for at, value in damage:
         piece[at % len(piece)] = value
     try:
-        assert len(decompressor(compression).decompress(bytes(piece[: len(piece) - cut]), 8300)) == 8300
+        assert len(Decompressor(compression).decompress(bytes(piece[: len(piece) - cut]), 8300)) == 8300
     except StreamError:
         pass
 
@@ -202,4 +202,4 @@ def test_a_compressed_stream_that_ends_is_refused() -> None:
     import zlib
 
     with pytest.raises(StreamError, match="ends within"):
-        decompressor(Compression.ZLIB).decompress(zlib.compress(bytes(4096)), 4096)
+        Decompressor(Compression.ZLIB).decompress(zlib.compress(bytes(4096)), 4096)

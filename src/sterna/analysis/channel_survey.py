@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.analysis.ram_survey import RamSurveyor
-from sterna.stream.multifd.compression import Decompressor, decompressor
+from sterna.stream.multifd.compression import Decompressor
 from sterna.stream.multifd.format import GROUP_BYTES, INIT_BYTES, Compression, PacketFormat, decode_init
 from sterna.stream.reader import CommandPiece, StreamReader, StreamSource
 from sterna.stream.wire import StreamError
@@ -173,7 +173,7 @@ class _Channel:
 
     def _inflate(self, compression: Compression, data: bytes | memoryview, size: int) -> bytes:
         if self._decompressor is None:
-            self._decompressor = decompressor(compression)
+            self._decompressor = Decompressor(compression)
         return self._decompressor.decompress(data, size)
 
 

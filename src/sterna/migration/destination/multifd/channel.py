@@ -21,7 +21,7 @@ from sterna.migration.channels.channel import Channel
 from sterna.migration.destination.multifd.intake import INTAKE, take_packets
 from sterna.migration.errors import ChannelError, MigrationError
 from sterna.stream.multifd import kernels
-from sterna.stream.multifd.compression import Decompressor, decompressor
+from sterna.stream.multifd.compression import Decompressor
 from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, PacketFormat
 from sterna.stream.wire import StreamError
 
@@ -208,7 +208,7 @@ class ReceiveChannel:
         if self._compression is None:
             self._compression = compression
             if compression is not Compression.NONE:
-                self._decompressor = decompressor(compression)
+                self._decompressor = Decompressor(compression)
                 self._coded = bytearray(COMPRESSED_LIMIT)
         elif compression is not self._compression:
             raise StreamError(

@@ -99,7 +99,7 @@ class SendChannel:
         assert self._compressor is not None
         # A copy: the guest may be writing to the pages, and not every compressor can stand that.
         pages = b"".join(bytes_at(address, size) for address, size in group.vectors.tolist())
-        data = self._compressor.compress(pages)
+        data = self._compressor(pages)
         packet = Packet(
             compression=self._compression,
             block=group.block.name,
