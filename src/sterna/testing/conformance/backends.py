@@ -9,7 +9,7 @@ import os
 import platform
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any
 
@@ -80,9 +80,29 @@ class Backend(ABC):
     def general(self, state: Any) -> Any:
         """A state's general registers, program counter and flags."""
 
-    @abstractmethod
-    def prepare(self, write: Callable[[int, bytes], None]) -> None:
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:  # noqa: B027, most guests need nothing
         """Put into RAM what the guests need besides their program."""
+
+
+def _kvm_missing(machine: str, needs: str) -> str:
+    if platform.machine() != machine:
+        return f"{needs} is {platform.machine()}"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm is missing or not ours to open"
+    return ""
+
+
+class Arm(Backend):
+    """A hypervisor of ARM guests.
+
+    :cvar words: the instructions of each program
+    """
+
+    words: Mapping[Program, tuple[int, ...]]
+
+    def code(self, program: Program) -> bytes:
+        words = self.words[program]
+        return struct.pack(f"<{len(words)}I", *words)
 
 
 _ARMV7_STOP = (0xE5892000, 0xEAFFFFFE)  # str r2, [r9]; b .
@@ -120,12 +140,10 @@ _ARMV7_CODE = {
 }
 
 
-class Armv7(Backend):
+class Armv7(Arm):
     """A hypervisor of ARMv7 guests."""
 
-    def code(self, program: Program) -> bytes:
-        words = _ARMV7_CODE[program]
-        return struct.pack(f"<{len(words)}I", *words)
+    words = _ARMV7_CODE
 
     def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
@@ -137,9 +155,6 @@ class Armv7(Backend):
 
     def general(self, state: Any) -> Any:
         return state.regs, state.cpsr
-
-    def prepare(self, write: Callable[[int, bytes], None]) -> None:
-        pass
 
 
 class EmulatedArmv7(Armv7):
@@ -194,11 +209,7 @@ _ARM64_CODE = {
 
 
 def _arm64_kvm_missing() -> str:
-    if platform.machine() != "aarch64":
-        return f"ARM guests need an arm64 host's KVM, this host is {platform.machine()}"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm is missing or not ours to open"
-    return ""
+    return _kvm_missing("aarch64", "ARM guests need an arm64 host's KVM, this host")
 
 
 def _arm64_modes() -> tuple[DirtyLogMode, ...]:
@@ -232,8 +243,9 @@ class KvmArmv7(Armv7):
         return Arm64KvmVm(smp, aarch32=True, secondaries_off=False, dirty_log=mode, **options)
 
 
-class KvmArm64(Backend):
+class KvmArm64(Arm):
     name = "kvm-arm64"
+    words = _ARM64_CODE
     modes = _arm64_modes()
 
     def missing(self) -> str:
@@ -244,10 +256,6 @@ class KvmArm64(Backend):
 
         return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
 
-    def code(self, program: Program) -> bytes:
-        words = _ARM64_CODE[program]
-        return struct.pack(f"<{len(words)}I", *words)
-
     def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
         state.x[: len(parameters)] = parameters
@@ -257,9 +265,6 @@ class KvmArm64(Backend):
 
     def general(self, state: Any) -> Any:
         return state.x, state.pc, state.pstate
-
-    def prepare(self, write: Callable[[int, bytes], None]) -> None:
-        pass
 
 
 _X86_STOP = "418911 ebfe"  # mov [r9], edx; jmp .
@@ -300,11 +305,7 @@ class KvmX86(Backend):
     modes = tuple(DirtyLogMode)
 
     def missing(self) -> str:
-        if platform.machine() != "x86_64":
-            return f"x86_64 guests need an x86_64 host, this one is {platform.machine()}"
-        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-            return "/dev/kvm is missing or not ours to open"
-        return ""
+        return _kvm_missing("x86_64", "x86_64 guests need an x86_64 host, this one")
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
         from sterna.hypervisor.kvm.x86.vm import X86KvmVm

@@ -4,6 +4,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,9 +198,7 @@ class ConformanceGuest:
             self.vm.harvest_dirty_log(self.slot.slot)
 
     def set_slot(self, **changes: Any) -> None:
-        slot = self.slot
-        fields = {name: getattr(slot, name) for name in ("slot", "ipa", "size", "block", "offset", "flags")}
-        self.slot = MemorySlot(**fields | changes)
+        self.slot = replace(self.slot, **changes)
         self.vm.set_memory_slot(self.slot)
 
     def harvest(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,7 @@ class Replay:
             self.guest.vm.harvest_dirty_log(slot.slot)
 
     def change(self, number: int, **changes: Any) -> None:
-        slot = self.slots[number]
-        fields = {name: getattr(slot, name) for name in ("slot", "ipa", "size", "block", "offset", "flags")}
-        self.apply(MemorySlot(**fields | changes))
+        self.apply(replace(self.slots[number], **changes))
 
     def delete(self, number: int) -> None:
         self.guest.vm.set_memory_slot(MemorySlot(number, Ipa(0), 0, self.blocks[number]))

@@ -7,6 +7,7 @@ import pytest
 
 from sterna.hypervisor.interface import DirtyLogMode, ManualProtect
 from sterna.memory.address import PAGE_SIZE
+from sterna.memory.bitmap import page_numbers
 from sterna.testing.conformance.backends import CELL, Program
 from sterna.testing.conformance.guest import (
     LOG,
@@ -68,35 +69,27 @@ def oracle_round(guest: ConformanceGuest, iteration: int) -> None:
     assert len(late) <= 2 * len(guest.cpus), f"logged and not written: {sorted(late)[:10]}"
 
 
-def start_scatter(guest: ConformanceGuest) -> None:
+def oracle_rounds(guest: ConformanceGuest) -> None:
     guest.write(CELL, struct.pack("<I", 0))
     for cpu in range(len(guest.cpus)):
         guest.start(Program.SCATTER, WORK, guest.pages, CELL, 7 + cpu, cpu=cpu)
     guest.stop()
+    guest.log()
+    for iteration in range(1, ROUNDS):
+        oracle_round(guest, iteration)
 
 
 def test_oracle(guest: ConformanceGuest) -> None:
-    start_scatter(guest)
-    guest.log()
-    for iteration in range(1, ROUNDS):
-        oracle_round(guest, iteration)
+    oracle_rounds(guest)
 
 
 def test_oracle_with_two_cpus(make_guest: MakeGuest) -> None:
-    guest = make_guest(smp=2)
-    start_scatter(guest)
-    guest.log()
-    for iteration in range(1, ROUNDS):
-        oracle_round(guest, iteration)
+    oracle_rounds(make_guest(smp=2))
 
 
 def test_oracle_on_memory_that_cannot_be_in_blocks(make_guest: MakeGuest) -> None:
     """The slot's place in the host is not that in the guest, modulo 2 MiB."""
-    guest = make_guest(offset=PAGE_SIZE)
-    start_scatter(guest)
-    guest.log()
-    for iteration in range(1, ROUNDS):
-        oracle_round(guest, iteration)
+    oracle_rounds(make_guest(offset=PAGE_SIZE))
 
 
 def test_a_copy_made_from_the_harvests_is_the_memory(make_guest: MakeGuest) -> None:
@@ -189,11 +182,7 @@ def test_get_and_clear(make_guest: MakeGuest, variant: Variant) -> None:
     guest.log()
     guest.store([1, 70, WORK_PAGES - 1])
     first = guest.vm.get_dirty_log(1)
-    assert np.flatnonzero(np.unpackbits(first.view(np.uint8), bitorder="little")).tolist() == [
-        1,
-        70,
-        WORK_PAGES - 1,
-    ]
+    assert page_numbers(first).tolist() == [1, 70, WORK_PAGES - 1]
     second = guest.vm.get_dirty_log(1)
     if variant[1] is DirtyLogMode.BITMAP:
         assert not second.any()
