@@ -114,8 +114,10 @@ def load(
                 decoder.read_setup(reader)
             case SectionPiece(SectionType.PART | SectionType.END, header) if header.name == "ram":
                 decoder.read_records(reader)
+            case SectionPiece(SectionType.FULL, header) if header.name in TABLE:
+                states.append(reader.read_state(TABLE[header.name]))
             case SectionPiece(SectionType.FULL, _):
-                states.append(reader.read_device(TABLE))
+                raise reader.error("no device here has a section of this name")
             case SectionPiece(_, _):
                 raise reader.error("only RAM comes in parts")
             case CommandPiece() | EndOfStream() | VmDescription():

@@ -45,11 +45,13 @@ def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
 def decode(code: bytes, page: bytes) -> tuple[Fault, int, bytes]:
     """What becomes of a page, compiled and not; memory around the page stays as it is."""
     results: list[tuple[Fault, int, bytes]] = []
-    for kernel in (coding.decode, plain(coding.decode)):
+    for check, apply in ((coding.check, coding.apply), (plain(coding.check), plain(coding.apply))):
         memory = np.full(len(page) + (2 << 14), GUARD, dtype=np.uint8)
         target = memory[1 << 14 :][: len(page)]
         target[:] = array(page)
-        fault, at = kernel(array(code), target)
+        fault, at = check(array(code), target.size)
+        if fault == Fault.NONE:
+            apply(array(code), target)
         results.append((Fault(fault), int(at), target.tobytes()))
         target[:] = GUARD
         assert (memory == GUARD).all()

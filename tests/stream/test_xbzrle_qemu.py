@@ -181,7 +181,8 @@ def changes(recording: Recording) -> Iterator[Change]:
                 assert reader.take(1) == b"\1"
                 code = np.array(bytearray(reader.take(int.from_bytes(reader.take(2), "big"))), dtype=np.uint8)
                 before = page.copy()
-                assert coding.decode(code, page)[0] == 0
+                assert coding.check(code, page.size)[0] == 0
+                coding.apply(code, page)
                 yield Change(before, page.copy(), code)
     assert ram[recording.board.ram_name].tobytes() == recording.ram
 

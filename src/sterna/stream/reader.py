@@ -16,7 +16,7 @@ Nothing is read beyond what the current piece needs: as long as the staging buff
 source is not asked, so that a peer which waits for an answer before it goes on never waits in vain.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -300,17 +300,6 @@ class StreamReader:
         return description.decode(
             self, name=header.name, instance_id=header.instance_id, version=header.version
         )
-
-    def read_device(self, descriptions: Mapping[str, VmStateDescription]) -> DeviceState:
-        """Read the open section's body as the table describes it under the section's name.
-
-        :raise StreamError: When the table has no such section, or the body does not fit.
-        """
-        assert self._open is not None
-        description = descriptions.get(self._open.name)
-        if description is None:
-            raise self.error("no device here has a section of this name")
-        return self.read_state(description)
 
     def _read_header(self) -> Configuration:
         self._section = "header"

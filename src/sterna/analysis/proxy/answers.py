@@ -30,11 +30,6 @@ class Answers:
         self.fault: StreamError | None = None
         self._decoder = ReturnPathDecoder()
 
-    @property
-    def is_sterna(self) -> bool:
-        """The destination is a sterna."""
-        return bool(self.counts[PrivateMessage.HELLO.name] or self.counts[PrivateMessage.NACK.name])
-
     def feed(self, data: memoryview) -> None:
         """Take the next bytes. Does not raise: a proxy forwards what it does not understand."""
         if self.fault is not None:

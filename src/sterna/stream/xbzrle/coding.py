@@ -21,8 +21,6 @@ UNCHANGED = 0
 OVERFLOW = -1
 """What `encode` returns when the code does not fit: the page is better sent as it is."""
 
-RUN_LIMIT = (1 << 14) - 1
-"""The longest run that two bytes can tell."""
 _LENGTH_BYTES = 2
 
 
@@ -212,16 +210,3 @@ def apply(code: Bytes, page: Bytes) -> None:
             at += length
         target += length
         unchanged = not unchanged
-
-
-@kernel(ahead=False)
-def decode(code: Bytes, page: Bytes) -> tuple[int, int]:
-    """Bring a page up to date; a code that is not good leaves it alone.
-
-    :param page: the page as it was received last; its size bounds every run
-    :return: a `Fault`, and where in the code it is
-    """
-    fault, at = check(code, page.size)
-    if fault == _NONE:
-        apply(code, page)
-    return fault, at
