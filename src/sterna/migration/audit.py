@@ -16,7 +16,6 @@ write is found at the first harvest after it, unless the page is written again b
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from sterna.memory.bitmap import DirtyBatch, Words, count, new_bitmap
 from sterna.memory.shadow import Shadow
@@ -28,12 +27,12 @@ from sterna.migration.transport.work import PassWork, SentPages
 from sterna.stream.ram.encoder import Batch
 
 
-class Audit(Protocol):
-    """What the passes of a migration tell of themselves, so that it can be audited."""
+class Audit:
+    """What the passes of a migration tell of themselves, so that it can be audited. This one audits nothing."""
 
     def stage(self, batch: Batch) -> Batch:
         """These pages are about to be sent: what is to be sent in their place, from now until the pass is over."""
-        ...
+        return batch
 
     def look(self, work: PassWork, number: int) -> None:
         """A harvest has returned.
@@ -42,27 +41,9 @@ class Audit(Protocol):
         :param number: of the pass that it ended
         :raise LostWriteError: When there is a lost write.
         """
-        ...
-
-    def close(self) -> None:
-        """Give its memory back."""
-        ...
 
 
-class NoAudit:
-    """Nothing is audited."""
-
-    def stage(self, batch: Batch) -> Batch:
-        return batch
-
-    def look(self, work: PassWork, number: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class ShadowAudit:
+class ShadowAudit(Audit):
     """An audit of one migration.
 
     :param sent_pages: which pass sent each page last
@@ -129,4 +110,5 @@ class ShadowAudit:
         return tuple(found)
 
     def close(self) -> None:
+        """Give its memory back."""
         self._shadow.close()

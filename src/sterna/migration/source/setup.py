@@ -6,7 +6,7 @@ from sterna.hypervisor.traits import first_difference
 from sterna.memory.ram import RamError
 from sterna.memory.rollingdigest import RollingDigest
 from sterna.migration import handshake, process
-from sterna.migration.audit import Audit, NoAudit, ShadowAudit
+from sterna.migration.audit import Audit, ShadowAudit
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.errors import MigrationError, Refused
@@ -66,7 +66,7 @@ class SetUp(Phase):
     def _make_audit(self) -> Audit:
         context = self._context
         if not context.parameters.audit:
-            return NoAudit()
+            return Audit()
         audit = ShadowAudit(context.guest, context.progress, context.sent_pages)
         context.ends.callback(audit.close)
         return audit
