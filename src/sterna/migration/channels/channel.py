@@ -171,7 +171,7 @@ class Channel(Closing):
         :raise Cancelled: When the migration is cancelled.
         """
         while True:
-            got = self._read_now(buffer)
+            got = self.readinto_now(buffer)
             if got is not None:
                 return got
             assert self._read_fd is not None
@@ -210,9 +210,6 @@ class Channel(Closing):
 
     def readinto_now(self, buffer: memoryview | bytearray) -> int | None:
         """As `readinto`, and None at once when nothing has arrived."""
-        return self._read_now(buffer)
-
-    def _read_now(self, buffer: memoryview | bytearray) -> int | None:
         self._cancellation.check()
         if self._read_fd is None or self._closed:
             raise ChannelError(f"{self.peer} is not open for reading")

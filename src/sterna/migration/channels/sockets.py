@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from sterna.host.address import InetAddress
 from sterna.host.closing import Closing
@@ -109,24 +109,19 @@ class SocketChannel(Channel):
 
     def end_writing(self) -> None:
         """Shut down this side's direction: the peer reads to the end of what was written."""
-        try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError:  # the connection is gone already
-            pass
+        self._shut(socket.SHUT_WR)
 
     def shut_down(self) -> None:
         """End both directions: whoever waits on the channel, in whichever thread, comes back at once. It stays to be closed."""
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the connection is gone already
-            pass
+        self._shut(socket.SHUT_RDWR)
 
     def stop_reading(self) -> None:
         """Whoever waits for bytes, in whichever thread, finds the stream ended; writing goes on."""
-        try:
-            self._socket.shutdown(socket.SHUT_RD)
-        except OSError:  # the connection is gone already
-            pass
+        self._shut(socket.SHUT_RD)
+
+    def _shut(self, how: int) -> None:
+        with suppress(OSError):  # the connection is gone already
+            self._socket.shutdown(how)
 
     def hung_up(self) -> bool:
         """Whether the peer has ended the connection, or its direction of it."""
