@@ -23,7 +23,7 @@ end of the stream where there is no way back. `DowntimeParts` splits it.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from sterna.host.address import parse_inet
@@ -129,9 +129,7 @@ class DowntimeParts:
 
     @property
     def total(self) -> float:
-        return (
-            self.stop + self.last_pass + self.device_state + self.digest + self.destination_load + self.start
-        )
+        return float(sum(vars(self).values()))
 
     def to_dict(self) -> dict[str, float]:
         return {name.replace("_", "-"): round(value, 3) for name, value in vars(self).items()}
@@ -151,18 +149,8 @@ class Timeline:
 
     def parts(self) -> DowntimeParts:
         """The downtime, from one mark to the next."""
-        marks = [
-            self.stop,
-            self.stopped,
-            self.last_pass,
-            self.device_state,
-            self.digest,
-            self.loaded,
-            self.started,
-        ]
         # A mark that was never set (nobody told) ends its part at once.
-        for i in range(1, len(marks)):
-            marks[i] = max(marks[i], marks[i - 1])
+        marks = accumulate(vars(self).values(), max)
         return DowntimeParts(*((after - before) / 1e6 for before, after in pairwise(marks)))
 
 

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sterna.migration.transport.ratelimit import RateLimiter
 from sterna.stream.ram.encoder import Batch
@@ -120,11 +120,11 @@ class PageSender:
 
     def send_setup(self, data: bytes) -> Sent:
         """Send the section's first part."""
-        return self._sent(self._transport.send_setup(data))
+        return self._sent(Sent(self._transport.send_setup(data)))
 
     def send_end(self) -> Sent:
         """Send its last part."""
-        return self._sent(self._transport.send_end())
+        return self._sent(Sent(self._transport.send_end()))
 
     def send_batch(self, batch: Batch, number: int, *, final: bool) -> Sent:
         """Send pages. They are read at some time between the call and the end of the pass.
@@ -148,30 +148,21 @@ class PageSender:
             size += sent
         now = time.monotonic()
         self._seconds += now - started
-        return self._sent(size, pages, zero, saved, now - started, encoded_at - started, encode_cpu)
+        return self._sent(Sent(size, pages, zero, saved, now - started, encoded_at - started, encode_cpu))
 
     def finish_pass(self, *, final: bool) -> Sent:
         """Everything that was taken has been handed to the kernel on return."""
         started = time.monotonic()
         size = self._transport.finish_pass(final=final)
-        return self._sent(size, seconds=time.monotonic() - started)
+        return self._sent(Sent(size, seconds=time.monotonic() - started))
 
     def send_whole(self) -> None:
         """From now on no page is sent as what changed in it."""
         self._cache = None
 
-    def _sent(
-        self,
-        size: int,
-        pages: int = 0,
-        zero: int = 0,
-        saved: int = 0,
-        seconds: float = 0.0,
-        encode_seconds: float = 0.0,
-        encode_cpu: float = 0.0,
-    ) -> Sent:
+    def _sent(self, sent: Sent) -> Sent:
         apart = self._transport.take_apart_bytes()
-        return Sent(size + apart, pages, zero, saved, seconds, encode_seconds, encode_cpu, apart)
+        return replace(sent, size=sent.size + apart, multifd_bytes=apart)
 
     def _is_worth_encoding(self, cache: XbzrleCache, batch: Batch) -> bool:
         """Whether pages of the first pass are: there is time for it, or they become much smaller."""
