@@ -30,7 +30,7 @@ class Precopy(Phase):
         self._context, self._link = context, link
         self._passes = Passes(context, link)
         self._policy = context.parameters.policy.make(context.parameters)
-        self._at_once = PassWork.dirty(context.guest.ram_blocks, [])
+        self._at_once = PassWork(())
         self._nothing_left = False
         self._forecast = Forecast(round_trip_seconds=link.greeted.round_trip_seconds)
         self._backoff = Backoff()
@@ -129,7 +129,7 @@ class Precopy(Phase):
         A guest writes something at each tick of its timer, and a tick nearly always falls into the wait for the destination.
         So what is written during that wait does not count as left.
         """
-        self._at_once = PassWork.dirty(self._context.guest.ram_blocks, [])
+        self._at_once = PassWork(())
         if few:
             self._at_once = self._passes.look(self._at_once)
         self._nothing_left = few and not self._at_once.pages

@@ -59,11 +59,6 @@ class PassWork:
         return PassWork(((block, full_bitmap(block.pages)) for block in blocks), first=True)
 
     @staticmethod
-    def dirty(blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
-        """A later pass: what a look at the dirty log found."""
-        return PassWork.merged(PassWork(()), blocks, batches)
-
-    @staticmethod
     def merged(left: "PassWork", blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
         """What is left of one pass, and what a look at the dirty log found; each page once."""
         bitmaps: dict[str, Words] = {block.name: new_bitmap(block.pages) for block in blocks}
