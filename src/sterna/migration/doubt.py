@@ -13,13 +13,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import xxhash
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
-from sterna.migration.channels.uri import ListeningUri
-from sterna.migration.errors import ChannelError, ConnectionRefused, InDoubt, Refused
+from sterna.migration.channels.uri import ListeningUri, Uri
+from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, InDoubt, Refused
 from sterna.ownership import AttemptEvent, Event, Outcome, next_outcome, told
 from sterna.ownership import answer as answer_to
 
@@ -174,25 +175,25 @@ def ask(
         cancellation.sleep(_RETRY_SECONDS)
 
 
-def confirm(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) -> None:
-    """Tell the destination on a fresh connection that the source knows that the guest runs there.
-
-    :raise ChannelError: When nobody could be told.
-    :raise Cancelled: When `cancellation` is set.
+def confirm(uri: Uri, migration_id: bytes, cancellation: Cancellation) -> None:
+    """Tell the destination on a fresh connection that the source knows that the guest runs there. It waits for that; if it does
+    not arrive, until the source's process ends.
     """
-    with uri.connect(cancellation, _ANSWER_SECONDS) as channel:
-        channel.send(CONFIRMATION + migration_id)
+    with suppress(ChannelError, Cancelled):
+        if isinstance(uri, ListeningUri):
+            with uri.connect(cancellation, _ANSWER_SECONDS) as channel:
+                channel.send(CONFIRMATION + migration_id)
 
 
-def tell_cancelled(uri: ListeningUri, migration_id: bytes, cancellation: Cancellation) -> None:
-    """Tell the destination on a fresh connection that the migration is cancelled, before its stream ends.
-
-    :raise ChannelError: When nobody could be told in a short while.
-    :raise Cancelled: When `cancellation` is set.
+def tell_cancelled(uri: Uri, migration_id: bytes, cancellation: Cancellation) -> None:
+    """Tell the destination on a fresh connection that the migration is cancelled, before its stream ends, and let it say so; if
+    it cannot be told in a short while, it says that the stream has ended.
     """
-    with uri.connect(cancellation, _CANCELLATION_SECONDS) as channel:
-        channel.send(CANCELLATION + migration_id)
-        channel.wait_readable(_CANCELLATION_SECONDS)
+    with suppress(ChannelError, Cancelled):
+        if isinstance(uri, ListeningUri):
+            with uri.connect(cancellation, _CANCELLATION_SECONDS) as channel:
+                channel.send(CANCELLATION + migration_id)
+                channel.wait_readable(_CANCELLATION_SECONDS)
 
 
 def _ask_once(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sterna.migration import doubt
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.errors import Cancelled, ChannelError, InDoubt, MigrationError
+from sterna.migration.errors import Cancelled, InDoubt, MigrationError
 from sterna.migration.peer import PeerKind
 from sterna.migration.process import ProcessWatch
 from sterna.migration.witness import Said, Witness
@@ -114,7 +114,7 @@ class Doubt:
         heard = self._heard.event if self._heard is not None else None
         match self.ownership.standing:
             case Standing.AWAY if told is Event.RUNS:
-                self._confirm(where, cancellation)
+                doubt.confirm(where, self.migration_id, cancellation)
                 return clock_ns
             case Standing.AWAY if self.witness is not None and self._heard is not None:
                 self.witness.confirm()
@@ -175,22 +175,6 @@ class Doubt:
                 poll.register(source.fileno(), select.POLLIN)
             poll.poll(left * 1000)
             cancellation.check()
-
-    def _confirm(self, uri: uris.Uri, cancellation: Cancellation) -> None:
-        """The destination waits for that; if it does not arrive, until this process ends."""
-        try:
-            if isinstance(uri, uris.ListeningUri):
-                doubt.confirm(uri, self.migration_id, cancellation)
-        except (ChannelError, Cancelled):
-            pass
-
-    def tell_cancelled(self, cancellation: Cancellation) -> None:
-        """Let the destination say so; if it cannot be told, it says that the stream has ended."""
-        try:
-            if isinstance(self.uri, uris.ListeningUri):
-                doubt.tell_cancelled(self.uri, self.migration_id, cancellation)
-        except (ChannelError, Cancelled):
-            pass
 
     def _dismiss(self) -> None:
         if self.witness is not None:

@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration import handshake, policy
+from sterna.migration import doubt, handshake, policy
 from sterna.migration.backoff import Backoff
 from sterna.migration.errors import Cancelled, GivenUp
 from sterna.migration.forecast import Forecast
@@ -49,7 +49,7 @@ class Precopy(Phase):
         except Cancelled:
             # Later the guest would stand still for it: the destination also goes by the stream's end.
             if handshake.FEATURE_CANCEL in link.greeted.features:
-                context.doubt.tell_cancelled(context.closing)
+                doubt.tell_cancelled(context.uri, context.migration_id.bytes, context.closing)
             raise
 
     def _note_expectations(self) -> None:
