@@ -13,7 +13,6 @@ import numpy as np
 
 from sterna.analysis.findings import SectionSurvey, StreamSurvey
 from sterna.analysis.ram_survey import PageLedger
-from sterna.stream.sections import Configuration
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState
 
 RANGE_LIMIT = 1000
@@ -114,8 +113,9 @@ def _compare_pages(one: PageLedger, other: PageLedger) -> BlockDifference | None
 
 
 def _compare_fields(left: StreamSurvey, right: StreamSurvey) -> Iterator[FieldDifference]:
-    ours, theirs = (_settings(survey.configuration) for survey in (left, right))
-    yield from _compare_values("configuration", ours, theirs)
+    assert left.configuration, "only streams without a fault are compared"
+    assert right.configuration, "only streams without a fault are compared"
+    yield from _compare_values("configuration", vars(left.configuration), vars(right.configuration))
     devices, others = (_devices(survey) for survey in (left, right))
     for key in dict.fromkeys([*devices, *others]):
         one, other = devices.get(key), others.get(key)
@@ -134,16 +134,6 @@ def _devices(survey: StreamSurvey) -> dict[tuple[str, int], SectionSurvey]:
         (section.header.name, section.header.instance_id): section
         for section in survey.sections
         if not section.is_ram
-    }
-
-
-def _settings(configuration: Configuration | None) -> dict[str, Any]:
-    assert configuration is not None, "only streams without a fault are compared"
-    return {
-        "machine": configuration.machine,
-        "page_bits": configuration.page_bits,
-        "uuid": configuration.uuid,
-        "capabilities": list(configuration.capabilities),
     }
 
 
