@@ -135,44 +135,28 @@ class Scalar(Field):
 
 @dataclass(frozen=True)
 class Buffer(Field):
-    """A fixed number of bytes."""
+    """Bytes, their number fixed or given by a field before them.
+
+    :ivar size: how many, or the greatest number when `counted_by` is set
+    :ivar counted_by: name of the field before it that says how many there are
+    """
 
     size: int
+    counted_by: str | None = None
 
     def write(self, out: bytearray, value: Any, record: Record) -> None:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise StreamError(f"a {type(value).__name__} is not bytes")
-        if len(value) != self.size:
-            raise StreamError(f"{len(value)} bytes where {self.size} belong")
+        _check_length(len(value), "bytes", self.size, self.counted_by, record)
         out += value
 
     def read(self, source: ByteSource, record: Record) -> bytes:
-        return source.take(self.size)
+        return source.take(_expected(self.size, self.counted_by, record, source))
 
     def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
-        return [{"name": self.name, "type": self.type_name, "size": self.size}]
-
-
-@dataclass(frozen=True)
-class CountedBuffer(Field):
-    """As many bytes as a field before it says, at most `limit`."""
-
-    counted_by: str
-    limit: int
-
-    def write(self, out: bytearray, value: Any, record: Record) -> None:
-        if not isinstance(value, bytes | bytearray | memoryview):
-            raise StreamError(f"a {type(value).__name__} is not bytes")
-        count = _count(self.counted_by, self.limit, record)
-        if len(value) != count:
-            raise StreamError(f"{len(value)} bytes where field {self.counted_by!r} says {count}")
-        out += value
-
-    def read(self, source: ByteSource, record: Record) -> bytes:
-        return source.take(_count(self.counted_by, self.limit, record, source))
-
-    def describe(self, value: Any, record: Record) -> list[dict[str, Any]]:
-        return [{"name": self.name, "type": self.type_name, "size": len(value)}] if len(value) else []
+        if self.counted_by is not None and not len(value):
+            return []
+        return [{"name": self.name, "type": self.type_name, "size": len(value)}]
 
 
 @dataclass(frozen=True)
@@ -217,13 +201,25 @@ class Unused(Field):
         return [{"name": self.name, "type": self.type_name, "size": self.size}]
 
 
-def _count(name: str, limit: int, record: Record, source: ByteSource | None = None) -> int:
-    """The number of elements that the field `name` gives."""
-    count = int(record[name])
-    if not 0 <= count <= limit:
+def _expected(most: int, counted_by: str | None, record: Record, source: ByteSource | None = None) -> int:
+    """How many elements there are: `most`, or as many as a field says."""
+    if counted_by is None:
+        return most
+    count = int(record[counted_by])
+    if not 0 <= count <= most:
         where = (source.section, source.offset) if source is not None else ()
-        raise StreamError(f"field {name!r} counts {count} elements, the limit is {limit}", *where)
+        raise StreamError(f"field {counted_by!r} counts {count} elements, the limit is {most}", *where)
     return count
+
+
+def _check_length(length: int, what: str, most: int, counted_by: str | None, record: Record) -> None:
+    """
+    :raise StreamError: When there are other than so many.
+    """
+    expected = _expected(most, counted_by, record)
+    if length != expected:
+        says = f"field {counted_by!r} says {expected}" if counted_by else f"{expected} belong"
+        raise StreamError(f"{length} {what} where {says}")
 
 
 @dataclass(frozen=True)
@@ -245,22 +241,14 @@ class Array(Field):
     def compressible(self) -> bool:
         return self.element.compressible
 
-    def _expected(self, record: Record, source: ByteSource | None = None) -> int:
-        return (
-            self.length if self.counted_by is None else _count(self.counted_by, self.length, record, source)
-        )
-
     def write(self, out: bytearray, value: Any, record: Record) -> None:
         if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
             raise StreamError(f"a {type(value).__name__} is not an array")
-        expected = self._expected(record)
-        if len(value) != expected:
-            says = f"field {self.counted_by!r} says {expected}" if self.counted_by else f"{expected} belong"
-            raise StreamError(f"{len(value)} elements where {says}")
+        _check_length(len(value), "elements", self.length, self.counted_by, record)
         self.element.write_many(out, value, record)
 
     def read(self, source: ByteSource, record: Record) -> Any:
-        count = self._expected(record, source)
+        count = _expected(self.length, self.counted_by, record, source)
         if self.as_numpy and isinstance(self.element, Scalar):
             kind = _NUMPY[self.element.code]
             raw = source.take(count * np.dtype(kind).itemsize)

@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from sterna.stream.body import ByteSource, BytesSource
-from sterna.stream.fields import Array, Buffer, CountedBuffer, Record, Scalar, Unused
+from sterna.stream.fields import Array, Buffer, Record, Scalar, Unused
 from sterna.stream.fields import Field as Field
 from sterna.stream.wire import NAME_LIMIT, SectionType
 from sterna.stream.wire import StreamError as StreamError
@@ -335,7 +335,7 @@ def buffer(name: str, size: int, *, since: int = 0, type_name: str = "buffer") -
 
 def counted_buffer(name: str, *, counted_by: str, limit: int, since: int = 0) -> Field:
     """As many bytes as the field `counted_by` before it says, at most `limit`."""
-    return CountedBuffer(name, counted_by, limit, since=since, type_name="buffer")
+    return Buffer(name, limit, counted_by, since=since, type_name="buffer")
 
 
 def unused(size: int, *, since: int = 0) -> Field:
