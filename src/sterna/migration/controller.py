@@ -231,16 +231,16 @@ class MigrationController(Closing):
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
         self._observe(name, data)
-        if self._parameters.events:
+        if self._parameters.has("events"):
             self._emit_to(name, data)
 
     def _parameters_changed(self) -> None:
         source = self._source
         if source is not None:
-            source.context.limiter.rate = self._parameters.max_bandwidth
+            source.context.limiter.rate = self._parameters.number("max-bandwidth")
 
     def _check_channels(self, uri: uris.Uri) -> None:
-        if self._parameters.multifd and not isinstance(uri, uris.ListeningUri):
+        if self._parameters.has("multifd") and not isinstance(uri, uris.ListeningUri):
             raise StateError(
                 f"multifd is not supported by current protocol: it needs several connections, and {uri} is one; "
                 "use tcp: or unix:, or switch multifd off"

@@ -120,7 +120,8 @@ PARAMETERS: Mapping[str, Spec] = {
     "x-sterna-ignore-sections": Spec(""),
     "x-sterna-switchover-timeout": Spec(30_000, low=1, high=3_600_000),
 }
-"""Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). In milliseconds
+"""Every parameter. `max-bandwidth` and `max-postcopy-bandwidth` are bytes/s (0: unlimited). `xbzrle-cache-size` is bytes; a
+migration takes it when it begins. In milliseconds
 are `downtime-limit`, `x-sterna-doubt-timeout` (how long to ask a destination whether it runs the guest, or to wait for its word)
 and `x-sterna-switchover-timeout` (how long the guest may be stopped before the switchover is given up). `x-sterna-deadline` is
 the policy `deadline`'s, in seconds; `x-sterna-max-throttle` what policies of our own may take of the guest's time, in percent.
@@ -153,7 +154,7 @@ CAPABILITIES: Mapping[str, bool] = {
     "postcopy-preempt": False,
 }
 """Every capability, and whether it can be enabled. `return-path` is opened wherever the channel works both
-ways.
+ways. With `validate-uuid` the stream says which machine it is of.
 """
 
 
@@ -210,8 +211,16 @@ class Parameters:
         return dict(self._values)
 
     def number(self, name: str) -> int:
-        """A parameter that only one policy reads, by its name; of a boolean, 1 or 0."""
+        """A parameter that is one, by its name; of a boolean, 1 or 0."""
         return int(self._values[name])
+
+    def seconds(self, name: str) -> float:
+        """One that counts milliseconds."""
+        return self.number(name) / 1000
+
+    def has(self, capability: str) -> bool:
+        """Whether a capability is on."""
+        return self._capabilities[capability]
 
     def capabilities(self) -> dict[str, bool]:
         """All capabilities, in QMP's order."""
@@ -226,20 +235,10 @@ class Parameters:
     def announce_delays(self) -> list[float]:
         """Seconds before each time that an arrived guest's networks are told of it; the first is at once."""
         initial, step, most, rounds = (
-            int(self._values[f"announce-{name}"]) for name in ("initial", "step", "max", "rounds")
+            self.number(f"announce-{name}") for name in ("initial", "step", "max", "rounds")
         )
         later = (min(initial + number * step, most) / 1000 for number in range(rounds - 1))
         return [0.0, *later] if rounds else []
-
-    @property
-    def max_bandwidth(self) -> int:
-        """Bytes per second; 0 is unlimited."""
-        return int(self._values["max-bandwidth"])
-
-    @property
-    def auto_converge(self) -> bool:
-        """Whether a guest that dirties memory too fast is slowed down."""
-        return self._capabilities["auto-converge"]
 
     @property
     def policy(self) -> PolicyType:
@@ -251,7 +250,7 @@ class Parameters:
         """Percent of its time that a policy of our own may take from the guest. What the user said of `auto-converge` holds."""
         match self._asked.get("auto-converge"):
             case None:
-                return int(self._values["x-sterna-max-throttle"])
+                return self.number("x-sterna-max-throttle")
             case asked:
                 return self.number("max-cpu-throttle") if asked else 0
 
@@ -261,24 +260,9 @@ class Parameters:
         return "xbzrle" not in self._asked and self.policy.own
 
     @property
-    def xbzrle(self) -> bool:
-        """Whether dirty pages are sent as what changed in them, from the second pass on."""
-        return self._capabilities["xbzrle"]
-
-    @property
-    def xbzrle_cache_size(self) -> int:
-        """Bytes; a migration takes it when it begins."""
-        return int(self._values["xbzrle-cache-size"])
-
-    @property
-    def multifd(self) -> bool:
-        """Whether pages go on channels of their own."""
-        return self._capabilities["multifd"]
-
-    @property
     def multifd_channels(self) -> int:
-        """Both ends must agree."""
-        return int(self._values["multifd-channels"])
+        """Both ends must agree; 0 while multifd is off."""
+        return self.number("multifd-channels") if self.has("multifd") else 0
 
     @property
     def multifd_compression(self) -> Compression:
@@ -290,41 +274,14 @@ class Parameters:
         """Level of that compression; 0 without."""
         if self.multifd_compression is Compression.NONE:
             return 0
-        return int(self._values[f"multifd-{self.multifd_compression.value}-level"])
-
-    @property
-    def downtime_limit_seconds(self) -> float:
-        return int(self._values["downtime-limit"]) / 1000
-
-    @property
-    def doubt_timeout_seconds(self) -> float:
-        return int(self._values["x-sterna-doubt-timeout"]) / 1000
-
-    @property
-    def switchover_timeout_seconds(self) -> float:
-        return int(self._values["x-sterna-switchover-timeout"]) / 1000
+        return self.number(f"multifd-{self.multifd_compression.value}-level")
 
     @property
     def verify(self) -> Verify:
         return Verify(self._values["x-sterna-verify"])
 
     @property
-    def audit(self) -> bool:
-        """Whether every harvest of the dirty log is audited."""
-        return bool(self._values["x-sterna-audit"])
-
-    @property
-    def validate_uuid(self) -> bool:
-        """Whether the stream says which machine it is of."""
-        return self._capabilities["validate-uuid"]
-
-    @property
     def ignored_sections(self) -> frozenset[str]:
         """Names of sections and RAM blocks that an incoming guest does not need."""
         names = str(self._values["x-sterna-ignore-sections"]).split(",")
         return frozenset(name for name in map(str.strip, names) if name)
-
-    @property
-    def events(self) -> bool:
-        """Whether MIGRATION and MIGRATION_PASS events are sent."""
-        return self._capabilities["events"]

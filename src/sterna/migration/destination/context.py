@@ -65,9 +65,9 @@ class DestinationContext:
         self.cancellation = wait.cancellation
         self.accepted_ns = time.monotonic_ns()
         self.own_id = uuid.uuid4().bytes
-        count = self.parameters.multifd_channels if self.parameters.multifd else 0
+        count = self.parameters.multifd_channels
         # With multifd the pages come on other channels, and little on this one.
-        least_bytes = 1 if self.parameters.multifd else PAGE_SIZE
+        least_bytes = 1 if count else PAGE_SIZE
         self.reader = StreamReader(ChannelSource(channel, head, wait.silence_seconds, least_bytes))
         self.digest = RollingDigest(self.guest.ram_blocks, zero=True, patient=True)
         self.multifd = MultifdReceiver(count, self.guest.uuid, channel, self.cancellation.check)

@@ -207,10 +207,9 @@ class Incoming:
 
     def _is_full(self) -> bool:
         """Whether there are as many connections as may be. All channels of a migration may connect at once."""
-        channels = self._parameters.multifd_channels if self._parameters.multifd else 0
         with self._changed:
             self._connections = {thread for thread in self._connections if thread.is_alive()}
-            return len(self._connections) >= _CONNECTION_LIMIT + channels
+            return len(self._connections) >= _CONNECTION_LIMIT + self._parameters.multifd_channels
 
     def _make_room(self) -> None:
         """Wait a moment for the ends of connections whose peers have gone, or of the oldest that has not said what it wants: a

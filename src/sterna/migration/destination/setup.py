@@ -23,7 +23,7 @@ class SetUp(Phase):
         context, greeting, lobby = self._context, self._greeting, self._context.wait.lobby
         if lobby is not None:
             lobby.open(context.multifd.admit)
-        elif context.parameters.multifd:
+        elif context.parameters.multifd_channels:
             raise Refused(
                 f"multifd is on here, and needs several connections: {context.channel.peer} is one; use tcp: or unix:"
             )

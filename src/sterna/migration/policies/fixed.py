@@ -33,7 +33,7 @@ class AutoConverge:
 
         :return: percent of its time that each vCPU is to stand still
         """
-        if not self.parameters.auto_converge:
+        if not self.parameters.has("auto-converge"):
             self.percent = 0
             return 0
         threshold = sent_bytes * self.parameters.number("throttle-trigger-threshold") / 100

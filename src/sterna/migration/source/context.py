@@ -51,11 +51,11 @@ class SourceContext:
         self.doubt = Doubt(guest.ownership, self.migration_id.bytes, self.uri)
         self.process = OwnProcess()
         self.cancellation = Cancellation()
-        self.limiter = RateLimiter(parameters.max_bandwidth, sleep=self.cancellation.sleep)
+        self.limiter = RateLimiter(parameters.number("max-bandwidth"), sleep=self.cancellation.sleep)
         self.page_bits = LEGACY_ARM_PAGE_BITS if guest.page_bits is None else guest.page_bits
         self.sent_pages = SentPages(guest.ram_blocks)
         self.multifd: MultifdSettings | None = None
-        if parameters.multifd:
+        if parameters.multifd_channels:
             self.multifd = MultifdSettings(
                 parameters.multifd_channels,
                 parameters.multifd_compression,

@@ -166,7 +166,8 @@ class HandOver(Phase):
 
     def _resolve(self) -> int:
         """Find out who runs the guest, for as long as the user lets it take when the switchover's time limit has passed."""
-        return self._doubt.wait(self._context.parameters.doubt_timeout_seconds, self._context.closing)
+        seconds = self._context.parameters.seconds("x-sterna-doubt-timeout")
+        return self._doubt.wait(seconds, self._context.closing)
 
     def _keep_connection(self) -> None:
         """What the destination says of the guest is heard also when this migration's channel is closed."""

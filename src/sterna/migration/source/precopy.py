@@ -58,7 +58,7 @@ class Precopy(Phase):
         least = self._forecast.downtime(0, 0, 0, None if link.digest is None else 0.0, commits=commits)
         self._context.progress.note(
             policy=parameters.policy.name,
-            expected_downtime_ms=parameters.downtime_limit_seconds * 1000,
+            expected_downtime_ms=parameters.seconds("downtime-limit") * 1000,
             least_downtime_ms=least.total,
         )
 
@@ -87,7 +87,7 @@ class Precopy(Phase):
                     if context.logging.throttle(throttle):
                         context.progress.note(throttle_percent=throttle)
                     context.progress.note(verdict=verdict)
-                    if not encode and not context.parameters.xbzrle:
+                    if not encode and not context.parameters.has("xbzrle"):
                         self._passes.send_whole()
             work = self._back_off(work)
 
@@ -194,5 +194,5 @@ class Precopy(Phase):
             progress.bandwidth.bytes_per_second,
             predicted,
             progress.elapsed_seconds,
-            policy.Limits(parameters.downtime_limit_seconds, parameters.most_throttle),
+            policy.Limits(parameters.seconds("downtime-limit"), parameters.most_throttle),
         )

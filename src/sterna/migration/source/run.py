@@ -129,7 +129,7 @@ class Source:
         if in_doubt and not isinstance(error, InDoubt):
             text += f"; {context.doubt.advice}"
         elif context.overdue and standing is Standing.OWNER:
-            seconds = context.parameters.switchover_timeout_seconds
+            seconds = context.parameters.seconds("x-sterna-switchover-timeout")
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         for phase in begun:
             try:

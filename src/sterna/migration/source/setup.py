@@ -42,7 +42,7 @@ class SetUp(Phase):
         pages = stack.enter_context(closing(self._page_sender(channel, cache)))
         peer = Peer(channel)
         stack.enter_context(in_their_words(context, channel, peer))
-        identity = context.guest.uuid if context.parameters.validate_uuid else None
+        identity = context.guest.uuid if context.parameters.has("validate-uuid") else None
         configuration = sections.Configuration(context.guest.machine_type, context.guest.page_bits, identity)
         context.send(channel, sections.header(configuration))
         greeted = peer.greet()
@@ -65,7 +65,7 @@ class SetUp(Phase):
 
     def _make_audit(self) -> Audit:
         context = self._context
-        if not context.parameters.audit:
+        if not context.parameters.number("x-sterna-audit"):
             return Audit()
         audit = ShadowAudit(context.guest, context.progress, context.sent_pages)
         context.ends.callback(audit.close)
@@ -86,9 +86,9 @@ class SetUp(Phase):
         """The XBZRLE cache, if the user asked for one or left it to the policy."""
         context, parameters = self._context, self._context.parameters
         blocks, own = context.guest.ram_blocks, parameters.policy.own
-        copy = sum(block.size for block in blocks) if parameters.audit else 0
-        if parameters.xbzrle:
-            size = parameters.xbzrle_cache_size
+        copy = sum(block.size for block in blocks) if parameters.number("x-sterna-audit") else 0
+        if parameters.has("xbzrle"):
+            size = parameters.number("xbzrle-cache-size")
             return XbzrleCache(blocks, size, context.page_bits, from_start=own, audit_bytes=copy)
         # QEMU and sterna take XBZRLE whether or not they are told; who reads a file or a pipe is not known.
         if not (own and parameters.may_choose_xbzrle and isinstance(context.uri, uris.ListeningUri)):

@@ -80,7 +80,7 @@ class SwitchOver(Phase):
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
         """A peer that falls silent must not keep the guest stopped: this goes on until the guest has changed hands."""
-        seconds = self._context.parameters.switchover_timeout_seconds
+        seconds = self._context.parameters.seconds("x-sterna-switchover-timeout")
         timer = threading.Timer(seconds, self._context.expire)
         timer.start()
         try:
