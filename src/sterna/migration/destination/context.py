@@ -19,7 +19,7 @@ from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.guest import Guest
 from sterna.migration.handshake import Hello, Nack, PrivateMessage, Ready, Running
 from sterna.migration.parameters import Parameters
-from sterna.migration.process import OwnProcess
+from sterna.migration.process import OwnProcess, ProcessWatch
 from sterna.migration.progress import Progress
 from sterna.stream.reader import StreamReader
 from sterna.stream.return_path import ReturnMessage
@@ -55,6 +55,7 @@ class DestinationContext:
     :ivar accepted_ns: CLOCK_MONOTONIC when the channel was there
     :ivar own_id: of an attempt that its source gives no name
     :ivar digest: of RAM, made while the pages come
+    :ivar watch: the source's process, when it states one that is on this host; whoever made the attempt closes it
     :ivar started: the guest runs: nothing that fails is a failure of the migration
     :ivar confirmed: the source knows that the guest runs here, or never asks
     """
@@ -73,6 +74,7 @@ class DestinationContext:
         self.multifd = MultifdReceiver(count, self.guest.uuid, channel, self.cancellation.check)
         self.leftovers = Leftovers(self.guest, self.parameters.ignored_sections)
         self.process = OwnProcess()
+        self.watch: ProcessWatch | None = None
         self.started = False
         self.confirmed = False
 

@@ -10,7 +10,6 @@ from sterna.migration.destination.context import DestinationContext
 from sterna.migration.errors import Refused
 from sterna.migration.handshake import Hello, Offer, PrivateCommand, PrivateMessage
 from sterna.migration.parameters import Verify
-from sterna.migration.process import ProcessWatch
 from sterna.stream.reader import CommandPiece
 from sterna.stream.return_path import pong
 from sterna.stream.wire import Command, StreamError
@@ -25,7 +24,6 @@ class Greeting:
     :ivar greeted: the source is a sterna
     :ivar offer: how a sterna names the migration; None until it has
     :ivar id: of the migration, 16 bytes; empty until the source has named it
-    :ivar watch: the source's process, when it states one that is on this host; whoever made the attempt closes it
     """
 
     def __init__(self, context: DestinationContext) -> None:
@@ -40,7 +38,6 @@ class Greeting:
         self.greeted = False
         self.offer: Offer | None = None
         self.id = b""
-        self.watch: ProcessWatch | None = None
         self._pass_began = time.monotonic()
 
     @property
@@ -114,7 +111,7 @@ class Greeting:
             raise Refused(f"migration {migration_id} was tried here before; an id is good for one attempt")
         self.id = migration_id.bytes
         self.offer = offer
-        self.watch = process.watch(offer.process)
+        context.watch = process.watch(offer.process)
         context.progress.note(migration_id=str(migration_id))
         if offer.verify:
             context.digest.start()

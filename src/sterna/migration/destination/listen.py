@@ -295,23 +295,23 @@ class Incoming:
             if slot is not _Slot.FREE:
                 self._turn_away(channel, head, slot)
                 return
-            destination: Destination | None = None
+            context: DestinationContext | None = None
             try:
                 if not self._progress.snapshot().status.running:
                     self._progress = self._new_progress()
                     self._progress.enter(MigrationStatus.SETUP)
                 self._progress.note(source=channel.peer)
-                destination = Destination(DestinationContext(self._wait, channel, head, self._progress))
-                destination.run()
+                context = DestinationContext(self._wait, channel, head, self._progress)
+                Destination(context).run()
             finally:
                 runs = self._guest.ownership.standing is not Standing.ABSENT
-                watch = destination.watch if destination is not None else None
+                watch = context.watch if context is not None else None
                 if runs:
                     self._watch = watch
                 elif watch is not None:
                     watch.close()
                 self._set_slot(_Slot.TAKEN if runs else _Slot.FREE)
-        if runs and destination is not None and destination.confirmed:
+        if runs and context is not None and context.confirmed:
             self._enough.set()
 
     def _enter_slot(self) -> _Slot:

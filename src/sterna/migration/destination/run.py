@@ -20,7 +20,6 @@ from sterna.migration.handshake import (
     PrivateMessage,
 )
 from sterna.migration.phase import run_phases
-from sterna.migration.process import ProcessWatch
 from sterna.migration.statistics import MigrationStatus
 from sterna.ownership import Outcome, Standing
 from sterna.stream.return_path import shut
@@ -35,16 +34,6 @@ class Destination:
     def __init__(self, context: DestinationContext) -> None:
         self._context = context
         self._greeting = Greeting(context)
-
-    @property
-    def confirmed(self) -> bool:
-        """The source knows that the guest runs here, or never asks."""
-        return self._context.confirmed
-
-    @property
-    def watch(self) -> ProcessWatch | None:
-        """The source's process, when it states one that is on this host; the caller closes it."""
-        return self._greeting.watch
 
     @property
     def _is_here(self) -> bool:

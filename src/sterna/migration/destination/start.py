@@ -100,7 +100,7 @@ class StartOnCommit(Start):
 
     def run(self, stack: ExitStack) -> None:
         context, digest = self._context, self._digest
-        watches = self._greeting.watch is not None
+        watches = context.watch is not None
         context.answer(PrivateMessage.READY, Ready(digest.hex if digest else "", watches))
         commit = handshake.decode(self._private_command(PrivateCommand.COMMIT), Commit)
         context.cancellation.check()
