@@ -34,19 +34,15 @@ class ShadowBlock:
     """
 
     def __init__(self, name: str, size: int, page_bits: int) -> None:
-        self._ram = RamBlock(name, size, huge_pages=False)
+        self.ram = RamBlock(name, size, huge_pages=False)
         self._page_bits = page_bits
-        self.data: NDArray[np.uint8] = self._ram.data
+        self.data: NDArray[np.uint8] = self.ram.data
         self.held: Words = new_bitmap(size >> page_bits)
-
-    @property
-    def ram(self) -> RamBlock:
-        return self._ram
 
     def page_digests(self) -> NDArray[np.uint64]:
         """XXH3-64 of each page: `shape (pages,)`."""
         size = 1 << self._page_bits
-        pages = self._ram.size >> self._page_bits
+        pages = self.ram.size >> self._page_bits
         digests = np.full(pages, xxhash.xxh3_64_intdigest(bytes(size)), dtype=np.uint64)
         data = self.data.data
         for page in page_numbers(self.held).tolist():

@@ -139,6 +139,8 @@ class Surveyor:
     """Reads one stream; `survey` in steps, for a stream that is still coming.
 
     :param watch: called after each piece of the stream, in the thread that reads
+
+    :ivar complete: whether the byte came that ends the stream
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Surveyor:
     ) -> None:
         self._fault: Fault | None = None
         self._channel_fault: Fault | None = None
-        self._complete = self._ended = False
+        self.complete = self._ended = False
         self._watch = watch
         self._given_channels = channels
         self._channels: ChannelSurveyor | None = None
@@ -215,7 +217,7 @@ class Surveyor:
             ram.ledgers(digests=whole and page_digests) if ram else (),
             ram.digest() if ram and whole else None,
             channels,
-            self._complete,
+            self.complete,
             self._fault,
         )
 
@@ -233,11 +235,6 @@ class Surveyor:
         except StreamError as error:
             self._channel_fault = Fault.of(error)
             self._channels.close()
-
-    @property
-    def complete(self) -> bool:
-        """Whether the byte came that ends the stream."""
-        return self._complete
 
     @contextmanager
     def _counted(self, kind: str) -> Iterator[None]:
@@ -275,7 +272,7 @@ class Surveyor:
                 case CommandPiece() as command:
                     self._note_command(command)
                 case EndOfStream():
-                    self._complete = True
+                    self.complete = True
                     self._watch(self)
                     break
         self._read_end()

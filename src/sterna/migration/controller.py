@@ -173,7 +173,7 @@ class MigrationController(Closing):
     def page_heat(self, cells: int) -> list[PageHeat]:
         """How often the outgoing migration sent each part of RAM, at most so many cells a block; empty without one."""
         source = self._source
-        return [] if source is None else source.page_heat(cells)
+        return [] if source is None else source.context.sent_pages.heat(cells)
 
     def incoming_info(self) -> MigrationInfo:
         """The incoming migration."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
@@ -36,11 +36,9 @@ class _Bound(Field):
     :ivar check: returns what is wrong, or nothing
     """
 
-    check: Callable[[Record], str]
+    valued: ClassVar[bool] = False
 
-    @property
-    def valued(self) -> bool:
-        return False
+    check: Callable[[Record], str]
 
     def write(self, out: bytearray, value: Any, record: Record) -> None:
         pass

@@ -10,7 +10,7 @@ import struct as packing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,14 +30,12 @@ class Field(ABC):
     :ivar type_name: what the stream's description calls its type
     """
 
+    valued: ClassVar[bool] = True
+    """Whether the field has a value in the record; padding has none."""
+
     name: str
     since: int = field(default=0, kw_only=True)
     type_name: str = field(default="", kw_only=True)
-
-    @property
-    def valued(self) -> bool:
-        """Whether the field has a value in the record; padding has none."""
-        return True
 
     @property
     def compressible(self) -> bool:
@@ -185,11 +183,9 @@ class ShortText(Field):
 class Unused(Field):
     """Bytes that once meant something: written as zeros, ignored when read."""
 
-    size: int
+    valued: ClassVar[bool] = False
 
-    @property
-    def valued(self) -> bool:
-        return False
+    size: int
 
     def write(self, out: bytearray, value: Any, record: Record) -> None:
         out += bytes(self.size)

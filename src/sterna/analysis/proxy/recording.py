@@ -5,7 +5,6 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from sterna.analysis.proxy.connection import Connection, Kind
@@ -36,6 +35,7 @@ class Recording:
     :raise RecordingError: When nothing can be recorded there, or something is there already.
 
     :ivar fault: why a file could not be written, if one could not
+    :ivar threads: those that write. Once all connections have ended there are no more, and each ends with its file
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,7 +43,7 @@ class Recording:
         self._directory = directory
         self._made = _make(directory)
         self._counts: Counter[Kind] = Counter()
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def start(self, connection: Connection, forward: TapReader, back: TapReader) -> None:
@@ -64,7 +64,7 @@ class Recording:
                 stem += f"-{number}"
             elif number:
                 stem += f"-{number + 1}"
-            self._threads = [other for other in self._threads if other.is_alive()]
+            self.threads = [other for other in self.threads if other.is_alive()]
             for name, reader in ((f"{stem}.stream", forward), (f"{stem}.return", back)):
                 thread = threading.Thread(
                     target=self._write, args=(name, reader), name="proxy-record", daemon=True
@@ -75,7 +75,7 @@ class Recording:
                     self.fault = f"{name}: {error}"
                     reader.close()
                 else:
-                    self._threads.append(thread)
+                    self.threads.append(thread)
 
     def _write(self, name: str, reader: TapReader) -> None:
         buffer = memoryview(bytearray(_CHUNK))
@@ -91,11 +91,6 @@ class Recording:
             self.fault = f"{name}: {error.strerror or error}"
         finally:
             reader.close()
-
-    @property
-    def threads(self) -> Sequence[threading.Thread]:
-        """Those that write. Once all connections have ended there are no more, and each ends with its file."""
-        return self._threads
 
     def close(self) -> None:
         """Remove the directory again when it was made here and nothing was recorded."""

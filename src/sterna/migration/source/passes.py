@@ -47,10 +47,6 @@ class Passes:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    def begin(self, work: PassWork) -> None:
-        """A pass begins that has this to send."""
-        self._context.progress.begin_pass(work.pages)
-
     def send(self, batch: Batch, *, final: bool) -> Sent:
         """Send pages.
 

@@ -114,7 +114,7 @@ class Precopy(Phase):
 
     def _send(self, work: PassWork) -> None:
         few = work.pages <= _FEW_PAGES
-        self._passes.begin(work)
+        self._context.progress.begin_pass(work.pages)
         for batch in work.batches():
             self._forecast.sent(self._passes.send(batch, final=False))
             self._look_ahead(work)

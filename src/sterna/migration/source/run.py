@@ -20,7 +20,6 @@ from sterna.migration.phase import Phase, run_phases
 from sterna.migration.source.context import SourceContext
 from sterna.migration.source.setup import SetUp
 from sterna.migration.statistics import MigrationStatus
-from sterna.migration.transport.work import PageHeat
 from sterna.ownership import Standing
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,6 @@ class Source:
     """
 
     context: SourceContext
-
-    def page_heat(self, cells: int) -> list[PageHeat]:
-        """How often pages were sent so far, with at most so many cells for each RAM block."""
-        return self.context.sent_pages.heat(cells)
 
     def cancel(self) -> None:
         """Cancel. Once COMMIT is on its way the destination decides, and the migration may still complete; who cancels while its

@@ -93,7 +93,7 @@ class SwitchOver(Phase):
 
     def _send_rest(self, rest: PassWork) -> None:
         passes = self._passes
-        passes.begin(rest)
+        self._context.progress.begin_pass(rest.pages)
         for batch in rest.batches():
             passes.send(batch, final=True)
         passes.flush(final=True)

@@ -98,6 +98,8 @@ class XbzrleCache:
     :param from_start: pages of the first pass may be encoded
     :param audit_bytes: what an audit's second copy of RAM may yet take; it and the cache have to fit in together
 
+    :ivar statistics: as of the end of the last pass
+
     :raise RamError: When the host refuses the memory, or has too little left.
     """
 
@@ -141,7 +143,7 @@ class XbzrleCache:
         self._before = self._counts.copy()
         self._pass_pages = 0
         self._number = 0
-        self._statistics = XbzrleStatistics(cache_bytes)
+        self.statistics = XbzrleStatistics(cache_bytes)
         # No pages: this has the kernel compiled (or read from the disk) before the first pass is on its way.
         self._encode(blocks[0], np.zeros(0, dtype=np.int64), 0, b"", b"", False, _TOGETHER)
 
@@ -229,7 +231,7 @@ class XbzrleCache:
         )
         page_bytes = 1 << self._page_bits
         self._pass_pages = 0
-        self._statistics = XbzrleStatistics(
+        self.statistics = XbzrleStatistics(
             self._cache_bytes,
             int(counts["code_bytes"]),
             int(counts["hits"]),
@@ -238,12 +240,7 @@ class XbzrleCache:
             hits * page_bytes / code_bytes if code_bytes else 0.0,
             int(counts["overflows"]),
         )
-        return self._statistics
-
-    @property
-    def statistics(self) -> XbzrleStatistics:
-        """As of the end of the last pass."""
-        return self._statistics
+        return self.statistics
 
     def rest_bytes(self, work: Work) -> float:
         """Bytes on the wire that these pages would become now, judged by some of them."""

@@ -49,6 +49,8 @@ class MultifdReceiver:
     :param machine_uuid: of this machine, 16 bytes, or None; the source's must be the same
     :param main: the main channel; it stops waiting when one of the others fails
     :param check: raises when the attempt is to end
+
+    :ivar error: why a channel failed, the first that did
     """
 
     def __init__(
@@ -75,12 +77,7 @@ class MultifdReceiver:
         """What has connected while it is not known who the source is."""
         self._token = b""
         self._deaf = False
-        self._error: Exception | None = None
-
-    @property
-    def error(self) -> Exception | None:
-        """Why a channel failed, the first that did."""
-        return self._error
+        self.error: Exception | None = None
 
     # -- the main channel --------------------------------------------------------------------------------------
 
@@ -140,8 +137,8 @@ class MultifdReceiver:
             return Received(size, pages)
 
     def _check_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def _check_time(self, seconds: float, silence_seconds: float | None) -> None:
         missing = sorted(set(range(self.count)) - set(self._channels))
@@ -205,7 +202,7 @@ class MultifdReceiver:
         error = self._refusal(init)
         if error is not None:
             channel.close()
-            self._error = self._error or error
+            self.error = self.error or error
             self._changed.notify()
             return
         self._admitted[init.id] = channel
@@ -237,7 +234,7 @@ class MultifdReceiver:
         try:
             receiving.start()
         except RuntimeError as error:  # the operating system has no thread to spare
-            self._error = self._error or ChannelError(f"{receiving.channel.peer}: {error}")
+            self.error = self.error or ChannelError(f"{receiving.channel.peer}: {error}")
             self._changed.notify()
             return
         self._channels[index] = receiving
@@ -258,6 +255,6 @@ class MultifdReceiver:
             if error is None:
                 # Whoever sent its last SYNC is not read any more, so this is no end that follows it.
                 error = ChannelError(f"{channel.channel.peer} ended before the migration did")
-            self._error = self._error or error
+            self.error = self.error or error
             self._changed.notify()
         self._main.stop_reading()
