@@ -18,32 +18,13 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 
 from sterna.jit.machinecode import INT64_MAX, INT64_MIN, Code
-from sterna.jit.source import (
-    FLAGS,
-    READONLY,
-    STRIDED,
-    KernelError,
-    KernelSource,
-    Key,
-    Late,
-    NoCompilerError,
-    loading,
-    names_in,
-)
-
-__all__ = [
-    "COMPILED",
-    "READONLY",
-    "STRIDED",
-    "Kernel",
-    "KernelError",
-    "Late",
-    "NoCompilerError",
-    "hook",
-    "kernel",
-    "kernels_ahead",
-    "loading",
-]
+from sterna.jit.source import FLAGS, KernelSource, Key, names_in
+from sterna.jit.source import READONLY as READONLY
+from sterna.jit.source import STRIDED as STRIDED
+from sterna.jit.source import KernelError as KernelError
+from sterna.jit.source import Late as Late
+from sterna.jit.source import NoCompilerError as NoCompilerError
+from sterna.jit.source import loading as loading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
