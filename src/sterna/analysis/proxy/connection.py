@@ -137,40 +137,52 @@ class Connection:
     def _forward(self) -> None:
         end = End.CANCELLED
         try:
-            end = self._pump_forward()
-        except Cancelled:
-            pass
+            end = self._pump("forward_end", self.near, self.far, self.tap, self._recognise)
         finally:
             self._note_end("forward_end", end)
 
-    def _pump_forward(self) -> End:
-        tap = self.tap
-        while True:
-            room = tap.room()
-            try:
-                got = self.near.readinto(room)
-            except ChannelError:
-                return End.SENDER_LOST
-            if not got:
-                self._note_end("forward_end", End.CLOSED)
-                self.far.end_writing()
-                return End.CLOSED
-            if self.kind is Kind.UNKNOWN:
-                # Before the destination can answer.
-                self.opening = (tap.head + bytes(room[: min(got, HEAD_BYTES)]))[:HEAD_BYTES]
-                kind = _kind_of(self.opening)
-                if kind is not Kind.UNKNOWN:
-                    self._identify(kind)
-            before = self.far.transferred
-            try:
-                self.far.send(room[:got])
-            except ChannelError:
-                tap.commit(self.far.transferred - before)
-                return End.RECEIVER_LOST
-            except Cancelled:
-                tap.commit(self.far.transferred - before)
-                raise
-            tap.commit(got)
+    def _pump(
+        self,
+        name: str,
+        sender: SocketChannel,
+        receiver: SocketChannel,
+        tap: Tap,
+        look: Callable[[memoryview], None],
+    ) -> End:
+        """Hand on what one end sends.
+
+        :param name: of the direction's end
+        :param look: gets each piece before it is handed on
+        """
+        try:
+            while True:
+                room = tap.room()
+                try:
+                    got = sender.readinto(room)
+                except ChannelError:
+                    return End.SENDER_LOST
+                if not got:
+                    self._note_end(name, End.CLOSED)
+                    receiver.end_writing()
+                    return End.CLOSED
+                look(room[:got])
+                before = receiver.transferred
+                try:
+                    receiver.send(room[:got])
+                except ChannelError:
+                    return End.RECEIVER_LOST
+                finally:
+                    tap.commit(receiver.transferred - before)
+        except Cancelled:
+            return End.CANCELLED
+
+    def _recognise(self, data: memoryview) -> None:
+        """Before the destination can answer."""
+        if self.kind is Kind.UNKNOWN:
+            self.opening = (self.tap.head + bytes(data[:HEAD_BYTES]))[:HEAD_BYTES]
+            kind = _kind_of(self.opening)
+            if kind is not Kind.UNKNOWN:
+                self._identify(kind)
 
     def _identify(self, kind: Kind) -> None:
         self.kind = kind
@@ -179,9 +191,8 @@ class Connection:
     def _return(self) -> None:
         end = End.CANCELLED
         try:
-            end = self._pump_back()
-        except Cancelled:
-            pass
+            # Looked at before the source can act on it: what it does then comes after the destination's decision.
+            end = self._pump("backward_end", self.far, self.near, self.back, self.answers.feed)
         finally:
             self.back.end()
             self._note_end("backward_end", end)
@@ -199,25 +210,6 @@ class Connection:
             if self._forwarded.wait(LAST_WORD_SECONDS):
                 return
         self.near.stop_reading()
-
-    def _pump_back(self) -> End:
-        while True:
-            room = self.back.room()
-            try:
-                got = self.far.readinto(room)
-            except ChannelError:
-                return End.SENDER_LOST
-            if not got:
-                self._note_end("backward_end", End.CLOSED)
-                self.near.end_writing()
-                return End.CLOSED
-            # Before the source can act on it: what it does then comes after the destination's decision.
-            self.answers.feed(room[:got])
-            try:
-                self.near.send(room[:got])
-            except ChannelError:
-                return End.RECEIVER_LOST
-            self.back.commit(got)
 
     def _note_end(self, name: str, end: End) -> None:
         with self._lock:
