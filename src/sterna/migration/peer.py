@@ -129,18 +129,14 @@ class Peer:
         :raise ChannelError: When the connection ends, or nothing comes in so many seconds.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            while not self._messages:
-                self._decoder.check()
-                if deadline is not None and not self._channel.wait_readable(deadline - time.monotonic()):
-                    raise ChannelError(
-                        f"{self._channel.peer} accepted the connection and did not answer the greeting within {seconds:.1f} s: "
-                        "is it the destination of a migration?"
-                    )
-                self._take(self._channel.readinto(memoryview(self._buffer)))
-            message = self._messages.popleft()
-            if not self._is_handled(message):
-                return message
+        while (message := self.next_now()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if not self._channel.wait_readable(left):
+                raise ChannelError(
+                    f"{self._channel.peer} accepted the connection and did not answer the greeting within {seconds:.1f} s: "
+                    "is it the destination of a migration?"
+                )
+        return message
 
     def next_now(self) -> ReturnMessage | None:
         """As `wait`, and None when no message has come."""

@@ -220,14 +220,16 @@ class Channel(Closing):
         except OSError as error:
             raise ChannelError(f"reading from {self.peer}: {describe(error)}") from error
 
-    def wait_readable(self, seconds: float) -> bool:
-        """Whether there is something to read (or the stream ended) within so many seconds.
+    def wait_readable(self, seconds: float | None) -> bool:
+        """Whether there is something to read (or the stream ended) within so many seconds, None for ever.
 
         :raise Cancelled: When the migration is cancelled meanwhile.
         """
         if self._read_fd is None or self._closed:
             return False
-        return self._wait(self._read_fd, select.POLLIN, time.monotonic() + seconds)
+        return self._wait(
+            self._read_fd, select.POLLIN, None if seconds is None else time.monotonic() + seconds
+        )
 
     def _wait(self, fd: int, events: int, deadline: float | None = None) -> bool:
         poll = select.poll()
