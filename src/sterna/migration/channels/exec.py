@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from dataclasses import dataclass
+from functools import partialmethod
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe
@@ -93,7 +94,11 @@ class ExecUri:
     def __str__(self) -> str:
         return f"exec:{self.command}"
 
-    def _start(self, cancellation: Cancellation, *, write: bool) -> ExecChannel:
+    def _start(self, cancellation: Cancellation, *, write: bool) -> Channel:
+        """Start the command with a pipe on its standard input, or read its standard output.
+
+        :raise ChannelError: When it cannot be started.
+        """
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", self.command],
@@ -107,19 +112,8 @@ class ExecUri:
             raise ChannelError(f"cannot start {self}: {cause}") from error
         return ExecChannel(cancellation, str(self), process, write=write)
 
-    def connect(self, cancellation: Cancellation) -> Channel:
-        """Start the command with a pipe on its standard input.
-
-        :raise ChannelError: When it cannot be started.
-        """
-        return self._start(cancellation, write=True)
-
-    def open_incoming(self, cancellation: Cancellation) -> Channel:
-        """Start the command and read its standard output.
-
-        :raise ChannelError: When it cannot be started.
-        """
-        return self._start(cancellation, write=False)
+    connect = partialmethod(_start, write=True)
+    open_incoming = partialmethod(_start, write=False)
 
 
 def parse(rest: str) -> ExecUri:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 from dataclasses import dataclass
+from functools import partialmethod
 
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel, describe, is_socket
@@ -23,6 +24,9 @@ class FdUri:
         return f"fd:{self.fd}"
 
     def _open(self, cancellation: Cancellation, *, write: bool) -> Channel:
+        """
+        :raise ChannelError: When no such descriptor is open, or only for the other direction.
+        """
         try:
             fd = os.dup(self.fd)
         except (OSError, OverflowError) as error:
@@ -39,17 +43,8 @@ class FdUri:
             return Channel(cancellation, str(self), write_fd=fd)
         return Channel(cancellation, str(self), read_fd=fd)
 
-    def connect(self, cancellation: Cancellation) -> Channel:
-        """
-        :raise ChannelError: When no such descriptor is open, or only for reading.
-        """
-        return self._open(cancellation, write=True)
-
-    def open_incoming(self, cancellation: Cancellation) -> Channel:
-        """
-        :raise ChannelError: When no such descriptor is open, or only for writing.
-        """
-        return self._open(cancellation, write=False)
+    connect = partialmethod(_open, write=True)
+    open_incoming = partialmethod(_open, write=False)
 
 
 def parse(rest: str) -> FdUri:
