@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from sterna.analysis import counts
 from sterna.analysis.counts import NEW_PASS, BlockCounts, PageCounts
-from sterna.analysis.shadow import ShadowRam, free_bytes
+from sterna.analysis.shadow import ShadowBlock, free_bytes
 from sterna.memory.bitmap import Words
 from sterna.memory.content import Bytes
 from sterna.memory.digest import RamDigest
+from sterna.memory.ram import RamError
+from sterna.memory.rollingdigest import digest_ram
 from sterna.stream.multifd.kernels import place
 from sterna.stream.ram.part import Part
 from sterna.stream.ram.setup import MULTIFD_FLUSH_TEXT, read_setup
@@ -135,7 +137,8 @@ class RamSurveyor:
     def __init__(self, page_bits: int, digests: bool) -> None:
         self._page_bits = page_bits
         self._keep_digests = digests
-        self._shadow: ShadowRam | None = None
+        self._shadow: dict[str, ShadowBlock] | None = None
+        self._most_held = 0
         self._blocks: dict[str, _Block] = {}
         self._part = Part(self._blocks, page_bits, _refused)
         self._counts = counts.new_counts(page_bits)
@@ -157,7 +160,9 @@ class RamSurveyor:
 
     def digest(self) -> RamDigest | None:
         """Of RAM as the destination has it now; None where pages are not held."""
-        return self._shadow.digest() if self._shadow else None
+        if self._shadow is None:
+            return None
+        return digest_ram([block.ram for block in self._shadow.values()])
 
     def ledgers(self, *, digests: bool) -> tuple[PageLedger, ...]:
         """The blocks' ledgers, in the stream's order.
@@ -188,10 +193,12 @@ class RamSurveyor:
             text = f"guest RAM has {pages} pages; at most {PAGE_LIMIT} can be surveyed"
             raise StreamUnsupported(text, reader.section, at)
         if self._keep_digests:
+            self._most_held = free_bytes() >> self._page_bits
             try:
-                self._shadow = ShadowRam(blocks, self._page_bits, free_bytes())
-            except StreamError as error:
-                raise StreamUnsupported(error.message, reader.section, at) from error
+                self._shadow = {name: ShadowBlock(name, size, self._page_bits) for name, size in blocks}
+            except RamError as error:
+                text = f"guest RAM cannot be held for its digests: {error}"
+                raise StreamUnsupported(text, reader.section, at) from error
         for name, size in blocks:
             pages = size >> self._page_bits
             shadow = self._shadow[name] if self._shadow else None
@@ -282,8 +289,8 @@ class RamSurveyor:
         self._check_room()
 
     def _check_room(self, section: str | None = None, offset: int | None = None) -> None:
-        if self._shadow and self._counts[0]["held"] > self._shadow.limit_pages:
-            limit = self._shadow.limit_pages << self._page_bits
+        if self._shadow and self._counts[0]["held"] > self._most_held:
+            limit = self._most_held << self._page_bits
             raise StreamUnsupported(
                 f"more guest RAM than can be held here for its digests: {limit} bytes are free",
                 section,

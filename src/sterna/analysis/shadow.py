@@ -4,18 +4,13 @@ Pages that are zero cost nothing. What a stream says of its RAM costs nothing to
 held are counted, and there is a limit to them.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from sterna.host.limits import available_bytes
 from sterna.memory.bitmap import Words, new_bitmap, page_numbers
-from sterna.memory.digest import RamDigest
-from sterna.memory.ram import RamBlock, RamError
-from sterna.memory.rollingdigest import digest_ram
-from sterna.stream.wire import StreamError
+from sterna.memory.ram import RamBlock
 
 _SHARE = 0.75
 """Of the memory that this process may still take, what may be held."""
@@ -29,6 +24,9 @@ def free_bytes() -> int:
 class ShadowBlock:
     """One block.
 
+    :raise RamError: When the host cannot map that much.
+
+    :ivar ram: its memory
     :ivar data: its bytes, `shape (size,)`, dtype uint8
     :ivar held: a bit for each of the stream's pages that has been written to
     """
@@ -48,29 +46,3 @@ class ShadowBlock:
         for page in page_numbers(self.held).tolist():
             digests[page] = xxhash.xxh3_64_intdigest(data[page * size : (page + 1) * size])
         return digests
-
-
-class ShadowRam:
-    """All blocks of a stream's guest RAM.
-
-    :param blocks: names and sizes in bytes
-    :param page_bits: log2 of the stream's page size
-    :param limit_bytes: the most that may be held
-    :raise StreamError: When the host cannot map that much.
-
-    :ivar limit_pages: the most pages that may be held
-    """
-
-    def __init__(self, blocks: Sequence[tuple[str, int]], page_bits: int, limit_bytes: int) -> None:
-        self.limit_pages = limit_bytes >> page_bits
-        try:
-            self._blocks = {name: ShadowBlock(name, size, page_bits) for name, size in blocks}
-        except RamError as error:
-            raise StreamError(f"guest RAM cannot be held for its digests: {error}") from error
-
-    def __getitem__(self, name: str) -> ShadowBlock:
-        return self._blocks[name]
-
-    def digest(self) -> RamDigest:
-        """As a destination would report it."""
-        return digest_ram([block.ram for block in self._blocks.values()])
