@@ -37,7 +37,7 @@ class Channels(Protocol):
 
     def note(self, command: CommandPiece) -> None:
         """The main stream has a command, which may tell something of them."""
-        ...
+        return
 
     def sources(self) -> Sequence[ChannelSource]:
         """Those that there are by now; when the first part of the ram section has ended, all of them."""
@@ -54,10 +54,10 @@ class Channels(Protocol):
 
     def close(self) -> None:
         """Nothing more of any channel is wanted."""
-        ...
+        return
 
 
-class StoredChannels:
+class StoredChannels(Channels):
     """Channels that are all there, so that nobody waits: they are read in their order, after the main stream.
 
     :param sources: the channels
@@ -66,17 +66,11 @@ class StoredChannels:
     def __init__(self, sources: Sequence[ChannelSource]) -> None:
         self._sources = sources
 
-    def note(self, command: CommandPiece) -> None:
-        pass
-
     def sources(self) -> Sequence[ChannelSource]:
         return self._sources
 
     def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
         return None if main else labels[0]
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -151,4 +151,4 @@ class Policy(Protocol):
 
     def during_pass(self, sending: Sending) -> GiveUp | None:
         """Asked now and then while a pass is sent: go on, or give up?"""
-        ...
+        return None

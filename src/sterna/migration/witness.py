@@ -49,14 +49,14 @@ class Witness(Protocol):
 
     def confirm(self) -> None:
         """The source knows that the guest runs at the destination."""
-        ...
+        return
 
     def close(self) -> None:
         """Nothing more will be heard."""
         ...
 
 
-class ConnectionWitness:
+class ConnectionWitness(Witness):
     """The migration's own connection, kept open: the destination may say what it did with the guest at any time.
 
     :param channel: the connection, which is closed with this
@@ -101,7 +101,7 @@ class ConnectionWitness:
         self._channel.close()
 
 
-class CommandWitness:
+class CommandWitness(Witness):
     """A command that was given all of the guest, and has not ended."""
 
     question = "the command has ended since"
@@ -124,9 +124,6 @@ class CommandWitness:
         except ChannelError as error:
             return Said(Event.NO_ANSWER, f"{error}, after it was given all of the guest")
         return Said(Event.HANDED_ON, "the command has all of the guest")
-
-    def confirm(self) -> None:
-        pass
 
     def close(self) -> None:
         os.close(self._fd)

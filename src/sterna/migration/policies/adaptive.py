@@ -9,7 +9,7 @@
 """
 
 from sterna.migration.parameters import PolicyType
-from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.policy import Continue, Decision, Policy, Situation, SwitchOver
 from sterna.migration.verdict import is_losing, verdict
 
 _CHEAP = 0.85
@@ -22,7 +22,7 @@ _AIM = 0.6
 _LEAST_STEP = 5
 
 
-class Adaptive:
+class Adaptive(Policy):
     """One migration's policy."""
 
     def __init__(self) -> None:
@@ -43,9 +43,6 @@ class Adaptive:
         helped = self._throttle > situation.last.throttle_percent
         text = "" if helped else verdict(situation)
         return Continue(self._throttle, text, _is_encoding_worth_it(situation))
-
-    def during_pass(self, sending: Sending) -> GiveUp | None:
-        return None
 
     @staticmethod
     def _is_worth_another(situation: Situation) -> bool:

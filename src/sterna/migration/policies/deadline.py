@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sterna.migration.parameters import PolicyType
 from sterna.migration.policies.adaptive import Adaptive
-from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.policy import Continue, Decision, GiveUp, Policy, Sending, Situation, SwitchOver
 from sterna.migration.verdict import explain
 
 _MARGIN = 0.9
@@ -19,7 +19,7 @@ _CERTAIN = 1.5
 _LEAST_ELAPSED = 0.5
 
 
-class Deadline:
+class Deadline(Policy):
     """One migration's policy.
 
     :param seconds: from the start of the migration to the stop of the guest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.parameters import Parameters, PolicyType
-from sterna.migration.policy import Continue, Decision, GiveUp, Sending, Situation, SwitchOver
+from sterna.migration.policy import Continue, Decision, Policy, Situation, SwitchOver
 from sterna.migration.verdict import verdict
 
 _PASSES_PER_STEP = 2
@@ -55,7 +55,7 @@ class AutoConverge:
         return min(self.percent + step, self.parameters.number("max-cpu-throttle"))
 
 
-class Fixed:
+class Fixed(Policy):
     """QEMU's rules, one migration's worth of them."""
 
     def __init__(self, parameters: Parameters) -> None:
@@ -67,9 +67,6 @@ class Fixed:
             return SwitchOver()
         throttle = self._auto_converge.after_pass(situation.last.bytes, dirty_bytes)
         return Continue(throttle, verdict(situation))
-
-    def during_pass(self, sending: Sending) -> GiveUp | None:
-        return None
 
 
 POLICY = PolicyType("fixed", Fixed, own=False)
