@@ -8,7 +8,7 @@ from sterna.migration.channels.channel import Channel
 from sterna.migration.transport.ratelimit import RateLimiter, cut
 from sterna.migration.transport.sender import Transport
 from sterna.stream import sections
-from sterna.stream.ram.encoder import Batch, encode_pages, untouched_records
+from sterna.stream.ram.encoder import Batch, encode_pages, stream_pages, zero_records
 from sterna.stream.ram.setup import END_OF_RECORDS
 from sterna.stream.xbzrle.cache import XbzrleCache
 
@@ -39,7 +39,8 @@ class RecordTransport(Transport):
         return len(end)
 
     def send_untouched(self, batch: Batch, *, final: bool) -> int:
-        data = untouched_records(batch.block, batch.pages, PART, PART_END, self._page_bits)
+        pages = stream_pages(batch.pages, self._page_bits)
+        data = b"".join((PART, zero_records(batch.block, pages, self._page_bits), PART_END))
         return self._send(vectors_of(data), final)
 
     def send_whole(self, batch: Batch, *, final: bool) -> tuple[int, int]:

@@ -78,9 +78,7 @@ def encode_pages(
     """
     if pages.size and not (int(pages.min()) >= 0 and int(pages.max()) < block.pages):
         raise ValueError(f"{block!r} has {block.pages} pages: {int(pages.min())} to {int(pages.max())} given")
-    if page_bits < PAGE_SHIFT:
-        split = 1 << (PAGE_SHIFT - page_bits)
-        pages = (pages[:, np.newaxis] * split + np.arange(split, dtype=np.int64)).reshape(-1)
+    pages = stream_pages(pages, page_bits)
     name = wire_name(block.name)
     headers = np.empty(len(prefix) + pages.size * 9 + len(name) + len(suffix), dtype=np.uint8)
     headers[: len(prefix)] = bytes_array(prefix)
@@ -88,7 +86,7 @@ def encode_pages(
     rows, nbytes, normal = records.encode_records(
         np.array([(page_bits, len(prefix), block.hva, headers.ctypes.data)], dtype=records.PLAN),
         block.data.view(np.uint64),
-        np.ascontiguousarray(pages),
+        pages,
         bytes_array(name),
         bytes_array(suffix),
         headers,
@@ -98,13 +96,6 @@ def encode_pages(
 
 
 _ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])
-
-
-def untouched_records(
-    block: RamBlock, pages: PageNumbers, prefix: bytes, suffix: bytes, page_bits: int
-) -> bytes:
-    """Records that say all of `pages` are zero, made without looking at them."""
-    return b"".join((prefix, zero_records(block, stream_pages(pages, page_bits), page_bits), suffix))
 
 
 def stream_pages(pages: PageNumbers, page_bits: int) -> PageNumbers:
