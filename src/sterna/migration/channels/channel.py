@@ -26,9 +26,9 @@ _READER_SECONDS = 0.002
 """How often to look whether a pipe has been read."""
 
 
-def describe(error: OSError) -> str:
-    """An operating system error's text in lower case, without the number."""
-    return (error.strerror or str(error)).lower()
+def describe(error: Exception) -> str:
+    """An error's text; an operating system's in lower case, without the number."""
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
 
 
 class Channel(Closing):

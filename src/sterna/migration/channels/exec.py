@@ -108,8 +108,7 @@ class ExecUri:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            cause = describe(error) if isinstance(error, OSError) else str(error)
-            raise ChannelError(f"cannot start {self}: {cause}") from error
+            raise ChannelError(f"cannot start {self}: {describe(error)}") from error
         return ExecChannel(cancellation, str(self), process, write=write)
 
     connect = partialmethod(_start, write=True)

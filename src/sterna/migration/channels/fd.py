@@ -30,8 +30,7 @@ class FdUri:
         try:
             fd = os.dup(self.fd)
         except (OSError, OverflowError) as error:
-            cause = describe(error) if isinstance(error, OSError) else str(error)
-            raise ChannelError(f"{self} cannot be used: {cause}") from error
+            raise ChannelError(f"{self} cannot be used: {describe(error)}") from error
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == (os.O_RDONLY if write else os.O_WRONLY):
             os.close(fd)
             raise ChannelError(

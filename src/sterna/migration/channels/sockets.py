@@ -195,10 +195,8 @@ def _try_address(
                 # A Unix socket's backlog is full (connect(2)); TCP waits by itself.
                 cancellation.sleep(_PAUSE_SECONDS)
                 code = sock.connect_ex(address)  # type: ignore[arg-type]
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
             return ChannelError(describe(error))
-        except (ValueError, OverflowError) as error:
-            return ChannelError(str(error))
         if code == errno.EINPROGRESS:
             poll = select.poll()
             poll.register(sock, select.POLLOUT)
