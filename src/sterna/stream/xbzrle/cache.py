@@ -157,24 +157,20 @@ class XbzrleCache:
         :param suffix: bytes to send after the records
         :param keep: whether another pass may follow
         """
-        rows, nbytes, new = self._encode_batch(batch, number, prefix, suffix, keep, _TOGETHER)
-        normal, zero = int(new["normal"]) >> self._split, int(new["zero"]) >> self._split
-        saved = int(batch.pages.size) - normal - zero
+        rows, nbytes, normal, zero, saved = self._encode_batch(batch, number, prefix, suffix, keep, _TOGETHER)
         return EncodedBatch(self._iov[:rows], nbytes, normal, zero, saved)
 
     def encode_apart(self, batch: Batch, number: int, *, keep: bool = True) -> ApartBatch:
         """As `encode`, for pages that go whole by another way. It must have read them before the next pass."""
         apart = np.empty(batch.pages.size << self._split, dtype=np.int64)
-        rows, nbytes, new = self._encode_batch(batch, number, b"", b"", keep, apart)
-        normal, zero = int(new["normal"]) >> self._split, int(new["zero"]) >> self._split
-        saved = int(batch.pages.size) - normal - zero
+        rows, nbytes, _, zero, saved = self._encode_batch(batch, number, b"", b"", keep, apart)
         return ApartBatch(self._out[:nbytes].tobytes(), apart[:rows], self._iov[:rows].copy(), zero, saved)
 
     def _encode_batch(
         self, batch: Batch, number: int, prefix: bytes, suffix: bytes, keep: bool, apart: PageNumbers
-    ) -> tuple[int, int, Any]:
+    ) -> tuple[int, int, int, int, int]:
         """
-        :return: rows of the gather list, bytes on the wire, what the kernel counted
+        :return: rows of the gather list, bytes on the wire; pages that go whole, that are all zero, and others
         """
         block = batch.block
         pages = stream_pages(batch.pages, self._page_bits)
@@ -184,7 +180,9 @@ class XbzrleCache:
         self._number = number
         rows, nbytes = self._encode(block, pages, number, prefix, suffix, keep, apart)
         self._pass_pages += int(batch.pages.size)
-        return rows, nbytes, _since(before, self._counts)
+        new = _since(before, self._counts)
+        normal, zero = int(new["normal"]) >> self._split, int(new["zero"]) >> self._split
+        return rows, nbytes, normal, zero, int(batch.pages.size) - normal - zero
 
     def _encode(
         self,

@@ -159,7 +159,7 @@ class MultifdTransport(Transport):
         zero, whole = np.empty_like(pages), np.empty_like(pages)
         zeros = kernels.split_zero(batch.block.data.view(np.uint64), pages, self._page_bits, zero, whole)
         size = self._send_zero(batch.block, zero[:zeros], final)
-        self._hand_out(batch.block, whole[: pages.size - zeros], None, final)
+        self._hand_out(batch.block, whole[: pages.size - zeros], IN_THE_BLOCK, final)
         return size, zeros >> (PAGE_SHIFT - self._page_bits)
 
     def encode(
@@ -227,13 +227,11 @@ class MultifdTransport(Transport):
         send_paced(self._main, vectors_of(data), self._limiter, final=final)
         return len(data)
 
-    def _hand_out(self, block: RamBlock, pages: PageNumbers, sources: Vectors | None, final: bool) -> None:
+    def _hand_out(self, block: RamBlock, pages: PageNumbers, sources: Vectors, final: bool) -> None:
         """Give whole pages to the channels.
 
-        :param sources: where the pages are, unless they are in the block
+        :param sources: where the pages are, unless they are `IN_THE_BLOCK`
         """
-        if sources is None:
-            sources = IN_THE_BLOCK
         pages_per_job = self._format.pages * self._packets_per_job
         for first in range(0, pages.size, pages_per_job):
             last = first + pages_per_job
