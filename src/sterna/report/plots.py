@@ -1,11 +1,12 @@
-"""The plots of a report. Each takes plain data and gives an `svg` element, or an empty text when there is nothing to show."""
+"""The plots of a report. Each takes plain data and gives an `svg` element, or nothing when there is nothing to show."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from sterna.report.figures import PassFigures
-from sterna.report.svg import WIDTH, Chart, Scale, number, open_svg
+from sterna.report.svg import WIDTH, Chart, Scale, drawing, element, label, number
 from sterna.testbed.evidence import Heat, HugePages
 
 _MB = 1e6
@@ -16,10 +17,10 @@ _HEAT_COLUMNS = 64
 _HEAT_CELL = 8.4
 
 
-def remaining_plot(points: Sequence[tuple[float, float]]) -> str:
+def remaining_plot(points: Sequence[tuple[float, float]]) -> Markup:
     """:param points: seconds, bytes of RAM to be sent"""
     if len(points) < 2:
-        return ""
+        return Markup()
     shown = [(x, y / _MB) for x, y in points]
     seconds = shown[-1][0]
     top = max(y for _, y in shown)
@@ -31,16 +32,15 @@ def remaining_plot(points: Sequence[tuple[float, float]]) -> str:
         "seconds since the first pass began",
         "MB to be sent",
     )
-    chart.area(shown, 1)
-    chart.line(shown, 1)
+    chart.curve(shown)
     return chart.render()
 
 
-def rates_plot(passes: Sequence[PassFigures]) -> str:
+def rates_plot(passes: Sequence[PassFigures]) -> Markup:
     """Three bars for each pass: how fast RAM was dirtied, how fast it was sent, and what that took on the wire."""
     shown = list(passes)[-_PASSES_SHOWN:]
     if not shown:
-        return ""
+        return Markup()
     rates = [(one, (one.dirty_rate or 0.0) / _MB, one.page_rate / _MB, one.bandwidth / _MB) for one in shown]
     dirtiest, fastest, widest = (max(column) for column in list(zip(*rates, strict=True))[1:])
     first, last = shown[0].number, shown[-1].number
@@ -67,55 +67,46 @@ def rates_plot(passes: Sequence[PassFigures]) -> str:
     return chart.render()
 
 
-def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
     """A bar for each migration, cut into the parts of its downtime.
 
     :param rows: name, and ms by part
     """
     rows = [(name, parts) for name, parts in rows if sum(parts.values()) > 0]
     if not rows:
-        return ""
+        return Markup()
     longest = max(sum(parts.values()) for _, parts in rows)
     scale = Scale.over([longest])
     left, right = _NAME_WIDTH, WIDTH - 58
     height = len(rows) * (_BAR_HEIGHT + _BAR_GAP) + 42
+    bottom = height - 38
     names = list(dict.fromkeys(part for _, parts in rows for part in parts))
     body = []
-    bottom = height - 38
     for tick in scale.ticks:
         x = left + scale.at(tick) * (right - left)
-        body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{bottom}"/>')
-        body.append(
-            f'<text class="label" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>'
-        )
-    middle = (left + right) / 2
-    body.append(
-        f'<text class="label" x="{middle:.0f}" y="{height - 5}" text-anchor="middle">ms that the guest stood still</text>'
-    )
+        body.append(element("line", class_="grid", x1=x, x2=x, y1=2, y2=bottom))
+        body.append(label(x, bottom + 15, number(tick), "middle"))
+    body.append(label((left + right) // 2, height - 5, "ms that the guest stood still", "middle"))
     for row, (name, parts) in enumerate(rows):
         y = 4 + row * (_BAR_HEIGHT + _BAR_GAP)
-        total, x = sum(parts.values()), float(left)
-        body.append(
-            f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name[:26])}</text>'
-        )
+        body.append(label(left - 8, y + 13, name[:26], "end"))
+        x = float(left)
         for part, ms in parts.items():
             width = ms / scale.high * (right - left)
             if width < 0.2:
                 continue
-            body.append(
-                f'<rect class="bar s{names.index(part) + 1}" x="{x:.1f}" y="{y}" width="{width:.1f}" '
-                f'height="{_BAR_HEIGHT}"><title>{escape(f"{name}: {part} {number(ms)} ms")}</title></rect>'
-            )
+            tip, kind = f"{name}: {part} {number(ms)} ms", f"bar s{names.index(part) + 1}"
+            body.append(element("rect", tip=tip, class_=kind, x=x, y=y, width=width, height=_BAR_HEIGHT))
             x += width
-        body.append(f'<text class="value" x="{x + 5:.1f}" y="{y + 13}">{number(total)}</text>')
+        body.append(element("text", number(sum(parts.values())), class_="value", x=x + 5, y=y + 13))
     summary = "; ".join(f"{name} {number(sum(parts.values()))} ms" for name, parts in rows[:8])
-    return open_svg("Downtime by part", summary, WIDTH, height) + "".join(body) + "</svg>"
+    return drawing("Downtime by part", summary, height, body)
 
 
-def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Sequence[float] = ()) -> str:
+def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Sequence[float] = ()) -> Markup:
     """:param cancels: when migrations were cancelled"""
     if len(looks) < 2:
-        return ""
+        return Markup()
     zero = looks[0].at
     points: list[tuple[float, float]] = []
     for look in looks:
@@ -131,8 +122,7 @@ def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Seq
         "seconds",
         "mappings of 2 MiB in stage 2",
     )
-    chart.area(points, 1)
-    chart.line(points, 1)
+    chart.curve(points)
     chart.ticks_below([at - zero for at in cancels], "event", "migrate_cancel")
     if before:
         chart.level(before, f"before: {before}")
@@ -141,14 +131,14 @@ def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Seq
 
 def ping_plot(
     pings: Sequence[tuple[float, float | None]], migrations: Sequence[tuple[float, float]] = ()
-) -> str:
+) -> Markup:
     """Round trips over time; pings that were lost along the bottom.
 
     :param pings: seconds when it was sent, seconds that it took or None when it was lost
     :param migrations: begin and end, seconds
     """
     if len(pings) < 2:
-        return ""
+        return Markup()
     zero = pings[0][0]
     answered = [(at - zero, rtt * 1000) for at, rtt in pings if rtt is not None]
     lost = [at - zero for at, rtt in pings if rtt is None]
@@ -165,15 +155,15 @@ def ping_plot(
         chart.band(
             begin - zero, end - zero, f"migration from {number(begin - zero)} s to {number(end - zero)} s"
         )
-    chart.dots([(x, ms, f"{number(ms)} ms at {number(x)} s") for x, ms in answered], 1)
+    chart.dots([(x, ms, f"{number(ms)} ms at {number(x)} s") for x, ms in answered])
     chart.ticks_below(lost, "lost", "lost")
     return chart.render()
 
 
-def heat_plot(heat: Heat) -> str:
+def heat_plot(heat: Heat) -> Markup:
     """A cell for each stretch of RAM, from its start, row by row: the stronger, the more often its pages were sent."""
     if not heat.sent:
-        return ""
+        return Markup()
     means = [
         sent / min(heat.pages_per_cell, heat.pages - index * heat.pages_per_cell)
         for index, sent in enumerate(heat.sent)
@@ -198,14 +188,13 @@ def heat_plot(heat: Heat) -> str:
             first = (start + column) * heat.pages_per_cell
             last = min(heat.pages, first + count * heat.pages_per_cell) - 1
             tip = f"pages {first} to {last}: sent {number(mean)} times, a page at most {most} times"
-            body.append(
-                f'<rect class="heat" fill-opacity="{0.07 + 0.93 * strength:.2f}" '
-                f'x="{left + column * _HEAT_CELL:.1f}" y="{top + row * _HEAT_CELL:.1f}" '
-                f'width="{count * _HEAT_CELL:.1f}" height="{_HEAT_CELL - 0.8:.1f}"><title>{escape(tip)}</title></rect>'
-            )
+            x, y = left + column * _HEAT_CELL, top + row * _HEAT_CELL
+            width, opacity = count * _HEAT_CELL, f"{0.07 + 0.93 * strength:.2f}"
+            style = {"class_": "heat", "fill_opacity": opacity}
+            body.append(element("rect", tip=tip, **style, x=x, y=y, width=width, height=_HEAT_CELL - 0.8))
             column += count
     summary = (
         f"{heat.block}: {len(means)} cells of {size}; pages of the hottest were sent {number(hottest)} times on average, "
         f"and {max(heat.most)} times at most"
     )
-    return open_svg("How often pages were sent", summary, WIDTH, height) + "".join(body) + "</svg>"
+    return drawing("How often pages were sent", summary, height, body)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 560, 232
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 26, 40
+_BASE = HEIGHT - _BOTTOM
 _TICKS = 5
 _LABEL_PX = 6.6
 """About the width of a digit of an axis label."""
@@ -54,6 +56,34 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def element(tag: str, content: str = "", *, tip: str = "", **attributes: float | str) -> Markup:
+    """An SVG element. All that is no markup itself is escaped; floats have one digit behind the point.
+
+    :param tip: what its tooltip says
+    :param attributes: by their names, with an underscore for a hyphen, and one at the end of a name that is Python's
+    """
+    told = ""
+    for name, value in attributes.items():
+        text = f"{value:.1f}" if isinstance(value, float) else str(value)
+        told += f' {name.rstrip("_").replace("_", "-")}="{escape(text)}"'
+    title = element("title", tip) if tip else ""
+    return Markup(f"<{tag}{told}>{title}{escape(content)}</{tag}>")
+
+
+def label(x: float, y: float, text: str, anchor: str = "start") -> Markup:
+    """Words or a figure beside a mark.
+
+    :param anchor: which part of them is at x: start, middle or end
+    """
+    return element("text", text, class_="label", x=x, y=y, text_anchor=anchor)
+
+
+def drawing(title: str, summary: str, height: int, parts: Iterable[Markup]) -> Markup:
+    """The whole `svg` element, with its text for screen readers."""
+    view = f"0 0 {WIDTH} {height}"
+    return element("svg", Markup("").join(parts), role="img", aria_label=f"{title}. {summary}", viewBox=view)
+
+
 @dataclass
 class Chart:
     """A chart that grows by its marks; `render` makes the text.
@@ -68,8 +98,7 @@ class Chart:
     y: Scale
     x_label: str
     y_label: str
-    height: int = HEIGHT
-    _marks: list[str] = field(default_factory=list)
+    _marks: list[Markup] = field(default_factory=list)
     _x_labels: list[tuple[float, str]] | None = None
 
     # -- where things are ------------------------------------------------------------------------------------
@@ -78,66 +107,48 @@ class Chart:
         return _LEFT + self.x.at(value) * (WIDTH - _LEFT - _RIGHT)
 
     def py(self, value: float) -> float:
-        return self.height - _BOTTOM - self.y.at(value) * (self.height - _TOP - _BOTTOM)
+        return _BASE - self.y.at(value) * (_BASE - _TOP)
 
     # -- marks -----------------------------------------------------------------------------------------------
 
-    def line(self, points: Sequence[tuple[float, float]], series: int) -> None:
-        """A line through points in the order given."""
-        if points:
-            path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
-            self._marks.append(f'<polyline class="line s{series}" points="{path}"/>')
+    def curve(self, points: Sequence[tuple[float, float]]) -> None:
+        """A line through points in the order given, and what is under it."""
+        path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
+        ends = f"{self.px(points[-1][0]):.1f},{_BASE:.1f} {self.px(points[0][0]):.1f},{_BASE:.1f}"
+        self._marks.append(element("polygon", class_="area s1", points=f"{path} {ends}"))
+        self._marks.append(element("polyline", class_="line s1", points=path))
 
-    def area(self, points: Sequence[tuple[float, float]], series: int) -> None:
-        """What is under a line."""
-        if points:
-            base = self.py(self.y.low)
-            path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
-            ends = f"{self.px(points[-1][0]):.1f},{base:.1f} {self.px(points[0][0]):.1f},{base:.1f}"
-            self._marks.append(f'<polygon class="area s{series}" points="{path} {ends}"/>')
-
-    def dots(self, points: Sequence[tuple[float, float, str]], series: int) -> None:
+    def dots(self, points: Sequence[tuple[float, float, str]]) -> None:
         """Points, each with what its tooltip says."""
-        for x, y, text in points:
+        for x, y, tip in points:
             self._marks.append(
-                f'<circle class="dot s{series}" cx="{self.px(x):.1f}" cy="{self.py(y):.1f}" r="2.4">'
-                f"<title>{escape(text)}</title></circle>"
+                element("circle", tip=tip, class_="dot s1", cx=self.px(x), cy=self.py(y), r=2.4)
             )
 
-    def bar(self, left: float, right: float, value: float, series: int, text: str) -> None:
+    def bar(self, left: float, right: float, value: float, series: int, tip: str) -> None:
         """A bar from the axis up to `value`, between two places on the horizontal axis."""
-        x, top, base = self.px(left), self.py(value), self.py(self.y.low)
-        self._marks.append(
-            f'<rect class="bar s{series}" x="{x:.1f}" y="{top:.1f}" width="{max(1.0, self.px(right) - x):.1f}" '
-            f'height="{max(0.0, base - top):.1f}"><title>{escape(text)}</title></rect>'
-        )
+        x, top = self.px(left), self.py(value)
+        width, height = max(1.0, self.px(right) - x), max(0.0, _BASE - top)
+        kind = f"bar s{series}"
+        self._marks.append(element("rect", tip=tip, class_=kind, x=x, y=top, width=width, height=height))
 
-    def ticks_below(self, xs: Sequence[float], kind: str, text: str) -> None:
+    def ticks_below(self, xs: Sequence[float], kind: str, tip: str) -> None:
         """Short strokes along the bottom of the chart."""
-        base = self.py(self.y.low)
-        for x in xs:
-            self._marks.append(
-                f'<line class="{kind}" x1="{self.px(x):.1f}" x2="{self.px(x):.1f}" y1="{base:.1f}" '
-                f'y2="{base - 14:.1f}"><title>{escape(text)}</title></line>'
-            )
+        for x in map(self.px, xs):
+            self._marks.append(element("line", tip=tip, class_=kind, x1=x, x2=x, y1=_BASE, y2=_BASE - 14))
 
-    def band(self, left: float, right: float, text: str) -> None:
+    def band(self, left: float, right: float, tip: str) -> None:
         """A stretch of the horizontal axis that something happened in."""
         x = self.px(left)
+        width = max(1.5, self.px(right) - x)
         self._marks.append(
-            f'<rect class="band" x="{x:.1f}" y="{_TOP}" width="{max(1.5, self.px(right) - x):.1f}" '
-            f'height="{self.height - _TOP - _BOTTOM}"><title>{escape(text)}</title></rect>'
+            element("rect", tip=tip, class_="band", x=x, y=_TOP, width=width, height=_BASE - _TOP)
         )
 
     def level(self, value: float, text: str) -> None:
         """A dashed line at a value, named."""
         y = self.py(value)
-        self._marks.append(
-            f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        self._marks.append(
-            f'<text class="label" x="{WIDTH - _RIGHT}" y="{y - 4:.1f}" text-anchor="end">{escape(text)}</text>'
-        )
+        self._marks += [_across("level", y), label(WIDTH - _RIGHT, y - 4, text, "end")]
 
     def name_places(self, labels: Sequence[tuple[float, str]]) -> None:
         """Names on the horizontal axis in place of numbers."""
@@ -145,39 +156,26 @@ class Chart:
 
     # -- text ------------------------------------------------------------------------------------------------
 
-    def render(self) -> str:
+    def render(self) -> Markup:
         """The whole `svg` element."""
-        parts = [open_svg(self.title, self.summary, WIDTH, self.height)]
+        parts = []
         for tick in self.y.ticks:
             y = self.py(tick)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(
-                f'<text class="label" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-            )
-        parts.append(f'<text class="label" x="4" y="13">{escape(self.y_label)}</text>')
-        parts += self._marks
-        base = self.height - _BOTTOM
-        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
+            parts += [_across("grid", y), label(_LEFT - 7, y + 4, number(tick), "end")]
+        parts += [label(4, 13, self.y_label), *self._marks, _across("axis", _BASE)]
         labels = self._x_labels
         if labels is None:
             labels = [(tick, number(tick)) for tick in self.x.ticks]
         for x, text in _thinned([(self.px(value), text) for value, text in labels]):
-            anchor = "end" if x + len(text) * _LABEL_PX / 2 > WIDTH else "middle"
-            at = WIDTH - 2 if anchor == "end" else x
-            parts.append(
-                f'<text class="label" x="{at:.1f}" y="{base + 16}" text-anchor="{anchor}">{escape(text)}</text>'
-            )
-        middle = (_LEFT + WIDTH - _RIGHT) / 2
-        parts.append(
-            f'<text class="label" x="{middle:.0f}" y="{self.height - 6}" text-anchor="middle">{escape(self.x_label)}</text>'
-        )
-        return "".join([*parts, "</svg>"])
+            at_edge = x + len(text) * _LABEL_PX / 2 > WIDTH
+            parts.append(label(WIDTH - 2 if at_edge else x, _BASE + 16, text, "end" if at_edge else "middle"))
+        parts.append(label((_LEFT + WIDTH - _RIGHT) // 2, HEIGHT - 6, self.x_label, "middle"))
+        return drawing(self.title, self.summary, HEIGHT, parts)
 
 
-def open_svg(title: str, summary: str, width: int, height: int) -> str:
-    """The start of an `svg` element with its text for screen readers."""
-    label = escape(f"{title}. {summary}")
-    return f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}">'
+def _across(kind: str, y: float) -> Markup:
+    """A line over the whole width of a chart."""
+    return element("line", class_=kind, x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
 
 
 def _thinned(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:

@@ -40,9 +40,10 @@ LEFT_OUT = frozenset(
 """What the packages depend on for their installation scripts, which do not run here; busybox has the tools."""
 
 NOT_THERE = frozenset(
-    {"import-linter", "mypy", "numba", "pyroute2", "ruff", "setuptools", "unicorn", "ziglang"}
+    {"import-linter", "jinja2", "mypy", "numba", "pyroute2", "ruff", "setuptools", "unicorn", "ziglang"}
 )
-"""Dependencies of sterna's that the host does without: the emulated CPU, the tools of development, links between hosts."""
+"""Dependencies of sterna's that the host does without: the emulated CPU, the tools of development, links between hosts, the page
+of a run."""
 WHEEL_PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_28_aarch64", "manylinux_2_34_aarch64")
 
 KERNEL_MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_net")
