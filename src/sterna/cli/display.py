@@ -4,12 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sterna.cli.progress import Picture
 from sterna.cli.result import farewell, verdict
+from sterna.host.closing import Closing
 from sterna.host.printable import printable
 from sterna.host.units import format_rate, format_size
 
@@ -57,7 +56,7 @@ def outlook(picture: Picture) -> str:
     return text + (f"; guest throttled by {throttle} %" if throttle else "")
 
 
-class Display(AbstractContextManager["Display"]):
+class Display(Closing):
     """Shows nothing; the other displays are made from it."""
 
     def show(self, picture: Picture) -> None:
@@ -69,10 +68,8 @@ class Display(AbstractContextManager["Display"]):
     def outcome(self, summary: Mapping[str, Any]) -> None:
         """It is over."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def close(self) -> None:
+        """No more is shown."""
 
 
 class PlainDisplay(Display):
@@ -132,19 +129,14 @@ class LiveDisplay(Display):
         self._console.print(printable(text))
 
     def outcome(self, summary: Mapping[str, Any]) -> None:
-        self._end()
+        self.close()
         colour = {"completed": "green", "cancelled": "yellow"}.get(summary["status"], "red")
         first, *rest = outcome_lines(summary)
         self._console.print(first, style=f"bold {colour}")
         for line in rest:
             self._console.print(line)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def close(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -14,8 +14,8 @@ import errno
 import os
 import re
 import stat
-from types import TracebackType
 
+from sterna.host.closing import Closing
 from sterna.host.errors import HostError
 
 _Path = str | os.PathLike[str]
@@ -55,7 +55,7 @@ class UnsyncedError(HostError, OSError):
         )
 
 
-class NewFile:
+class NewFile(Closing):
     """A file being written. `with` gives it up unless it was committed.
 
     :param path: where it belongs; a file that is there must be writable
@@ -136,14 +136,6 @@ class NewFile:
                 with contextlib.suppress(OSError):
                     os.unlink(self._own_name, dir_fd=directory)
             os.close(directory)
-
-    def __enter__(self) -> "NewFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def write_report(path: _Path, data: bytes) -> None:

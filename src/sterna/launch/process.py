@@ -10,13 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from sterna.host import logs
+from sterna.host.closing import Closing
 from sterna.host.printable import printable
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.launch.console import Console
@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 _SAVE_BYTES = 256 << 20
 
 
-class Vm(ABC):
+class Vm(Closing):
     """Starts when made; `ready` waits for its monitor. A context manager: the process is gone at its end.
 
     To be made by a thread that outlives it: the kernel ends the process with the thread that made it.
@@ -244,14 +244,6 @@ class Vm(ABC):
         self._errors.close()
         if self.shared_ram is not None:
             self.shared_ram.close()
-
-    def __enter__(self) -> "Vm":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def last_words(self) -> str:
         """The last line of its standard error, or how it ended."""

@@ -5,11 +5,11 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from sterna.host.closing import Closing
 from sterna.host.printable import printable
 from sterna.monitor.addresses import MonitorAddress, connect, parse_address
 from sterna.monitor.errors import MonitorError
@@ -30,7 +30,7 @@ class ConnectionLost(MonitorError):
     """The other end closed the connection, fell silent, or does not speak QMP; one line."""
 
 
-class QmpClient:
+class QmpClient(Closing):
     """A negotiated connection. Use it from one thread.
 
     :param timeout: seconds for each answer, None for ever
@@ -174,14 +174,6 @@ class QmpClient:
     def close(self) -> None:
         """Disconnect."""
         self._socket.close()
-
-    def __enter__(self) -> "QmpClient":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _next_message(self, deadline: float | None) -> dict[str, Any]:
         """

@@ -6,8 +6,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
+from sterna.host.closing import Closing
 from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
 from sterna.launch.host import Host
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.02
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Bed:
+class Bed(Closing):
     """A context manager.
 
     :ivar kind: of VM under test
@@ -137,11 +137,3 @@ class Bed:
             self._stack.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def __enter__(self) -> "Bed":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -11,12 +11,12 @@ the host it is on, and switches when the guest moves: `route_guest`. To a guest 
 same address and the same MAC on each.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from sterna.host.closing import Closing
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.namespace import Namespace
@@ -57,23 +57,20 @@ def guest_nic(number: int = 0) -> GuestNic:
     return GuestNic(f"tap{number}", mac, f"{_GUEST_SUBNET}.{1 + number}")
 
 
-class Network(ABC):
+class Network(Closing):
     """Two hosts and a server. A context manager: closed at its end.
 
     :ivar hosts: host1, host2
     :ivar rate: bytes per second between any two, in each direction; 0 is no limit
     :ivar note: what it cannot do, for people; empty when all
+    :ivar enforces_rate: whether the links keep to `rate` by themselves
     """
 
     hosts: tuple[Host, Host]
     server: Host
     rate: int
     note: str
-
-    @property
-    @abstractmethod
-    def enforces_rate(self) -> bool:
-        """Whether the links keep to `rate` by themselves."""
+    enforces_rate: bool
 
     @abstractmethod
     def set_link(self, host: Host, *, up: bool) -> None:
@@ -96,18 +93,6 @@ class Network(ABC):
         :raise Unsupported: When there is no router.
         """
 
-    @abstractmethod
-    def close(self) -> None:
-        """Take all down. Does nothing the second time."""
-
-    def __enter__(self) -> "Network":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class NamespaceNetwork(Network):
     """Hosts as network namespaces, joined by veth pairs and a router; a token bucket on every link.
@@ -117,6 +102,7 @@ class NamespaceNetwork(Network):
     """
 
     note = ""
+    enforces_rate = True
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
@@ -135,10 +121,6 @@ class NamespaceNetwork(Network):
             raise
         self.hosts = hosts[0], hosts[1]
         self.server = hosts[2]
-
-    @property
-    def enforces_rate(self) -> bool:
-        return True
 
     def set_link(self, host: Host, *, up: bool) -> None:
         self._links[host.name].set(up=up)
@@ -180,15 +162,13 @@ class NamespaceNetwork(Network):
 class LoopbackNetwork(Network):
     """All on 127.0.0.1: no cable, no router, no rate but the one that VMs keep to themselves."""
 
+    enforces_rate = False
+
     def __init__(self, rate: int, why: str) -> None:
         self.rate = rate
         self.note = f"{why}: all hosts are on the loopback address, and no link can fail"
         self.hosts = Host(HOSTS[0], "127.0.0.1"), Host(HOSTS[1], "127.0.0.1")
         self.server = Host(SERVER, "127.0.0.1")
-
-    @property
-    def enforces_rate(self) -> bool:
-        return False
 
     def set_link(self, host: Host, *, up: bool) -> None:
         raise Unsupported("the loopback address has no cable to pull; run as root")

@@ -13,8 +13,8 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
+from sterna.host.closing import Closing
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.process import die_with_parent
@@ -66,7 +66,7 @@ def check_tools() -> None:
         raise Unsupported(f"ganesha's {Path(library).name} is missing: apt install {package}")
 
 
-class NfsServer:
+class NfsServer(Closing):
     """Serves NFS version 3, as QEMU's client speaks it. A context manager: its processes are gone at its end.
 
     :param host: where
@@ -119,14 +119,6 @@ class NfsServer:
             else:
                 process.send_signal(signal.SIGKILL)  # in order it would take seconds
             process.wait()
-
-    def __enter__(self) -> "NfsServer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start(
         self, command: Sequence[str], mounts: Callable[[], None], *, until_closed: bool = False

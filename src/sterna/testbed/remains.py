@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
+from sterna.host.closing import Closing
 from sterna.host.filelock import lock, try_lock
 from sterna.host.private import UnsafeError, private_directory
 from sterna.testbed.errors import BedError
@@ -51,7 +51,7 @@ def default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"sterna-testbed-{os.geteuid()}"
 
 
-class Remains:
+class Remains(Closing):
     """The entries of this run. A context manager: all are undone at its end.
 
     :param say: told when another run is in the way
@@ -104,14 +104,6 @@ class Remains:
         self._fd = -1
         if problems:
             raise BedError("left behind: " + "; ".join(problems))
-
-    def __enter__(self) -> "Remains":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def clean_stale(directory: Path | None = None, say: Say = lambda text: None) -> list[str]:

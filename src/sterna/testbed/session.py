@@ -7,9 +7,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, cast
 
+from sterna.host.closing import Closing
 from sterna.launch.host import Host
 from sterna.launch.process import die_with_parent
 from sterna.testbed.errors import BedError
@@ -19,7 +19,7 @@ _OPEN_SECONDS = 60.0
 _PERIOD_SECONDS = 0.05
 
 
-class SshSession:
+class SshSession(Closing):
     """A shell in the guest that is asked to say a number, and the next when it has: 20 times a second at most. A context
     manager: closed at its end.
 
@@ -105,14 +105,6 @@ class SshSession:
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 cast(BinaryIO, stream).close()
-
-    def __enter__(self) -> "SshSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _said(self) -> str:
         self._errors.seek(0)
