@@ -23,6 +23,9 @@ from sterna.guests.layout import (
 from sterna.launch.errors import VmError
 from sterna.launch.process import Vm
 
+PAGE_WRITERS = (ProgramId.DIRTYRAM, ProgramId.NET)
+"""Programs with the words of `DirtyramWord`."""
+
 
 @dataclass(frozen=True)
 class GuestGap:
@@ -35,19 +38,21 @@ class GuestGap:
     exact: bool
 
 
-def guest_status(vm: Vm, address: int) -> Status | None:
+def guest_status(vm: Vm, address: int | None) -> Status | None:
     """The status page, as of now; None until the program has filled it.
 
-    :param address: where it is
+    :param address: where it is; None: not known yet
     :raise VmError: When the process is gone.
     """
+    if address is None:
+        return None
     try:
         return read_status(vm.memory(address, STATUS_BYTES))
     except StatusError:
         return None
 
 
-def known_status(vm: Vm, address: int) -> Status:
+def known_status(vm: Vm, address: int | None) -> Status:
     """The status page of a program that has filled it.
 
     :raise VmError: When there is none, or the process is gone.
@@ -61,10 +66,10 @@ def known_status(vm: Vm, address: int) -> Status:
 def warm_status(vm: Vm, address: int | None) -> Status | None:
     """The status page of a program that works at its steady pace; None as long as it does not.
 
-    :param address: where the page is; None: not known yet
+    :param address: as of `guest_status`
     :raise VmError: When it never will.
     """
-    status = None if address is None else guest_status(vm, address)
+    status = guest_status(vm, address)
     if status is not None and status.state is GuestState.ERROR:
         raise VmError(f"the guest of the {vm.name} gave up: {status.error.name}")
     state = vm.command("query-status")
@@ -143,7 +148,7 @@ def pages_in_use(status: Status) -> int:
     """Work pages up to the last that the program writes."""
     ends = [0]
     for cpu in range(status.cpus):
-        if status.program in (ProgramId.DIRTYRAM, ProgramId.NET):
+        if status.program in PAGE_WRITERS:
             ends.append(status.word(cpu, DirtyramWord.FIRST) + status.word(cpu, DirtyramWord.PAGES))
         elif status.program is ProgramId.RANDOM:
             ends.append(
@@ -152,6 +157,13 @@ def pages_in_use(status: Status) -> int:
                 + status.word(cpu, RandomWord.PAGES)
             )
     return max(ends)
+
+
+def pages_written(status: Status) -> int:
+    """Pages that the program has written so far, some of them often; 0 of one that does not count them."""
+    if status.program not in PAGE_WRITERS:
+        return 0
+    return sum(status.word(cpu, DirtyramWord.WRITES) for cpu in range(status.cpus))
 
 
 def check_content(vm: Vm, ram_base: int, ram_bytes: int, status: Status) -> list[str]:

@@ -95,14 +95,14 @@ class VmKind(ABC):
         """
         raise Unsupported(f"guests of the kind {self.name} have no ssh server")
 
-    @abstractmethod
     def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
         """A VM with a guest.
 
         :param nic: its network card, whose tap is there on the host; None: it has none
         """
+        boots = self._kernel(settings, nic)
+        return self._start_vm(name, host, settings, self._config(name, settings, nic, **boots))
 
-    @abstractmethod
     def destination(
         self,
         name: str,
@@ -121,6 +121,46 @@ class VmKind(ABC):
         :param log: file for its console; None: read here
         :param nic: as of the source
         """
+        config = self._config(name, settings, nic, paused=hold)
+        incoming, serial = f"tcp:{host.address}:{port}", "" if log is None else f"file:{log}"
+        return self._start_vm(name, host, settings, config, incoming, serial)
+
+    @abstractmethod
+    def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
+        """What a source boots: `kernel` and `append` of its `MachineConfig`.
+
+        :raise ScenarioError: When there can be no such guest.
+        """
+
+    def _config(
+        self, name: str, settings: VmSettings, nic: GuestNic | None = None, **chosen: Any
+    ) -> MachineConfig:
+        """The machine of a VM.
+
+        :param chosen: what else a `MachineConfig` has
+        :raise VmError: When this host cannot have it.
+        """
+        nics = () if nic is None else (NicConfig(nic.tap, mac=bytes.fromhex(nic.mac.replace(":", ""))),)
+        config = {"smp": settings.smp, "memory_bytes": settings.memory_bytes, "nics": nics, **chosen}
+        try:
+            return MachineConfig(**config)
+        except ConfigError as error:
+            raise VmError(f"the {name} did not start: {error}") from error
+
+    @abstractmethod
+    def _start_vm(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        config: MachineConfig,
+        incoming: str | None = None,
+        serial: str = "",
+    ) -> Vm:
+        """
+        :param incoming: where it waits for a guest; None: it boots one
+        :param serial: where its console goes; empty: it is read here
+        """
 
     def settle(self, vm: Vm) -> None:  # noqa: B027 - most need nothing
         """What is done to a VM once its guest works at its steady pace, before anything is measured.
@@ -133,45 +173,19 @@ class VmKind(ABC):
         """How to ask the guest."""
 
 
-def machine_config(
-    name: str, settings: VmSettings, nic: GuestNic | None = None, **chosen: Any
-) -> MachineConfig:
-    """The machine of a VM under test.
+def checked_arguments(settings: VmSettings, nic: GuestNic | None, board: Board) -> str:
+    """The guest program's arguments; the first of one that has a network card is its address.
 
-    :param chosen: what else a `MachineConfig` has
-    :raise VmError: When this host cannot have it.
+    :raise ScenarioError: When it does not take them.
     """
-    nics = () if nic is None else (NicConfig(nic.tap, mac=bytes.fromhex(nic.mac.replace(":", ""))),)
-    config = {"smp": settings.smp, "memory_bytes": settings.memory_bytes, "nics": nics, **chosen}
+    arguments = settings.arguments
+    if (program := PROGRAMS.get(settings.program)) is not None and program.needs_nic:
+        if nic is None:
+            raise ScenarioError(f"[vm] {settings.program} needs a network card; this procedure gives it none")
+        arguments = f"{nic.address} {arguments}".strip()
+    limits = {"cpus": settings.smp, "memory_bytes": settings.memory_bytes}
     try:
-        return MachineConfig(**config)
-    except ConfigError as error:
-        raise VmError(f"the {name} did not start: {error}") from error
-
-
-def serial_line(log: str | None) -> str:
-    """Where a VM's console goes, for its command line: a file, or read here."""
-    return "" if log is None else f"file:{log}"
-
-
-def guest_arguments(settings: VmSettings, nic: GuestNic | None) -> str:
-    """The guest program's arguments; the first of one that has a network card is its address."""
-    program = PROGRAMS.get(settings.program)
-    if program is None or not program.needs_nic:
-        return settings.arguments
-    if nic is None:
-        raise ScenarioError(f"[vm] {settings.program} needs a network card; this procedure gives it none")
-    return f"{nic.address} {settings.arguments}".strip()
-
-
-def validate_guest(settings: VmSettings, arguments: str, board: Board) -> None:
-    try:
-        validate(
-            settings.program,
-            arguments,
-            cpus=settings.smp,
-            memory_bytes=settings.memory_bytes,
-            board=board.name,
-        )
+        validate(settings.program, arguments, **limits, board=board.name)
     except GuestError as error:
         raise ScenarioError(f"[vm] {error}") from error
+    return arguments

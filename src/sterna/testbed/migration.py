@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sterna.guests.layout import Status
 from sterna.launch.errors import LaunchError
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
@@ -13,7 +14,7 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
 from sterna.testbed.bed import Bed
 from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
-from sterna.testbed.guest import Guest, Mark
+from sterna.testbed.guest import Guest
 from sterna.testbed.settings import MigrationSettings
 
 if TYPE_CHECKING:
@@ -240,9 +241,9 @@ class Migration:
             self._observer.look()
         return bool(self.destination.command("query-status")["status"] != "inmigrate")
 
-    def _await(self, last: Mark) -> Mark:
+    def _await(self, last: Status) -> Status | None:
         """The guest's account at the destination once it has run there beyond `last`; None when it does not."""
-        found: list[Mark] = []
+        found: list[Status] = []
 
         def runs() -> bool:
             if self._observer is not None:

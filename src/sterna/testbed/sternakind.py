@@ -1,9 +1,10 @@
 """The kinds of VM that are `sterna run`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from sterna.hypervisor import interface as hypervisor
 from sterna.hypervisor.accelerator import ACCELERATORS, check_arch
@@ -13,15 +14,8 @@ from sterna.launch.host import LOCAL, Host
 from sterna.launch.process import SternaVm, Vm
 from sterna.machine.board import MAX_CPUS, Board, X86Board
 from sterna.machine.config import MachineConfig
-from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.kind import (
-    KindOptions,
-    VmKind,
-    guest_arguments,
-    machine_config,
-    serial_line,
-    validate_guest,
-)
+from sterna.testbed.guest import Guest
+from sterna.testbed.kind import KindOptions, VmKind, checked_arguments
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
 
@@ -58,32 +52,12 @@ class SternaKind(VmKind):
         if not os.path.exists(device):
             raise Unsupported(f"this machine has no {device}")
         settings = VmSettings(memory="16M", program="clock")
-        config = machine_config("trial", settings, accel=self.accel, kernel="clock", paused=True)
-        with self._vm("trial", LOCAL, config) as vm:
+        config = self._config("trial", settings, kernel="clock", paused=True)
+        with self._start_vm("trial", LOCAL, settings, config) as vm:
             try:
                 vm.ready()
             except VmError as error:
                 raise Unsupported(str(error)) from error
-
-    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
-        arguments = guest_arguments(settings, nic)
-        validate_guest(settings, arguments, self._board())
-        guest = {"kernel": settings.program, "append": arguments}
-        return self._vm(name, host, machine_config(name, settings, nic, accel=self.accel, **guest))
-
-    def destination(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        port: int,
-        *,
-        hold: bool,
-        log: str | None = None,
-        nic: GuestNic | None = None,
-    ) -> Vm:
-        config = machine_config(name, settings, nic, accel=self.accel, paused=hold)
-        return self._vm(name, host, config, f"tcp:{host.address}:{port}", serial_line(log))
 
     def guest(self, settings: VmSettings) -> Guest:
         board = self._board()
@@ -91,14 +65,28 @@ class SternaKind(VmKind):
         written = (
             [range(board.time_record(0), board.time_record(MAX_CPUS))] if isinstance(board, X86Board) else []
         )
-        return BareGuest(int(board.ram_base), settings.memory_bytes, written)
+        return Guest(int(board.ram_base), settings.memory_bytes, written)
 
     def _board(self) -> Board:
         """The one that this hypervisor runs by default."""
         return MachineConfig(accel=self.accel).board
 
-    def _vm(
-        self, name: str, host: Host, config: MachineConfig, incoming: str | None = None, serial: str = ""
+    def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
+        return {"kernel": settings.program, "append": checked_arguments(settings, nic, self._board())}
+
+    def _config(
+        self, name: str, settings: VmSettings, nic: GuestNic | None = None, **chosen: Any
+    ) -> MachineConfig:
+        return super()._config(name, settings, nic, accel=self.accel, **chosen)
+
+    def _start_vm(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        config: MachineConfig,
+        incoming: str | None = None,
+        serial: str = "",
     ) -> Vm:
         accel, extra = self._machine_accel, self.options.arguments
         line = sterna_arguments(config, accel=accel, incoming=incoming, serial=serial, extra=extra)

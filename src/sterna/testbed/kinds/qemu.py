@@ -1,7 +1,7 @@
 """QEMU with sterna's guest programs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,8 @@ from sterna.launch.process import QemuVm, SharedRam, Vm
 from sterna.launch.qemu import Qemu, find_qemu
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError
-from sterna.testbed.guest import BareGuest, Guest
-from sterna.testbed.kind import VmKind, guest_arguments, machine_config, serial_line, validate_guest
+from sterna.testbed.guest import Guest
+from sterna.testbed.kind import VmKind, checked_arguments
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
 
@@ -50,31 +50,6 @@ class QemuKind(VmKind):
                 "exact-memory to find that"
             )
 
-    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
-        arguments = guest_arguments(settings, nic)
-        validate_guest(settings, arguments, VIRT)
-        guest = {"kernel": str(find(settings.program, VIRT.name)), "append": arguments}
-        config = self._config(name, settings, nic, **guest)
-        ram = SharedRam(VIRT.ram_name, config.memory_bytes) if settings.shared_ram else None
-        line = qemu_arguments(config, ram=ram, extra=self.options.arguments)
-        return QemuVm(name, self._binary(), line, host, ram)
-
-    def destination(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        port: int,
-        *,
-        hold: bool,
-        log: str | None = None,
-        nic: GuestNic | None = None,
-    ) -> Vm:
-        config = self._config(name, settings, nic, paused=hold)
-        incoming, extra = f"tcp:{host.address}:{port}", self.options.arguments
-        line = qemu_arguments(config, incoming=incoming, serial=serial_line(log), extra=extra)
-        return QemuVm(name, self._binary(), line, host)
-
     def settle(self, vm: Vm) -> None:
         """The first reading of a bitmap page by page, when all pages are marked, holds up the guest for long: have it done."""
         if not self._odd_bytes:
@@ -86,14 +61,36 @@ class QemuKind(VmKind):
         _wait_status(vm, "cancelled")
 
     def guest(self, settings: VmSettings) -> Guest:
-        return BareGuest(int(VIRT.ram_base), self._memory_bytes(settings))
+        return Guest(int(VIRT.ram_base), self._memory_bytes(settings))
 
     def _memory_bytes(self, settings: VmSettings) -> int:
         """As the VM has it."""
         return settings.memory_bytes + (0 if settings.exact_memory else self._odd_bytes)
 
-    def _config(self, name: str, settings: VmSettings, nic: GuestNic | None, **chosen: Any) -> MachineConfig:
-        return machine_config(name, settings, nic, memory_bytes=self._memory_bytes(settings), **chosen)
+    def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
+        arguments = checked_arguments(settings, nic, VIRT)
+        return {"kernel": str(find(settings.program, VIRT.name)), "append": arguments}
+
+    def _config(
+        self, name: str, settings: VmSettings, nic: GuestNic | None = None, **chosen: Any
+    ) -> MachineConfig:
+        return super()._config(name, settings, nic, memory_bytes=self._memory_bytes(settings), **chosen)
+
+    def _start_vm(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        config: MachineConfig,
+        incoming: str | None = None,
+        serial: str = "",
+    ) -> Vm:
+        ram = None
+        if settings.shared_ram and incoming is None:
+            ram = SharedRam(VIRT.ram_name, config.memory_bytes)
+        extra = self.options.arguments
+        line = qemu_arguments(config, incoming=incoming, serial=serial, ram=ram, extra=extra)
+        return QemuVm(name, self._binary(), line, host, ram)
 
     @cached_property
     def _qemu(self) -> Qemu:

@@ -4,22 +4,21 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import LINUX_PROGRAMS
 from sterna.launch.command import qemu_arguments
-from sterna.launch.console import Console
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
-from sterna.launch.process import QemuVm, Vm
+from sterna.launch.process import Vm
+from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
-from sterna.testbed.kind import serial_line
 from sterna.testbed.kinds.qemu import QemuKind
-from sterna.testbed.linuxguest.guest import LinuxGuest
+from sterna.testbed.linuxguest.guest import LinuxGuest, Seat, SeatedVm
 from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import GuestNic, Network
@@ -31,27 +30,6 @@ _LEAST_MEMORY = 128 << 20
 _PROBE_SECONDS = 30
 _ARGUMENTS = {"dirtyram": 3, "clock": 1, "random": 4}
 """The most that each program takes."""
-
-
-@dataclass(frozen=True)
-class Seat:
-    """What a guest keeps wherever it is.
-
-    :ivar disk: its root file system, a file of the shared directory
-    :ivar console: of the VM that it started in
-    """
-
-    disk: str
-    console: Console
-
-
-class _SeatedVm(QemuVm):
-    """A QEMU that knows whose it is.
-
-    :ivar seat: None until the guest's first VM has been made
-    """
-
-    seat: Seat
 
 
 @dataclass
@@ -122,38 +100,6 @@ class QemuLinuxKind(QemuKind):
             finally:
                 self._store = None
 
-    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
-        _validate(settings)
-        store = self._furnished()
-        disk = store.new_disk(self.image)
-        shared = store.directory
-        kernel = {"kernel": str(shared / KERNEL), "append": _command_line(settings, nic)}
-        config = self._config(name, settings, nic, **kernel)
-        devices = [*self._devices(disk), "-initrd", str(shared / INITRAMFS)]
-        vm = _SeatedVm(name, self._binary(), qemu_arguments(config, extra=devices), host)
-        vm.seat = store.seats[_guest_of(name)] = Seat(disk, vm.console)
-        return vm
-
-    def destination(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        port: int,
-        *,
-        hold: bool,
-        log: str | None = None,
-        nic: GuestNic | None = None,
-    ) -> Vm:
-        seat = self._furnished().seats[_guest_of(name)]
-        config = self._config(name, settings, nic, paused=hold)
-        devices = self._devices(seat.disk)
-        incoming, serial = f"tcp:{host.address}:{port}", serial_line(log)
-        line = qemu_arguments(config, incoming=incoming, serial=serial, extra=devices)
-        vm = _SeatedVm(name, self._binary(), line, host)
-        vm.seat = seat
-        return vm
-
     def check_session(self) -> None:
         if shutil.which("ssh") is None:
             raise Unsupported("ssh is missing: apt install openssh-client")
@@ -165,11 +111,32 @@ class QemuLinuxKind(QemuKind):
     def guest(self, settings: VmSettings) -> Guest:
         return LinuxGuest(int(VIRT.ram_base), self._memory_bytes(settings))
 
-    def _devices(self, disk: str) -> list[str]:
-        """What the user wants besides, and what is not a board's own."""
-        blockdev = self._furnished().blockdev(disk)
-        devices = ["-no-reboot", "-blockdev", blockdev, "-device", "virtio-blk-device,drive=root"]
-        return [*self.options.arguments, *devices, "-device", "virtio-rng-device"]
+    def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
+        _validate(settings)
+        return {"kernel": str(self._furnished().directory / KERNEL), "append": _command_line(settings, nic)}
+
+    def _start_vm(
+        self,
+        name: str,
+        host: Host,
+        settings: VmSettings,
+        config: MachineConfig,
+        incoming: str | None = None,
+        serial: str = "",
+    ) -> Vm:
+        store, guest = self._furnished(), _guest_of(name)
+        disk = store.new_disk(self.image) if incoming is None else store.seats[guest].disk
+        # What the user wants besides, and what is not a board's own.
+        extra = [*self.options.arguments, "-no-reboot", "-blockdev", store.blockdev(disk)]
+        extra += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-rng-device"]
+        if incoming is None:
+            extra += ["-initrd", str(store.directory / INITRAMFS)]
+        line = qemu_arguments(config, incoming=incoming, serial=serial, extra=extra)
+        vm = SeatedVm(name, self._binary(), line, host)
+        if incoming is None:
+            store.seats[guest] = Seat(disk, vm.console)
+        vm.seat = store.seats[guest]
+        return vm
 
     def _furnished(self) -> _Store:
         assert self._store is not None

@@ -6,7 +6,7 @@ console at the start, so it is read from outside like any. The program's memory 
 
 import re
 from collections.abc import Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from sterna.guests.layout import (
 from sterna.launch.console import Console, Line
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import pages_in_use
-from sterna.launch.process import Vm
+from sterna.launch.process import QemuVm, Vm
 from sterna.testbed.errors import BedError
-from sterna.testbed.guest import BareGuest
+from sterna.testbed.guest import Guest
 
 _BASE = 0x10000000
 """RAM_BASE of the programs, a virtual address (guests/src/guest.h)."""
@@ -36,22 +36,25 @@ _LAST_LINES = 8
 _TRIES = 200
 
 
-class Seat(Protocol):
+@dataclass(frozen=True)
+class Seat:
     """What a guest keeps wherever it is.
 
+    :ivar disk: its root file system, a file of the shared directory
     :ivar console: of the VM that it started in
     """
 
+    disk: str
     console: Console
 
 
-class LinuxVm(Protocol):
-    """A VM that knows whose it is."""
+class SeatedVm(QemuVm):
+    """A QEMU that knows whose it is."""
 
     seat: Seat
 
 
-class LinuxGuest(BareGuest):
+class LinuxGuest(Guest):
     """A program of sterna's under Linux."""
 
     def warmed_up(self, vm: Vm) -> bool:
@@ -131,4 +134,5 @@ class LinuxGuest(BareGuest):
 
 def _console(vm: Vm) -> str:
     """What the guest said where it started."""
-    return cast(LinuxVm, vm).seat.console.text()
+    assert isinstance(vm, SeatedVm)
+    return vm.seat.console.text()

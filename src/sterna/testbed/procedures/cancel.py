@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from sterna.guests.layout import PAGE_BYTES
+from sterna.guests.layout import PAGE_BYTES, Status
 from sterna.launch.errors import LaunchError, VmError
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
@@ -176,7 +176,7 @@ def _wait_for_point(bed: Bed, migration: Migration, transferred: float) -> None:
     bed.wait(there, _REACH_SECONDS, f"{transferred / 1e6:.0f} MB were not sent", 0.005)
 
 
-def _runs_on(bed: Bed, guest: Guest, vm: Vm, last: object) -> bool:
+def _runs_on(bed: Bed, guest: Guest, vm: Vm, last: Status) -> bool:
     try:
         bed.wait(lambda: guest.beyond(last, guest.mark(vm)), 5.0, "it stands still", 0.01)
     except LaunchError:
