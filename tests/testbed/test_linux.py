@@ -17,7 +17,7 @@ from tests.cli.vms import alive, children, wait_for
 
 from sterna.guests.layout import WORK_OFFSET, DirtyramWord
 from sterna.launch.errors import Unsupported, VmError
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.checks.network import PingCheck
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.errors import ImageError
@@ -35,7 +35,6 @@ from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import LoopbackNetwork
 from sterna.testbed.nfs import NfsServer
 from sterna.testbed.procedures.failover import Failover
-from sterna.testbed.procedures.procedure import Stage
 from sterna.testbed.procedures.ssh import Ssh
 from sterna.testbed.settings import MigrationSettings, VmSettings
 

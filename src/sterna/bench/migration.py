@@ -19,10 +19,10 @@ from typing import Any
 
 from sterna.bench.cputime import cpu_seconds
 from sterna.bench.machines import Pair
-from sterna.guests.layout import STATUS_OFFSET, DirtyramWord, ProgramId
+from sterna.guests.layout import STATUS_OFFSET, ProgramId
 from sterna.host.load import HostLoad, HostWatch
 from sterna.launch.errors import VmError
-from sterna.launch.guestview import known_status
+from sterna.launch.guestview import known_status, pages_written
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL, wait_for, wait_warm, watch
 from sterna.monitor.client import ConnectionLost
@@ -213,7 +213,4 @@ def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
 
 def _writes(vm: Vm, ram_base: int) -> int:
     """Pages that its guest has written so far; 0 of one that does not count them."""
-    status = known_status(vm, ram_base + STATUS_OFFSET)
-    if status.program is not ProgramId.DIRTYRAM:
-        return 0
-    return sum(status.word(cpu, DirtyramWord.WRITES) for cpu in range(status.cpus))
+    return pages_written(known_status(vm, ram_base + STATUS_OFFSET))

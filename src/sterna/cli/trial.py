@@ -95,7 +95,6 @@ class _Trial:
     # -- phases ----------------------------------------------------------------------------------------------
 
     def _migrate(self) -> dict[str, Any]:
-        [address] = self._destination.command("query-migrate")["socket-address"]
         parameters = {
             "max-bandwidth": self._settings.bandwidth,
             "downtime-limit": self._settings.downtime_limit_ms,
@@ -107,7 +106,7 @@ class _Trial:
         self._source.command("migrate-set-parameters", **parameters)
         converge = {"capability": "auto-converge", "state": self._settings.auto_converge}
         self._source.command("migrate-set-capabilities", capabilities=[converge])
-        self._source.command("migrate", uri=f"tcp:{address['host']}:{address['port']}")
+        self._source.command("migrate", uri=self._destination.incoming_uri())
         info = follow(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
         summary = summarise(info)
         return summary | {"throttle_percent": max(summary["throttle_percent"], self._throttle)}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sterna.guests.layout import Status
 from sterna.host.load import HostWatch
@@ -14,30 +14,33 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
 """Statuses of query-migrate that do not change any more."""
 _POLL_SECONDS = 0.05
 Info = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def wait_for(
-    condition: Callable[[], bool],
+    ask: Callable[[], T | None],
     seconds: float,
     otherwise: str,
     host: HostWatch,
     *,
     check: Callable[[], None] = lambda: None,
     poll_seconds: float = _POLL_SECONDS,
-) -> None:
-    """Ask until the condition holds.
+) -> T:
+    """Ask until there is an answer other than None and False.
 
-    :param otherwise: what is wrong when it does not in so many seconds
+    :param otherwise: what is wrong when there is none in so many seconds
     :param host: says then how busy the host was
     :param check: called in between; may raise
-    :raise WaitedTooLong: When it does not hold in time.
+    :return: the answer
+    :raise WaitedTooLong: When there is none in time.
     """
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (answer := ask()):
         check()
         if time.monotonic() > deadline:
             raise WaitedTooLong(f"{otherwise} in {seconds:g} s; {host.load()}")
         time.sleep(poll_seconds)
+    return answer
 
 
 def wait_warm(
@@ -50,16 +53,8 @@ def wait_warm(
     :raise VmError: When it never will.
     :raise WaitedTooLong: When it does not in time.
     """
-    found: list[Status] = []
-
-    def warm() -> bool:
-        status = warm_status(vm, address)
-        found[:] = [] if status is None else [status]
-        return bool(found)
-
     problem = f"the guest of the {vm.name} did not touch all its memory"
-    wait_for(warm, seconds, problem, host, check=check)
-    return found[0]
+    return wait_for(lambda: warm_status(vm, address), seconds, problem, host, check=check)
 
 
 def watch(query: Callable[[], Info], look: Callable[[Info], None], pause: Callable[[], object]) -> Info:

@@ -5,25 +5,43 @@ import itertools
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sterna.host.closing import Closing
 from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
+from sterna.launch.signals import ENDING
 from sterna.launch.watch import wait_for
 from sterna.testbed.errors import BedError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kind import VmKind
 from sterna.testbed.network import GuestNic, Network, guest_nic, make_network
 from sterna.testbed.remains import Remains
-from sterna.testbed.settings import VmSettings
+from sterna.testbed.settings import MigrationSettings, VmSettings
 
 PORT = 4321
 """Where destinations listen, each at the next one; on the loopback address wherever there is room."""
 POLL_SECONDS = 0.02
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RUNS_SECONDS = 5.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a procedure plays on."""
+
+    bed: "Bed"
+    vm: VmSettings
+    migration: MigrationSettings
+
+    @property
+    def guest(self) -> Guest:
+        """How its guests are asked."""
+        return self.bed.kind.guest(self.vm)
 
 
 class Bed(Closing):
@@ -112,15 +130,23 @@ class Bed(Closing):
 
     def wait(
         self,
-        condition: Callable[[], bool],
+        ask: Callable[[], T | None],
         seconds: float,
         otherwise: str,
         poll_seconds: float = POLL_SECONDS,
-    ) -> None:
+    ) -> T:
+        """As `sterna.launch.watch.wait_for`.
+
+        :raise WaitedTooLong: When there is no answer in time.
         """
-        :raise WaitedTooLong: When the condition does not come true in time.
+        return wait_for(ask, seconds, otherwise, self.watch, poll_seconds=poll_seconds)
+
+    def see_it_run(self, vm: Vm, guest: Guest) -> None:
         """
-        wait_for(condition, seconds, otherwise, self.watch, poll_seconds=poll_seconds)
+        :raise WaitedTooLong: When the VM's guest stands still.
+        """
+        last = guest.mark(vm)
+        self.wait(lambda: guest.beyond(last, guest.mark(vm)), _RUNS_SECONDS, "it stands still")
 
     def _attach(self, host: Host, name: str, nic: GuestNic | None) -> GuestNic | None:
         """The card of a guest, with its tap on the host."""
@@ -132,7 +158,7 @@ class Bed(Closing):
 
     def close(self) -> None:
         """End and remove everything. A signal waits until that is done."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._stack.close()
         finally:

@@ -12,7 +12,7 @@ from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
 from sterna.testbed.guest import Guest
 from sterna.testbed.settings import MigrationSettings
@@ -80,6 +80,7 @@ class Migration:
 
     :ivar passage: what was seen
 
+    :param load: what the guest does, for people; empty: as the settings have it
     :param observe: look at both ends' memory often
     :param endless: let the guest not be stopped before `let_end`
     :param watch: called with each look at query-migrate
@@ -87,32 +88,31 @@ class Migration:
 
     def __init__(
         self,
-        bed: Bed,
-        guest: Guest,
+        stage: Stage,
         source: Vm,
         destination: Vm,
-        settings: MigrationSettings,
-        load: str,
         *,
         name: str = "guest",
+        load: str = "",
         observe: bool = False,
         endless: bool = False,
         watch: Callable[[Moment], None] = lambda moment: None,
     ) -> None:
-        self._bed = bed
-        self._guest = guest
+        self._bed = stage.bed
+        self._guest = stage.guest
         self.source = source
         self.destination = destination
-        self._settings = settings
+        self._settings = settings = stage.migration
         self._watch = watch
-        self._observer = Observer(guest, source, destination) if observe else None
+        self._observer = Observer(self._guest, source, destination) if observe else None
         self._endless = endless or settings.passes > 0
         self._passes = 0 if endless else settings.passes
         self._next_look = 0.0
         self._deadline = 0.0
         self._forwarder: Forwarder | None = None
-        self._settled = guest.mark(source)
-        self.passage = Passage(name, load, source.host.name, destination.host.name, bed.now())
+        self._settled = self._guest.mark(source)
+        hosts = source.host.name, destination.host.name
+        self.passage = Passage(name, load or stage.vm.load, *hosts, self._bed.now())
 
     def start(self) -> None:
         """Give the command."""
@@ -243,22 +243,22 @@ class Migration:
 
     def _await(self, last: Status) -> Status | None:
         """The guest's account at the destination once it has run there beyond `last`; None when it does not."""
-        found: list[Status] = []
 
-        def runs() -> bool:
+        def beyond() -> Status | None:
             if self._observer is not None:
                 self._observer.look()
-            found[:] = [self._guest.mark(self.destination)]
-            return self._guest.beyond(last, found[0])
+            now = self._guest.mark(self.destination)
+            return now if self._guest.beyond(last, now) else None
 
+        stays = "the guest does not run at the destination"
         try:
-            self._bed.wait(runs, _ARRIVES_SECONDS, "the guest does not run at the destination", 0.002)
+            now = self._bed.wait(beyond, _ARRIVES_SECONDS, stays, 0.002)
         except LaunchError as error:
             self.passage.problems.append(str(error))
             return None
         if self._observer is not None:
             self._observer.look()
-        return found[0]
+        return now
 
     def _compare(self) -> None:
         """Digests of RAM at both ends, where no guest runs; and where they differ, which pages."""

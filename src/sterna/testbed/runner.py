@@ -10,12 +10,11 @@ import msgspec
 
 from sterna.host.load import HostWatch
 from sterna.launch.errors import LaunchError, Unsupported
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.checks import Check, Finding, Verdict
 from sterna.testbed.errors import ScenarioError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kind import VmKind
-from sterna.testbed.procedures.procedure import Stage
 from sterna.testbed.scenario import ScenarioFile
 
 

@@ -1,21 +1,22 @@
 """Migrations are cancelled, each further on than the one before."""
 
 import time
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
 
-from sterna.guests.layout import PAGE_BYTES, Status
+from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, VmError
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Positive
 from sterna.testbed.migration import Migration
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.settings import MigrationSettings
 
 _REACH_SECONDS = 60.0
@@ -40,7 +41,7 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         source = bed.source(stage.vm)
         destination = bed.destination(stage.vm)
         bed.warm_up(source, guest)
@@ -52,16 +53,7 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
         for number, point in enumerate((self.points[0], *self.points)):
             if number == 1:
                 evidence.speeds.append(speed(guest, source, self.window_s))
-            migration = Migration(
-                bed,
-                guest,
-                source,
-                destination,
-                stage.migration,
-                stage.vm.load,
-                endless=True,
-                watch=counter.watch,
-            )
+            migration = Migration(stage, source, destination, endless=True, watch=counter.watch)
             bed.say(f"cancel when {point:g} of RAM is sent")
             counter.begin()
             migration.start()
@@ -69,7 +61,7 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
             transferred = migration.passage.moments[-1].transferred
             at = bed.now()
             status, ms = migration.cancel()
-            runs = _runs_on(bed, guest, source, guest.mark(source))
+            runs = _runs_on(bed, guest, source)
             after = counter.rebuilt(evidence.blocks_before)
             if number:
                 cancelled = Cancelled(at, point, transferred, status, ms, runs, counter.least, after)
@@ -79,9 +71,8 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
                 destination = bed.destination(stage.vm)
                 destination.ready()
         evidence.speeds.append(speed(guest, source, self.window_s, evidence.speeds[0]))
-        migration = Migration(
-            bed, guest, source, destination, self.finish, stage.vm.load, watch=counter.watch
-        )
+        last = replace(stage, migration=self.finish)
+        migration = Migration(last, source, destination, watch=counter.watch)
         evidence.passages.append(migration.passage)
         bed.say("migrate to the end")
         migration.run()
@@ -176,9 +167,9 @@ def _wait_for_point(bed: Bed, migration: Migration, transferred: float) -> None:
     bed.wait(there, _REACH_SECONDS, f"{transferred / 1e6:.0f} MB were not sent", 0.005)
 
 
-def _runs_on(bed: Bed, guest: Guest, vm: Vm, last: Status) -> bool:
+def _runs_on(bed: Bed, guest: Guest, vm: Vm) -> bool:
     try:
-        bed.wait(lambda: guest.beyond(last, guest.mark(vm)), 5.0, "it stands still", 0.01)
+        bed.see_it_run(vm, guest)
     except LaunchError:
         return False
     return vm.runs()

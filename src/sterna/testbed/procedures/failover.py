@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Literal, Protocol
 
 from sterna.launch.process import Vm
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
 from sterna.testbed.limits import Count, Positive
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
 from sterna.testbed.probes import Pinger, Session
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 
 _POLL_SECONDS = 0.002
 _REACHED_SECONDS = 60.0
@@ -53,7 +53,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         if self.session == "ssh":
             bed.kind.check_session()
         nic = guest_nic()
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         source = bed.source(stage.vm, nic=nic)
         bed.network.route_guest(nic.address, source.host)
         bed.warm_up(source, guest)
@@ -110,8 +110,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         bed = stage.bed
         destination = bed.destination(stage.vm, bed.other(source.host), nic=nic)
         destination.ready()
-        guest = bed.kind.guest(stage.vm)
-        migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load)
+        migration = Migration(stage, source, destination)
         passage = migration.passage
         evidence.passages.append(passage)
         reached.passages.append(passage)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,12 +11,12 @@ from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, Unsupported, VmError
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.errors import BedError
-from sterna.testbed.evidence import Evidence, Injured
+from sterna.testbed.evidence import Evidence, Injured, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.migration import Migration
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.resources import FullDisk, MemoryGroup
 
 Fault = Literal[
@@ -75,7 +76,7 @@ class _Injury:
         self._source = source
         self._fault = fault
         self._phase = phase
-        self._guest: Guest = stage.bed.kind.guest(stage.vm)
+        self._guest: Guest = stage.guest
         self._group: MemoryGroup | None = None
         self._disk: FullDisk | None = None
 
@@ -90,9 +91,7 @@ class _Injury:
         destination = self._destination()
         bed.warm_up(source, self._guest)
         destination.ready()
-        self._migration = Migration(
-            bed, self._guest, source, destination, self._settings(), self._stage.vm.load, endless=True
-        )
+        self._migration = Migration(self._impatient(), source, destination, endless=True)
         self._migration.start()
         note = ""
         try:
@@ -127,19 +126,23 @@ class _Injury:
             self._group.add(destination.pid)
         return destination
 
-    def _settings(self) -> Any:
-        parameters = dict(self._stage.migration.parameters)
-        if self._bed.kind.verifies:
-            parameters |= {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
-        return msgspec.structs.replace(self._stage.migration, parameters=parameters)
+    def _impatient(self) -> Stage:
+        """With a migration that waits no longer than it must for another end that is gone."""
+        if not self._bed.kind.verifies:
+            return self._stage
+        waits = {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
+        migration = self._stage.migration
+        migration = msgspec.structs.replace(migration, parameters=migration.parameters | waits)
+        return replace(self._stage, migration=migration)
 
     def _reach(self) -> None:
         """
         :raise BedError: When the migration ends before the phase comes.
         """
+        if self._phase == "setup":
+            return
         used = self._guest.pages_in_use(self._guest.mark(self._source)) * PAGE_BYTES
-        reached: dict[str, Callable[[Any], bool]] = {
-            "setup": lambda moment: True,
+        reached: dict[str, Callable[[Moment], bool]] = {
             "first-pass": lambda moment: moment.transferred >= _FIRST_PASS_PART * used,
             "later-pass": lambda moment: moment.pass_number >= 3,
             # A QEMU that does not pause before it says so only by having stopped the guest.
@@ -147,14 +150,12 @@ class _Injury:
                 moment.status == "device" or (moment.status == "active" and not self._source.runs())
             ),
         }
-        if self._phase == "setup":
-            return
         if self._phase == "switchover":
             self._wait_for(reached["later-pass"])
-            self._let_it_end()
+            self._migration.let_end(_SWITCHOVER_MS)
         self._wait_for(reached[self._phase])
 
-    def _wait_for(self, reached: Callable[[Any], bool]) -> None:
+    def _wait_for(self, reached: Callable[[Moment], bool]) -> None:
         def there() -> bool:
             moment = self._migration.look()
             if not reached(moment) and moment.status in FINAL:
@@ -162,9 +163,6 @@ class _Injury:
             return reached(moment)
 
         self._bed.wait(there, _REACH_SECONDS, f"the phase {self._phase} does not come", 0.002)
-
-    def _let_it_end(self) -> None:
-        self._migration.let_end(_SWITCHOVER_MS)
 
     # -- the fault -------------------------------------------------------------------------------------------
 
@@ -188,7 +186,7 @@ class _Injury:
                 assert self._group is not None
                 self._group.limit(self._group.usage())
         if self._source.alive:
-            self._let_it_end()
+            self._migration.let_end(_SWITCHOVER_MS)
 
     def _outcome(self) -> str:
         """What became of the migration; one that cannot end because the link is down is cancelled."""
@@ -216,9 +214,8 @@ class _Injury:
         pages = 0
         if len(here) == 1:
             [vm] = here
-            last = self._guest.mark(vm)
             try:
-                self._bed.wait(lambda: self._guest.beyond(last, self._guest.mark(vm)), 5.0, "it stands still")
+                self._bed.see_it_run(vm, self._guest)
             except LaunchError as error:
                 problems.append(str(error))
             pages, wrong = self._guest.check(vm)

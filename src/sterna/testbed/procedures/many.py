@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from sterna.launch.process import Vm
+from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 
 _POLL_SECONDS = 0.02
 
@@ -30,7 +31,7 @@ class Many(BaseProcedure, tag="many", frozen=True):
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         sources: list[Vm] = []
         for count in self.counts:
             here = sources[0].host if sources else bed.hosts[0]
@@ -47,7 +48,7 @@ class Many(BaseProcedure, tag="many", frozen=True):
                     destination.ready()
                 load = f"{stage.vm.load}, {count} at once, {way}"
                 migrations = [
-                    Migration(bed, guest, source, destination, stage.migration, load, name=name)
+                    Migration(stage, source, destination, name=name, load=load)
                     for name, source, destination in zip(names, sources, destinations, strict=True)
                 ]
                 bed.say(f"{count} guests to {host.name}, {way}")

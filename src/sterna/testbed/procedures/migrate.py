@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 
 from sterna.launch.process import Vm
+from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
 
 _QUIET_SECONDS = 0.3
@@ -67,7 +68,7 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
 
     def _run_guest(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         source = bed.source(stage.vm)
         visited = [source]
         waiting = bed.destination(stage.vm, hold=self.hold)
@@ -76,9 +77,7 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
         for number in range(1, self.times + 1):
             destination = waiting
             destination.ready()
-            migration = Migration(
-                bed, guest, source, destination, stage.migration, stage.vm.load, observe=self.observe
-            )
+            migration = Migration(stage, source, destination, observe=self.observe)
             time.sleep(self.dwell_s)
             evidence.passages.append(migration.passage)
             bed.say(

@@ -1,21 +1,9 @@
 """What every procedure has."""
 
-from dataclasses import dataclass
-
 import msgspec
 
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.settings import MigrationSettings, VmSettings
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a procedure plays on."""
-
-    bed: Bed
-    vm: VmSettings
-    migration: MigrationSettings
 
 
 class BaseProcedure(

@@ -2,13 +2,13 @@
 
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.process import Vm
-from sterna.testbed.bed import Bed
+from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.evidence import Evidence, Moment
 from sterna.testbed.guest import Guest
 from sterna.testbed.limits import Share
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
 
 _SWAP_FACTOR = 3
@@ -26,7 +26,7 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         source = bed.source(stage.vm)
         pressure = _pressure(bed, stage.vm.memory_bytes, evidence)
         if pressure is not None:
@@ -56,7 +56,7 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
                 notifier.look()
             most = max(most, swapped_bytes(source.pid))
 
-        migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load, watch=watch)
+        migration = Migration(stage, source, destination, watch=watch)
         evidence.passages.append(migration.passage)
         bed.say("migrate")
         migration.run()

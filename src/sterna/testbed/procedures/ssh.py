@@ -1,9 +1,10 @@
 """An ssh session that was opened before a migration goes on after it."""
 
+from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import guest_nic
-from sterna.testbed.procedures.procedure import BaseProcedure, Stage
+from sterna.testbed.procedures.procedure import BaseProcedure
 
 _ONCE_MORE = 3
 _ANSWER_SECONDS = 20.0
@@ -14,7 +15,7 @@ class Ssh(BaseProcedure, tag="ssh", frozen=True):
 
     def run(self, stage: Stage, evidence: Evidence) -> None:
         bed = stage.bed
-        guest = bed.kind.guest(stage.vm)
+        guest = stage.guest
         nic = guest_nic()
         bed.kind.check_session()
         source = bed.source(stage.vm, nic=nic)
@@ -24,7 +25,7 @@ class Ssh(BaseProcedure, tag="ssh", frozen=True):
         destination.ready()
         with bed.kind.session(bed.network.server, nic.address, bed.directory) as session:
             bed.say("an ssh session is open; migrate")
-            migration = Migration(bed, guest, source, destination, stage.migration, stage.vm.load)
+            migration = Migration(stage, source, destination)
             evidence.passages.append(migration.passage)
             migration.run()
             problems = []
