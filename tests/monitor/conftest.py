@@ -14,5 +14,5 @@ def table() -> SmallTable:
 
 @pytest.fixture
 def server(table: SmallTable, tmp_path: Path) -> Iterator[ServerThread]:
-    with serving(table, tmp_path / "qmp.sock") as running:
+    with serving(table.execute, tmp_path / "qmp.sock") as running:
         yield running

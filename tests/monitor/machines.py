@@ -45,7 +45,7 @@ def monitored(path: Path, **settings: Any) -> Iterator[Monitored]:
     quits: list[str] = []
     with Machine(config) as machine, MigrationController(MigratableMachine(machine), emit) as migration:
         control = Control(machine, migration, quits.append)
-        with serving(Commands(control), path) as server:
+        with serving(Commands(control).execute, path) as server:
             emitters.append(server.emit)
             unsubscribe = machine.subscribe(server.emit)
             try:

@@ -12,7 +12,7 @@ from sterna.monitor.addresses import MonitorAddress
 from sterna.monitor.client import QmpClient
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.server import Listening, QmpServer
-from sterna.monitor.session import CommandTable
+from sterna.monitor.session import Execute
 
 TIMEOUT = 300.0
 
@@ -21,10 +21,10 @@ class ServerThread:
     """:ivar emit: sends an event to all clients"""
 
     def __init__(
-        self, commands: CommandTable, address: MonitorAddress, negotiation_seconds: float = TIMEOUT
+        self, execute: Execute, address: MonitorAddress, negotiation_seconds: float = TIMEOUT
     ) -> None:
         self.address = address
-        self._commands = commands
+        self._execute = execute
         self._negotiation_seconds = negotiation_seconds
         self._listening = Listening.on(address)
         self._ready = threading.Event()
@@ -35,7 +35,7 @@ class ServerThread:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
-        self.server = QmpServer(self._commands, self._negotiation_seconds)
+        self.server = QmpServer(self._execute, self._negotiation_seconds)
         self.emit = self.server.emit
         await self.server.serve(self._listening.socket)
         self._ready.set()
@@ -63,10 +63,8 @@ class ServerThread:
 
 
 @contextmanager
-def serving(
-    commands: CommandTable, path: Path, negotiation_seconds: float = TIMEOUT
-) -> Iterator[ServerThread]:
-    server = ServerThread(commands, MonitorAddress("unix", path=str(path)), negotiation_seconds)
+def serving(execute: Execute, path: Path, negotiation_seconds: float = TIMEOUT) -> Iterator[ServerThread]:
+    server = ServerThread(execute, MonitorAddress("unix", path=str(path)), negotiation_seconds)
     try:
         yield server
     finally:

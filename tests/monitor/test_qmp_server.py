@@ -298,7 +298,7 @@ def test_silent_clients_make_room_for_others_the_oldest_first(server) -> None:
 
 
 def test_a_client_that_never_negotiates_is_disconnected(table: SmallTable, tmp_path: Path) -> None:
-    with serving(table, tmp_path / "impatient.sock", negotiation_seconds=0.05) as server:
+    with serving(table.execute, tmp_path / "impatient.sock", negotiation_seconds=0.05) as server:
         silent = Raw(server)
         assert silent.at_end()
         silent.close()
@@ -504,7 +504,7 @@ def test_signals_are_heard_while_the_end_waits_for_a_command(
     """The command here ends by what the server's loop does, as the process does by a second signal."""
     monkeypatch.setattr(sessions, "_CLOSE_SECONDS", 0.05)
     table = SmallTable()
-    with serving(table, tmp_path / "q") as server:
+    with serving(table.execute, tmp_path / "q") as server:
         client = server.raw()
         client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "wait"}')
         assert table.waiting.wait(TIMEOUT)

@@ -357,7 +357,7 @@ class _RunningMachine:
             self._migration = migration
             self._tell_migration(self._early_status, migration.info())
         control = Control(self._machine, migration, self._quit)
-        server = QmpServer(Commands(control))
+        server = QmpServer(Commands(control).execute)
         self._emit_to = server.emit
         unsubscribe = self._machine.subscribe(self._machine_event)
         for number in (signal.SIGINT, signal.SIGTERM, *heard_hangup()):

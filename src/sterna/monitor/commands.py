@@ -1,6 +1,6 @@
 """The QMP commands: QEMU 7.2's names, arguments and results (qapi/*.json), and a few of our own (`x-sterna-`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -81,6 +81,7 @@ class Command:
     """One QMP command.
 
     :ivar schema: its arguments; None hands them over as they are
+    :ivar run: gives the answer; None stands for an empty one
     :ivar waits: as in `Control.command`
     """
 
@@ -90,22 +91,13 @@ class Command:
     waits: bool = False
 
 
-class Commands(Mapping[str, Command]):
-    """All commands, by name, bound to what they control."""
+class Commands:
+    """All commands, bound to what they control."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
         self._human = HumanMonitor(control)
         self._commands = {command.name: command for command in self._declare()}
-
-    def __getitem__(self, name: str) -> Command:
-        return self._commands[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._commands)
-
-    def __len__(self) -> int:
-        return len(self._commands)
 
     def execute(self, name: str, arguments: dict[str, Any]) -> Any:
         """Run a command on the caller's thread.
@@ -118,57 +110,52 @@ class Commands(Mapping[str, Command]):
             raise QmpError(f"The command {name[:80]} has not been found", "CommandNotFound")
         checked = arguments if command.schema is None else convert_arguments(arguments, command.schema)
         with self._control.command(waits=command.waits):
-            return command.run(checked)
+            answer = command.run(checked)
+        return {} if answer is None else answer
 
     def _declare(self) -> list[Command]:
         none = Arguments
+        control, machine, migration = self._control, self._control.machine, self._control.migration
+        version = {"qemu": protocol.QEMU_VERSION, "package": protocol.PACKAGE}
+        name = machine.config.name
+        on_kvm = machine.config.accel == "kvm"
         return [
-            Command("query-version", none, self._query_version),
+            Command("query-version", none, lambda _: version),
             Command("query-commands", none, self._query_commands),
-            Command("query-name", none, self._query_name),
-            Command("query-uuid", none, self._query_uuid),
-            Command("query-kvm", none, self._query_kvm),
+            Command("query-name", none, lambda _: {"name": name} if name else {}),
+            Command("query-uuid", none, lambda _: {"UUID": str(machine.config.uuid or UUID(int=0))}),
+            Command("query-kvm", none, lambda _: {"enabled": on_kvm, "present": on_kvm}),
             Command("query-status", none, self._query_status),
             Command("query-cpus-fast", none, self._query_cpus),
-            Command("stop", none, self._stop),
-            Command("cont", ContArguments, self._cont),
-            Command("quit", none, self._quit),
+            Command("stop", none, lambda _: machine.stop()),
+            Command("cont", ContArguments, lambda given: machine.cont(force=given.x_sterna_force)),
+            Command("quit", none, lambda _: control.quit("host-qmp-quit")),
             Command("migrate", MigrateArguments, self._migrate, waits=True),
-            Command("migrate-incoming", UriArguments, self._migrate_incoming, waits=True),
-            Command("migrate_cancel", none, self._migrate_cancel),
+            Command(
+                "migrate-incoming", UriArguments, lambda given: control.start_incoming(given.uri), waits=True
+            ),
+            Command("migrate_cancel", none, lambda _: migration.cancel()),
             Command("x-sterna-resolve-doubt", DoubtArguments, self._resolve_doubt, waits=True),
-            Command("query-migrate", none, self._query_migrate),
+            Command("query-migrate", none, lambda _: migration.info().to_qmp()),
             Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities, waits=True),
             Command("query-migrate-capabilities", none, self._query_capabilities),
-            Command("x-sterna-query-asked-capabilities", none, self._query_asked_capabilities),
+            Command(
+                "x-sterna-query-asked-capabilities", none, lambda _: sorted(migration.asked_capabilities())
+            ),
             Command("migrate-set-parameters", None, self._set_parameters),
-            Command("query-migrate-parameters", none, self._query_parameters),
+            Command("query-migrate-parameters", none, lambda _: migration.parameters()),
             Command("human-monitor-command", HumanArguments, self._human_command, waits=True),
             Command("pmemsave", SaveArguments, self._pmemsave, waits=True),
             Command("x-sterna-query-stage2", none, self._query_stage2),
             Command("x-sterna-query-page-heat", HeatArguments, self._query_page_heat),
-            Command("x-sterna-unmap", RangeArguments, self._unmap),
+            Command("x-sterna-unmap", RangeArguments, lambda given: machine.unmap(given.val, given.size)),
             Command("x-sterna-age", RangeArguments, self._age),
         ]
 
     # -- the machine -----------------------------------------------------------------------------------------
 
-    def _query_version(self, _: Arguments) -> Any:
-        return {"qemu": protocol.QEMU_VERSION, "package": protocol.PACKAGE}
-
     def _query_commands(self, _: Arguments) -> Any:
         return [{"name": name} for name in ("qmp_capabilities", *self._commands)]
-
-    def _query_name(self, _: Arguments) -> Any:
-        name = self._control.machine.config.name
-        return {"name": name} if name else {}
-
-    def _query_uuid(self, _: Arguments) -> Any:
-        return {"UUID": str(self._control.machine.config.uuid or UUID(int=0))}
-
-    def _query_kvm(self, _: Arguments) -> Any:
-        enabled = self._control.machine.config.accel == "kvm"
-        return {"enabled": enabled, "present": enabled}
 
     def _query_status(self, _: Arguments) -> Any:
         machine = self._control.machine
@@ -193,29 +180,13 @@ class Commands(Mapping[str, Command]):
             for cpu in self._control.machine.cpus()
         ]
 
-    def _stop(self, _: Arguments) -> Any:
-        self._control.machine.stop()
-        return {}
-
-    def _cont(self, arguments: ContArguments) -> Any:
-        self._control.machine.cont(force=arguments.x_sterna_force)
-        return {}
-
-    def _quit(self, _: Arguments) -> Any:
-        self._control.quit("host-qmp-quit")
-        return {}
-
     def _query_stage2(self, _: Arguments) -> Any:
         return {name.replace("_", "-"): int(n) for name, n in self._control.machine.statistics().items()}
-
-    def _unmap(self, arguments: RangeArguments) -> Any:
-        self._control.machine.unmap(arguments.val, arguments.size)
-        return {}
 
     def _age(self, arguments: RangeArguments) -> Any:
         return {"young": self._control.machine.age(arguments.val, arguments.size)}
 
-    def _pmemsave(self, arguments: SaveArguments) -> Any:
+    def _pmemsave(self, arguments: SaveArguments) -> None:
         if arguments.size < 0 or arguments.val < 0:
             raise QmpError("Parameter 'size' and 'val' must not be negative")
         # The memory is checked before the file is touched.
@@ -235,7 +206,6 @@ class Commands(Mapping[str, Command]):
                 data = machine.read_physical(at, min(_SAVE_CHUNK, end - at))
                 self._complete(arguments.filename, file.write, data)
             self._complete(arguments.filename, file.commit)
-        return {}
 
     @staticmethod
     def _complete(name: str, step: Callable[..., None], *data: bytes) -> None:
@@ -254,25 +224,13 @@ class Commands(Mapping[str, Command]):
 
     # -- migration -------------------------------------------------------------------------------------------
 
-    def _migrate(self, arguments: MigrateArguments) -> Any:
+    def _migrate(self, arguments: MigrateArguments) -> None:
         if arguments.blk or arguments.inc:
             raise QmpError("Parameter 'blk' is not supported: there are no disks to migrate")
         self._control.migration.migrate(arguments.uri, resume=arguments.resume)
-        return {}
-
-    def _migrate_incoming(self, arguments: UriArguments) -> Any:
-        self._control.start_incoming(arguments.uri)
-        return {}
-
-    def _migrate_cancel(self, _: Arguments) -> Any:
-        self._control.migration.cancel()
-        return {}
 
     def _resolve_doubt(self, arguments: DoubtArguments) -> Any:
         return {"found": self._control.migration.resolve_doubt(arguments.uri)}
-
-    def _query_migrate(self, _: Arguments) -> Any:
-        return self._control.migration.info().to_qmp()
 
     def _query_page_heat(self, arguments: HeatArguments) -> Any:
         if not 1 <= arguments.cells <= _MOST_CELLS:
@@ -282,28 +240,20 @@ class Commands(Mapping[str, Command]):
             for heat in self._control.migration.page_heat(arguments.cells)
         ]
 
-    def _set_capabilities(self, arguments: CapabilitiesArguments) -> Any:
+    def _set_capabilities(self, arguments: CapabilitiesArguments) -> None:
         known = self._control.migration.capabilities()
         for status in arguments.capabilities:
             if status.capability not in known:
                 raise QmpError(f"Parameter 'capability' does not accept value '{status.capability[:80]}'")
         self._control.migration.set_capabilities({s.capability: s.state for s in arguments.capabilities})
-        return {}
 
     def _query_capabilities(self, _: Arguments) -> Any:
         states = self._control.migration.capabilities()
         return [{"capability": name, "state": state} for name, state in states.items()]
 
-    def _query_asked_capabilities(self, _: Arguments) -> Any:
-        return sorted(self._control.migration.asked_capabilities())
-
-    def _set_parameters(self, arguments: dict[str, Any]) -> Any:
+    def _set_parameters(self, arguments: dict[str, Any]) -> None:
         known = self._control.migration.parameters()
         for name in arguments:
             if name not in known:
                 raise QmpError(f"Parameter '{name[:80]}' is unexpected")
         self._control.migration.set_parameters(arguments)
-        return {}
-
-    def _query_parameters(self, _: Arguments) -> Any:
-        return self._control.migration.parameters()

@@ -1,66 +1,17 @@
 """What a monitor controls: a machine, its migrations, and the end of the process."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Protocol
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from sterna.errors import Error, InternalError
 from sterna.migration.controller import MigrationController
 from sterna.monitor.protocol import QmpError
 
-
-class MachineSettings(Protocol):
-    """What a monitor reads of a machine's settings."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def accel(self) -> str: ...
-
-    @property
-    def smp(self) -> int: ...
-
-    @property
-    def target(self) -> str: ...
-
-    @property
-    def uuid(self) -> UUID | None: ...
-
-
-class Machine(Protocol):
-    """A machine as its monitor sees it."""
-
-    @property
-    def config(self) -> MachineSettings: ...
-
-    @property
-    def run_state(self) -> Enum: ...
-
-    @property
-    def error(self) -> str | None: ...
-
-    def stop(self) -> None: ...
-
-    def cont(self, *, force: bool = False) -> None: ...
-
-    def cpus(self) -> Sequence[Any]: ...
-
-    def registers(self, cpu: int) -> str: ...
-
-    def read_physical(self, ipa: int, size: int) -> bytes: ...
-
-    def statistics(self) -> Mapping[str, int]: ...
-
-    def network_counts(self) -> Mapping[str, Mapping[str, int]]: ...
-
-    def unmap(self, ipa: int, size: int) -> None: ...
-
-    def age(self, ipa: int, size: int) -> int: ...
+if TYPE_CHECKING:
+    from sterna.machine.machine import Machine
 
 
 @dataclass
@@ -71,7 +22,7 @@ class Control:
     :ivar closing: set when the process ends: commands that take long give up
     """
 
-    machine: Machine
+    machine: "Machine"
     migration: MigrationController
     quit: Callable[[str], None]
     closing: threading.Event = field(default_factory=threading.Event)

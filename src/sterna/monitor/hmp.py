@@ -22,18 +22,26 @@ class UsageError(QmpError):
 class _Entry:
     """One command.
 
-    :ivar arguments: for people
-    :ivar run: gets the rest of the line
+    :ivar arguments: for people; empty: it takes none, and is not called with any
+    :ivar run: gets the rest of the line; None stands for an empty answer
     :ivar waits: as in `Control.command`
     """
 
     arguments: str
     help: str
-    run: Callable[[str], str]
+    run: Callable[[str], str | None]
     waits: bool = False
 
     def line(self, name: str) -> str:
         return f"{name} {self.arguments} -- {self.help}"
+
+    def answer(self, name: str, rest: str) -> str:
+        """
+        :raise UsageError: When the rest of the line is not for it.
+        """
+        if not self.arguments:
+            _no_more(rest, name)
+        return self.run(rest) or ""
 
 
 class HumanMonitor:
@@ -48,6 +56,10 @@ class HumanMonitor:
         self._control = control
         self.cpu = 0
         self._foreground = foreground
+        machine, migration = control.machine, control.migration
+        name = machine.config.name
+        version = protocol.QEMU_VERSION
+        enabled = "enabled" if machine.config.accel == "kvm" else "disabled"
         self._commands: Mapping[str, _Entry] = {
             "cont|c": _Entry(
                 "[-f]", "resume emulation (-f: even if the guest may run elsewhere)", self._cont
@@ -58,7 +70,7 @@ class HumanMonitor:
             "migrate": _Entry(
                 "[-d] uri", "migrate to URI (using -d to not wait for completion)", self._migrate, waits=True
             ),
-            "migrate_cancel": _Entry("", "cancel the current VM migration", self._migrate_cancel),
+            "migrate_cancel": _Entry("", "cancel the current VM migration", lambda _: migration.cancel()),
             "migrate_incoming": _Entry(
                 "uri", "wait for a migration at URI, after --incoming defer", self._incoming, waits=True
             ),
@@ -71,30 +83,40 @@ class HumanMonitor:
             "migrate_set_parameter": _Entry(
                 "parameter value", "set a migration parameter", self._set_parameter
             ),
-            "quit|q": _Entry("", "quit the emulator", self._quit),
+            "quit|q": _Entry("", "quit the emulator", lambda _: control.quit("host-qmp-quit")),
             "resolve_doubt": _Entry(
                 "[uri]",
                 "ask a migration's destination whether it runs the guest",
-                self._resolve_doubt,
+                lambda uri: f"{migration.resolve_doubt(uri or None)}\n",
                 waits=True,
             ),
-            "stop|s": _Entry("", "stop emulation", self._stop),
+            "stop|s": _Entry("", "stop emulation", lambda _: machine.stop()),
             "xp": _Entry("/fmt addr", "physical memory dump starting at 'addr'", self._xp),
         }
         self._infos: Mapping[str, _Entry] = {
             "cpus": _Entry("", "show infos for each CPU", self._info_cpus),
-            "kvm": _Entry("", "show whether the host's own CPU runs the guest", self._info_kvm),
-            "migrate": _Entry("", "show migration status", self._info_migrate),
+            "kvm": _Entry(
+                "", "show whether the host's own CPU runs the guest", lambda _: f"kvm support: {enabled}\n"
+            ),
+            "migrate": _Entry(
+                "", "show migration status", lambda _: migration_report(migration.info().to_qmp())
+            ),
             "migrate_capabilities": _Entry(
                 "", "show current migration capabilities", self._info_capabilities
             ),
-            "migrate_parameters": _Entry("", "show current migration parameters", self._info_parameters),
-            "name": _Entry("", "show the current VM name", self._info_name),
+            "migrate_parameters": _Entry(
+                "", "show current migration parameters", lambda _: parameter_lines(migration.parameters())
+            ),
+            "name": _Entry("", "show the current VM name", lambda _: f"{name}\n" if name else ""),
             "network": _Entry("", "show what each network card has carried", self._info_network),
             "registers": _Entry("[-a]", "show the CPU registers (-a: of all CPUs)", self._info_registers),
             "stage2": _Entry("", "show statistics of stage 2 and the dirty log", self._info_stage2),
             "status": _Entry("", "show the current VM status", self._info_status),
-            "version": _Entry("", "show the version", self._info_version),
+            "version": _Entry(
+                "",
+                "show the version",
+                lambda _: f"{version['major']}.{version['minor']}.{version['micro']} {protocol.PACKAGE}\n",
+            ),
         }
 
     def execute(self, line: str, *, cpu: int | None = None, newline: str = "\n") -> str:
@@ -120,13 +142,14 @@ class HumanMonitor:
         found = _find(self._commands, name)
         if found is None:
             return f"unknown command: '{name[:80]}'\n"
+        key, entry = found
         try:
-            with self._control.command(waits=found[1].waits):
-                if found[1].waits:
-                    return found[1].run(rest.strip())
+            with self._control.command(waits=entry.waits):
+                if entry.waits:
+                    return entry.answer(key, rest.strip())
                 before, self.cpu = self.cpu, self.cpu if cpu is None else cpu
                 try:
-                    return found[1].run(rest.strip())
+                    return entry.answer(key, rest.strip())
                 finally:
                     if cpu is not None:
                         self.cpu = before
@@ -137,28 +160,16 @@ class HumanMonitor:
 
     # -- machine ---------------------------------------------------------------------------------------------
 
-    def _cont(self, rest: str) -> str:
+    def _cont(self, rest: str) -> None:
         force = rest == "-f"
         _no_more("" if force else rest, "cont|c")
         self._control.machine.cont(force=force)
-        return ""
 
-    def _stop(self, rest: str) -> str:
-        _no_more(rest, "stop|s")
-        self._control.machine.stop()
-        return ""
-
-    def _quit(self, rest: str) -> str:
-        _no_more(rest, "quit|q")
-        self._control.quit("host-qmp-quit")
-        return ""
-
-    def _set_cpu(self, rest: str) -> str:
+    def _set_cpu(self, rest: str) -> None:
         number = int(rest) if rest.isascii() and rest.isdigit() and len(rest) <= 9 else None
         if number is None or number >= self._control.machine.config.smp:
             raise UsageError(f"cpu: {rest[:40]!r} is not the index of a CPU")
         self.cpu = number
-        return ""
 
     def _xp(self, rest: str) -> str:
         try:
@@ -203,21 +214,12 @@ class HumanMonitor:
         info = self._control.migration.wait()
         return f"Error: {info.error}\n" if info.error else f"migration {info.status.value}\n"
 
-    def _resolve_doubt(self, rest: str) -> str:
-        return f"{self._control.migration.resolve_doubt(rest or None)}\n"
-
-    def _migrate_cancel(self, rest: str) -> str:
-        _no_more(rest, "migrate_cancel")
-        self._control.migration.cancel()
-        return ""
-
-    def _incoming(self, rest: str) -> str:
+    def _incoming(self, rest: str) -> None:
         if not rest:
             raise UsageError("migrate_incoming: string expected")
         self._control.start_incoming(rest)
-        return ""
 
-    def _set_capability(self, rest: str) -> str:
+    def _set_capability(self, rest: str) -> None:
         words = rest.split()
         if len(words) != 2:
             raise UsageError("migrate_set_capability: a capability and its state expected")
@@ -226,14 +228,12 @@ class HumanMonitor:
         if words[0] not in self._control.migration.capabilities():
             raise QmpError(f"invalid parameter value: {words[0][:80]}")
         self._control.migration.set_capabilities({words[0]: words[1] == "on"})
-        return ""
 
-    def _set_parameter(self, rest: str) -> str:
+    def _set_parameter(self, rest: str) -> None:
         name, _, text = rest.partition(" ")
         if not name:
             raise UsageError("migrate_set_parameter: string expected")
         self._control.migration.set_parameters({name: parse_parameter(name, text.strip())})
-        return ""
 
     # -- info ------------------------------------------------------------------------------------------------
 
@@ -244,40 +244,19 @@ class HumanMonitor:
         found = _find(self._infos, name)
         if found is None:
             return f"unknown command: 'info {name[:80]}'\n"
-        return found[1].run(arguments.strip())
+        return found[1].answer(found[0], arguments.strip())
 
-    def _info_cpus(self, rest: str) -> str:
-        _no_more(rest, "cpus")
+    def _info_cpus(self, _: str) -> str:
         return "".join(
             f"{'*' if cpu.index == self.cpu else ' '} CPU #{cpu.index}: thread_id={cpu.thread_id}\n"
             for cpu in self._control.machine.cpus()
         )
 
-    def _info_kvm(self, rest: str) -> str:
-        _no_more(rest, "kvm")
-        enabled = self._control.machine.config.accel == "kvm"
-        return f"kvm support: {'enabled' if enabled else 'disabled'}\n"
-
-    def _info_migrate(self, rest: str) -> str:
-        _no_more(rest, "migrate")
-        return migration_report(self._control.migration.info().to_qmp())
-
-    def _info_capabilities(self, rest: str) -> str:
-        _no_more(rest, "migrate_capabilities")
+    def _info_capabilities(self, _: str) -> str:
         states = self._control.migration.capabilities()
         return "".join(f"{name}: {'on' if state else 'off'}\n" for name, state in states.items())
 
-    def _info_parameters(self, rest: str) -> str:
-        _no_more(rest, "migrate_parameters")
-        return parameter_lines(self._control.migration.parameters())
-
-    def _info_name(self, rest: str) -> str:
-        _no_more(rest, "name")
-        name = self._control.machine.config.name
-        return f"{name}\n" if name else ""
-
-    def _info_network(self, rest: str) -> str:
-        _no_more(rest, "network")
+    def _info_network(self, _: str) -> str:
         cards = self._control.machine.network_counts()
         return "".join(
             f"{tap}: {', '.join(f'{name} {count}' for name, count in counts.items())}\n"
@@ -290,23 +269,16 @@ class HumanMonitor:
         cpus = range(self._control.machine.config.smp) if rest else [self.cpu]
         return "".join(f"\nCPU#{cpu}\n{self._control.machine.registers(cpu).rstrip()}\n" for cpu in cpus)
 
-    def _info_stage2(self, rest: str) -> str:
-        _no_more(rest, "stage2")
+    def _info_stage2(self, _: str) -> str:
         statistics = self._control.machine.statistics()
         width = max(map(len, statistics), default=0)
         return "".join(f"{name.replace('_', ' '):<{width}}  {value}\n" for name, value in statistics.items())
 
-    def _info_status(self, rest: str) -> str:
-        _no_more(rest, "status")
+    def _info_status(self, _: str) -> str:
         state = self._control.machine.run_state.value
         error = self._control.machine.error
         shown = state if state in ("running", "paused") else f"paused ({state})"
         return f"VM status: {shown}\n" + (f"{error}\n" if error else "")
-
-    def _info_version(self, rest: str) -> str:
-        _no_more(rest, "version")
-        version = protocol.QEMU_VERSION
-        return f"{version['major']}.{version['minor']}.{version['micro']} {protocol.PACKAGE}\n"
 
 
 def _find(entries: Mapping[str, _Entry], name: str) -> tuple[str, _Entry] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from sterna.host.socketpath import SocketPath
 from sterna.monitor import protocol
 from sterna.monitor.addresses import MonitorAddress, listen
-from sterna.monitor.session import NEGOTIATION_SECONDS, CommandTable, Session
+from sterna.monitor.session import NEGOTIATION_SECONDS, Execute, Session
 
 CLIENT_LIMIT = 64
 
@@ -40,8 +40,8 @@ class QmpServer:
     :param negotiation_seconds: as in `Session`
     """
 
-    def __init__(self, commands: CommandTable, negotiation_seconds: float = NEGOTIATION_SECONDS) -> None:
-        self._commands = commands
+    def __init__(self, execute: Execute, negotiation_seconds: float = NEGOTIATION_SECONDS) -> None:
+        self._execute = execute
         self._negotiation_seconds = negotiation_seconds
         # A thread for each client: a command that waits holds up its own client, and no other.
         self._executor = ThreadPoolExecutor(max_workers=CLIENT_LIMIT, thread_name_prefix="qmp")
@@ -84,7 +84,7 @@ class QmpServer:
         if not self._make_room():
             writer.transport.abort()
             return
-        session = Session(reader, writer, self._commands, self._executor, self._negotiation_seconds)
+        session = Session(reader, writer, self._execute, self._executor, self._negotiation_seconds)
         task = asyncio.current_task()
         assert task is not None
         self._sessions[session] = task

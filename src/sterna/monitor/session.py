@@ -5,8 +5,9 @@ is no JSON object, as HTTP's first line is not, ends there.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any
 
 from sterna.monitor import protocol
 from sterna.monitor.framing import FramingError, JsonFramer
@@ -21,15 +22,8 @@ NEGOTIATION_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 
 
-class CommandTable(Protocol):
-    """What a session can run."""
-
-    def execute(self, name: str, arguments: dict[str, Any]) -> Any:
-        """Run a command on the caller's thread.
-
-        :raise QmpError: When it is unknown, its arguments are wrong, or it fails.
-        """
-        ...
+Execute = Callable[[str, dict[str, Any]], Any]
+"""Runs a command by its name on the caller's thread, or raises `QmpError`."""
 
 
 class Session:
@@ -44,13 +38,13 @@ class Session:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        commands: CommandTable,
+        execute: Execute,
         executor: Executor,
         negotiation_seconds: float,
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._commands = commands
+        self._execute = execute
         self._executor = executor
         self._framer = JsonFramer()
         self.negotiated = False
@@ -111,7 +105,7 @@ class Session:
             request = protocol.parse_request(text)
             if request.has_id:
                 identified["id"] = request.id
-            reply = {"return": await self._execute(request)}
+            reply = {"return": await self._run(request)}
         except RequestError as error:
             go_on = self.negotiated or not isinstance(error, NoObjectError)
             reply = protocol.error_reply(error)
@@ -122,7 +116,7 @@ class Session:
         await self._send(reply | identified)
         return go_on
 
-    async def _execute(self, request: Request) -> Any:
+    async def _run(self, request: Request) -> Any:
         if request.execute == "qmp_capabilities":
             return self._negotiate(request.arguments)
         if not self.negotiated:
@@ -132,7 +126,7 @@ class Session:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                self._executor, self._commands.execute, request.execute, request.arguments
+                self._executor, self._execute, request.execute, request.arguments
             )
         except QmpError:
             raise
