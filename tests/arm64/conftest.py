@@ -9,9 +9,9 @@ import pytest
 
 from sterna.testbed.armhost import emulator, image
 from sterna.testbed.armhost.emulator import Settings
-from sterna.testbed.armhost.image import Image
 from sterna.testbed.armhost.recipe import recipe_for
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.debian.cache import Image
+from sterna.testbed.errors import ImageError
 
 TREE = Path(__file__).parent.parent.parent
 _TIMEOUT_S = 600

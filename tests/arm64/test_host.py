@@ -8,7 +8,7 @@ from tests.arm64.conftest import TREE
 from sterna import __version__
 from sterna.testbed.armhost import emulator
 from sterna.testbed.armhost.emulator import Settings
-from sterna.testbed.armhost.errors import ArmHostError
+from sterna.testbed.errors import ImageError
 
 pytestmark = [pytest.mark.arm64host, pytest.mark.qemu]
 
@@ -35,7 +35,7 @@ def test_what_is_installed_runs_without_its_checkout(arm64_image) -> None:
 
 
 def test_a_host_that_takes_too_long_is_ended(arm64_image) -> None:
-    with pytest.raises(ArmHostError, match="not done after"):
+    with pytest.raises(ImageError, match="not done after"):
         emulator.run(
             *(arm64_image.kernel, arm64_image.initramfs, ["sleep", "1000"]),
             settings=Settings(),
@@ -49,7 +49,7 @@ def test_a_host_that_takes_too_long_is_ended(arm64_image) -> None:
 def test_a_kernel_that_cannot_go_on_is_an_error_with_its_last_words(arm64_image, tmp_path) -> None:
     empty = tmp_path / "initramfs"
     empty.write_bytes(b"")
-    with pytest.raises(ArmHostError, match=r"(?s)the host ended before.*Unable to mount root fs"):
+    with pytest.raises(ImageError, match=r"(?s)the host ended before.*Unable to mount root fs"):
         emulator.run(
             *(arm64_image.kernel, empty, ["true"]),
             settings=Settings(),

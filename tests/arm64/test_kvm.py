@@ -9,9 +9,9 @@ import pytest
 from tests.arm64.conftest import TREE, Run
 
 from sterna.testbed.armhost import image
-from sterna.testbed.armhost.image import Image
 from sterna.testbed.armhost.recipe import recipe_for
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.debian.cache import Image
+from sterna.testbed.errors import ImageError
 
 pytestmark = [pytest.mark.arm64host, pytest.mark.qemu, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from sterna.launch.process import Vm
 from sterna.testbed.armhost import image
 from sterna.testbed.checks import Verdict
 from sterna.testbed.checks.finding import Finding
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 from sterna.testbed.runner import Outcome, Result
 
 TITLE = "\x1b]0;title\x07\x9b2J\nsecond"

@@ -7,7 +7,7 @@ import pytest
 
 from sterna.testbed.debian import apt
 from sterna.testbed.debian.apt import Apt
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 APT = """#!/bin/sh
 case "$*" in

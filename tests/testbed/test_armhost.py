@@ -21,15 +21,14 @@ from tests.ports import held_port
 from sterna.cli.errors import ExitCode
 from sterna.testbed.armhost import image
 from sterna.testbed.armhost.emulator import PROGRAM, _write_job
-from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.packages import Packages
 from sterna.testbed.armhost.recipe import KERNELS, Recipe, recipe_for
 from sterna.testbed.debian import cpio
 from sterna.testbed.debian.apt import Apt
 from sterna.testbed.debian.cache import Cache, digest_of
 from sterna.testbed.debian.cpio import Entry
-from sterna.testbed.debian.errors import ImageError
 from sterna.testbed.debian.kernelmodules import load_order
+from sterna.testbed.errors import ImageError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -93,7 +92,7 @@ def test_the_host_has_what_sterna_needs_but_for_emulation(tmp_path: Path) -> Non
     assert {"click", "numpy", "pytest", "xxhash", "backports.zstd"} <= names
     assert not names & {"numba", "unicorn", "ziglang"}
     assert not [text for text in packages if ";" in text]
-    with pytest.raises(ArmHostError, match="no checkout of sterna"):
+    with pytest.raises(ImageError, match="no checkout of sterna"):
         recipe_for(tmp_path)
 
 
@@ -106,7 +105,7 @@ def test_an_image_that_is_there_needs_no_network(tmp_path: Path, monkeypatch: py
     pointer.write_text(folder.name)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert image.obtain(Recipe(())).packages == ["python3_1_arm64.deb"]
-    with pytest.raises(ArmHostError, match="qemu-system-aarch64 is missing: apt install qemu-system-arm"):
+    with pytest.raises(ImageError, match="qemu-system-aarch64 is missing: apt install qemu-system-arm"):
         image.obtain(Recipe(()), update=True)
 
 

@@ -20,8 +20,7 @@ from sterna.launch.errors import Unsupported, VmError
 from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.checks.network import PingCheck
 from sterna.testbed.debian.cpio import Entry
-from sterna.testbed.debian.errors import ImageError
-from sterna.testbed.errors import BedError
+from sterna.testbed.errors import BedError, ImageError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kind import KindOptions
 from sterna.testbed.kinds import qemu_linux
@@ -29,7 +28,7 @@ from sterna.testbed.kinds.qemu_linux import QemuLinuxKind, copy_sparse
 from sterna.testbed.linuxguest import image
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.guest import LinuxGuest
-from sterna.testbed.linuxguest.image import Image
+from sterna.testbed.linuxguest.image import LinuxImage
 from sterna.testbed.linuxguest.keys import make_keys, to_dropbear
 from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import LoopbackNetwork
@@ -223,7 +222,7 @@ def test_a_guest_that_does_not_boot_shows_its_console(
         (folder / name).write_bytes((linux.image.folder / name).read_bytes())
     (folder / image.ROOT).write_bytes(bytes(1 << 20))  # no file system
     broken = QemuLinuxKind()
-    broken._image = Image(folder, linux.image.keys)
+    broken._image = LinuxImage(folder, linux.image.keys)
     with Bed(broken, 0) as bed:
         vm = bed.source(GUEST)
         with pytest.raises(VmError, match=r"its console's last lines:\n(?s:.*)/dev/vda cannot be mounted"):

@@ -14,7 +14,7 @@ from sterna.host.printable import printable
 
 if TYPE_CHECKING:
     from sterna.testbed.armhost.emulator import Forward, Settings
-    from sterna.testbed.armhost.image import Image
+    from sterna.testbed.debian.cache import Image
 
 _FORWARD = re.compile(r"(?P<here>\d{1,5}):(?P<there>\d{1,5})", re.ASCII)
 _MAX_PORT = 65535
@@ -78,7 +78,7 @@ def host(
     from sterna.testbed.armhost import image
     from sterna.testbed.armhost.emulator import Settings
     from sterna.testbed.armhost.recipe import recipe_for
-    from sterna.testbed.debian.errors import ImageError
+    from sterna.testbed.errors import ImageError
 
     if not words and not sys.stdin.isatty():
         raise UsageError("no COMMAND given, and no terminal for a shell")
@@ -110,16 +110,14 @@ def _run(
 ) -> int:
     from sterna.testbed.armhost import emulator
 
-    if not words:
-        return emulator.run_on_terminal(built.kernel, built.initramfs, ["sh"], settings=settings, tree=tree)
     return emulator.run(
         built.kernel,
         built.initramfs,
-        words,
+        words or ["sh"],
         settings=settings,
         tree=tree,
-        out=sys.stdout.buffer,
-        err=sys.stderr.buffer,
+        out=sys.stdout.buffer if words else None,
+        err=sys.stderr.buffer if words else None,
         timeout_s=timeout,
     )
 

@@ -15,10 +15,10 @@ from py_compile import PycInvalidationMode
 
 from sterna.host.limits import usable_cpus
 from sterna.testbed.armhost import emulator
-from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.debian.deb import Tree
+from sterna.testbed.errors import ImageError
 
 _TIMEOUT_S = 600
 _MODULE = re.compile(r"usr/lib/python3.*\.py$")
@@ -58,7 +58,7 @@ def compiled_there(kernel: Path, initramfs: Path) -> Tree:
 
     :param kernel: boots the file system
     :param initramfs: the file system as it is
-    :raise ArmHostError: When Python does not run in the host.
+    :raise ImageError: When Python does not run in the host.
     """
     out, err = io.BytesIO(), io.BytesIO()
     code = emulator.run(
@@ -73,7 +73,7 @@ def compiled_there(kernel: Path, initramfs: Path) -> Tree:
     )
     if code:
         complaint = err.getvalue().decode(errors="replace").strip()
-        raise ArmHostError(f"Python does not work inside the host\n{complaint}")
+        raise ImageError(f"Python does not work inside the host\n{complaint}")
     out.seek(0)
     found: Tree = {}
     with tarfile.open(fileobj=out) as archive:

@@ -6,7 +6,6 @@ import os
 import selectors
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import tarfile
@@ -18,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from sterna.host.closing import Closing
 from sterna.launch.process import die_with_parent
-from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.armhost.recipe import PYTHON_VERSION, is_package
+from sterna.testbed.errors import ImageError
 
 PROGRAM = "qemu-system-aarch64"
 CPUS = {"cortex-a57": "cortex-a57", "max": "max,pauth-impdef=on,sve=off"}
@@ -68,11 +68,11 @@ class Settings:
 def require_qemu() -> str:
     """The emulator's path.
 
-    :raise ArmHostError: When it is not installed.
+    :raise ImageError: When it is not installed.
     """
     path = shutil.which(PROGRAM)
     if path is None:
-        raise ArmHostError(f"{PROGRAM} is missing: apt install qemu-system-arm")
+        raise ImageError(f"{PROGRAM} is missing: apt install qemu-system-arm")
     return path
 
 
@@ -83,38 +83,31 @@ def run(
     *,
     settings: Settings,
     tree: Path | None,
-    out: BinaryIO,
-    err: BinaryIO,
-    timeout_s: float | None,
+    out: BinaryIO | None,
+    err: BinaryIO | None,
+    timeout_s: float | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Boot the host, run `command` in a copy of `tree`, and return its exit code.
 
-    :param out: gets what the command writes to its standard output, as it comes
+    :param out: gets what the command writes to its standard output, as it comes; None: `command` has this process's terminal,
+        and reads from it as well, for as long as it likes
     :param err: the same for its standard error
     :param timeout_s: how long all of that may take
     :param check: called now and then; what it raises ends the host
-    :raise ArmHostError: When QEMU is missing, the host breaks, or time is up.
+    :raise ImageError: When QEMU is missing, the host breaks, or time is up.
     """
-    with _Host(kernel, initramfs, command, settings, tree) as host:
-        host.copy_output({"out": out, "err": err}, timeout_s, check)
+    sinks = {name: sink for name, sink in (("out", out), ("err", err)) if sink is not None}
+    with _Host(kernel, initramfs, command, settings, tree, sinks) as host:
+        host.copy_output(timeout_s, check)
         return host.exit_code()
 
 
-def run_on_terminal(
-    kernel: Path, initramfs: Path, command: Sequence[str], *, settings: Settings, tree: Path | None
-) -> int:
-    """As `run`, on this process's terminal: `command` reads from it as well.
+class _Host(Closing):
+    """One boot of the emulated host.
 
-    :raise ArmHostError: When QEMU is missing or the host breaks.
+    :param sinks: what takes each output of the command; none: it has this process's terminal
     """
-    with _Host(kernel, initramfs, command, settings, tree, terminal=True) as host:
-        host.wait()
-        return host.exit_code()
-
-
-class _Host:
-    """One boot of the emulated host."""
 
     def __init__(
         self,
@@ -123,66 +116,59 @@ class _Host:
         command: Sequence[str],
         settings: Settings,
         tree: Path | None,
-        *,
-        terminal: bool = False,
+        sinks: Mapping[str, BinaryIO],
     ) -> None:
         qemu = require_qemu()
+        self._sinks = sinks
         with contextlib.ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-armhost-")))
             _write_job(self._directory / "job.tar", command, tree)
             (self._directory / "status").touch()
             self._streams: dict[str, socket.socket] = {}
             passed: dict[str, socket.socket] = {}
-            for name in () if terminal else ("out", "err"):
+            for name in sinks:
                 ours, theirs = socket.socketpair()
                 self._streams[name] = stack.enter_context(ours)
                 passed[name] = stack.enter_context(theirs)
-            if terminal:
+            if not sinks:
                 # QEMU takes it over, and cannot give it back when it is killed.
                 stack.callback(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0))
             self._errors = stack.enter_context(tempfile.TemporaryFile())
+            standard = subprocess.DEVNULL if sinks else None
             try:
                 self._process = subprocess.Popen(
                     [
                         *(qemu, *_machine(settings), "-kernel", str(kernel), "-initrd", str(initramfs)),
                         *_files(self._directory),
-                        *(_terminal() if terminal else _ports(passed)),
+                        *(_ports(passed) if sinks else _terminal()),
                     ],
                     pass_fds=[theirs.fileno() for theirs in passed.values()],
-                    stdin=None if terminal else subprocess.DEVNULL,
-                    stdout=None if terminal else subprocess.DEVNULL,
+                    stdin=standard,
+                    stdout=standard,
                     stderr=self._errors,
                     preexec_fn=die_with_parent,
                 )
             except OSError as error:
-                raise ArmHostError(f"cannot start {qemu}: {error.strerror}") from error
-            stack.callback(self._end)
+                raise ImageError(f"cannot start {qemu}: {error.strerror}") from error
+            stack.callback(self._process.wait)
+            stack.callback(self._process.kill)
             for theirs in passed.values():
                 theirs.close()
             self._resources = stack.pop_all()
 
-    def __enter__(self) -> "_Host":
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
+    def close(self) -> None:
         self._resources.close()
 
-    def wait(self) -> None:
-        """Wait until the host has switched itself off."""
-        self._process.wait()
-
-    def copy_output(
-        self, sinks: dict[str, BinaryIO], timeout_s: float | None, check: Callable[[], None]
-    ) -> None:
+    def copy_output(self, timeout_s: float | None, check: Callable[[], None]) -> None:
         """Hand on what the command writes until the host has switched itself off."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             for name, stream in self._streams.items():
-                selector.register(stream, selectors.EVENT_READ, sinks[name])
+                selector.register(stream, selectors.EVENT_READ, self._sinks[name])
             while selector.get_map():
                 check()
                 if deadline is not None and time.monotonic() > deadline:
-                    raise ArmHostError(f"the host was not done after {timeout_s:g} s\n{self._kernel_log()}")
+                    raise ImageError(f"the host was not done after {timeout_s:g} s\n{self._kernel_log()}")
                 for key, _events in selector.select(0.2):
                     assert isinstance(key.fileobj, socket.socket)
                     data = key.fileobj.recv(_READ_BYTES)
@@ -196,14 +182,14 @@ class _Host:
     def exit_code(self) -> int:
         """The command's exit code.
 
-        :raise ArmHostError: When the host ended without telling it.
+        :raise ImageError: When the host ended without telling it.
         """
         said = (self._directory / "status").read_text().strip()
         if said.isdecimal():
             return int(said)
         self._errors.seek(0)
         complaint = self._errors.read().decode(errors="replace").strip()
-        raise ArmHostError(complaint or f"the host ended before the command did\n{self._kernel_log()}")
+        raise ImageError(complaint or f"the host ended before the command did\n{self._kernel_log()}")
 
     def _kernel_log(self) -> str:
         try:
@@ -211,11 +197,6 @@ class _Host:
         except OSError:
             return "it printed nothing"
         return "\n".join(["the kernel printed last:", *lines[-_KERNEL_LOG_LINES:]])
-
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
 
 
 def _machine(settings: Settings) -> list[str]:

@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import sterna.testbed.debian as debian
@@ -11,10 +10,9 @@ from sterna.testbed.armhost import bytecode, emulator, rootfs
 from sterna.testbed.armhost.packages import fetch, fetch_kernel
 from sterna.testbed.armhost.recipe import EPOCH, Recipe
 from sterna.testbed.debian import cpio
-from sterna.testbed.debian.cache import Cache, digest_of, packages_of
+from sterna.testbed.debian.cache import INITRAMFS, KERNEL, Cache, Image, digest_of, packages_of
 from sterna.testbed.debian.deb import Tree
 
-_KERNEL, _INITRAMFS = "kernel", "initramfs"
 _DOWNLOADS = "packages"
 _OWN_MAKERS = ("bytecode.py", "init.sh", "recipe.py", "rootfs.py", "warmup.py")
 _MAKERS = (
@@ -24,31 +22,6 @@ _MAKERS = (
 
 Progress = Callable[[str], None]
 """Told what is being done now, in a few words."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """A built host.
-
-    :ivar folder: holds the kernel, the initramfs and the manifest
-    """
-
-    folder: Path
-
-    @property
-    def kernel(self) -> Path:
-        """The kernel, as QEMU loads it."""
-        return self.folder / _KERNEL
-
-    @property
-    def initramfs(self) -> Path:
-        """The root file system."""
-        return self.folder / _INITRAMFS
-
-    @property
-    def packages(self) -> list[str]:
-        """File names of the packages in it."""
-        return packages_of(self.folder)
 
 
 def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda _text: None) -> Image:
@@ -71,7 +44,7 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
 
         def build(draft: Path) -> None:
             progress("adding the kernel")
-            _assemble(draft, kernel, root / _INITRAMFS)
+            _assemble(draft, kernel, root / INITRAMFS)
 
         return Image(cache.store(pointer, digest, sorted([kernel.name, *packages_of(root)]), build))
 
@@ -96,8 +69,8 @@ def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progr
                 host = Path(temporary)
                 _write_initramfs(host / "root", tree)
                 _assemble(host, kernel, host / "root")
-                tree |= bytecode.compiled_there(host / _KERNEL, host / _INITRAMFS)
-        _write_initramfs(draft / _INITRAMFS, tree)
+                tree |= bytecode.compiled_there(host / KERNEL, host / INITRAMFS)
+        _write_initramfs(draft / INITRAMFS, tree)
 
     return cache.store(pointer, digest, packages.names, build)
 
@@ -105,9 +78,9 @@ def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progr
 def _assemble(folder: Path, kernel: Path, root: Path) -> None:
     """An image's files: an initramfs may be several archives, one after the other."""
     image, files = rootfs.kernel(kernel)
-    (folder / _KERNEL).write_bytes(image)
-    shutil.copyfile(root, folder / _INITRAMFS)
-    with (folder / _INITRAMFS).open("ab") as file:
+    (folder / KERNEL).write_bytes(image)
+    shutil.copyfile(root, folder / INITRAMFS)
+    with (folder / INITRAMFS).open("ab") as file:
         cpio.write(file, files, EPOCH)
 
 

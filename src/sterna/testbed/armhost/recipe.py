@@ -6,8 +6,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sterna.testbed.armhost.errors import ArmHostError
 from sterna.testbed.debian.apt import SUITE
+from sterna.testbed.errors import ImageError
 
 PYTHON_VERSION = "3.11"
 """The suite's."""
@@ -71,7 +71,7 @@ def recipe_for(tree: Path, kernel: str = "stable") -> Recipe:
     """A host for sterna, tests included: with the Python packages that its pyproject.toml names.
 
     :param tree: a checkout, or the folder of the package where that was installed without one
-    :raise ArmHostError: When the folder is neither.
+    :raise ImageError: When the folder is neither.
     """
     # Conditions are left out: they speak of the Python that runs this, and pip would ask it.
     wanted = {_plain(text.partition(";")[0]) for text in _requirements(tree)}
@@ -86,7 +86,7 @@ def _requirements(tree: Path) -> list[str]:
         try:
             found = importlib.metadata.requires(tree.name) or []
         except importlib.metadata.PackageNotFoundError as error:
-            raise ArmHostError(
+            raise ImageError(
                 f"{tree} is neither in a checkout of sterna nor installed: give a checkout with --tree"
             ) from error
         return [text for text in found if "extra ==" not in text or _DEV.search(text)]
@@ -94,7 +94,7 @@ def _requirements(tree: Path) -> list[str]:
         project = tomllib.loads(path.read_text())["project"]
         return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     except (OSError, KeyError, ValueError) as error:
-        raise ArmHostError(f"{tree} is no checkout of sterna: {path.name}: {error}") from error
+        raise ImageError(f"{tree} is no checkout of sterna: {path.name}: {error}") from error
 
 
 def is_package(tree: Path) -> bool:

@@ -1,7 +1,6 @@
 """The host's root file system, what Debian packages and wheels hold, less what nothing there reads; and its kernel."""
 
 import re
-import stat
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
@@ -10,7 +9,7 @@ from pathlib import Path
 from sterna.testbed.armhost.packages import Packages
 from sterna.testbed.armhost.recipe import KERNEL_MODULES
 from sterna.testbed.debian.cpio import Entry
-from sterna.testbed.debian.deb import MERGED, Tree, kernel_of, unpack
+from sterna.testbed.debian.deb import Tree, kernel_of, system_files, unpack
 from sterna.testbed.debian.kernelmodules import load_order
 
 SITE = "usr/lib/python3/dist-packages"
@@ -32,12 +31,8 @@ def build(packages: Packages) -> Tree:
         tree.update((path, entry) for path, entry in unpack(deb) if not _UNREAD.match(path))
     for wheel in packages.wheels:
         tree.update((path, entry) for path, entry in _unpack_wheel(wheel) if not _UNREAD.match(path))
-    tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
-    tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", "root")}
-    tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
+    tree |= system_files("root")
     tree["usr/bin/sh"] = Entry.link("busybox")
-    tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
-    tree["etc/group"] = Entry.file(b"root:x:0:\n")
     tree["etc/hosts"] = Entry.file(b"127.0.0.1 localhost armhost\n10.0.2.2 outside\n")
     init = resources.files("sterna.testbed.armhost").joinpath("init.sh").read_bytes()
     tree["init"] = Entry.file(init, 0o755)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 SUITE = "bookworm"
 _MIRROR = "STERNA_DEBIAN_MIRROR"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.host.filelock import lock
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
-MANIFEST = "manifest.json"
+KERNEL, INITRAMFS, MANIFEST = "kernel", "initramfs", "manifest.json"
 _KEPT = 4
 
 
@@ -27,6 +27,31 @@ def digest_of(recipe: object, makers: Iterable[Path]) -> str:
     for path in makers:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image.
+
+    :ivar folder: holds the kernel, the initramfs and the manifest
+    """
+
+    folder: Path
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel, as QEMU loads it."""
+        return self.folder / KERNEL
+
+    @property
+    def initramfs(self) -> Path:
+        """What the kernel starts with."""
+        return self.folder / INITRAMFS
+
+    @property
+    def packages(self) -> list[str]:
+        """File names of the packages in it."""
+        return packages_of(self.folder)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 import io
 import lzma
 import posixpath
+import stat
 import subprocess
 import tarfile
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sterna.testbed.debian.cpio import Entry
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 Tree = dict[str, Entry]
 """Files by their path, without a leading slash."""
@@ -17,7 +19,7 @@ Tree = dict[str, Entry]
 MERGED = ("bin/", "sbin/", "lib/")
 """Folders that are links into /usr since Debian 12; some packages still have files there."""
 
-_XZ = ".xz"
+_XZ_MAGIC = b"\xfd7zXZ\0"
 
 
 def unpack(path: Path) -> Iterator[tuple[str, Entry]]:
@@ -51,28 +53,29 @@ def kernel_of(path: Path) -> tuple[bytes, Mapping[str, bytes]]:
     kernels = [name for name in files if name.startswith("boot/vmlinuz")]
     if not kernels:
         raise ImageError(f"{path.name} holds no boot/vmlinuz")
-    return files[kernels[0]].content, _Modules(files)
+    modules = {name: entry.content for name, entry in files.items() if name.endswith((".ko", ".ko.xz"))}
+    return files[kernels[0]].content, _Modules({name.removesuffix(".xz"): modules[name] for name in modules})
 
 
-class _Modules(Mapping[str, bytes]):
+class _Modules(UserDict[str, bytes]):
     """Each is decompressed when it is asked for: of the thousands in a package few are."""
 
-    def __init__(self, files: Mapping[str, Entry]) -> None:
-        self._files = {
-            path.removesuffix(_XZ): (entry.content, path.endswith(_XZ))
-            for path, entry in files.items()
-            if path.endswith((".ko", f".ko{_XZ}"))
-        }
-
     def __getitem__(self, path: str) -> bytes:
-        content, compressed = self._files[path]
-        return lzma.decompress(content) if compressed else content
+        content = super().__getitem__(path)
+        return lzma.decompress(content) if content.startswith(_XZ_MAGIC) else content
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
 
-    def __len__(self) -> int:
-        return len(self._files)
+def system_files(*folders: str) -> Tree:
+    """What each root file system has, whatever else is in it.
+
+    :param folders: empty ones that it has besides
+    """
+    tree = {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
+    tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", *folders)}
+    tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
+    tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
+    tree["etc/group"] = Entry.file(b"root:x:0:\n")
+    return tree
 
 
 def _merge(path: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from elftools.elf.elffile import ELFFile
 
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 
 def load_order(modules: Mapping[str, bytes], wanted: Sequence[str]) -> list[str]:

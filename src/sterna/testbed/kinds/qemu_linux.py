@@ -15,11 +15,12 @@ from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.machine.config import MachineConfig
+from sterna.testbed.debian.cache import INITRAMFS, KERNEL
 from sterna.testbed.errors import BedError, ScenarioError
 from sterna.testbed.guest import Guest
 from sterna.testbed.kinds.qemu import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest, Seat, SeatedVm
-from sterna.testbed.linuxguest.image import INITRAMFS, KERNEL, Image, obtain
+from sterna.testbed.linuxguest.image import LinuxImage, obtain
 from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.nfs import NfsServer, check_tools
@@ -45,7 +46,7 @@ class _Store:
     seats: dict[str, Seat] = field(default_factory=dict)
     disks: int = 0
 
-    def new_disk(self, image: Image) -> str:
+    def new_disk(self, image: LinuxImage) -> str:
         self.disks += 1
         name = f"root-{self.disks}.ext4"
         copy_sparse(image.root, self.directory / name)
@@ -68,7 +69,7 @@ class QemuLinuxKind(QemuKind):
     connected = True
     warm_up_seconds = 600.0
 
-    _image: Image | None = None
+    _image: LinuxImage | None = None
     _store: _Store | None = None
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
@@ -79,7 +80,7 @@ class QemuLinuxKind(QemuKind):
         self._image = obtain(Recipe(), progress=say)
 
     @property
-    def image(self) -> Image:
+    def image(self) -> LinuxImage:
         """What guests are made of, once `check` found all well."""
         assert self._image is not None
         return self._image

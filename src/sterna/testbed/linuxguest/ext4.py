@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sterna.testbed.debian.apt import run
 from sterna.testbed.debian.deb import Tree
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 _ID = "c5a1f7d6-53b2-4e4a-9c62-0f2e8d5b7a01"
 _HASH_SEED = "c5a1f7d6-53b2-4e4a-9c62-0f2e8d5b7a02"

@@ -13,11 +13,11 @@ import sterna.testbed.debian as debian
 from sterna.guests.catalog import LINUX, LINUX_PROGRAMS, find
 from sterna.testbed.debian import cpio
 from sterna.testbed.debian.apt import Apt
-from sterna.testbed.debian.cache import Cache, digest_of, packages_of
+from sterna.testbed.debian.cache import INITRAMFS, KERNEL, Cache, Image, digest_of
 from sterna.testbed.debian.cpio import Entry
-from sterna.testbed.debian.deb import MERGED, Tree, kernel_of, unpack
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.debian.deb import Tree, kernel_of, system_files, unpack
 from sterna.testbed.debian.kernelmodules import load_order
+from sterna.testbed.errors import ImageError
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.keys import Keys, make_keys
 from sterna.testbed.linuxguest.recipe import (
@@ -31,7 +31,7 @@ from sterna.testbed.linuxguest.recipe import (
     Recipe,
 )
 
-KERNEL, INITRAMFS, ROOT = "kernel", "initramfs", "root.ext4"
+ROOT = "root.ext4"
 _BUSYBOX = "usr/bin/busybox"
 _APPLETS = (
     *(
@@ -53,40 +53,23 @@ _APPLETS = (
 
 
 @dataclass(frozen=True)
-class Image:
-    """A built guest.
+class LinuxImage(Image):
+    """A built guest, whose initramfs mounts the root file system.
 
-    :ivar folder: holds kernel, initramfs, root file system and manifest
     :ivar keys: of ssh
     """
 
-    folder: Path
     keys: Keys
-
-    @property
-    def kernel(self) -> Path:
-        """As QEMU loads it."""
-        return self.folder / KERNEL
-
-    @property
-    def initramfs(self) -> Path:
-        """Mounts the root file system."""
-        return self.folder / INITRAMFS
 
     @property
     def root(self) -> Path:
         """The root file system; guests write to copies of it."""
         return self.folder / ROOT
 
-    @property
-    def packages(self) -> list[str]:
-        """File names of the packages in it."""
-        return packages_of(self.folder)
-
 
 def obtain(
     recipe: Recipe, *, update: bool = False, progress: Callable[[str], None] = lambda text: None
-) -> Image:
+) -> LinuxImage:
     """The image for a recipe, built if there is none, or if `update` asks for today's packages.
 
     :raise ImageError: When it cannot be built.
@@ -96,10 +79,10 @@ def obtain(
     digest = digest_of(recipe, _makers())
     pointer = f"{ARCHITECTURE}-{digest}"
     if not update and (folder := cache.find(pointer)):
-        return Image(folder, keys)
+        return LinuxImage(folder, keys)
     with cache.locked(progress):
         if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
-            return Image(folder, keys)
+            return LinuxImage(folder, keys)
         progress("fetching the guest's packages (once)")
         apt = Apt(cache.folder / "packages", ARCHITECTURE)
         kernel = apt.kernel(KERNEL_PACKAGE)
@@ -113,7 +96,7 @@ def obtain(
             [*names, keys.host_public],
             lambda draft: build(draft, recipe, kernel, debs, keys),
         )
-        return Image(folder, keys)
+        return LinuxImage(folder, keys)
 
 
 def build(draft: Path, recipe: Recipe, kernel: Path, debs: tuple[Path, ...], keys: Keys) -> None:
@@ -145,17 +128,12 @@ def _initramfs(busybox: Entry, modules: Mapping[str, bytes]) -> Tree:
 
 
 def _root(files: Tree, keys: Keys) -> Tree:
-    tree = dict(files)
-    tree |= {name.rstrip("/"): Entry.link(f"usr/{name.rstrip('/')}") for name in MERGED}
-    tree |= {name: Entry(stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "run", "var/log")}
+    tree = files | system_files("var/log")
     tree["root"] = tree["root/.ssh"] = Entry(stat.S_IFDIR | 0o700)
-    tree["tmp"] = Entry(stat.S_IFDIR | 0o1777)
     tree |= {f"usr/bin/{name}": Entry.link("busybox") for name in _APPLETS}
     for program in LINUX_PROGRAMS:
         tree[f"usr/bin/sterna/{program}"] = Entry.file(find(program, LINUX).read_bytes(), 0o755)
     tree["usr/sbin/sterna-init"] = Entry.file(_own("root.sh"), 0o755)
-    tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
-    tree["etc/group"] = Entry.file(b"root:x:0:\n")
     tree["etc/dropbear/host_key"] = Entry.file(keys.host_for_dropbear(), 0o600)
     tree["root/.ssh/authorized_keys"] = Entry.file(f"{keys.client_public}\n".encode(), 0o600)
     return tree

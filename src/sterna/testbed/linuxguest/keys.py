@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.testbed.debian.apt import run
-from sterna.testbed.debian.errors import ImageError
+from sterna.testbed.errors import ImageError
 
 HOST, CLIENT = "host_key", "client_key"
 
