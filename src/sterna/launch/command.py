@@ -31,18 +31,7 @@ def sterna_arguments(
         line += ["--nic", f"tap,{tap},mac={_mac(nic.mac)}"]
     for name in config.devices:
         line += ["--device", name]
-    if config.uuid is not None:
-        line += ["--uuid", str(config.uuid)]
-    if config.preallocated:
-        line.append("--mem-prealloc")
-    line += extra
-    if incoming is not None:
-        line += ["--incoming", incoming]
-    elif config.kernel is not None:
-        line += ["--kernel", config.kernel, "--append", config.append]
-    if config.paused:
-        line.append("--paused")
-    return [*line, "--serial", serial] if serial else line
+    return [*line, *_alike("--", "paused", config, incoming, serial, extra)]
 
 
 def qemu_arguments(
@@ -72,18 +61,22 @@ def qemu_arguments(
         # The guest programs know virtio 1, not what came before.
         line += ["-global", "virtio-mmio.force-legacy=false"]
     line += ["-m", f"{config.memory_bytes >> 10}K"]
-    if config.uuid is not None:
-        line += ["-uuid", str(config.uuid)]
-    if config.preallocated:
-        line.append("-mem-prealloc")
+    return [*line, *_alike("-", "S", config, incoming, serial, extra)]
+
+
+def _alike(
+    dash: str, paused: str, config: MachineConfig, incoming: str | None, serial: str, extra: Sequence[str]
+) -> list[str]:
+    """What both have the same words for."""
+    line = [] if config.uuid is None else [f"{dash}uuid", str(config.uuid)]
+    line += [f"{dash}mem-prealloc"] if config.preallocated else []
     line += extra
     if incoming is not None:
-        line += ["-incoming", incoming]
+        line += [f"{dash}incoming", incoming]
     elif config.kernel is not None:
-        line += ["-kernel", config.kernel, "-append", config.append]
-    if config.paused:
-        line.append("-S")
-    return [*line, "-serial", serial] if serial else line
+        line += [f"{dash}kernel", config.kernel, f"{dash}append", config.append]
+    line += [f"{dash}{paused}"] if config.paused else []
+    return [*line, f"{dash}serial", serial] if serial else line
 
 
 def _mac(mac: bytes | None) -> str:

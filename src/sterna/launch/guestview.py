@@ -1,6 +1,6 @@
 """What a guest program's status page tells on either side of a migration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,22 +82,22 @@ def _works(status: Status) -> bool:
     """Whether the program has written all its pages once and works at its steady pace."""
     if status.state is not GuestState.RUNNING or status.cpus == 0:
         return False
-    done: Callable[[int], bool]
-    if status.program is ProgramId.DIRTYRAM:
-        done = lambda cpu: status.word(cpu, DirtyramWord.PASSES) > 0  # noqa: E731
-    elif status.program is ProgramId.NET:
-        done = lambda cpu: (  # noqa: E731
-            int(status.cpu(cpu)["steps"]) > 0
-            and (status.word(cpu, DirtyramWord.PASSES) > 0 or not status.word(cpu, DirtyramWord.PAGES))
-        )
-    elif status.program is ProgramId.RANDOM:
-        done = lambda cpu: (  # noqa: E731
-            status.word(cpu, RandomWord.STEPS) > 0
-            and status.word(cpu, RandomWord.READY) >= status.word(cpu, RandomWord.PAGES)
-        )
-    else:
-        done = lambda cpu: cpu > 0 or status.word(cpu, ClockWord.SEQUENCE) > 0  # noqa: E731
-    return all(done(cpu) for cpu in range(status.cpus))
+    works = _WORKS[status.program]
+    return all(works(status, cpu) for cpu in range(status.cpus))
+
+
+_WORKS: Mapping[ProgramId, Callable[[Status, int], bool]] = {
+    ProgramId.DIRTYRAM: lambda status, cpu: status.word(cpu, DirtyramWord.PASSES) > 0,
+    ProgramId.NET: lambda status, cpu: (
+        int(status.cpu(cpu)["steps"]) > 0
+        and (status.word(cpu, DirtyramWord.PASSES) > 0 or not status.word(cpu, DirtyramWord.PAGES))
+    ),
+    ProgramId.RANDOM: lambda status, cpu: (
+        status.word(cpu, RandomWord.STEPS) > 0
+        and status.word(cpu, RandomWord.READY) >= status.word(cpu, RandomWord.PAGES)
+    ),
+    ProgramId.CLOCK: lambda status, cpu: cpu > 0 or status.word(cpu, ClockWord.SEQUENCE) > 0,
+}
 
 
 def runs_beyond(before: Status, now: Status) -> bool:

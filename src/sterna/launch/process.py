@@ -1,7 +1,6 @@
 """A VM in a process of its own on one of the hosts, driven by QMP. The process ends with ours."""
 
 import ctypes
-import io
 import logging
 import os
 import shlex
@@ -11,9 +10,11 @@ import subprocess
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from io import BufferedReader
+from typing import Any
 
 from sterna.host import logs
 from sterna.host.closing import Closing
@@ -104,13 +105,8 @@ class Vm(Closing):
             env=self._environment(),
             # Ctrl-C at the terminal is ours to handle.
             process_group=0,
-            preexec_fn=self._enter,
+            preexec_fn=partial(move_in, self.host),
         )
-
-    def _enter(self) -> None:
-        """In the child."""
-        die_with_parent()
-        self.host.enter()
 
     @property
     def pid(self) -> int:
@@ -170,44 +166,36 @@ class Vm(Closing):
 
     def memory(self, address: int, size: int) -> "memoryview[int]":
         """Guest memory, as of now."""
-        data = bytearray(size)
-        with self._saved(address, size) as file:
-            view, got = memoryview(data), 0
-            while got < size:
-                more = os.preadv(file.fileno(), [view[got : got + (1 << 30)]], got)
-                if not more:
-                    raise VmError(f"the {self.name} saved {got} of {size} bytes of guest memory")
-                got += more
-        return view
+        data = memoryview(bytearray(size))
+        with self._saved("pmemsave", val=address, size=size) as file:
+            got = file.readinto(data)
+        if got != size:
+            raise VmError(f"the {self.name} saved {got} of {size} bytes of guest memory")
+        return data
 
     def virtual_memory(self, address: int, size: int, cpu: int) -> bytes:
         """What a vCPU sees at a virtual address, as of now. QEMU's alone.
 
         :raise VmError: When it sees nothing there.
         """
-        fd = os.memfd_create("sterna-memory", os.MFD_CLOEXEC)
-        with open(fd, "rb") as file:
-            filename = f"/proc/{os.getpid()}/fd/{fd}"
-            self.command("memsave", **{"val": address, "size": size, "cpu-index": cpu, "filename": filename})
+        with self._saved("memsave", val=address, size=size, cpu_index=cpu) as file:
             return file.read()
 
     def digest(self, address: int, size: int) -> BlockDigest:
         """Digests of guest memory per 2 MiB. The guest must be stopped."""
         parts = []
         for at in range(address, address + size, _SAVE_BYTES):
-            with self._saved(at, min(_SAVE_BYTES, address + size - at)) as file:
+            with self._saved("pmemsave", val=at, size=min(_SAVE_BYTES, address + size - at)) as file:
                 parts.append(digest_file("ram", file))
         return BlockDigest.join(parts)
 
-    def _saved(self, address: int, size: int) -> BinaryIO:
-        """A file with no name that holds guest memory."""
+    @contextmanager
+    def _saved(self, command: str, **arguments: int) -> Iterator[BufferedReader]:
+        """A file with no name that holds what a command saves of the guest's memory."""
         fd = os.memfd_create("sterna-memory", os.MFD_CLOEXEC)
-        try:
-            self.command("pmemsave", val=address, size=size, filename=f"/proc/{os.getpid()}/fd/{fd}")
-        except BaseException:
-            os.close(fd)
-            raise
-        return cast(BinaryIO, io.FileIO(fd, "rb"))
+        with open(fd, "rb") as file:
+            self.command(command, **arguments, filename=f"/proc/{os.getpid()}/fd/{fd}")
+            yield file
 
     def guest_cpu_seconds(self) -> float:
         """CPU time that its vCPU threads have had (/proc/PID/task/TID/schedstat, in ns)."""
@@ -351,3 +339,9 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != _parent:
         os._exit(1)
+
+
+def move_in(host: Host) -> None:
+    """In a child between fork and exec: it ends with its parent, and runs on the host."""
+    die_with_parent()
+    host.enter()

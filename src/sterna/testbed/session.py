@@ -6,12 +6,13 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from sterna.host.closing import Closing
 from sterna.launch.host import Host
-from sterna.launch.process import die_with_parent
+from sterna.launch.process import move_in
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Conversation
 
@@ -40,10 +41,6 @@ class SshSession(Closing):
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
 
-        def enter() -> None:
-            die_with_parent()
-            client.enter()
-
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": str(round(_OPEN_SECONDS)),
@@ -62,7 +59,7 @@ class SshSession(Closing):
                     stderr=self._errors,
                     env=os.environ | {"SSH_AUTH_SOCK": ""},
                     process_group=0,
-                    preexec_fn=enter,
+                    preexec_fn=partial(move_in, client),
                 )
                 opened.callback(self._end)
                 self._thread.start()
