@@ -31,7 +31,7 @@ class Check:
     """One finding.
 
     :ivar needed: nothing works without it
-    :ivar advice: what to do, when not `ok`
+    :ivar advice: what to do, when not `ok`; `run_checks` gives none else
     """
 
     name: str
@@ -45,7 +45,7 @@ def run_checks() -> list[Check]:
     """All checks; none takes more than a few seconds once kernels are compiled. Where guests run on KVM, nothing that only the
     emulated CPU needs is needed.
     """
-    checks = [check() for check in _CHECKS]
+    checks = [replace(found, advice="") if found.ok else found for found in (check() for check in _CHECKS)]
     if any(check.name == "kvm" and check.ok for check in checks):
         checks = [replace(one, needed=False) if one.name in _EMULATED else one for one in checks]
     return checks
@@ -53,13 +53,7 @@ def run_checks() -> list[Check]:
 
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check(
-        "python",
-        sys.version_info >= (3, 11),
-        version,
-        True,
-        "" if sys.version_info >= (3, 11) else "3.11 or later is needed",
-    )
+    return Check("python", sys.version_info >= (3, 11), version, True, "3.11 or later is needed")
 
 
 def _package(name: str, why: str) -> Callable[[], Check]:
@@ -114,20 +108,13 @@ def _run_a_guest(accel: str) -> dict[str, int]:
 
 def _huge_pages() -> Check:
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    slower = "guest RAM uses 4 KiB pages; "
     try:
         setting = path.read_text().split("[")[1].split("]")[0]
     except (OSError, IndexError):
-        return Check(
-            "huge pages",
-            False,
-            "the kernel has no transparent huge pages",
-            advice="guest RAM uses 4 KiB pages; migration is slower",
-        )
-    advice = (
-        ""
-        if setting != "never"
-        else f"guest RAM uses 4 KiB pages; echo madvise > {path} makes migration faster"
-    )
+        found, advice = "the kernel has no transparent huge pages", f"{slower}migration is slower"
+        return Check("huge pages", False, found, advice=advice)
+    advice = f"{slower}echo madvise > {path} makes migration faster"
     return Check("huge pages", setting != "never", f"transparent huge pages: {setting}", advice=advice)
 
 
@@ -135,13 +122,9 @@ def _memory() -> Check:
     available = available_bytes()
     if available is None:
         return Check("memory", False, "unknown", advice="/proc/meminfo does not tell")
-    enough = available >= 2 * _SMALL_MEMORY
-    advice = (
-        ""
-        if enough
-        else "the demo's default wants two guests of 1.75 GiB: give a smaller --memory and --append"
-    )
-    return Check("memory", enough, f"{format_size(available)} available, {usable_cpus()} CPUs", advice=advice)
+    found = f"{format_size(available)} available, {usable_cpus()} CPUs"
+    advice = "the demo's default wants two guests of 1.75 GiB: give a smaller --memory and --append"
+    return Check("memory", available >= 2 * _SMALL_MEMORY, found, advice=advice)
 
 
 def _kvm() -> Check:
@@ -172,19 +155,13 @@ def _qemu() -> Check:
     name = "qemu-system-arm"
     path = shutil.which(name)
     if path is None:
-        return Check(
-            name,
-            False,
-            "not installed",
-            advice="only to migrate to and from QEMU: apt install qemu-system-arm",
-        )
+        advice = "only to migrate to and from QEMU: apt install qemu-system-arm"
+        return Check(name, False, "not installed", advice=advice)
     try:
-        said = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Check(name, False, f"{path}: {error}", advice="it is installed and does not run")
-    return Check(name, True, said.splitlines()[0] if said else path)
+    return Check(name, True, done.stdout.splitlines()[0] if done.stdout else path)
 
 
 def _pagemap() -> Check:
@@ -196,19 +173,10 @@ def _pagemap() -> Check:
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             file.seek(address // mmap.PAGESIZE * 8)
             present = bool(struct.unpack("<Q", file.read(8))[0] & _PFN_PRESENT)
+        found = "readable" if present else "does not tell"
     except (OSError, struct.error) as error:
-        return Check(
-            name,
-            False,
-            f"/proc/self/pagemap: {error}",
-            advice="RAM that was never touched is read when it is sent",
-        )
-    return Check(
-        name,
-        present,
-        "readable" if present else "does not tell",
-        advice="" if present else "RAM that was never touched is read when it is sent",
-    )
+        present, found = False, f"/proc/self/pagemap: {error}"
+    return Check(name, present, found, advice="RAM that was never touched is read when it is sent")
 
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
