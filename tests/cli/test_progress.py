@@ -201,7 +201,8 @@ def test_no_line_of_the_display_is_wider_than_the_terminal(
     with LiveDisplay() as display:
         for picture in pictures:
             display.show(replace(picture, remaining=1023 << 20, total=1023 << 30, transferred=1023 << 20))
-            display.refresh()
+            assert display._live is not None
+            display._live.refresh()
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", error.getvalue()).replace("\r", "\n").split("\n")
     assert max(len(line.rstrip()) for line in lines) <= width
     assert max(len(line) for line in lines) <= width

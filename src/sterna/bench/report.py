@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sterna.bench.campaign import Comparison, Series, Settings
 from sterna.bench.summary import Judgement, Summary, judge, summarise_all
@@ -139,12 +137,7 @@ _COLUMNS = (
 
 def print_goals(console: Console, judgements: Sequence[Judgement]) -> None:
     """A table of goals, and of what was measured; nothing when there are none."""
-    if not judgements:
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("goal", "", "measured", ""):
-        table.add_column(name, overflow="fold")
-    for one in judgements:
-        met = {True: "met", False: "missed", None: _DASH}[one.met]
-        table.add_row(one.workload, one.goal, one.measured, met)
-    console.print(table)
+    met = {True: "met", False: "missed", None: _DASH}
+    rows = [[one.workload, one.goal, one.measured, met[one.met]] for one in judgements]
+    if rows:
+        print_table(console, ("goal", "", "measured", ""), [rows], labels=4)

@@ -120,11 +120,6 @@ class LiveDisplay(Display):
             self._live.start()
         self._live.update(self._render(picture))
 
-    def refresh(self) -> None:
-        """Draw now; it is drawn ten times a second anyway."""
-        if self._live is not None:
-            self._live.refresh()
-
     def note(self, text: str) -> None:
         self._console.print(printable(text))
 

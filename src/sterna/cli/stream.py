@@ -13,7 +13,6 @@ from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.pagemap import show_page_maps
 from sterna.cli.paths import NamedPath
 from sterna.cli.streamreport import (
-    counted,
     digest_report,
     show_difference,
     show_digest,
@@ -21,6 +20,7 @@ from sterna.cli.streamreport import (
     survey_report,
 )
 from sterna.host.printable import printable
+from sterna.host.units import counted
 
 if TYPE_CHECKING:
     from sterna.analysis.findings import Fault, StreamSurvey

@@ -1,5 +1,6 @@
 """What a survey of a stream found, as JSON and as tables."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,6 @@ from sterna.cli.pagemap import page_runs
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sterna.analysis.compare import StreamDifference
     from sterna.analysis.findings import SectionSurvey, StreamSurvey
     from sterna.memory.digest import RamDigest
@@ -22,14 +21,6 @@ _ROWS = 40
 """Most rows of a table that people see; `--json` has more."""
 _WIDTH = 160
 _JSON_PASSES = 10_000
-
-
-"""Text of a stream without what a terminal would obey."""
-
-
-def counted(number: int, what: str) -> str:
-    plural = "es" if what.endswith("s") else "s"
-    return f"{number} {what}{'' if number == 1 else plural}"
 
 
 # -- for machines ---------------------------------------------------------------------------------------------
@@ -110,26 +101,18 @@ def _json_value(value: Any) -> Any:
 # -- for people -----------------------------------------------------------------------------------------------
 
 
-def _table(title: str, columns: Sequence[str], texts: int) -> "Table":
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> None:
     """:param texts: how many columns, from the left, are not numbers"""
     from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < texts else "right", no_wrap=i >= texts)
-    return table
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], texts: int = 1) -> None:
-    import sys
-
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     if not rows:
         return
-    table = _table(title, columns, texts)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < texts else "right", no_wrap=i >= texts)
     for row in rows[:_ROWS]:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)

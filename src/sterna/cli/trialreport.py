@@ -7,7 +7,7 @@ from typing import Any
 from sterna.cli.display import format_seconds
 from sterna.cli.trial import TrialSettings, trial_verdict
 from sterna.host.load import HostLoad
-from sterna.host.units import format_rate, format_size
+from sterna.host.units import counted, format_rate, format_size
 
 _WIDTH = 100
 _LABEL_WIDTH = 14
@@ -52,11 +52,6 @@ def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str
         rows += [("problem", problem) for problem in result["problems"]]
         rows.append(("", str(HostLoad(**result["host"]))))
     return [*lines, *_table(rows), "VERIFIED" if result["verified"] else "NOT VERIFIED"]
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 page``, ``2 pages``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _pass_rows(passes: list[Mapping[str, Any]]) -> list[tuple[str, str]]:

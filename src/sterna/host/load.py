@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sterna.host.units import counted
+
 _PROC = Path("/proc")
 # proc(5), /proc/stat: columns of the first line, in ticks of all CPUs together. Time of guests is in USER and NICE already.
 _USER, _NICE, _SYSTEM, _STEAL, _COLUMNS = 0, 1, 2, 7, 8
@@ -37,7 +39,7 @@ class HostLoad:
 
     def __str__(self) -> str:
         """Such as ``host meanwhile: 2 CPUs, load 14.4, other processes 83 %, stolen 0 %, CPU pressure 99 %``."""
-        told = [f"{self.cpus} CPU" if self.cpus == 1 else f"{self.cpus} CPUs"]
+        told = [counted(self.cpus, "CPU")]
         if self.load_average is not None:
             told.append(f"load {self.load_average:.1f}")
         if self.others is not None:

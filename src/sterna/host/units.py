@@ -85,6 +85,12 @@ def format_rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second:.2f} GB/s"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 page``, ``2 pages``, ``3 passes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
+
+
 def _whole(text: str, value: float) -> int:
     if value >= 1 << 63:
         raise ValueError(f"{text[:40]!r} is too large")

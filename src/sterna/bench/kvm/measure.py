@@ -13,7 +13,6 @@ by clocks around each: it holds on a machine whose load changes from one call to
 - **Guest speed**: pages written in a second without a log; with one that is never taken; and with one taken ten times a second.
 """
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +61,7 @@ class Times:
     """Seconds, one figure a round.
 
     :ivar bytes: of the memory that the call was for
+    :ivar own: what our calls took outside their ioctls
     """
 
     bytes: int
@@ -69,25 +69,24 @@ class Times:
     own: list[float] = field(default_factory=list)
     kernel: list[float] = field(default_factory=list)
 
-    @property
-    def ours_ms(self) -> float:
-        """The median."""
-        return statistics.median(self.ours) * 1e3
+    def enter(self, side: str, seconds: float, own: float) -> None:
+        """A call of one side's.
 
-    @property
-    def kernel_ms(self) -> float:
-        """The median."""
-        return statistics.median(self.kernel) * 1e3
+        :param own: what ours took outside its ioctls
+        """
+        getattr(self, side).append(seconds)
+        if side == "ours":
+            self.own.append(own)
 
-    @property
-    def own_ms(self) -> float:
-        """The median of what our call takes outside its ioctls."""
-        return statistics.median(self.own) * 1e3
+    def ms(self, which: str) -> float:
+        """The median of one of them."""
+        median: float = statistics.median(getattr(self, which))
+        return median * 1e3
 
     @property
     def overhead_percent(self) -> float:
-        """The same, of the time that it is in them."""
-        return self.own_ms / max(self.ours_ms - self.own_ms, 1e-6) * 100
+        """What our call takes outside its ioctls, of the time that it is in them."""
+        return self.ms("own") / max(self.ms("ours") - self.ms("own"), 1e-6) * 100
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,12 @@ class _Ioctls:
         self._words = new_bitmap(guest.pages)
         self._words[:] = 0  # its memory is there
         self._get = DirtyLogArgument(WORK_SLOT, 0, self._words.ctypes.data)
-        self._clears = [
-            (self._words[first // BITS_PER_WORD :][: bitmap_words(count)], _clear(self._words, first, count))
-            for first in range(0, guest.pages, CLEAR_PAGES)
-            for count in [min(CLEAR_PAGES, guest.pages - first)]
-        ]
+        self._clears: list[tuple[Words, ClearDirtyLogArgument]] = []
+        for first in range(0, guest.pages, CLEAR_PAGES):
+            count = min(CLEAR_PAGES, guest.pages - first)
+            words = self._words[first // BITS_PER_WORD :][: bitmap_words(count)]
+            argument = ClearDirtyLogArgument(WORK_SLOT, count, first, words.ctypes.data)
+            self._clears.append((words, argument))
 
     def switch(self, on: bool) -> float:
         """Logging on or off."""
@@ -139,18 +139,13 @@ class _Ioctls:
                     clear += self._time(CLEAR_DIRTY_LOG, argument)
         return get + clear, clear
 
-    def _time(self, request: "object", argument: "ctypes.Structure | int") -> float:
+    def _time(self, request: Request, argument: Argument) -> float:
         started = time.perf_counter()
-        error, _ = Descriptor.attempt(self._fd, request, argument)  # type: ignore[arg-type]
+        error, _ = Descriptor.attempt(self._fd, request, argument)
         seconds = time.perf_counter() - started
         if error:
-            self._fd.call(request, argument)  # type: ignore[arg-type]  # says what is wrong
+            self._fd.call(request, argument)  # says what is wrong
         return seconds
-
-
-def _clear(words: Words, first: int, count: int) -> ClearDirtyLogArgument:
-    at = words[first // BITS_PER_WORD :].ctypes.data
-    return ClearDirtyLogArgument(WORK_SLOT, count, first, at)
 
 
 class _Calls:
@@ -235,9 +230,7 @@ def _dense(
             who: _Calls | _Ioctls = ours if side == "ours" else kernel
 
             def enter(name: str, seconds: float, side: str = side) -> None:
-                getattr(times[name], side).append(seconds)
-                if side == "ours":
-                    times[name].own.append(ours.own)
+                times[name].enter(side, seconds, ours.own)
 
             guest.write(guest.pages)  # blocks come back
             passes["plain"].append(guest.write(guest.pages))
@@ -279,9 +272,7 @@ def _sparse(guest: WritingGuest, mode: DirtyLogMode, sizes: Sizes, check: Callab
             check()
             guest.write(pages, STRIDE)
             who: _Calls | _Ioctls = ours if side == "ours" else kernel
-            getattr(times, side).append(who.harvest()[0])
-            if side == "ours":
-                times.own.append(ours.own)
+            times.enter(side, who.harvest()[0], ours.own)
             _check_found(ours, side, pages, STRIDE)
     return times
 

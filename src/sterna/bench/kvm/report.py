@@ -12,6 +12,7 @@ from sterna.host.units import format_size
 from sterna.hypervisor.interface import DirtyLogMode
 
 _GIB = 1 << 30
+_TIMES = ("ours", "kernel", "own")
 _SPARSE = "harvest, 1 % of all"
 _MOST_PERCENT = 10.0
 _MOST_MS = 5.0
@@ -24,7 +25,7 @@ def goals_of(figures: Sequence[ModeFigures]) -> list[Judgement]:
     judged = []
     for one in figures:
         sparse = one.calls[_SPARSE]
-        above = sparse.own_ms
+        above = sparse.ms("own")
         judged.append(
             Judgement(
                 f"dirty log, {one.mode}",
@@ -41,7 +42,7 @@ def goals_of(figures: Sequence[ModeFigures]) -> list[Judgement]:
                 Judgement(
                     f"dirty log, {one.mode}",
                     f"{name}: under {_MOST_PERCENT:g} % above the ioctl",
-                    f"{times.overhead_percent:.1f} %, {times.own_ms:.2f} ms",
+                    f"{times.overhead_percent:.1f} %, {times.ms('own'):.2f} ms",
                     times.overhead_percent < _MOST_PERCENT,
                 )
             )
@@ -72,13 +73,9 @@ def to_json(figures: Sequence[ModeFigures], missing: Mapping[str, str], sizes: S
 def _call(times: Times) -> dict[str, Any]:
     return {
         "bytes": times.bytes,
-        "ours_ms": times.ours_ms,
-        "kernel_ms": times.kernel_ms,
-        "own_ms": times.own_ms,
+        **{f"{which}_ms": times.ms(which) for which in _TIMES},
         "overhead_percent": times.overhead_percent,
-        "each_ours_ms": [seconds * 1e3 for seconds in times.ours],
-        "each_own_ms": [seconds * 1e3 for seconds in times.own],
-        "each_kernel_ms": [seconds * 1e3 for seconds in times.kernel],
+        **{f"each_{which}_ms": [seconds * 1e3 for seconds in getattr(times, which)] for which in _TIMES},
     }
 
 
@@ -109,9 +106,9 @@ _GUEST = (
 def _calls(figures: ModeFigures) -> list[list[str]]:
     rows = []
     for number, (name, times) in enumerate(figures.calls.items()):
-        ours, kernel, gib = times.ours_ms, times.kernel_ms, times.bytes / _GIB
-        cells = [f"{value:.2f}" for value in (ours, kernel, times.own_ms)]
-        cells += [f"{times.overhead_percent:.0f}", *(f"{value / gib:.2f}" for value in (ours, kernel))]
+        gib = times.bytes / _GIB
+        cells = [f"{times.ms(which):.2f}" for which in _TIMES]
+        cells += [f"{times.overhead_percent:.0f}", *(f"{times.ms(who) / gib:.2f}" for who in _TIMES[:2])]
         rows.append(["" if number else figures.mode.value, name, *cells])
     return rows
 
