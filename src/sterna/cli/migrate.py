@@ -1,15 +1,14 @@
 """`sterna migrate`: a running VM moves, and one watches."""
 
-import difflib
 import json as json_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from sterna.cli.tries import InForce, TrySettings
+    from sterna.cli.tries import InForce
     from sterna.monitor.client import QmpClient
 
 _GREETING_SECONDS = 10.0
@@ -79,19 +78,21 @@ def command(
     from sterna.cli.display import choose_display
     from sterna.cli.follow import follow
     from sterna.cli.result import exit_code, summarise
-    from sterna.cli.tries import applied
+    from sterna.cli.tries import applied, asked_parameters, asked_settings
     from sterna.launch.signals import Interrupts
+    from sterna.migration.channels.uri import parse_destination
+    from sterna.migration.errors import UriError
     from sterna.monitor.addresses import AddressError, parse_address
     from sterna.monitor.client import QmpClient
 
-    wanted = _settings(settings)
-    wanted.parameters |= _parameters(bandwidth, downtime_limit, policy, verify, audit)
+    wanted = asked_settings(settings)
+    wanted.parameters |= asked_parameters(bandwidth, downtime_limit, policy, verify, audit)
     if auto_converge is not None:
         wanted.capabilities["auto-converge"] = auto_converge
-    _check_uri(uri)
     try:
+        parse_destination(uri)
         address = parse_address(qmp_address)
-    except AddressError as error:
+    except (UriError, AddressError) as error:
         raise UsageError(str(error)) from error
     client = QmpClient.connect(address, greeting_seconds=_GREETING_SECONDS)
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:
@@ -155,63 +156,3 @@ def _tell_started(in_force: "InForce", json: bool) -> None:
         click.echo(json_module.dumps({"status": "started"}))
     elif in_force.changed:
         click.echo(f"started; these settings stay: {', '.join(sorted(in_force.changed))}")
-
-
-def _check_uri(uri: str) -> None:
-    from sterna.migration.channels.uri import parse_destination
-    from sterna.migration.errors import UriError
-
-    try:
-        parse_destination(uri)
-    except UriError as error:
-        raise UsageError(str(error)) from error
-
-
-def _settings(given: tuple[str, ...]) -> "TrySettings":
-    """What `--set` names, checked before anything is started."""
-    from sterna.cli.tries import TrySettings
-    from sterna.migration.parameters import CAPABILITIES, PARAMETERS
-    from sterna.monitor.parameters import parse_parameter, parse_switch
-    from sterna.monitor.protocol import QmpError
-
-    settings = TrySettings()
-    for setting in given:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting[:80]!r}: expected NAME=VALUE")
-        try:
-            if name in CAPABILITIES:
-                settings.capabilities[name] = parse_switch(name, text)
-            elif name in PARAMETERS:
-                settings.parameters[name] = parse_parameter(name, text, default_unit="")
-            else:
-                alike = difflib.get_close_matches(name[:80], [*PARAMETERS, *CAPABILITIES], 1)
-                told = "".join(f"; there is {one!r}" for one in alike)
-                raise UsageError(f"--set: no migration parameter or capability {name[:80]!r}{told}")
-        except QmpError as error:
-            raise UsageError(f"--set {setting[:80]!r}: {error.desc}") from error
-    return settings
-
-
-def _parameters(
-    bandwidth: str | None,
-    downtime_limit: str | None,
-    policy: str | None,
-    verify: bool | None,
-    audit: bool | None,
-) -> dict[str, Any]:
-    """The migration parameters that options of their own set, checked before anything is started."""
-    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
-
-    parameters: dict[str, Any] = {}
-    if bandwidth is not None:
-        parameters["max-bandwidth"] = bandwidth_value(bandwidth)
-    if downtime_limit is not None:
-        parameters["downtime-limit"] = duration_value(downtime_limit)
-    if policy is not None:
-        parameters |= policy_values(policy)
-    if verify is not None:
-        parameters["x-sterna-verify"] = "on" if verify else "off"
-    if audit is not None:
-        parameters["x-sterna-audit"] = audit
-    return parameters

@@ -4,7 +4,9 @@ import json as json_module
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,6 @@ from sterna.testbed.kinds import VM_KINDS
 if TYPE_CHECKING:
     from sterna.testbed.kind import VmKind
     from sterna.testbed.runner import Result
-    from sterna.testbed.scenario import ScenarioFile
 
 _FILE = NamedPath(path_type=Path, dir_okay=False)
 _MARKS = {"passed": "green", "failed": "red", "skipped": "yellow", "error": "red"}
@@ -115,6 +116,7 @@ def run(
     """
     from sterna.launch.errors import LaunchError
     from sterna.launch.qemu import find_qemu
+    from sterna.testbed import scenario
     from sterna.testbed.errors import ScenarioError
     from sterna.testbed.kind import KindOptions
     from sterna.testbed.remains import clean_stale
@@ -134,7 +136,7 @@ def run(
     except ValueError as error:
         raise UsageError(f"--vm-arguments {vm_arguments[:80]!r}: {str(error).lower()}") from error
     try:
-        files = list(_find(names))
+        files = [file for name in names for file in scenario.find_all(name)]
     except ScenarioError as error:
         raise UsageError(str(error)) from error
     for option, path in (("--html", html), ("--junit", junit)):
@@ -152,7 +154,7 @@ def run(
             vm = VM_KINDS.get(kind)(options)
             _prepare(vm)
             for file in files:
-                say = _quiet if json else _progress(file.name)
+                say = (lambda text: None) if json else partial(_say, who=f"  {file.name}")
                 result = run_scenario(file, vm, say, reduced=reduced, audit=audit)
                 results.append(result)
                 if not json:
@@ -196,13 +198,6 @@ def _write(path: Path, data: bytes) -> None:
         raise CliError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _find(names: Sequence[str]) -> "Iterator[ScenarioFile]":
-    from sterna.testbed import scenario
-
-    for name in names:
-        yield from scenario.find_all(name)
-
-
 def _prepare(kind: "VmKind") -> None:
     """Have kernels compiled before anything is timed."""
     from sterna.cli.kernels import compile_kernels, prepare_survey_kernels
@@ -216,16 +211,8 @@ def _prepare(kind: "VmKind") -> None:
 # -- for people -----------------------------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
-    print(f"sterna: {_shown(text)}", file=sys.stderr, flush=True)
-
-
-def _quiet(text: str) -> None:
-    """Nobody reads along."""
-
-
-def _progress(name: str) -> Callable[[str], None]:
-    return lambda text: print(f"  {name}: {_shown(text)}", file=sys.stderr, flush=True)
+def _say(text: str, who: str = "sterna") -> None:
+    print(f"{who}: {_shown(text)}", file=sys.stderr, flush=True)
 
 
 def _shown(text: str) -> str:
@@ -248,9 +235,7 @@ def _show(result: "Result") -> None:
 
 
 def _summarise(results: "Sequence[Result]", seconds: float) -> None:
-    counts: dict[str, int] = {}
-    for result in results:
-        counts[result.outcome.value] = counts.get(result.outcome.value, 0) + 1
+    counts = Counter(result.outcome.value for result in results)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     checks = sum(len(result.findings) for result in results)
     click.echo(f"{len(results)} scenarios, {checks} checks in {seconds:.0f} s: {told}")

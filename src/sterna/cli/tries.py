@@ -1,14 +1,18 @@
 """The settings of one migration: in force while it is tried, and as they were afterwards."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sterna.cli.errors import UsageError
+from sterna.cli.settings import bandwidth_value, duration_value, policy_values
 from sterna.host.units import format_rate
-from sterna.migration.parameters import PARAMETERS
+from sterna.migration.parameters import CAPABILITIES, PARAMETERS
 from sterna.monitor.answers import CapabilityState, MigrationParameters, Word
 from sterna.monitor.client import ConnectionLost, QmpClient
+from sterna.monitor.parameters import parse_parameter, parse_switch
 from sterna.monitor.protocol import QmpError
 
 _SHOWN = ("max-bandwidth", "downtime-limit", "x-sterna-policy")
@@ -54,6 +58,52 @@ def _value(name: str, value: Any) -> str:
     if name in _RATES:
         return format_rate(value) if value else "unlimited"
     return f"{value} ms" if name == "downtime-limit" else str(value)
+
+
+def asked_settings(given: Sequence[str]) -> TrySettings:
+    """What `--set` names, checked before anything is started.
+
+    :raise UsageError: When it is nothing that can be set.
+    """
+    settings = TrySettings()
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting[:80]!r}: expected NAME=VALUE")
+        try:
+            if name in CAPABILITIES:
+                settings.capabilities[name] = parse_switch(name, text)
+            elif name in PARAMETERS:
+                settings.parameters[name] = parse_parameter(name, text, default_unit="")
+            else:
+                alike = difflib.get_close_matches(name[:80], [*PARAMETERS, *CAPABILITIES], 1)
+                told = "".join(f"; there is {one!r}" for one in alike)
+                raise UsageError(f"--set: no migration parameter or capability {name[:80]!r}{told}")
+        except QmpError as error:
+            raise UsageError(f"--set {setting[:80]!r}: {error.desc}") from error
+    return settings
+
+
+def asked_parameters(
+    bandwidth: str | None,
+    downtime_limit: str | None,
+    policy: str | None,
+    verify: bool | None,
+    audit: bool | None,
+) -> dict[str, Any]:
+    """The migration parameters that options of their own set, checked before anything is started."""
+    parameters: dict[str, Any] = {}
+    if bandwidth is not None:
+        parameters["max-bandwidth"] = bandwidth_value(bandwidth)
+    if downtime_limit is not None:
+        parameters["downtime-limit"] = duration_value(downtime_limit)
+    if policy is not None:
+        parameters |= policy_values(policy)
+    if verify is not None:
+        parameters["x-sterna-verify"] = "on" if verify else "off"
+    if audit is not None:
+        parameters["x-sterna-audit"] = audit
+    return parameters
 
 
 @contextmanager

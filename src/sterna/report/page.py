@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -75,8 +76,7 @@ def render(results: Sequence[Result], run: Run) -> str:
 
 
 def _tally(results: Sequence[Result]) -> str:
-    outcomes = [result.outcome.value for result in results]
-    counts = {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+    counts = Counter(result.outcome.value for result in results)
     claims = sum(len(result.findings) for result in results)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return f"{len(results)} scenarios with {claims} claims: {told}"
