@@ -17,7 +17,7 @@ from tests.ports import held_port
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.namespace import Namespace
-from sterna.testbed.links import Link, LinkError, Router
+from sterna.testbed.links import Link, LinkError
 from sterna.testbed.network import LoopbackNetwork, NamespaceNetwork, make_network
 
 GUEST = "10.83.9.2"
@@ -133,11 +133,10 @@ def test_a_guests_address_follows_it(network: NamespaceNetwork) -> None:
 
 def test_a_name_in_use_is_told(root: None) -> None:
     namespaces = [Namespace(), Namespace()]
-    router = Router(namespaces[0])
-    Link(namespaces[1], router, "host1", "10.83.1.1", "10.83.1.254", 0)
+    Link(namespaces[1], namespaces[0], "host1", "10.83.1.1", "10.83.1.254", 0)
     try:
         with pytest.raises(LinkError, match=r"host1.*in use"):
-            Link(namespaces[1], router, "host1", "10.83.1.1", "10.83.1.254", 0)
+            Link(namespaces[1], namespaces[0], "host1", "10.83.1.1", "10.83.1.254", 0)
     finally:
         for namespace in namespaces:
             namespace.close()
@@ -145,7 +144,8 @@ def test_a_name_in_use_is_told(root: None) -> None:
 
 def test_closing_twice_does_nothing(root: None) -> None:
     network = NamespaceNetwork(0)
-    path = Path(network.hosts[0].namespace.path) if network.hosts[0].namespace else Path()
+    assert network.hosts[0].namespace is not None
+    path = Path(f"/proc/self/fd/{network.hosts[0].namespace.fd}")
     assert path.exists()
     network.close()
     network.close()

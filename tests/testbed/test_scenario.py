@@ -94,10 +94,10 @@ def test_without_checks_it_shows_nothing() -> None:
 
 
 def test_all_that_ship_are_good_for_every_kind() -> None:
-    names = [file.name for file in scenario.shipped()]
+    names = [file.name for file in scenario.find_all("all")]
     assert names
     assert len(names) == len(set(names))
-    for file in scenario.shipped():
+    for file in scenario.find_all("all"):
         for kind in VM_KINDS:
             assert file.scenario(kind, reduced=True).title
 

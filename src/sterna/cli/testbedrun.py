@@ -33,7 +33,7 @@ def list_scenarios(json: bool) -> int:
     """Explain the scenarios."""
     from sterna.testbed import scenario
 
-    found = [(file.name, file.scenario("emulated")) for file in scenario.shipped()]
+    found = [(file.name, file.scenario("emulated")) for file in scenario.find_all("all")]
     if json:
         report = [
             {"name": name, "title": one.title, "checks": {check.kind: check.claim for check in one.check}}

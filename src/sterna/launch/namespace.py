@@ -31,11 +31,6 @@ class Namespace:
     def __init__(self) -> None:
         self.fd = _in_thread(_unshare)
 
-    @property
-    def path(self) -> str:
-        """Where this process, or one with `nsenter --net=`, finds it."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
     def enter(self) -> None:
         """Move the calling thread in. In a child between fork and exec: the whole process.
 

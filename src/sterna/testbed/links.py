@@ -1,4 +1,4 @@
-"""Cables between namespaces: veth pairs with a token bucket at both ends, the router they end in, and guests' taps."""
+"""Cables between namespaces: veth pairs with a token bucket at both ends, the routes between them, and guests' taps."""
 
 import errno
 import os
@@ -22,26 +22,8 @@ class LinkError(BedError):
     """The kernel refuses an interface, an address or a queue."""
 
 
-class Router:
-    """The namespace that all links end in."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self.namespace = namespace
-        with_netlink(namespace, _bring_up_loopback)
-
-    def route(self, address: str, gateway: str) -> None:
-        """Lead one address to a gateway; a route that it had is replaced."""
-        destination = f"{address}/32"
-        with_netlink(
-            self.namespace,
-            lambda netlink: _call(
-                f"route {address}", netlink.route, "replace", dst=destination, gateway=gateway
-            ),
-        )
-
-
 class Link:
-    """A cable from a namespace's `eth0` to the router, with addresses, a default route and a rate.
+    """A cable from a namespace's `eth0` to the router's namespace, with addresses, a default route and a rate.
 
     :param name: of the router's end
     :param rate: bytes per second in each direction, 0 for no limit
@@ -49,19 +31,18 @@ class Link:
     """
 
     def __init__(
-        self, namespace: Namespace, router: Router, name: str, near: str, far: str, rate: int
+        self, namespace: Namespace, router: Namespace, name: str, near: str, far: str, rate: int
     ) -> None:
         self._router = router
         self._name = name
 
         def make(netlink: Any) -> None:
-            peer = {"ifname": name, "net_ns_fd": router.namespace.fd}
+            peer = {"ifname": name, "net_ns_fd": router.fd}
             what = f"make the interface {name}"
             _call(what, netlink.link, "add", ifname=_HOST_END, kind="veth", peer=peer)
-            _bring_up_loopback(netlink)
 
         with_netlink(namespace, make)
-        with_netlink(router.namespace, lambda netlink: _set_up(netlink, name, far, rate))
+        with_netlink(router, lambda netlink: _set_up(netlink, name, far, rate))
 
         def connect(netlink: Any) -> None:
             _set_up(netlink, _HOST_END, near, rate)
@@ -77,7 +58,19 @@ class Link:
             [index] = netlink.link_lookup(ifname=self._name)
             _call(f"set the link {state}", netlink.link, "set", index=index, state=state)
 
-        with_netlink(self._router.namespace, change)
+        with_netlink(self._router, change)
+
+
+def route(router: Namespace, address: str, gateway: str) -> None:
+    """Lead one address to a gateway; a route that it had is replaced."""
+    way = {"dst": f"{address}/32", "gateway": gateway}
+    with_netlink(router, lambda netlink: _call(f"route {address}", netlink.route, "replace", **way))
+
+
+def bring_up_loopback(namespace: Namespace) -> None:
+    """In a new namespace it is down."""
+    what = "bring up the loopback interface"
+    with_netlink(namespace, lambda netlink: _call(what, netlink.link, "set", index=1, state="up"))
 
 
 def make_tap(namespace: Namespace, name: str, mac: str, address: str, guest: str) -> None:
@@ -112,10 +105,6 @@ def with_netlink(namespace: Namespace, function: Callable[[Any], None]) -> None:
             function(netlink)
 
     namespace.call(inside)
-
-
-def _bring_up_loopback(netlink: Any) -> None:
-    _call("bring up the loopback interface", netlink.link, "set", index=1, state="up")
 
 
 def _set_up(netlink: Any, name: str, address: str, rate: int) -> None:

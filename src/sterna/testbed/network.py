@@ -12,7 +12,7 @@ same address and the same MAC on each.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from sterna.host.closing import Closing
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
 from sterna.launch.namespace import Namespace
-from sterna.testbed.errors import BedError
-from sterna.testbed.links import Link, LinkError, Router, make_tap
+from sterna.testbed.links import Link, bring_up_loopback, make_tap, route
 
 HOSTS = ("host1", "host2")
 SERVER = "server"
@@ -106,19 +105,13 @@ class NamespaceNetwork(Network):
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self._closers: list[Callable[[], None]] = []
         self._links: dict[str, Link] = {}
         self._guests: dict[str, str] = {}
         self._taps: set[tuple[str, str]] = set()
-        try:
-            self._router = Router(self._namespace())
+        with ExitStack() as self._opened:
+            self._router = self._namespace()
             hosts = [self._join(name) for name in (*HOSTS, SERVER)]
-        except LinkError as error:
-            self.close()
-            raise BedError(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
+            self._opened = self._opened.pop_all()
         self.hosts = hosts[0], hosts[1]
         self.server = hosts[2]
 
@@ -128,7 +121,7 @@ class NamespaceNetwork(Network):
             # The kernel dropped the routes through the link with it.
             for address, name in self._guests.items():
                 if name == host.name:
-                    self._router.route(address, host.address)
+                    route(self._router, address, host.address)
 
     def attach(self, host: Host, nic: GuestNic) -> None:
         if (host.name, nic.tap) in self._taps:
@@ -139,15 +132,15 @@ class NamespaceNetwork(Network):
 
     def route_guest(self, address: str, host: Host) -> None:
         self._guests[address] = host.name
-        self._router.route(address, host.address)
+        route(self._router, address, host.address)
 
     def close(self) -> None:
-        while self._closers:
-            self._closers.pop()()
+        self._opened.close()
 
     def _namespace(self) -> Namespace:
         namespace = Namespace()
-        self._closers.append(namespace.close)
+        self._opened.callback(namespace.close)
+        bring_up_loopback(namespace)
         namespace.call(_forward)
         return namespace
 

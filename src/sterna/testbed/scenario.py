@@ -15,7 +15,7 @@ Tables of a variant are laid over those of the file. Keys are strict: one that i
 
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -157,12 +157,6 @@ def names() -> list[str]:
     """Those that ship, in order."""
     present = {Path(entry.name).stem for entry in _folder().iterdir() if entry.name.endswith(".toml")}
     return [name for name in ORDER if name in present] + sorted(present - set(ORDER))
-
-
-def shipped() -> Iterator[ScenarioFile]:
-    """All that ship."""
-    for name in names():
-        yield find(name)
 
 
 def _folder() -> Any:
