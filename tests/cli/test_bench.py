@@ -20,14 +20,13 @@ from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
 from sterna.bench import ceiling, workloads
 from sterna.bench.campaign import Comparison, Series, Settings, compare, guest_config
-from sterna.bench.cputime import cpu_seconds
 from sterna.bench.image import guest_image
 from sterna.bench.migration import Measurement, Outcome, _Watched
 from sterna.bench.report import print_report, to_json
 from sterna.bench.summary import judge, summarise
 from sterna.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
 from sterna.guests.layout import WORK_OFFSET
-from sterna.host.load import HostLoad
+from sterna.host.load import HostLoad, cpu_seconds
 from sterna.launch.qemu import Qemu
 from sterna.machine.board import BOARDS
 from sterna.machine.loader import read_image

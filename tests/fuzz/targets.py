@@ -30,7 +30,7 @@ from sterna.analysis.channel_survey import ChannelSource, StoredChannels
 from sterna.analysis.compare import compare
 from sterna.analysis.proxy.answers import Answers
 from sterna.analysis.survey import survey
-from sterna.cli.streamreport import survey_report
+from sterna.cli.streamreport import survey_report, to_json
 from sterna.host import units
 from sterna.memory.ram import RamBlock
 from sterna.migration import doubt, handshake, peer, verify
@@ -143,7 +143,7 @@ def surveyed(parts: Parts, rng: random.Random) -> str:
     assert sum(one.normal + one.zero + one.changed for one in found.passes) == sum(
         one.normal + one.zero + one.changed for one in found.blocks
     )
-    json.loads(json.dumps(survey_report(found)))
+    json.loads(to_json(survey_report(found)))
     flaw = found.flaw()
     if found.fault is None:
         # Without RAM, which is a flaw, there is nothing to read channels for.

@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from sterna.bench.cputime import cpu_seconds
 from sterna.bench.machines import Pair
 from sterna.guests.layout import STATUS_OFFSET, ProgramId
-from sterna.host.load import HostLoad, HostWatch
+from sterna.host.load import HostLoad, HostWatch, cpu_seconds
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import known_status, pages_written
 from sterna.launch.process import Vm

@@ -1,7 +1,6 @@
 """`sterna stream proxy`: sit between the two ends of a live migration, and say what goes through."""
 
 import contextlib
-import json as json_module
 import logging
 import sys
 import time
@@ -15,7 +14,7 @@ import click
 
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
-from sterna.cli.streamreport import print_table, show_survey, survey_report
+from sterna.cli.streamreport import print_table, show_survey, survey_report, to_json
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def command(listen: str, destination: str, record: Path | None, digests: bool, j
         with _Display(interrupts, live=not json and sys.stderr.isatty(), lines=not json) as display:
             view = proxy.run(display.show)
     if json:
-        click.echo(json_module.dumps(_report(view)))
+        click.echo(to_json(_report(view)))
     else:
         _show(view)
     return _exit(view)

@@ -18,6 +18,7 @@ from sterna.cli.streamreport import (
     show_digest,
     show_survey,
     survey_report,
+    to_json,
 )
 from sterna.host.printable import printable
 from sterna.host.units import counted
@@ -63,7 +64,7 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
     """
     survey = _survey(file, channels, digests=digests)
     if json:
-        click.echo(json_module.dumps({"file": str(file), **survey_report(survey, pages=pages)}))
+        click.echo(to_json({"file": str(file), **survey_report(survey, pages=pages)}))
     elif survey.configuration is not None:
         show_survey(str(file), survey)
         if pages:

@@ -1,7 +1,8 @@
 """What a survey of a stream found, as JSON and as tables."""
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from sterna.analysis.compare import StreamDifference
     from sterna.analysis.findings import SectionSurvey, StreamSurvey
     from sterna.memory.digest import RamDigest
-    from sterna.stream.vmstate import DeviceState
 
 _ROWS = 40
 """Most rows of a table that people see; `--json` has more."""
@@ -27,7 +27,7 @@ _JSON_PASSES = 10_000
 
 
 def survey_report(survey: "StreamSurvey", *, pages: bool = False) -> dict[str, Any]:
-    """A survey for machines.
+    """A survey for machines; `to_json` makes text of it.
 
     :param pages: whether to say of each page how often it was sent
     """
@@ -65,37 +65,23 @@ def _section_report(section: "SectionSurvey") -> dict[str, Any]:
         "offset": section.offset,
         "parts": section.parts,
         "bytes": section.bytes,
-        "fields": _json_value(section.state.fields) if section.state else None,
-        "subsections": _subsections(section.state.subsections) if section.state else [],
+        "fields": section.state.fields if section.state else None,
+        "subsections": section.state.subsections if section.state else [],
     }
 
 
-def _subsections(states: Iterable["DeviceState"]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": state.name,
-            "version": state.version,
-            "fields": _json_value(state.fields),
-            "subsections": _subsections(state.subsections),
-        }
-        for state in states
-    ]
+def to_json(report: Mapping[str, Any]) -> str:
+    """A report as text, with the bytes and the states of devices that are in it."""
+    return json.dumps(report, default=_plain)
 
 
-def _json_value(value: Any) -> Any:
-    from sterna.stream.vmstate import SUBSECTIONS
+def _plain(value: object) -> object:
+    from sterna.stream.vmstate import DeviceState
 
-    match value:
-        case dict():
-            return {
-                name: _subsections(part) if name == SUBSECTIONS else _json_value(part)
-                for name, part in value.items()
-            }
-        case list() | tuple():
-            return [_json_value(part) for part in value]
-        case bytes():
-            return value.hex()
-    return value
+    if isinstance(value, DeviceState):
+        return {name: getattr(value, name) for name in ("name", "version", "fields", "subsections")}
+    assert isinstance(value, bytes)
+    return value.hex()
 
 
 # -- for people -----------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from sterna.cli.paths import NamedPath
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
-    from sterna.testbed.armhost.emulator import Forward, Settings
-    from sterna.testbed.debian.cache import Image
+    from sterna.testbed.armhost.emulator import Forward
 
 _FORWARD = re.compile(r"(?P<here>\d{1,5}):(?P<there>\d{1,5})", re.ASCII)
 _MAX_PORT = 65535
@@ -75,7 +74,7 @@ def host(
     Example: sterna testbed host arm64 -- python3 -m sterna doctor
     """
     from sterna.machine.config import ConfigError, parse_memory
-    from sterna.testbed.armhost import image
+    from sterna.testbed.armhost import emulator, image
     from sterna.testbed.armhost.emulator import Settings
     from sterna.testbed.armhost.recipe import recipe_for
     from sterna.testbed.errors import ImageError
@@ -97,29 +96,21 @@ def host(
     try:
         folder = tree or _own_tree()
         built = image.obtain(recipe_for(folder, kernel), update=update, progress=progress)
-        return _run(built, words, settings, folder, timeout)
+        return emulator.run(
+            built.kernel,
+            built.initramfs,
+            words or ["sh"],
+            settings=settings,
+            tree=folder,
+            out=sys.stdout.buffer if words else None,
+            err=sys.stderr.buffer if words else None,
+            timeout_s=timeout,
+        )
     except ImageError as error:
         first, *more = str(error).splitlines()
         for line in more:
             print(printable(line), file=sys.stderr)
         raise CliError(first) from error
-
-
-def _run(
-    built: "Image", words: tuple[str, ...], settings: "Settings", tree: Path, timeout: float | None
-) -> int:
-    from sterna.testbed.armhost import emulator
-
-    return emulator.run(
-        built.kernel,
-        built.initramfs,
-        words or ["sh"],
-        settings=settings,
-        tree=tree,
-        out=sys.stdout.buffer if words else None,
-        err=sys.stderr.buffer if words else None,
-        timeout_s=timeout,
-    )
 
 
 def _check_memory(size: int) -> None:

@@ -7,11 +7,9 @@ from collections.abc import Callable
 _LOOK_SECONDS = 0.1
 
 
-def _nothing() -> None:
-    pass
-
-
-def lock(file: int, *, waiting: Callable[[], None] = _nothing, check: Callable[[], None] = _nothing) -> None:
+def lock(
+    file: int, *, waiting: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None
+) -> None:
     """Take the lock, when nobody else has it any more.
 
     :param file: an open descriptor

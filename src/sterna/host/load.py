@@ -12,7 +12,20 @@ _PROC = Path("/proc")
 _USER, _NICE, _SYSTEM, _STEAL, _COLUMNS = 0, 1, 2, 7, 8
 # proc(5), /proc/PID/stat, counted after the name, which is field 2: parent; user and system time; the same of its children
 # that have ended and been waited for.
-_PARENT, _TIMES = 4 - 3, slice(14 - 3, 18 - 3)
+_PARENT, _OWN_TIMES, _TIMES = 4 - 3, slice(14 - 3, 16 - 3), slice(14 - 3, 18 - 3)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all of its threads, user and system.
+
+    :raise OSError: When there is no such process.
+    """
+    return sum(map(int, _process_fields(_PROC / str(pid))[_OWN_TIMES])) / os.sysconf("SC_CLK_TCK")
+
+
+def _process_fields(process: Path) -> list[bytes]:
+    """What its `stat` has after its name, which is any bytes in brackets."""
+    return (process / "stat").read_bytes().rpartition(b")")[2].split()
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,7 @@ class HostWatch:
             if not entry.name.isdecimal():
                 continue
             try:
-                # The name before the bracket is any bytes.
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                fields = _process_fields(entry)
             except OSError:
                 continue  # it has ended
             pid = int(entry.name)

@@ -151,10 +151,8 @@ def write_report(path: _Path, data: bytes) -> None:
         return
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     os.set_blocking(fd, True)
-    with os.fdopen(fd, "wb", buffering=0) as out:
-        view = memoryview(data)
-        while view:
-            view = view[out.write(view) :]
+    with os.fdopen(fd, "wb") as out:
+        out.write(data)
 
 
 def check_report(path: _Path) -> None:
