@@ -7,6 +7,7 @@ is no JSON object, as HTTP's first line is not, ends there.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Any
 
 from sterna.monitor import protocol
@@ -26,38 +27,32 @@ Execute = Callable[[str, dict[str, Any]], Any]
 """Runs a command by its name on the caller's thread, or raises `QmpError`."""
 
 
+@dataclass(eq=False)
 class Session:
-    """
+    """One client.
+
     :param executor: where commands run, so that none holds up the others' connections
     :param negotiation_seconds: a client that has not negotiated by then is disconnected
 
     :ivar negotiated: it is a QMP client: it has been given its capabilities
     """
 
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        execute: Execute,
-        executor: Executor,
-        negotiation_seconds: float,
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._execute = execute
-        self._executor = executor
-        self._framer = JsonFramer()
-        self.negotiated = False
-        self._negotiation_seconds = negotiation_seconds
-        self._patience: asyncio.Timeout | None = None
-        self._answering = asyncio.Lock()
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    execute: Execute
+    executor: Executor
+    negotiation_seconds: float
+    negotiated: bool = False
+    _framer: JsonFramer = field(default_factory=JsonFramer)
+    _patience: asyncio.Timeout | None = None
+    _answering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Serve the client until it leaves. Errors of its connection end the session, no more."""
         try:
-            async with asyncio.timeout(self._negotiation_seconds) as self._patience:
+            async with asyncio.timeout(self.negotiation_seconds) as self._patience:
                 await self._send(protocol.GREETING)
-                while data := await self._reader.read(_READ_BYTES):
+                while data := await self.reader.read(_READ_BYTES):
                     for text in self._framer.feed(data):
                         async with self._answering:
                             go_on = await self._answer(text)
@@ -68,30 +63,30 @@ class Session:
 
     def drop(self) -> None:
         """Disconnect without a word."""
-        self._writer.transport.abort()
+        self.writer.transport.abort()
 
     def send_event(self, message: bytes) -> None:
         """Queue an encoded event; before negotiation there are none."""
-        if not self.negotiated or self._writer.is_closing():
+        if not self.negotiated or self.writer.is_closing():
             return
-        if self._writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+        if self.writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
             self.drop()
             return
-        self._writer.write(message)
+        self.writer.write(message)
 
     async def close(self) -> None:
         """Let a command that runs be answered and the client read what is queued, for a moment, and close."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS), self._answering:
-                await self._writer.drain()
+                await self.writer.drain()
         except (TimeoutError, ConnectionError, OSError):
             self.drop()
-        self._writer.close()
+        self.writer.close()
 
     async def _send(self, message: dict[str, Any]) -> None:
-        self._writer.write(protocol.encode(message))
+        self.writer.write(protocol.encode(message))
         # A client that does not read is not read from either.
-        await self._writer.drain()
+        await self.writer.drain()
 
     async def _answer(self, text: bytes | FramingError) -> bool:
         """:return: whether the session goes on"""
@@ -125,9 +120,7 @@ class Session:
             )
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(
-                self._executor, self._execute, request.execute, request.arguments
-            )
+            return await loop.run_in_executor(self.executor, self.execute, request.execute, request.arguments)
         except QmpError:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
 """Migrations are cancelled, each further on than the one before."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import msgspec
@@ -79,17 +79,17 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
         migration.arrive()
 
 
+@dataclass
 class _Counter:
     """Counts a VM's huge pages over time, where it tells them.
 
     :ivar least: fewest since `begin`
     """
 
-    def __init__(self, bed: Bed, vm: Vm, evidence: Evidence) -> None:
-        self._bed = bed
-        self._vm = vm
-        self._evidence = evidence
-        self.least: int | None = None
+    bed: Bed
+    vm: Vm
+    evidence: Evidence
+    least: int | None = None
 
     def begin(self) -> None:
         self.least = None
@@ -101,11 +101,11 @@ class _Counter:
 
     def look(self) -> int | None:
         """How many there are now."""
-        found = huge_pages(self._vm)
+        found = huge_pages(self.vm)
         if found is None:
             return None
         blocks, pages = found
-        self._evidence.huge_pages.append(HugePages(self._bed.now(), blocks, pages))
+        self.evidence.huge_pages.append(HugePages(self.bed.now(), blocks, pages))
         self.least = blocks if self.least is None else min(self.least, blocks)
         return blocks
 

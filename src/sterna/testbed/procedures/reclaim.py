@@ -1,5 +1,7 @@
 """The host takes memory from the guest while it migrates."""
 
+from dataclasses import dataclass
+
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed, Stage
@@ -81,34 +83,34 @@ def _written(vm: Vm) -> int:
         return 0  # it has no disks, so no swap space either
 
 
+@dataclass
 class _Notifier:
     """What a kernel's reclaim asks of a hypervisor: which pages were used, and to let go of some. Goes round RAM in pieces.
 
+    :ivar unmapped: pieces that were let go of
     :ivar reason: why the VM does not do so when asked; empty when it does
     """
 
-    def __init__(self, guest: Guest, vm: Vm) -> None:
-        self._guest = guest
-        self._vm = vm
-        self._next = 0
-        self.unmapped = 0
-        self.young = 0
-        self.reason = ""
+    guest: Guest
+    vm: Vm
+    unmapped: int = 0
+    young: int = 0
+    reason: str = ""
 
     def look(self) -> None:
         """Age all of RAM, take away a piece."""
         if self.reason:
             return
-        base, size = self._guest.ram_base, self._guest.ram_bytes
+        base, size = self.guest.ram_base, self.guest.ram_bytes
         piece = size // _PIECES
+        start = base + self.unmapped % _PIECES * piece
         try:
-            self.young += int(self._vm.command("x-sterna-age", val=base, size=size)["young"])
-            self._vm.command("x-sterna-unmap", val=base + self._next * piece, size=piece)
+            self.young += int(self.vm.command("x-sterna-age", val=base, size=size)["young"])
+            self.vm.command("x-sterna-unmap", val=start, size=piece)
         except VmError as error:
             self.reason = str(error)
             return
         self.unmapped += 1
-        self._next = (self._next + 1) % _PIECES
 
 
 def _mapped_mib(vm: Vm) -> float | None:
