@@ -1,7 +1,7 @@
 """The QMP commands: QEMU 7.2's names, arguments and results (qapi/*.json), and a few of our own (`x-sterna-`)."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -17,34 +17,6 @@ _SAVE_CHUNK = 1 << 20
 _MOST_CELLS = 1 << 16
 
 
-class Arguments(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
-    """A command's arguments; a command without any takes this."""
-
-
-class MigrateArguments(Arguments, frozen=True):
-    uri: str
-    blk: bool = False
-    inc: bool = False
-    detach: bool = True
-    resume: bool = False
-
-
-class ContArguments(Arguments, frozen=True):
-    """:ivar x_sterna_force: the guest is to run even if nobody knows that it does not run elsewhere"""
-
-    x_sterna_force: bool = False
-
-
-class UriArguments(Arguments, frozen=True):
-    uri: str
-
-
-class DoubtArguments(Arguments, frozen=True):
-    """:ivar uri: where the destination can be asked, when that is not where the guest was sent"""
-
-    uri: str | None = None
-
-
 class CapabilityStatus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """:ivar state: None takes back what was said of it"""
 
@@ -52,43 +24,36 @@ class CapabilityStatus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     state: bool | None
 
 
-class CapabilitiesArguments(Arguments, frozen=True):
-    capabilities: list[CapabilityStatus]
-
-
-class HumanArguments(Arguments, frozen=True):
-    command_line: str
-    cpu_index: int | None = None
-
-
-class SaveArguments(Arguments, frozen=True):
-    val: int
-    size: int
-    filename: str
-
-
-class RangeArguments(Arguments, frozen=True):
-    val: int
-    size: int
-
-
-class HeatArguments(Arguments, frozen=True):
-    cells: int = 1024
-
-
-@dataclass(frozen=True)
 class Command:
-    """One QMP command.
+    """One QMP command, which is a function: its parameters are the command's arguments, by names with hyphens. One that takes
+    any keywords is given the arguments as they are.
 
-    :ivar schema: its arguments; None hands them over as they are
-    :ivar run: gives the answer; None stands for an empty one
-    :ivar waits: as in `Control.command`
+    :param run: gives the answer; None stands for an empty one
+    :param waits: as in `Control.command`
     """
 
-    name: str
-    schema: type[msgspec.Struct] | None
-    run: Callable[[Any], Any]
-    waits: bool = False
+    def __init__(self, name: str, run: Callable[..., Any], *, waits: bool = False) -> None:
+        self.name = name
+        self.run = run
+        self.waits = waits
+        parameters = inspect.signature(run).parameters.values()
+        self._takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+        fields = [
+            (one.name, one.annotation)
+            if one.default is one.empty
+            else (one.name, one.annotation, one.default)
+            for one in parameters
+        ]
+        self._schema = msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True, rename="kebab")
+
+    def keywords(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What to call the function with.
+
+        :raise QmpError: When an argument is unknown, missing or of the wrong type.
+        """
+        if self._takes_any:
+            return arguments
+        return msgspec.structs.asdict(convert_arguments(arguments, self._schema))
 
 
 class Commands:
@@ -108,56 +73,51 @@ class Commands:
         command = self._commands.get(name)
         if command is None:
             raise QmpError(f"The command {name[:80]} has not been found", "CommandNotFound")
-        checked = arguments if command.schema is None else convert_arguments(arguments, command.schema)
+        keywords = command.keywords(arguments)
         with self._control.command(waits=command.waits):
-            answer = command.run(checked)
+            answer = command.run(**keywords)
         return {} if answer is None else answer
 
     def _declare(self) -> list[Command]:
-        none = Arguments
         control, machine, migration = self._control, self._control.machine, self._control.migration
         version = {"qemu": protocol.QEMU_VERSION, "package": protocol.PACKAGE}
         name = machine.config.name
         on_kvm = machine.config.accel == "kvm"
         return [
-            Command("query-version", none, lambda _: version),
-            Command("query-commands", none, self._query_commands),
-            Command("query-name", none, lambda _: {"name": name} if name else {}),
-            Command("query-uuid", none, lambda _: {"UUID": str(machine.config.uuid or UUID(int=0))}),
-            Command("query-kvm", none, lambda _: {"enabled": on_kvm, "present": on_kvm}),
-            Command("query-status", none, self._query_status),
-            Command("query-cpus-fast", none, self._query_cpus),
-            Command("stop", none, lambda _: machine.stop()),
-            Command("cont", ContArguments, lambda given: machine.cont(force=given.x_sterna_force)),
-            Command("quit", none, lambda _: control.quit("host-qmp-quit")),
-            Command("migrate", MigrateArguments, self._migrate, waits=True),
-            Command(
-                "migrate-incoming", UriArguments, lambda given: control.start_incoming(given.uri), waits=True
-            ),
-            Command("migrate_cancel", none, lambda _: migration.cancel()),
-            Command("x-sterna-resolve-doubt", DoubtArguments, self._resolve_doubt, waits=True),
-            Command("query-migrate", none, lambda _: migration.info().to_qmp()),
-            Command("migrate-set-capabilities", CapabilitiesArguments, self._set_capabilities, waits=True),
-            Command("query-migrate-capabilities", none, self._query_capabilities),
-            Command(
-                "x-sterna-query-asked-capabilities", none, lambda _: sorted(migration.asked_capabilities())
-            ),
-            Command("migrate-set-parameters", None, self._set_parameters),
-            Command("query-migrate-parameters", none, lambda _: migration.parameters()),
-            Command("human-monitor-command", HumanArguments, self._human_command, waits=True),
-            Command("pmemsave", SaveArguments, self._pmemsave, waits=True),
-            Command("x-sterna-query-stage2", none, self._query_stage2),
-            Command("x-sterna-query-page-heat", HeatArguments, self._query_page_heat),
-            Command("x-sterna-unmap", RangeArguments, lambda given: machine.unmap(given.val, given.size)),
-            Command("x-sterna-age", RangeArguments, self._age),
+            Command("query-version", lambda: version),
+            Command("query-commands", self._query_commands),
+            Command("query-name", lambda: {"name": name} if name else {}),
+            Command("query-uuid", lambda: {"UUID": str(machine.config.uuid or UUID(int=0))}),
+            Command("query-kvm", lambda: {"enabled": on_kvm, "present": on_kvm}),
+            Command("query-status", self._query_status),
+            Command("query-cpus-fast", self._query_cpus),
+            Command("stop", machine.stop),
+            Command("cont", self._cont),
+            Command("quit", lambda: control.quit("host-qmp-quit")),
+            Command("migrate", self._migrate, waits=True),
+            Command("migrate-incoming", control.start_incoming, waits=True),
+            Command("migrate_cancel", migration.cancel),
+            Command("x-sterna-resolve-doubt", self._resolve_doubt, waits=True),
+            Command("query-migrate", lambda: migration.info().to_qmp()),
+            Command("migrate-set-capabilities", self._set_capabilities, waits=True),
+            Command("query-migrate-capabilities", self._query_capabilities),
+            Command("x-sterna-query-asked-capabilities", lambda: sorted(migration.asked_capabilities())),
+            Command("migrate-set-parameters", self._set_parameters),
+            Command("query-migrate-parameters", migration.parameters),
+            Command("human-monitor-command", self._human_command, waits=True),
+            Command("pmemsave", self._pmemsave, waits=True),
+            Command("x-sterna-query-stage2", self._query_stage2),
+            Command("x-sterna-query-page-heat", self._query_page_heat),
+            Command("x-sterna-unmap", self._unmap),
+            Command("x-sterna-age", self._age),
         ]
 
     # -- the machine -----------------------------------------------------------------------------------------
 
-    def _query_commands(self, _: Arguments) -> Any:
+    def _query_commands(self) -> Any:
         return [{"name": name} for name in ("qmp_capabilities", *self._commands)]
 
-    def _query_status(self, _: Arguments) -> Any:
+    def _query_status(self) -> Any:
         machine = self._control.machine
         answer = {
             "status": machine.run_state.value,
@@ -168,7 +128,7 @@ class Commands:
             answer["x-sterna-error"] = machine.error
         return answer
 
-    def _query_cpus(self, _: Arguments) -> Any:
+    def _query_cpus(self) -> Any:
         return [
             {
                 "cpu-index": cpu.index,
@@ -180,32 +140,37 @@ class Commands:
             for cpu in self._control.machine.cpus()
         ]
 
-    def _query_stage2(self, _: Arguments) -> Any:
+    def _query_stage2(self) -> Any:
         return {name.replace("_", "-"): int(n) for name, n in self._control.machine.statistics().items()}
 
-    def _age(self, arguments: RangeArguments) -> Any:
-        return {"young": self._control.machine.age(arguments.val, arguments.size)}
+    def _cont(self, x_sterna_force: bool = False) -> None:
+        """:param x_sterna_force: the guest is to run even if nobody knows that it does not run elsewhere"""
+        self._control.machine.cont(force=x_sterna_force)
 
-    def _pmemsave(self, arguments: SaveArguments) -> None:
-        if arguments.size < 0 or arguments.val < 0:
+    def _unmap(self, val: int, size: int) -> None:
+        self._control.machine.unmap(val, size)
+
+    def _age(self, val: int, size: int) -> Any:
+        return {"young": self._control.machine.age(val, size)}
+
+    def _pmemsave(self, val: int, size: int, filename: str) -> None:
+        if size < 0 or val < 0:
             raise QmpError("Parameter 'size' and 'val' must not be negative")
         # The memory is checked before the file is touched.
-        machine, end = self._control.machine, arguments.val + arguments.size
-        for edge in {arguments.val, end - 1} if arguments.size else ():
+        machine, end = self._control.machine, val + size
+        for edge in {val, end - 1} if size else ():
             machine.read_physical(edge, 1)
         try:
-            file = NewFile(arguments.filename, private=True)
+            file = NewFile(filename, private=True)
         except OSError as error:
-            raise QmpError(f"Could not open '{arguments.filename[:200]}': {error.strerror}") from error
+            raise QmpError(f"Could not open '{filename[:200]}': {error.strerror}") from error
         with file:
-            for at in range(arguments.val, end, _SAVE_CHUNK):
+            for at in range(val, end, _SAVE_CHUNK):
                 if self._control.closing.is_set():
-                    raise QmpError(
-                        f"Could not write '{arguments.filename[:200]}': the machine is being closed"
-                    )
+                    raise QmpError(f"Could not write '{filename[:200]}': the machine is being closed")
                 data = machine.read_physical(at, min(_SAVE_CHUNK, end - at))
-                self._complete(arguments.filename, file.write, data)
-            self._complete(arguments.filename, file.commit)
+                self._complete(filename, file.write, data)
+            self._complete(filename, file.commit)
 
     @staticmethod
     def _complete(name: str, step: Callable[..., None], *data: bytes) -> None:
@@ -214,46 +179,46 @@ class Commands:
         except OSError as error:
             raise QmpError(f"Could not write '{name[:200]}': {error.strerror}") from error
 
-    def _human_command(self, arguments: HumanArguments) -> Any:
-        if (
-            arguments.cpu_index is not None
-            and not 0 <= arguments.cpu_index < self._control.machine.config.smp
-        ):
+    def _human_command(self, command_line: str, cpu_index: int | None = None) -> Any:
+        if cpu_index is not None and not 0 <= cpu_index < self._control.machine.config.smp:
             raise QmpError("Parameter 'cpu-index' expects a CPU number")
-        return self._human.execute(arguments.command_line, cpu=arguments.cpu_index, newline="\r\n")
+        return self._human.execute(command_line, cpu=cpu_index, newline="\r\n")
 
     # -- migration -------------------------------------------------------------------------------------------
 
-    def _migrate(self, arguments: MigrateArguments) -> None:
-        if arguments.blk or arguments.inc:
+    def _migrate(
+        self, uri: str, blk: bool = False, inc: bool = False, detach: bool = True, resume: bool = False
+    ) -> None:
+        if blk or inc:
             raise QmpError("Parameter 'blk' is not supported: there are no disks to migrate")
-        self._control.migration.migrate(arguments.uri, resume=arguments.resume)
+        self._control.migration.migrate(uri, resume=resume)
 
-    def _resolve_doubt(self, arguments: DoubtArguments) -> Any:
-        return {"found": self._control.migration.resolve_doubt(arguments.uri)}
+    def _resolve_doubt(self, uri: str | None = None) -> Any:
+        """:param uri: where the destination can be asked, when that is not where the guest was sent"""
+        return {"found": self._control.migration.resolve_doubt(uri)}
 
-    def _query_page_heat(self, arguments: HeatArguments) -> Any:
-        if not 1 <= arguments.cells <= _MOST_CELLS:
+    def _query_page_heat(self, cells: int = 1024) -> Any:
+        if not 1 <= cells <= _MOST_CELLS:
             raise QmpError(f"Parameter 'cells' expects a number from 1 to {_MOST_CELLS}")
         return [
             {name.replace("_", "-"): value for name, value in vars(heat).items()}
-            for heat in self._control.migration.page_heat(arguments.cells)
+            for heat in self._control.migration.page_heat(cells)
         ]
 
-    def _set_capabilities(self, arguments: CapabilitiesArguments) -> None:
+    def _set_capabilities(self, capabilities: list[CapabilityStatus]) -> None:
         known = self._control.migration.capabilities()
-        for status in arguments.capabilities:
+        for status in capabilities:
             if status.capability not in known:
                 raise QmpError(f"Parameter 'capability' does not accept value '{status.capability[:80]}'")
-        self._control.migration.set_capabilities({s.capability: s.state for s in arguments.capabilities})
+        self._control.migration.set_capabilities({s.capability: s.state for s in capabilities})
 
-    def _query_capabilities(self, _: Arguments) -> Any:
+    def _query_capabilities(self) -> Any:
         states = self._control.migration.capabilities()
         return [{"capability": name, "state": state} for name, state in states.items()]
 
-    def _set_parameters(self, arguments: dict[str, Any]) -> None:
+    def _set_parameters(self, /, **parameters: Any) -> None:
         known = self._control.migration.parameters()
-        for name in arguments:
+        for name in parameters:
             if name not in known:
                 raise QmpError(f"Parameter '{name[:80]}' is unexpected")
-        self._control.migration.set_parameters(arguments)
+        self._control.migration.set_parameters(parameters)
