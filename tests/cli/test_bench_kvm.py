@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from sterna.bench.kvm import report
-from sterna.bench.kvm.guest import WORK_SLOT, same_pages, writing_guest
+from sterna.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages
 from sterna.bench.kvm.measure import ModeFigures, Sizes, Times
 from sterna.bench.kvm.modes import Modes
 from sterna.host.load import HostLoad
@@ -91,7 +91,7 @@ def test_it_compiles_first_and_only_what_kvm_needs(kvm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", list(DirtyLogMode))
 def test_the_guest_writes_what_it_is_told(kvm, mode) -> None:
-    with writing_guest(mode, 4 * MEBIBYTE) as guest:
+    with WritingGuest(mode, 4 * MEBIBYTE) as guest:
         guest.vm.set_memory_slot(guest.with_log(True))
         if mode is DirtyLogMode.MANUAL:
             guest.vm.harvest_dirty_log(WORK_SLOT)

@@ -9,12 +9,11 @@ import pytest
 from sterna.machine.serial import open_serial
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.unix import UnixUri
-from sterna.monitor.addresses import connect, parse_address
-from sterna.monitor.server import Listening
+from sterna.monitor.addresses import connect, listen, parse_address
 
 MAKERS = {
     "migration": lambda path: UnixUri(path).listen(),
-    "monitor": lambda path: Listening.on(parse_address(f"unix:{path},server")),
+    "monitor": lambda path: listen(parse_address(f"unix:{path},server")),
     "serial": lambda path: open_serial(f"unix:{path}"),
 }
 

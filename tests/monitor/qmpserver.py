@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sterna.monitor.addresses import MonitorAddress
+from sterna.monitor.addresses import MonitorAddress, listen
 from sterna.monitor.client import QmpClient
 from sterna.monitor.protocol import QmpError
-from sterna.monitor.server import Listening, QmpServer
+from sterna.monitor.server import QmpServer
 from sterna.monitor.session import Execute
 
 TIMEOUT = 300.0
@@ -26,7 +26,7 @@ class ServerThread:
         self.address = address
         self._execute = execute
         self._negotiation_seconds = negotiation_seconds
-        self._listening = Listening.on(address)
+        self._listening = listen(address)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
         self._thread.start()

@@ -340,15 +340,15 @@ def test_a_command_that_waits_holds_up_its_own_client_only(server, table: SmallT
 
 def test_unix_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
     address = parse_address(f"unix:{tmp_path}/s,server,wait=off")
-    listen(address)[0].close()
-    first, _ = listen(address)
+    listen(address).socket.close()
+    first = listen(address).socket
     with pytest.raises(AddressError, match="in use"):
         listen(address)
     first.close()
 
 
 def test_tcp_listens_on_loopback_unless_told_otherwise() -> None:
-    with listen(parse_address("tcp::0,server"))[0] as listener:
+    with listen(parse_address("tcp::0,server")).socket as listener:
         host, port = listener.getsockname()[:2]
         assert host == "127.0.0.1"
         with pytest.raises(AddressError, match="in use"):

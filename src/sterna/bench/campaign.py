@@ -1,7 +1,7 @@
 """Workload after workload: every variant in turn, another one first each time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sterna.bench.ceiling import CeilingError, measure_ceiling
 from sterna.bench.errors import BenchError
@@ -140,13 +140,7 @@ def _measure(
                 host=watch.load(),
             )
         else:
-            guest = MachineConfig(
-                memory_bytes=config.memory_bytes,
-                kernel=path,
-                append=config.append,
-                accel=config.accel,
-                dirty_log=variant.dirty_log,
-            )
+            guest = replace(config, kernel=path, dirty_log=variant.dirty_log)
             binary = settings.qemu.path if settings.qemu else ""
             with machine_pair(variant, workload, guest, binary, check) as pair:
                 base, limit = int(config.board.ram_base), workload.downtime_limit_ms

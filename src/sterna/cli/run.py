@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sterna.machine.machine import Machine
     from sterna.migration.controller import MigrationController
     from sterna.migration.statistics import MigrationInfo
-    from sterna.monitor.server import Listening
+    from sterna.monitor.addresses import Listening
 
 
 @click.command("run")
@@ -215,8 +215,7 @@ def _is_one_way(incoming: str | None) -> bool:
 
 
 def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterator[Listening]":
-    from sterna.monitor.addresses import AddressError, parse_address
-    from sterna.monitor.server import Listening
+    from sterna.monitor.addresses import AddressError, listen, parse_address
 
     try:
         parsed = [parse_address(address) for address in addresses]
@@ -226,7 +225,7 @@ def _listen(addresses: tuple[str, ...], stack: contextlib.ExitStack) -> "Iterato
         if address.kind == "tcp" and not address.port:
             raise UsageError(f"--qmp: {address}: nobody would learn which port that is; choose one")
         try:
-            listening = Listening.on(address)
+            listening = listen(address)
         except AddressError as error:
             raise CliError(f"--qmp: {error}") from error
         stack.callback(listening.close)

@@ -27,11 +27,7 @@ def find_qemu(named: str | None) -> Qemu:
     wanted, wrong = named or "qemu-system-arm", LaunchError if named else Unsupported
     path = shutil.which(wanted)
     if path is None:
-        raise wrong(
-            f"{wanted} is not installed"
-            if named
-            else f"{wanted} is not installed: apt install qemu-system-arm"
-        )
+        raise wrong(f"{wanted} is not installed" + ("" if named else ": apt install qemu-system-arm"))
     try:
         done = subprocess.run(
             [path, "--version"],

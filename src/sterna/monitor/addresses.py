@@ -82,18 +82,31 @@ def _parsed(parse: Callable[[str], Parsed], target: str, shown: str) -> Parsed:
         raise AddressError(f"{shown}: {error}; expected {_FORMS}") from error
 
 
-def listen(address: MonitorAddress) -> tuple[socket.socket, SocketPath | None]:
-    """A listening socket, and its path if it has one. A unix socket's file that nobody listens on any more is replaced.
+@dataclass(frozen=True)
+class Listening:
+    """A bound socket, and its path if it has one."""
+
+    socket: socket.socket
+    path: SocketPath | None = None
+
+    def close(self) -> None:
+        if self.path is not None:
+            self.path.remove()
+        self.socket.close()
+
+
+def listen(address: MonitorAddress) -> Listening:
+    """A listening socket. A unix socket's file that nobody listens on any more is replaced.
 
     :raise AddressError: When the address is taken, or cannot be bound; it names the cause.
     """
     try:
         if address.kind == "fd":
-            return _adopt(address), None
+            return Listening(_adopt(address))
         if address.kind == "unix":
-            return listen_path(address.path, _BACKLOG)
+            return Listening(*listen_path(address.path, _BACKLOG))
         found = look_up(address.host, address.port, passive=True)
-        return listen_inet(found[0], _BACKLOG, both=True), None
+        return Listening(listen_inet(found[0], _BACKLOG, both=True))
     except OSError as error:
         raise AddressError(f"cannot listen on {address}: {_cause(error)}") from error
 

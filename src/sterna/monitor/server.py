@@ -3,35 +3,12 @@
 import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from sterna.host.socketpath import SocketPath
 from sterna.monitor import protocol
-from sterna.monitor.addresses import MonitorAddress, listen
 from sterna.monitor.session import NEGOTIATION_SECONDS, Execute, Session
 
 CLIENT_LIMIT = 64
-
-
-@dataclass(frozen=True)
-class Listening:
-    """A bound socket, and its path if it has one."""
-
-    socket: socket.socket
-    path: SocketPath | None = None
-
-    @classmethod
-    def on(cls, address: MonitorAddress) -> "Listening":
-        """
-        :raise AddressError: When the address is taken, or cannot be bound.
-        """
-        return cls(*listen(address))
-
-    def close(self) -> None:
-        if self.path is not None:
-            self.path.remove()
-        self.socket.close()
 
 
 class QmpServer:

@@ -95,14 +95,10 @@ def parse(name: str, source: str, text: str) -> ScenarioFile:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{source}: not TOML: {error}") from error
-    for key in (_REDUCED, _FOR):
-        if not isinstance(tables.get(key, {}), dict):
-            raise ScenarioError(f"{source}: {key}: expected a table")
+    if not isinstance(tables.get(_REDUCED, {}), dict):
+        raise ScenarioError(f"{source}: {_REDUCED}: expected a table")
     _check_kinds(source, _FOR, tables.get(_FOR, {}))
-    short = tables.get(_REDUCED, {}).get(_FOR, {})
-    if not isinstance(short, dict):
-        raise ScenarioError(f"{source}: {_REDUCED}.{_FOR}: expected a table")
-    _check_kinds(source, f"{_REDUCED}.{_FOR}", short)
+    _check_kinds(source, f"{_REDUCED}.{_FOR}", tables.get(_REDUCED, {}).get(_FOR, {}))
     file = ScenarioFile(name, source, tables)
     for kind in VM_KINDS:
         for reduced in (False, True):
@@ -163,7 +159,9 @@ def _folder() -> Any:
     return resources.files("sterna.testbed") / "scenarios"
 
 
-def _check_kinds(source: str, where: str, variants: Mapping[str, Any]) -> None:
+def _check_kinds(source: str, where: str, variants: object) -> None:
+    if not isinstance(variants, dict):
+        raise ScenarioError(f"{source}: {where}: expected a table")
     for kind, variant in variants.items():
         if kind not in VM_KINDS:
             raise ScenarioError(

@@ -3,12 +3,11 @@
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
 
+from sterna.host.closing import Closing
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa, open_vm
 from sterna.hypervisor.arm64 import Arm64Vcpu
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags
@@ -65,7 +64,7 @@ class _End:
         self._guest.cpu.kick()
 
 
-class WritingGuest:
+class WritingGuest(Closing):
     """A VM with one vCPU and a slot of memory that the program writes to.
 
     :ivar vm: the VM
@@ -166,16 +165,6 @@ class WritingGuest:
         self.vm.close()
         self._programs.close()
         self._block.close()
-
-
-@contextmanager
-def writing_guest(mode: DirtyLogMode, size: int, *, huge_pages: bool = True) -> Iterator[WritingGuest]:
-    """A guest for the time of the `with` statement."""
-    guest = WritingGuest(mode, size, huge_pages=huge_pages)
-    try:
-        yield guest
-    finally:
-        guest.close()
 
 
 def same_pages(words: Words, pages: int, stride: int) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sterna.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages, writing_guest
+from sterna.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.hypervisor.kvm.dirtylog import (
     CLEAR_DIRTY_LOG,
@@ -203,10 +203,10 @@ def measure(mode: DirtyLogMode, sizes: Sizes, check: Callable[[], None]) -> Mode
     :raise HypervisorError: When this host's KVM cannot keep it so.
     :raise RamError: When the host cannot give the memory.
     """
-    with writing_guest(mode, sizes.dense_bytes) as guest:
+    with WritingGuest(mode, sizes.dense_bytes) as guest:
         calls, fault_us = _dense(guest, mode, sizes, check)
         writes = _speeds(guest, mode, sizes, check)
-    with writing_guest(mode, sizes.sparse_bytes, huge_pages=False) as guest:
+    with WritingGuest(mode, sizes.sparse_bytes, huge_pages=False) as guest:
         calls["harvest, 1 % of all"] = _sparse(guest, mode, sizes, check)
     return ModeFigures(mode, calls, fault_us, writes)
 

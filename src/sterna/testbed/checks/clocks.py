@@ -28,26 +28,22 @@ class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
         problems = []
         worst, figure, values = -1.0, "", {}
         for passage, blackout in seen:
-            pairs = [("the guest's counter", blackout.guest)] if self.counter == "goes-on" else []
+            slack = self.slack_ms + passage.jitter_ms
+            others = [("the guest's counter", blackout.guest, slack)] if self.counter == "goes-on" else []
             if blackout.observer is not None:
-                pairs.append(("the observer", blackout.observer))
-            for who, saw in pairs:
-                allowed = (
-                    self.slack_ms
-                    + passage.jitter_ms
-                    + (blackout.resolution if who == "the observer" else 0.0)
-                )
+                others.append(("the observer", blackout.observer, slack + blackout.resolution))
+            for who, saw, allowed in others:
                 if abs(saw - blackout.vmm) > allowed:
                     problems.append(
                         f"{passage.guest}: {who} saw {saw:.1f} ms, the VMM reports {blackout.vmm:.1f} ms; "
                         f"{allowed:.0f} ms apart is the most"
                     )
-            if self.counter == "stops" and blackout.guest > self.slack_ms + passage.jitter_ms:
+            if self.counter == "stops" and blackout.guest > slack:
                 problems.append(
                     f"{passage.guest}: its counter, which is to stop with it, has gone on for {blackout.guest:.1f} ms; "
-                    f"{self.slack_ms + passage.jitter_ms:.0f} ms is the most"
+                    f"{slack:.0f} ms is the most"
                 )
-            apart = max((abs(saw - blackout.vmm) for _, saw in pairs), default=0.0)
+            apart = max((abs(saw - blackout.vmm) for _, saw, _ in others), default=0.0)
             if apart > worst:
                 worst = apart
                 values = {"guest_ms": blackout.guest, "vmm_ms": blackout.vmm, "apart_ms": apart}
