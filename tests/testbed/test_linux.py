@@ -29,8 +29,8 @@ from sterna.testbed.linuxguest import image
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import LinuxImage
-from sterna.testbed.linuxguest.keys import make_keys, to_dropbear
-from sterna.testbed.linuxguest.recipe import Recipe
+from sterna.testbed.linuxguest.keys import Keys, to_dropbear
+from sterna.testbed.linuxguest.recipe import DISK_BYTES
 from sterna.testbed.network import LoopbackNetwork
 from sterna.testbed.nfs import NfsServer
 from sterna.testbed.procedures.failover import Failover
@@ -75,7 +75,7 @@ def test_the_same_packages_and_keys_make_the_same_bytes(linux: QemuLinuxKind, tm
         pytest.skip("the packages are no longer in the cache")
     [kernel] = [path for path in packages if path.name.startswith("linux-image")]
     others = tuple(sorted(path for path in packages if path != kernel))
-    image.build(tmp_path, Recipe(), kernel, others, built.keys)
+    image.build(tmp_path, kernel, others, built.keys)
     for name in (image.KERNEL, image.INITRAMFS, image.ROOT):
         assert digest(tmp_path / name) == digest(built.folder / name), name
 
@@ -84,15 +84,16 @@ def test_a_changed_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(image, "Apt", NoNetwork)
     with pytest.raises(ImageError, match="asked for packages"):
-        image.obtain(Recipe())
+        image.obtain()
     folder = tmp_path / "sterna-linux" / "0123456789abcdef"
     folder.mkdir()
     (folder / "manifest.json").write_text('{"packages": []}')
-    pointer = f"armhf-{image.digest_of(Recipe(), image._makers())}"
+    pointer = f"armhf-{image.digest_of(DISK_BYTES, image._makers())}"
     (folder.parent / pointer).write_text(folder.name)
-    assert image.obtain(Recipe()).folder == folder, "what is there needs no network"
+    assert image.obtain().folder == folder, "what is there needs no network"
+    monkeypatch.setattr(image, "DISK_BYTES", 1 << 29)
     with pytest.raises(ImageError, match="asked for packages"):
-        image.obtain(Recipe(disk_bytes=1 << 29))
+        image.obtain()
 
 
 class NoNetwork:
@@ -133,8 +134,9 @@ def test_a_tree_that_has_no_room_is_told(tmp_path: Path) -> None:
 
 
 def test_keys_for_dropbear(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
     try:
-        keys = make_keys(tmp_path)
+        keys.make()
     except ImageError as error:
         unsupported(error)
     data = keys.host_for_dropbear()
@@ -142,7 +144,9 @@ def test_keys_for_dropbear(tmp_path: Path) -> None:
     assert len(data) == 19 + 64
     public = base64.b64decode(keys.host_public.split()[1])
     assert public.endswith(data[-32:])
-    assert make_keys(tmp_path).host_public == keys.host_public, "made once"
+    made = keys.host_public
+    keys.make()
+    assert keys.host_public == made, "made once"
 
 
 @pytest.mark.parametrize("damage", ["", "b3BlbnNzaA==", "not base64!", "b3BlbnNzaC1rZXktdjEA/////w=="])

@@ -10,8 +10,8 @@ import pytest
 from tests.cli.vms import wait_for
 
 from sterna.launch.errors import Unsupported
-from sterna.testbed.remains import Remains, clean_stale
-from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile, swapped_bytes
+from sterna.testbed.remains import Kind, Remains, clean_stale
+from sterna.testbed.resources import FullDisk, MemoryGroup, swapped_bytes, use_swap_file
 
 HOG = """
 import sys, time
@@ -103,7 +103,7 @@ def test_a_squeezed_group_keeps_what_cannot_be_reclaimed(group: MemoryGroup) -> 
 def test_a_squeezed_group_swaps(
     group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    SwapFile(remains, tmp_path, 128 << 20)
+    use_swap_file(remains, tmp_path, 128 << 20)
     group.add(hog.pid)
     group.squeeze(32 << 20)
     assert go(hog) == "all touched\n"
@@ -116,7 +116,7 @@ def test_a_squeezed_group_swaps(
 def test_a_group_with_swap_swaps(
     group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    swap = SwapFile(remains, tmp_path, 128 << 20)
+    use_swap_file(remains, tmp_path, 128 << 20)
     assert str(tmp_path / "swap") in Path("/proc/swaps").read_text()
     group.add(hog.pid)
     group.limit(32 << 20)
@@ -124,7 +124,7 @@ def test_a_group_with_swap_swaps(
     wait_for(lambda: swapped_bytes(hog.pid) > 16 << 20)
     hog.kill()
     hog.wait(300)
-    swap.close()
+    remains.undo(Kind.SWAP, tmp_path / "swap")
     assert str(tmp_path) not in Path("/proc/swaps").read_text()
     assert not (tmp_path / "swap").exists()
 
@@ -134,11 +134,11 @@ def test_a_swap_file_says_what_it_lacks(
 ) -> None:
     disk = FullDisk(remains, tmp_path)
     with pytest.raises(Unsupported, match="no room for a swap file of 64 MiB: No space left on device"):
-        SwapFile(remains, disk.path, 64 << 20)
+        use_swap_file(remains, disk.path, 64 << 20)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
         with pytest.raises(Unsupported, match="mkswap is missing: apt install util-linux"):
-            SwapFile(remains, tmp_path, 1 << 20)
+            use_swap_file(remains, tmp_path, 1 << 20)
     remains.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
@@ -161,11 +161,11 @@ def test_all_go_with_a_killed_run(tmp_path: Path, root: None) -> None:
         "import sys, time\n"
         "from pathlib import Path\n"
         "from sterna.testbed.remains import Remains\n"
-        "from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile\n"
+        "from sterna.testbed.resources import FullDisk, MemoryGroup, use_swap_file\n"
         "directory = Path(sys.argv[1])\n"
         "remains = Remains(directory / 'runs')\n"
         "FullDisk(remains, directory)\n"
-        "SwapFile(remains, directory, 1 << 20)\n"
+        "use_swap_file(remains, directory, 1 << 20)\n"
         "MemoryGroup(remains)\n"
         "print('made', flush=True)\n"
         "time.sleep(60)\n"
@@ -194,12 +194,12 @@ def test_without_root_it_says_so(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from sterna.launch.errors import Unsupported\n"
         "from sterna.testbed.remains import Remains\n"
-        "from sterna.testbed.resources import FullDisk, MemoryGroup, SwapFile\n"
+        "from sterna.testbed.resources import FullDisk, MemoryGroup, use_swap_file\n"
         "directory = Path(sys.argv[1])\n"
         "os.chmod(directory, 0o777)\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "with Remains(directory / 'runs') as remains:\n"
-        "    for make in (lambda: MemoryGroup(remains), lambda: SwapFile(remains, directory, 4096),\n"
+        "    for make in (lambda: MemoryGroup(remains), lambda: use_swap_file(remains, directory, 4096),\n"
         "                 lambda: FullDisk(remains, directory)):\n"
         "        try: make()\n"
         "        except Unsupported as error: print(error)\n"

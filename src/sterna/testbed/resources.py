@@ -118,36 +118,30 @@ class MemoryGroup:
             file.write(text)
 
 
-class SwapFile:
-    """A swap file, in use until it is closed.
+def use_swap_file(remains: Remains, directory: Path, size: int) -> None:
+    """Make a swap file, which is in use until it is undone.
 
     :raise Unsupported: When this process may not, a tool is missing, or the file system cannot hold one.
     """
-
-    def __init__(self, remains: Remains, directory: Path, size: int) -> None:
-        if os.geteuid() != 0:
-            raise Unsupported("swap files need root")
-        if shutil.which("mkswap") is None:
-            raise Unsupported("mkswap is missing: apt install util-linux")
-        self._remains = remains
-        self._path = directory / "swap"
-        remains.add(Kind.SWAP, self._path)
+    if os.geteuid() != 0:
+        raise Unsupported("swap files need root")
+    if shutil.which("mkswap") is None:
+        raise Unsupported("mkswap is missing: apt install util-linux")
+    path = directory / "swap"
+    remains.add(Kind.SWAP, path)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, size)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise Unsupported(f"no room for a swap file of {size >> 20} MiB: {error.strerror}") from error
-        done = subprocess.run(["mkswap", str(self._path)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Unsupported(f"mkswap: {done.stderr.strip()}")
-        if _libc.swapon(os.fsencode(self._path), 0) != 0:
-            raise Unsupported(f"swapon: {os.strerror(ctypes.get_errno())}")
-
-    def close(self) -> None:
-        self._remains.undo(Kind.SWAP, self._path)
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise Unsupported(f"no room for a swap file of {size >> 20} MiB: {error.strerror}") from error
+    done = subprocess.run(["mkswap", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unsupported(f"mkswap: {done.stderr.strip()}")
+    if _libc.swapon(os.fsencode(path), 0) != 0:
+        raise Unsupported(f"swapon: {os.strerror(ctypes.get_errno())}")
 
 
 class FullDisk:

@@ -21,7 +21,6 @@ from sterna.testbed.guest import Guest
 from sterna.testbed.kinds.qemu import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest, Seat, SeatedVm
 from sterna.testbed.linuxguest.image import LinuxImage, obtain
-from sterna.testbed.linuxguest.recipe import Recipe
 from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.nfs import NfsServer, check_tools
 from sterna.testbed.session import SshSession
@@ -77,7 +76,7 @@ class QemuLinuxKind(QemuKind):
         if os.geteuid() == 0:
             check_tools()
             _check_client(self._binary())
-        self._image = obtain(Recipe(), progress=say)
+        self._image = obtain(say)
 
     @property
     def image(self) -> LinuxImage:

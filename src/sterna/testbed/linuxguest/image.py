@@ -19,16 +19,16 @@ from sterna.testbed.debian.deb import Tree, kernel_of, system_files, unpack
 from sterna.testbed.debian.kernelmodules import load_order
 from sterna.testbed.errors import ImageError
 from sterna.testbed.linuxguest.ext4 import make_ext4
-from sterna.testbed.linuxguest.keys import Keys, make_keys
+from sterna.testbed.linuxguest.keys import Keys
 from sterna.testbed.linuxguest.recipe import (
     ARCHITECTURE,
     DEBIAN_PACKAGES,
+    DISK_BYTES,
     EPOCH,
     FILES,
     KERNEL_MODULES,
     KERNEL_PACKAGE,
     LEFT_OUT,
-    Recipe,
 )
 
 ROOT = "root.ext4"
@@ -67,39 +67,37 @@ class LinuxImage(Image):
         return self.folder / ROOT
 
 
-def obtain(
-    recipe: Recipe, *, update: bool = False, progress: Callable[[str], None] = lambda text: None
-) -> LinuxImage:
-    """The image for a recipe, built if there is none, or if `update` asks for today's packages.
+def obtain(progress: Callable[[str], None] = lambda text: None) -> LinuxImage:
+    """The image, built if there is none of this recipe yet.
 
     :raise ImageError: When it cannot be built.
     """
     cache = Cache.named("sterna-linux")
     keys = Keys(cache.folder / "keys")
-    digest = digest_of(recipe, _makers())
+    digest = digest_of(DISK_BYTES, _makers())
     pointer = f"{ARCHITECTURE}-{digest}"
-    if not update and (folder := cache.find(pointer)):
+    if folder := cache.find(pointer):
         return LinuxImage(folder, keys)
     with cache.locked(progress):
-        if not update and (folder := cache.find(pointer)):  # another process built it meanwhile
+        if folder := cache.find(pointer):  # another process built it meanwhile
             return LinuxImage(folder, keys)
         progress("fetching the guest's packages (once)")
         apt = Apt(cache.folder / "packages", ARCHITECTURE)
         kernel = apt.kernel(KERNEL_PACKAGE)
         debs = apt.packages(DEBIAN_PACKAGES)
-        make_keys(keys.folder)
+        keys.make()
         progress("building the guest's images (once)")
         names = sorted(path.name for path in (kernel, *debs))
         folder = cache.store(
             pointer,
             digest,
             [*names, keys.host_public],
-            lambda draft: build(draft, recipe, kernel, debs, keys),
+            lambda draft: build(draft, kernel, debs, keys),
         )
         return LinuxImage(folder, keys)
 
 
-def build(draft: Path, recipe: Recipe, kernel: Path, debs: tuple[Path, ...], keys: Keys) -> None:
+def build(draft: Path, kernel: Path, debs: tuple[Path, ...], keys: Keys) -> None:
     """Make the files of an image in an empty folder.
 
     :param kernel: the kernel's package
@@ -115,7 +113,7 @@ def build(draft: Path, recipe: Recipe, kernel: Path, debs: tuple[Path, ...], key
     (draft / KERNEL).write_bytes(image)
     with (draft / INITRAMFS).open("wb") as file:
         cpio.write(file, _initramfs(files[_BUSYBOX], modules), EPOCH)
-    make_ext4(draft / ROOT, _root(files, keys), recipe.disk_bytes, EPOCH)
+    make_ext4(draft / ROOT, _root(files, keys), DISK_BYTES, EPOCH)
 
 
 def _initramfs(busybox: Entry, modules: Mapping[str, bytes]) -> Tree:

@@ -46,26 +46,21 @@ class Keys:
         """
         return to_dropbear((self.folder / HOST).read_text())
 
+    def make(self) -> None:
+        """Make those that are not there.
+
+        :raise ImageError: When ssh-keygen is missing or fails.
+        """
+        if shutil.which("ssh-keygen") is None:
+            raise ImageError("ssh-keygen is missing: apt install openssh-client")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for key in (self.folder / HOST, self.client):
+            if not key.with_suffix(".pub").exists():
+                key.unlink(missing_ok=True)
+                run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "sterna", "-f", str(key)], "keys")
+
     def _public(self, name: str) -> str:
         return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
-
-
-def make_keys(folder: Path) -> Keys:
-    """The keys in a folder, made where there are none.
-
-    :raise ImageError: When ssh-keygen is missing or fails.
-    """
-    if shutil.which("ssh-keygen") is None:
-        raise ImageError("ssh-keygen is missing: apt install openssh-client")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (HOST, CLIENT):
-        if not (folder / f"{name}.pub").exists():
-            (folder / name).unlink(missing_ok=True)
-            run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "sterna", "-f", str(folder / name)],
-                "keys",
-            )
-    return Keys(folder)
 
 
 def to_dropbear(text: str) -> bytes:

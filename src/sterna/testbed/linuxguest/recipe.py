@@ -1,7 +1,5 @@
 """What the guest is made of."""
 
-from dataclasses import dataclass
-
 KERNEL_PACKAGE = "linux-image-armmp-lpae"
 ARCHITECTURE = "armhf"
 
@@ -22,12 +20,5 @@ KERNEL_MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "crc3
 EPOCH = 1_700_000_000
 """Time stamp of everything in the images."""
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """The choices among guests.
-
-    :ivar disk_bytes: size of the root file system; blocks that were never written take no room
-    """
-
-    disk_bytes: int = 1 << 30
+DISK_BYTES = 1 << 30
+"""Size of the root file system; blocks that were never written take no room."""

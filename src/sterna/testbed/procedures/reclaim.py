@@ -11,7 +11,7 @@ from sterna.testbed.limits import Share
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure
-from sterna.testbed.resources import MemoryGroup, SwapFile, swapped_bytes
+from sterna.testbed.resources import MemoryGroup, swapped_bytes, use_swap_file
 
 _SWAP_FACTOR = 3
 _SWAP_SECONDS = 30.0
@@ -122,7 +122,7 @@ def _mapped_mib(vm: Vm) -> float | None:
 def _pressure(bed: Bed, size: int, evidence: Evidence) -> MemoryGroup | None:
     """A memory group, and a swap file for what it must do without; both go with the bed."""
     try:
-        SwapFile(bed.remains, bed.directory, size * _SWAP_FACTOR)
+        use_swap_file(bed.remains, bed.directory, size * _SWAP_FACTOR)
         return MemoryGroup(bed.remains)
     except Unsupported as error:
         evidence.skipped.append(f"memory group and swap file: {error}")
