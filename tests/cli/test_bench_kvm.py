@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sterna.bench.kvm import report
 from sterna.bench.kvm.guest import WORK_SLOT, WritingGuest, same_pages
 from sterna.bench.kvm.measure import ModeFigures, Sizes, Times
-from sterna.bench.kvm.modes import Modes
+from sterna.bench.kvm.report import Modes
 from sterna.host.load import HostLoad
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.jit.kernel import COMPILED
@@ -143,15 +142,14 @@ def figures(**calls: tuple[float, float]) -> ModeFigures:
     ],
 )
 def test_goals(every, sparse, met) -> None:
-    assert [one.met for one in report.goals_of([figures(all=every, sparse=sparse)])] == met
+    assert [one.met for one in Modes([], {}, figures=[figures(all=every, sparse=sparse)]).goals()] == met
 
 
 @pytest.mark.parametrize("width", [40, 80, 110])
 def test_report(width) -> None:
     console = Console(file=io.StringIO(), width=width)
-    report.print_report(
-        console, [figures(all=(0.0105, 0.010), sparse=(0.02, 0.01))], {"bitmap": "is not here"}, Sizes()
-    )
+    measured = [figures(all=(0.0105, 0.010), sparse=(0.02, 0.01))]
+    Modes([], {"bitmap": "is not here"}, Sizes(), measured).print_calls(console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     for expected in (

@@ -12,7 +12,7 @@ from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusal
 from sterna.cli.paths import NamedPath
 
 if TYPE_CHECKING:
-    from sterna.bench.kvm.modes import Modes
+    from sterna.bench.kvm.report import Modes
     from sterna.bench.workloads import Variant
 
 _DIRTY_LOG = "dirty-log"
@@ -162,7 +162,7 @@ def _measure_kvm(
     check: Callable[[], None],
     note: Callable[[str], None],
 ) -> "Modes":
-    from sterna.bench.kvm.modes import find_modes
+    from sterna.bench.kvm.report import find_modes
     from sterna.bench.workloads import Who
     from sterna.cli.kernels import prepare_kernels
 
