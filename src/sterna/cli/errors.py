@@ -1,6 +1,6 @@
 """How commands fail, and their exit codes."""
 
-import os.path
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -48,6 +48,19 @@ class UsageError(CliError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ExitCode.USAGE)
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write what a command makes.
+
+    :raise CliError: When it cannot be written.
+    """
+    from sterna.host.newfile import write_report
+
+    try:
+        write_report(path, data)
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager

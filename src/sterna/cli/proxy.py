@@ -15,6 +15,7 @@ import click
 from sterna.cli.errors import CliError, ExitCode, UsageError
 from sterna.cli.paths import NamedPath
 from sterna.cli.streamreport import print_table, show_survey, survey_report, to_json
+from sterna.host.closing import Closing
 from sterna.host.printable import printable
 
 if TYPE_CHECKING:
@@ -96,27 +97,18 @@ def _listening_uri(text: str, parse: "Callable[[str], Uri]") -> "ListeningUri":
     return uri
 
 
-class _Display:
+class _Display(Closing):
     """Shows a migration as it goes through: live on a terminal, as lines elsewhere."""
 
     def __init__(self, interrupts: "Interrupts", *, live: bool, lines: bool) -> None:
         self._interrupts = interrupts
         self._seen_interrupts = 0
-        self._wants_live, self._lines = live, lines
-        self._live: Live | None = None
+        self._lines = lines
+        self._live = _live_view() if live else None
         self._shown = time.monotonic()
         self._bytes = self._passes = 0
 
-    def __enter__(self) -> "_Display":
-        if self._wants_live:
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             if self._live:
                 self._live.stop()
@@ -167,6 +159,15 @@ class _Display:
         if view.waiting:
             parts.append(f"waiting for {view.waiting}")
         return ", ".join(parts)
+
+
+def _live_view() -> "Live":
+    from rich.console import Console
+    from rich.live import Live
+
+    live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
+    live.start()
+    return live
 
 
 def _pass_lines(view: "ProxyView") -> list[str]:

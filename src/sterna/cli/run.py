@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sterna.cli import heap, machineoptions
-from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals
+from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals, write_file
 from sterna.cli.paths import NamedPath
 from sterna.cli.teller import Teller
 from sterna.host import logs
@@ -139,19 +139,11 @@ def command(
     except (ConfigError, NicConfigError) as error:
         raise UsageError(str(error)) from error
     if dump_dtb is not None:
-        return _dump_device_tree(config, dump_dtb)
+        from sterna.machine import devicetree
+
+        write_file(dump_dtb, devicetree.build(config))
+        return ExitCode.OK
     return _run(config, incoming, qmp, monitor == "stdio", ignore_section)
-
-
-def _dump_device_tree(config: "MachineConfig", path: str) -> int:
-    from sterna.host.newfile import write_report
-    from sterna.machine import devicetree
-
-    try:
-        write_report(path, devicetree.build(config))
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror}") from error
-    return ExitCode.OK
 
 
 def _run(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sterna.cli.errors import CliError, ExitCode, UsageError
+from sterna.cli.errors import ExitCode, UsageError, write_file
 from sterna.cli.paths import NamedPath
-from sterna.host.newfile import check_report, write_report
+from sterna.host.newfile import check_report
 from sterna.host.printable import printable
 from sterna.launch.signals import ENDING, ended_in_order
 from sterna.testbed.kinds import VM_KINDS
@@ -170,13 +170,13 @@ def run(
     if junit is not None:
         from sterna.testbed.results import to_junit
 
-        _write(junit, to_junit(results))
+        write_file(junit, to_junit(results))
     if html is not None:
         from sterna.report.page import Run, render
 
         page = render(results, Run(began_at, time.monotonic() - began, reduced))
         # A figure may hold what a VM said: bytes that were no text.
-        _write(html, page.encode("utf-8", "replace"))
+        write_file(html, page.encode("utf-8", "replace"))
     return _exit_code(results)
 
 
@@ -189,13 +189,6 @@ def _check_breakage(breakage: str, kind: str) -> None:
 
     if breakage not in BREAKAGES:
         raise UsageError(f"--breakage: no breakage {breakage[:80]!r}; there are {', '.join(BREAKAGES)}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        write_report(path, data)
-    except OSError as error:
-        raise CliError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _prepare(kind: "VmKind") -> None:

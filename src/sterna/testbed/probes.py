@@ -9,10 +9,10 @@ import socket
 import struct
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Self
 
+from sterna.host.closing import Closing
 from sterna.launch.host import Host
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Exchange, Ping
@@ -29,8 +29,8 @@ _DATAGRAM_BYTES = 2048
 _LOST = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENOBUFS)
 
 
-class Probe(ABC):
-    """Sends from a host, on a thread of its own, from when it is made until `stop`. A context manager.
+class Probe(Closing):
+    """Sends from a host, on a thread of its own, from when it is made until it is closed.
 
     :param now: the time that what is seen is noted with, in seconds
     :raise BedError: When its socket or its thread cannot be had.
@@ -76,7 +76,7 @@ class Probe(ABC):
         with self._changed:
             return self._changed.wait_for(lambda: self.answered >= count, seconds)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End it, once what is on its way has had time to come. Does nothing the second time.
 
         :raise BedError: When it had ended by itself.
@@ -86,12 +86,6 @@ class Probe(ABC):
         self._opened.close()
         if self._error is not None:
             raise BedError(f"a probe from the server failed: {self._error.strerror}") from self._error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _guarded(self) -> None:
         try:

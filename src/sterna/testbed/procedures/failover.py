@@ -84,7 +84,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
             try:
                 yield pinger
             finally:
-                pinger.stop()
+                pinger.close()
                 reached.pings = pinger.pings()
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
             try:
                 yield session
             finally:
-                session.stop()
+                session.close()
                 reached.session = session.exchanges()
 
     def _migrate(
