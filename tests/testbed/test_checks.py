@@ -13,9 +13,8 @@ from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import BaseCheck
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import AuditCheck, ContentCheck, DigestCheck, ReclaimedCheck
-from sterna.testbed.checks.network import PingCheck, SessionCheck, SilenceCheck
+from sterna.testbed.checks.network import ConversationCheck, PingCheck, SessionCheck, SilenceCheck
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
-from sterna.testbed.checks.session import ConversationCheck
 from sterna.testbed.evidence import (
     Blackout,
     Cancelled,

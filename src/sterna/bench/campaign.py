@@ -142,9 +142,9 @@ def _measure(
         else:
             guest = replace(config, kernel=path, dirty_log=variant.dirty_log)
             binary = settings.qemu.path if settings.qemu else ""
-            with machine_pair(variant, workload, guest, binary, check) as pair:
+            with machine_pair(variant, workload, guest, binary, check) as vms:
                 base, limit = int(config.board.ram_base), workload.downtime_limit_ms
-                measured = migrate(pair, base, limit, settings.timeout, check)
+                measured = migrate(*vms, base, limit, settings.timeout, check)
     except Unavailable as error:
         series.unavailable = str(error)
         return None

@@ -122,11 +122,6 @@ def _line(process: "subprocess.Popen[bytes]", check: Callable[[], None]) -> str:
 # -- in the two processes ------------------------------------------------------------------------------------
 
 
-def _shares(block: RamBlock, channels: int) -> list["memoryview[int]"]:
-    cuts = [block.size * i // channels for i in range(channels + 1)]
-    return [block.view[first:last] for first, last in pairwise(cuts)]
-
-
 def _receive(end: socket.socket, share: "memoryview[int]") -> None:
     at = 0
     while at < len(share):
@@ -146,7 +141,8 @@ def _send(end: socket.socket, share: "memoryview[int]") -> None:
 def _in_parallel(
     work: Callable[[socket.socket, "memoryview[int]"], None], ends: list[socket.socket], block: RamBlock
 ) -> None:
-    parts = list(zip(ends, _shares(block, len(ends)), strict=True))
+    cuts = [block.size * i // len(ends) for i in range(len(ends) + 1)]
+    parts = [(end, block.view[first:last]) for end, (first, last) in zip(ends, pairwise(cuts), strict=True)]
     threads = [threading.Thread(target=work, args=part) for part in parts[1:]]
     for thread in threads:
         thread.start()

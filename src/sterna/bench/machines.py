@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from sterna.bench.errors import BenchError
@@ -16,14 +16,6 @@ from sterna.machine.config import MachineConfig
 _NO_LIMIT = {Who.STERNA: 0, Who.QEMU: 1 << 40}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A source whose guest runs, and a destination that waits for it."""
-
-    source: Vm
-    destination: Vm
-
-
 class Unavailable(BenchError):
     """A hypervisor does not have what a variant needs; one line."""
 
@@ -31,8 +23,8 @@ class Unavailable(BenchError):
 @contextmanager
 def machine_pair(
     variant: Variant, workload: Workload, config: MachineConfig, qemu: str, check: Callable[[], None]
-) -> Iterator[Pair]:
-    """Both processes, with their capabilities and parameters set.
+) -> Iterator[tuple[Vm, Vm]]:
+    """A source whose guest runs, and a destination that waits for it, with their capabilities and parameters set.
 
     Where the guest has memory, so has the destination in advance: what it costs the host to give memory for the first time
     is not the migration's, and here and there many times as much.
@@ -63,7 +55,7 @@ def machine_pair(
         except VmError as error:
             raise Unavailable(str(error)) from error
         destination.command("migrate-incoming", uri="tcp:127.0.0.1:0")
-        yield Pair(source, destination)
+        yield source, destination
 
 
 def _sterna(name: str, config: MachineConfig) -> Vm:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from sterna.bench.machines import Pair
 from sterna.guests.layout import STATUS_OFFSET, ProgramId
 from sterna.host.load import HostLoad, HostWatch, cpu_seconds
 from sterna.launch.errors import VmError
@@ -84,7 +83,7 @@ class Measurement:
 
 
 def migrate(
-    pair: Pair, ram_base: int, limit_ms: int, timeout: float, check: Callable[[], None]
+    source: Vm, destination: Vm, ram_base: int, limit_ms: int, timeout: float, check: Callable[[], None]
 ) -> Measurement:
     """Wait until the guest works at its steady pace, and migrate it.
 
@@ -93,7 +92,6 @@ def migrate(
     :param check: called now and then; may raise
     :raise VmError: When anything but the migration fails.
     """
-    source, destination = pair.source, pair.destination
     before = wait_warm(source, ram_base + STATUS_OFFSET, _WARM_UP_SECONDS, HostWatch(), check)
     rate = _write_rate(source, ram_base, check) if before.program is ProgramId.DIRTYRAM else None
     uri = destination.incoming_uri()

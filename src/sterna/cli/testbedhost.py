@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,10 @@ def host(
         raise UsageError(str(error)) from error
     _check_memory(memory_bytes)
     forwards = tuple(_parse_forward(text) for text in forward)
-    _check_forwards(forwards)
+    taken = [one.here for one in forwards]
+    for port in taken:
+        if taken.count(port) > 1:
+            raise UsageError(f"--forward: port {port} here is given twice")
     settings = Settings(cpu, smp, memory_bytes >> 20, int(gic), forwards)
 
     def progress(text: str) -> None:
@@ -124,13 +126,6 @@ def _check_memory(size: int) -> None:
     most = most_bytes()
     if most is not None and size > most.size:
         raise UsageError(f"--memory: {size >> 20} MiB is more than the {most.size >> 20} MiB of {most.by}")
-
-
-def _check_forwards(forwards: "Sequence[Forward]") -> None:
-    taken = [one.here for one in forwards]
-    for port in taken:
-        if taken.count(port) > 1:
-            raise UsageError(f"--forward: port {port} here is given twice")
 
 
 def _parse_forward(text: str) -> "Forward":

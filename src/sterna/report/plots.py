@@ -52,6 +52,7 @@ def rates_plot(passes: Sequence[PassFigures]) -> Markup:
         Scale.over(rate for _, *all_rates in rates for rate in all_rates),
         "pass",
         "MB/s",
+        [(one.number, str(one.number)) for one in shown],
     )
     for one, dirtied, sent, wire in rates:
         at = one.number
@@ -63,7 +64,6 @@ def rates_plot(passes: Sequence[PassFigures]) -> Markup:
         chart.bar(at - 0.12, at + 0.12, sent, 1, text)
         text = f"pass {at}: {number(wire)} MB/s on the wire, {number(one.sent / _MB)} MB in {ms} ms"
         chart.bar(at + 0.14, at + 0.38, wire, 3, text)
-    chart.name_places([(one.number, str(one.number)) for one in shown])
     return chart.render()
 
 

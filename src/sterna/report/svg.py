@@ -90,6 +90,7 @@ class Chart:
 
     :ivar title: what it shows
     :ivar summary: the same in words, for those who cannot see it
+    :ivar places: names on the horizontal axis, in place of numbers
     """
 
     title: str
@@ -98,8 +99,8 @@ class Chart:
     y: Scale
     x_label: str
     y_label: str
+    places: Sequence[tuple[float, str]] = ()
     _marks: list[Markup] = field(default_factory=list)
-    _x_labels: list[tuple[float, str]] | None = None
 
     # -- where things are ------------------------------------------------------------------------------------
 
@@ -150,10 +151,6 @@ class Chart:
         y = self.py(value)
         self._marks += [_across("level", y), label(WIDTH - _RIGHT, y - 4, text, "end")]
 
-    def name_places(self, labels: Sequence[tuple[float, str]]) -> None:
-        """Names on the horizontal axis in place of numbers."""
-        self._x_labels = list(labels)
-
     # -- text ------------------------------------------------------------------------------------------------
 
     def render(self) -> Markup:
@@ -163,9 +160,7 @@ class Chart:
             y = self.py(tick)
             parts += [_across("grid", y), label(_LEFT - 7, y + 4, number(tick), "end")]
         parts += [label(4, 13, self.y_label), *self._marks, _across("axis", _BASE)]
-        labels = self._x_labels
-        if labels is None:
-            labels = [(tick, number(tick)) for tick in self.x.ticks]
+        labels = self.places or [(tick, number(tick)) for tick in self.x.ticks]
         for x, text in _thinned([(self.px(value), text) for value, text in labels]):
             at_edge = x + len(text) * _LABEL_PX / 2 > WIDTH
             parts.append(label(WIDTH - 2 if at_edge else x, _BASE + 16, text, "end" if at_edge else "middle"))

@@ -87,8 +87,9 @@ class NfsServer(Closing):
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
             portmapper = self._start(["sh", "-c", _PORTMAPPER], _new_mounts, until_closed=True)
-            self._wait(lambda: _in_mounts_of(portmapper.pid, "/run/rpcbind.sock"), "rpcbind")
-            mounts = os.open(f"/proc/{portmapper.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            its = Path(f"/proc/{portmapper.pid}")
+            self._wait((its / "root/run/rpcbind.sock").exists, "rpcbind")
+            mounts = os.open(its / "ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, mounts)
             command = ["ganesha.nfsd", "-F", "-f", str(configuration), "-L", str(self._log)]
             self._start(
@@ -183,11 +184,6 @@ def _new_mounts() -> None:
 def _check(result: int, what: str) -> None:
     if result != 0:
         raise OSError(ctypes.get_errno(), f"cannot {what}")
-
-
-def _in_mounts_of(pid: int, path: str) -> bool:
-    """Whether a process sees the file."""
-    return os.path.exists(f"/proc/{pid}/root{path}")
 
 
 def _path() -> str:

@@ -124,7 +124,7 @@ class QemuLinuxKind(QemuKind):
         incoming: str | None = None,
         serial: str = "",
     ) -> Vm:
-        store, guest = self._furnished(), _guest_of(name)
+        store, guest = self._furnished(), name.rpartition(" on ")[0]  # its host's name is behind that
         disk = store.new_disk(self.image) if incoming is None else store.seats[guest].disk
         # What the user wants besides, and what is not a board's own.
         extra = [*self.options.arguments, "-no-reboot", "-blockdev", store.blockdev(disk)]
@@ -164,11 +164,6 @@ def copy_sparse(source: Path, target: Path) -> None:
                     at += os.pwrite(new.fileno(), data, at)
     except OSError as error:
         raise BedError(f"cannot copy the root file system to {target}: {error.strerror}") from error
-
-
-def _guest_of(name: str) -> str:
-    """A VM's name is its guest's and its host's."""
-    return name.rpartition(" on ")[0]
 
 
 def _command_line(settings: VmSettings, nic: GuestNic | None) -> str:
