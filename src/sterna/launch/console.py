@@ -59,16 +59,6 @@ class Console:
         """All of it."""
         return b"".join(data for data, _ in self.pieces()).decode(errors="replace")
 
-    def wait_for(self, text: str, timeout: float) -> bool:
-        """Wait until it has said so.
-
-        :return: whether it did in so many seconds
-        """
-        with self._changed:
-            return self._changed.wait_for(lambda: self._contains(text.encode()) or self._ended, timeout) and (
-                self._contains(text.encode())
-            )
-
     def wait_quiet(self, seconds: float, timeout: float) -> None:
         """Wait until nothing has come for so long, or the line has ended."""
         deadline = time.monotonic() + timeout
@@ -81,9 +71,6 @@ class Console:
         """Read what is left, once no VM has the other end. Does nothing the second time."""
         self.give_away()
         self._thread.join(5.0)
-
-    def _contains(self, text: bytes) -> bool:
-        return text in b"".join(data for data, _ in self._pieces)
 
     def _read(self) -> None:
         while True:

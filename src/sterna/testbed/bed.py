@@ -12,6 +12,7 @@ from typing import TypeVar
 from sterna.host.closing import Closing
 from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
+from sterna.launch.guestview import runs_beyond
 from sterna.launch.host import Host
 from sterna.launch.process import Vm
 from sterna.launch.signals import ENDING
@@ -146,7 +147,7 @@ class Bed(Closing):
         :raise WaitedTooLong: When the VM's guest stands still.
         """
         last = guest.mark(vm)
-        self.wait(lambda: guest.beyond(last, guest.mark(vm)), _RUNS_SECONDS, "it stands still")
+        self.wait(lambda: runs_beyond(last, guest.mark(vm)), _RUNS_SECONDS, "it stands still")
 
     def _attach(self, host: Host, name: str, nic: GuestNic | None) -> GuestNic | None:
         """The card of a guest, with its tap on the host."""

@@ -177,7 +177,7 @@ class Injured:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ping:
     """An ICMP echo request.
 
@@ -188,8 +188,8 @@ class Ping:
 
     number: int
     sent: float
-    answered: float | None
-    answers: int
+    answered: float | None = None
+    answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Reachability:
     answered_by_guest: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversation:
     """A session over ssh.
 
@@ -240,9 +240,9 @@ class Conversation:
     :ivar problems: what was wrong
     """
 
-    answers: int
-    silence_ms: float
-    problems: list[str]
+    answers: int = 0
+    silence_ms: float = 0.0
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass

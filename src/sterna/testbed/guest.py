@@ -7,13 +7,10 @@ from sterna.guests.layout import CPU_RECORD, STATUS, STATUS_OFFSET, NetWord, Pro
 from sterna.launch.console import Line
 from sterna.launch.guestview import (
     PAGE_WRITERS,
-    GuestGap,
     check_content,
     known_status,
-    migration_gap,
     pages_in_use,
     pages_written,
-    runs_beyond,
     warm_status,
 )
 from sterna.launch.process import Vm
@@ -46,14 +43,6 @@ class Guest:
         """Its account as of now."""
         return known_status(vm, self.status_address(vm))
 
-    def beyond(self, last: Status, now: Status) -> bool:
-        """Whether it has run between the two."""
-        return runs_beyond(last, now)
-
-    def gap(self, last: Status, now: Status) -> GuestGap:
-        """How long it stood still right after `last`, by its own counter."""
-        return migration_gap(last, now)
-
     def jitter_ms(self, since: Status, now: Status) -> float:
         """The longest that it stood still between the two by its own counter."""
         starts = [int(since.cpu(index)["last_counter"]) for index in range(since.cpus)]
@@ -66,10 +55,6 @@ class Guest:
     def work(self, mark: Status) -> int:
         """How much it has done: pages written, or steps."""
         return pages_written(mark) if mark.program in PAGE_WRITERS else mark.steps()
-
-    def pages_in_use(self, mark: Status) -> int:
-        """Pages that it writes."""
-        return pages_in_use(mark)
 
     def answered(self, mark: Status) -> Mapping[str, int]:
         """How many requests from the network it has answered: `icmp`, `udp`; and how many numbers of a session it has not seen:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sterna.guests.layout import Status
 from sterna.launch.errors import LaunchError
+from sterna.launch.guestview import migration_gap, runs_beyond
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
 from sterna.memory.address import PAGE_SIZE
@@ -218,7 +219,7 @@ class Migration:
         now = self._await(last)
         if now is None:
             return
-        gap = self._guest.gap(last, now)
+        gap = migration_gap(last, now)
         if not hold:
             observed = self._observer.blackout_ms() if self._observer is not None else None
             passage.blackout = Blackout(gap.ms, passage.downtime_ms, *(observed or (None, 0.0)))
@@ -248,7 +249,7 @@ class Migration:
             if self._observer is not None:
                 self._observer.look()
             now = self._guest.mark(self.destination)
-            return now if self._guest.beyond(last, now) else None
+            return now if runs_beyond(last, now) else None
 
         stays = "the guest does not run at the destination"
         try:

@@ -117,6 +117,8 @@ class Probe(Closing):
 class Pinger(Probe):
     """ICMP echo requests at a steady pace, whether or not they are answered.
 
+    :ivar pings: so far; those of the last moments may yet be answered until it is closed
+
     :param hz: how many a second
     """
 
@@ -124,8 +126,7 @@ class Pinger(Probe):
         self._period = 1 / hz
         self._identifier = int.from_bytes(os.urandom(2), "big")
         self._nonce = secrets.token_bytes(_NONCE_BYTES)
-        self._sent: list[float] = []
-        self._answers: list[list[float]] = []
+        self.pings: list[Ping] = []
         self._answered = 0
         super().__init__(host, address, now)
 
@@ -136,27 +137,18 @@ class Pinger(Probe):
     def answered(self) -> int:
         return self._answered
 
-    def pings(self) -> list[Ping]:
-        """All of them; those of the last moments may yet be answered."""
-        with self._changed:
-            return [
-                Ping(number, sent, answers[0] if answers else None, len(answers))
-                for number, (sent, answers) in enumerate(zip(self._sent, self._answers, strict=True))
-            ]
-
     def _run(self) -> None:
         due = time.monotonic()
         while not self._stopping.is_set():
             with self._changed:
-                number = len(self._sent)
-                self._sent.append(self._now())
-                self._answers.append([])
+                number = len(self.pings)
+                self.pings.append(Ping(number, self._now()))
             self._send(self._request(number))
             # A late one is not made up for: that would be a burst.
             due = max(due + self._period, time.monotonic())
             self._collect(due)
         late = time.monotonic() + _LATE_S
-        while time.monotonic() < late and self._answered < len(self._sent):
+        while time.monotonic() < late and self._answered < len(self.pings):
             self._collect(min(late, time.monotonic() + self._period))
 
     def _request(self, number: int) -> bytes:
@@ -182,21 +174,26 @@ class Pinger(Probe):
             return
         number, nonce = _NUMBER.unpack_from(message, _ICMP.size)[0], message[_ICMP.size + _NUMBER.size :]
         with self._changed:
-            if nonce == self._nonce and number < len(self._answers):
-                self._answered += not self._answers[number]
-                self._answers[number].append(self._now())
+            if nonce == self._nonce and number < len(self.pings):
+                ping = self.pings[number]
+                if not ping.answers:
+                    ping.answered = self._now()
+                    self._answered += 1
+                ping.answers += 1
                 self._changed.notify_all()
 
 
 class Session(Probe):
     """Requests to the guest's UDP echo from one socket, one after the other; each is repeated until it is answered.
 
+    :ivar exchanges: so far; the last was perhaps not waited for
+
     :param period: seconds between an answer and the next request
     """
 
     def __init__(self, host: Host, address: str, now: Callable[[], float], period: float = 0.01) -> None:
         self._period = period
-        self._exchanges: list[Exchange] = []
+        self.exchanges: list[Exchange] = []
         super().__init__(host, address, now)
 
     def _socket(self) -> socket.socket:
@@ -204,19 +201,14 @@ class Session(Probe):
 
     @property
     def answered(self) -> int:
-        return sum(exchange.answered is not None for exchange in self._exchanges)
-
-    def exchanges(self) -> list[Exchange]:
-        """All of them; the last was perhaps not waited for."""
-        with self._changed:
-            return list(self._exchanges)
+        return sum(exchange.answered is not None for exchange in self.exchanges)
 
     def _run(self) -> None:
         number = 0
         while not self._stopping.is_set():
             exchange = self._exchange(number)
             with self._changed:
-                self._exchanges.append(exchange)
+                self.exchanges.append(exchange)
                 self._changed.notify_all()
             number += 1
             self._stopping.wait(self._period)

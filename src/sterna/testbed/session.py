@@ -24,6 +24,8 @@ class SshSession(Closing):
     """A shell in the guest that is asked to say a number, and the next when it has: 20 times a second at most. A context
     manager: closed at its end.
 
+    :ivar seen: what it has been like so far
+
     :param client: where ssh runs
     :param address: of the guest
     :param key: the private key that opens it
@@ -35,9 +37,7 @@ class SshSession(Closing):
     def __init__(self, client: Host, address: str, key: Path, host_key: str, directory: Path) -> None:
         known = directory / "known_hosts"
         known.write_text(f"{address} {host_key}\n")
-        self._answers: list[float] = []
-        self._longest = 0.0
-        self._failed = ""
+        self.seen = Conversation()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._talk, name="ssh", daemon=True)
 
@@ -66,27 +66,24 @@ class SshSession(Closing):
             except (OSError, subprocess.SubprocessError, RuntimeError) as error:
                 raise BedError(f"cannot start ssh: {getattr(error, 'strerror', error)}") from error
             if not self.wait_answers(1, _OPEN_SECONDS):
-                raise BedError(f"the guest does not answer over ssh: {self._said() or self._failed}")
+                raise BedError(
+                    f"the guest does not answer over ssh: {self._said() or '; '.join(self.seen.problems)}"
+                )
             self._opened = opened.pop_all()
 
     @property
     def answered(self) -> int:
         """How many numbers came back."""
-        return len(self._answers)
+        return self.seen.answers
 
     def wait_answers(self, count: int, seconds: float) -> bool:
         """Wait until so many have come back; whether they did in time."""
         deadline = time.monotonic() + seconds
         while self.answered < count:
-            if self._failed or self._process.poll() is not None or time.monotonic() > deadline:
+            if self.seen.problems or self._process.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(_PERIOD_SECONDS)
         return True
-
-    def seen(self, problems: list[str]) -> Conversation:
-        """What it was like; `problems` are added to what the session itself found."""
-        found = [self._failed] if self._failed else []
-        return Conversation(self.answered, self._longest * 1000, [*found, *problems])
 
     def close(self) -> None:
         """End it. Does nothing the second time."""
@@ -122,10 +119,10 @@ class SshSession(Closing):
                 answer = str(error).encode()
             if answer != f"{number}\n".encode():
                 if not self._stop.is_set():
-                    self._failed = f"to question {number} the session answered {answer[:40]!r}"
+                    self.seen.problems.append(f"to question {number} the session answered {answer[:40]!r}")
                 return
             now = time.monotonic()
             if last:
-                self._longest = max(self._longest, now - last)
+                self.seen.silence_ms = max(self.seen.silence_ms, (now - last) * 1000)
             last = now
-            self._answers.append(now)
+            self.seen.answers += 1

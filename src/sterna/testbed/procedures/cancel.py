@@ -8,6 +8,7 @@ import msgspec
 
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, VmError
+from sterna.launch.guestview import pages_in_use
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
 from sterna.testbed.bed import Bed, Stage
@@ -46,7 +47,7 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
         destination = bed.destination(stage.vm)
         bed.warm_up(source, guest)
         destination.ready()
-        used = guest.pages_in_use(guest.mark(source)) * PAGE_BYTES
+        used = pages_in_use(guest.mark(source)) * PAGE_BYTES
         counter = _Counter(bed, source, evidence)
         evidence.blocks_before = counter.look()
         # Once unmeasured: a CPU emulator's TLB is larger after it.

@@ -1,9 +1,8 @@
 """A guest is reached over the network through its migration, and its address moves with it."""
 
-import contextlib
 import time
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from contextlib import ExitStack
+from typing import Literal
 
 from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed, Stage
@@ -12,25 +11,13 @@ from sterna.testbed.evidence import Evidence, Reachability
 from sterna.testbed.limits import Count, Positive
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
-from sterna.testbed.probes import Pinger, Session
+from sterna.testbed.probes import Pinger, Probe, Session
 from sterna.testbed.procedures.procedure import BaseProcedure
+from sterna.testbed.session import SshSession
 
 _POLL_SECONDS = 0.002
 _REACHED_SECONDS = 60.0
 _RUNS_SECONDS = 30.0
-
-
-class Answering(Protocol):
-    """Something that the guest is asked."""
-
-    @property
-    def answered(self) -> int:
-        """How many answers have come so far."""
-        ...
-
-    def wait_answers(self, count: int, seconds: float) -> bool:
-        """Wait until so many have come; whether they did in time."""
-        ...
 
 
 class Failover(BaseProcedure, tag="failover", frozen=True):
@@ -59,7 +46,10 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         bed.warm_up(source, guest)
         reached = Reachability("guest", nic.address)
         evidence.reachability.append(reached)
-        with self._pings(bed, reached) as pinger, self._talk(bed, evidence, reached) as session:
+        with ExitStack() as opened:
+            pinger = opened.enter_context(Pinger(bed.network.server, nic.address, bed.now, self.ping_hz))
+            reached.pings = pinger.pings
+            session = opened.enter_context(self._talk(bed, evidence, reached))
             _await_answers(pinger, self.answers)
             _await_answers(session, 1)
             for number in range(1, self.times + 1):
@@ -78,30 +68,15 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         reached.answered_by_guest = dict(guest.answered(guest.mark(source)))
         passage.pages_checked, passage.content = guest.check(source)
 
-    @contextlib.contextmanager
-    def _pings(self, bed: Bed, reached: Reachability) -> Iterator[Answering]:
-        with Pinger(bed.network.server, reached.address, bed.now, self.ping_hz) as pinger:
-            try:
-                yield pinger
-            finally:
-                pinger.close()
-                reached.pings = pinger.pings()
-
-    @contextlib.contextmanager
-    def _talk(self, bed: Bed, evidence: Evidence, reached: Reachability) -> Iterator[Answering]:
+    def _talk(self, bed: Bed, evidence: Evidence, reached: Reachability) -> Session | SshSession:
+        """Open the session; what is seen of it goes into the evidence."""
         if self.session == "ssh":
-            with bed.kind.session(bed.network.server, reached.address, bed.directory) as shell:
-                try:
-                    yield shell
-                finally:
-                    evidence.conversations.append(shell.seen([]))
-            return
-        with Session(bed.network.server, reached.address, bed.now) as session:
-            try:
-                yield session
-            finally:
-                session.close()
-                reached.session = session.exchanges()
+            shell = bed.kind.session(bed.network.server, reached.address, bed.directory)
+            evidence.conversations.append(shell.seen)
+            return shell
+        session = Session(bed.network.server, reached.address, bed.now)
+        reached.session = session.exchanges
+        return session
 
     def _migrate(
         self, stage: Stage, source: Vm, nic: GuestNic, evidence: Evidence, reached: Reachability
@@ -114,31 +89,30 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         passage = migration.passage
         evidence.passages.append(passage)
         reached.passages.append(passage)
+
+        def follow() -> bool:
+            """Lead its address to the destination once it runs there; whether it does."""
+            if not destination.runs():
+                return False
+            bed.network.route_guest(nic.address, destination.host)
+            reached.switched.append(bed.now())
+            return True
+
         migration.start()
         over = switched = False
         while not over:
             over = migration.poll()
-            if not switched and destination.runs():
-                _switch(bed, nic, destination, reached)
-                switched = True
+            switched = switched or follow()
             time.sleep(_POLL_SECONDS)
         if not passage.completed:
             return None
         if not switched:
-            bed.wait(
-                destination.runs, _RUNS_SECONDS, "the guest does not run at the destination", _POLL_SECONDS
-            )
-            _switch(bed, nic, destination, reached)
+            bed.wait(follow, _RUNS_SECONDS, "the guest does not run at the destination", _POLL_SECONDS)
         migration.arrive(check=False)
         return destination
 
 
-def _switch(bed: Bed, nic: GuestNic, destination: Vm, reached: Reachability) -> None:
-    bed.network.route_guest(nic.address, destination.host)
-    reached.switched.append(bed.now())
-
-
-def _await_answers(probe: Answering, count: int) -> None:
+def _await_answers(probe: Probe | SshSession, count: int) -> None:
     if not probe.wait_answers(count, _REACHED_SECONDS):
         raise BedError(
             f"the guest does not answer: {probe.answered} of {count} answers in {_REACHED_SECONDS:g} s"

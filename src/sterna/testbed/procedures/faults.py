@@ -9,6 +9,7 @@ import msgspec
 
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, Unsupported, VmError
+from sterna.launch.guestview import pages_in_use
 from sterna.launch.process import Vm
 from sterna.launch.watch import FINAL
 from sterna.testbed.bed import Bed, Stage
@@ -141,7 +142,7 @@ class _Injury:
         """
         if self._phase == "setup":
             return
-        used = self._guest.pages_in_use(self._guest.mark(self._source)) * PAGE_BYTES
+        used = pages_in_use(self._guest.mark(self._source)) * PAGE_BYTES
         reached: dict[str, Callable[[Moment], bool]] = {
             "first-pass": lambda moment: moment.transferred >= _FIRST_PASS_PART * used,
             "later-pass": lambda moment: moment.pass_number >= 3,

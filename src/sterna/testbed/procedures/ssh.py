@@ -24,17 +24,16 @@ class Ssh(BaseProcedure, tag="ssh", frozen=True):
         bed.warm_up(source, guest)
         destination.ready()
         with bed.kind.session(bed.network.server, nic.address, bed.directory) as session:
+            evidence.conversations.append(session.seen)
             bed.say("an ssh session is open; migrate")
             migration = Migration(stage, source, destination)
             evidence.passages.append(migration.passage)
             migration.run()
-            problems = []
             if migration.passage.completed:
                 bed.network.route_guest(nic.address, destination.host)
                 for _ in range(_ONCE_MORE):
                     # One question may have been answered before the guest left.
                     if not session.wait_answers(session.answered + 1, _ANSWER_SECONDS):
-                        problems.append("it does not answer after the migration")
+                        session.seen.problems.append("it does not answer after the migration")
                         break
                 migration.arrive()
-            evidence.conversations.append(session.seen(problems))
