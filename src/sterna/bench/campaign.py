@@ -11,7 +11,6 @@ from sterna.bench.migration import Measurement, Outcome, migrate
 from sterna.bench.workloads import MEBIBYTE, Variant, Who, Workload
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
-from sterna.host.load import HostWatch
 from sterna.launch.errors import LaunchError
 from sterna.launch.qemu import Qemu
 from sterna.machine.config import ConfigError, MachineConfig
@@ -129,16 +128,7 @@ def _measure(
     variant = series.variant
     try:
         if variant.who is Who.RAW:
-            watch = HostWatch()
-            ceiling = measure_ceiling(config.memory_bytes // _ROUND * _ROUND, variant.channels, check)
-            measured = Measurement(
-                Outcome.COMPLETED,
-                ceiling.seconds,
-                bytes=ceiling.bytes,
-                source_cpu_s=ceiling.source_cpu_s,
-                destination_cpu_s=ceiling.destination_cpu_s,
-                host=watch.load(),
-            )
+            measured = measure_ceiling(config.memory_bytes // _ROUND * _ROUND, variant.channels, check)
         else:
             guest = replace(config, kernel=path, dirty_log=variant.dirty_log)
             binary = settings.qemu.path if settings.qemu else ""

@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from sterna.bench.errors import BenchError
+from sterna.bench.migration import Measurement, Outcome
+from sterna.host.load import HostWatch
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.launch.process import die_with_parent
 from sterna.memory.ram import RamBlock
@@ -37,24 +38,13 @@ class CeilingError(BenchError):
     """One of the two processes failed; one line."""
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """:ivar seconds: from the first byte to the answer
-    :ivar source_cpu_s: CPU seconds of the sender meanwhile
-    """
-
-    bytes: int
-    seconds: float
-    source_cpu_s: float
-    destination_cpu_s: float
-
-
-def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Ceiling:
+def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Measurement:
     """Move `size` bytes once.
 
     :param check: called now and then; may raise
     :raise CeilingError: When a process cannot be started, or ends before it is done.
     """
+    watch = HostWatch()
     with ExitStack() as stack:
         ends = [_connected(stack) for _ in range(channels)]
         receiver = _start("receive", size, [there for _, there in ends], stack)
@@ -68,7 +58,14 @@ def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Ceil
         sender.stdin.flush()
         seconds, source_cpu = _line(sender, check).split()
         destination_cpu = _line(receiver, check)
-    return Ceiling(size, float(seconds), float(source_cpu), float(destination_cpu))
+    return Measurement(
+        Outcome.COMPLETED,
+        float(seconds),
+        bytes=size,
+        source_cpu_s=float(source_cpu),
+        destination_cpu_s=float(destination_cpu),
+        host=watch.load(),
+    )
 
 
 def _connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:

@@ -140,16 +140,11 @@ def migrate(
 
 @dataclass
 class _Watched:
+    """:ivar info: how the migration ended, as query-migrate tells"""
+
     info: Mapping[str, Any]
     predicted_ms: float | None = None
     throttle_percent: int = 0
-
-    def look(self, info: Mapping[str, Any], limit_ms: int) -> None:
-        """Note what a migration under way says."""
-        expected = info.get("expected-downtime")
-        if expected is not None and (expected != limit_ms or self.predicted_ms is not None):
-            self.predicted_ms = expected
-        self.throttle_percent = max(self.throttle_percent, info.get("cpu-throttle-percentage", 0))
 
 
 def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]) -> _Watched:
@@ -160,7 +155,10 @@ def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]
     def look(info: Mapping[str, Any]) -> None:
         nonlocal cancelled, deadline
         check()
-        watched.look(info, limit_ms)
+        expected = info.get("expected-downtime")
+        if expected is not None and (expected != limit_ms or watched.predicted_ms is not None):
+            watched.predicted_ms = expected
+        watched.throttle_percent = max(watched.throttle_percent, info.get("cpu-throttle-percentage", 0))
         now = time.monotonic()
         if cancelled and now > deadline:
             raise VmError(f"the {source.name} did not cancel its migration in {_CANCEL_SECONDS:g} s")

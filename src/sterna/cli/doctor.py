@@ -23,12 +23,7 @@ def command(json: bool) -> int:
         report: dict[str, Any] = {
             "usable": usable,
             "checks": {
-                check.name: {
-                    "ok": check.ok,
-                    "needed": check.needed,
-                    "found": check.found,
-                    "advice": check.advice,
-                }
+                check.name: {name: getattr(check, name) for name in ("ok", "needed", "found", "advice")}
                 for check in checks
             },
         }

@@ -56,12 +56,8 @@ def digest_report(digest: "RamDigest") -> dict[str, Any]:
 
 
 def _section_report(section: "SectionSurvey") -> dict[str, Any]:
-    header = section.header
     return {
-        "section_id": header.section_id,
-        "name": header.name,
-        "instance_id": header.instance_id,
-        "version": header.version,
+        **asdict(section.header),
         "offset": section.offset,
         "parts": section.parts,
         "bytes": section.bytes,

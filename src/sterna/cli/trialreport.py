@@ -121,13 +121,6 @@ def _guest_row(guest: Mapping[str, int]) -> str:
 def _table(rows: list[tuple[str, str]]) -> list[str]:
     lines = []
     for label, text in rows:
-        for part in _wrapped(text):
-            lines.append(f"  {label:<{_LABEL_WIDTH}}{part}")
-            label = ""
+        first, more = f"  {label:<{_LABEL_WIDTH}}", " " * (2 + _LABEL_WIDTH)
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=more)
     return lines
-
-
-def _wrapped(text: str) -> list[str]:
-    width = _WIDTH - 2 - _LABEL_WIDTH
-    # Wrapping would take away what aligns the figures.
-    return [text] if len(text) <= width else textwrap.wrap(text, width)

@@ -7,7 +7,15 @@ import msgspec
 from sterna.host.units import parse_bandwidth
 from sterna.machine.config import ConfigError, parse_memory
 from sterna.migration.parameters import MAX_DOWNTIME_LIMIT_MS
-from sterna.testbed.limits import Count, Number, Positive
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
+"""What numbers in a scenario file may be."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):

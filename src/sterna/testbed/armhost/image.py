@@ -10,7 +10,7 @@ from sterna.testbed.armhost import bytecode, emulator, rootfs
 from sterna.testbed.armhost.packages import fetch, fetch_kernel
 from sterna.testbed.armhost.recipe import EPOCH, Recipe
 from sterna.testbed.debian import cpio
-from sterna.testbed.debian.cache import INITRAMFS, KERNEL, Cache, Image, digest_of, packages_of
+from sterna.testbed.debian.cache import INITRAMFS, KERNEL, Cache, Image, digest_of
 from sterna.testbed.debian.deb import Tree
 
 _DOWNLOADS = "packages"
@@ -44,17 +44,17 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
 
         def build(draft: Path) -> None:
             progress("adding the kernel")
-            _assemble(draft, kernel, root / INITRAMFS)
+            _assemble(draft, kernel, root.initramfs)
 
-        return Image(cache.store(pointer, digest, sorted([kernel.name, *packages_of(root)]), build))
+        return Image(cache.store(pointer, digest, sorted([kernel.name, *root.packages]), build))
 
 
-def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progress: Progress) -> Path:
-    """A folder with the root file system that hosts have in common whatever their kernel. `kernel` may serve to make it."""
+def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progress: Progress) -> Image:
+    """The root file system that hosts have in common whatever their kernel. `kernel` may serve to make it."""
     digest = digest_of(recipe.python_packages, _MAKERS)
     pointer = f"root-{digest}"
     if not update and (folder := cache.find(pointer)):
-        return folder
+        return Image(folder)
     progress("fetching packages")
     packages = fetch(recipe.python_packages, cache.folder / _DOWNLOADS)
 
@@ -72,7 +72,7 @@ def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progr
                 tree |= bytecode.compiled_there(host / KERNEL, host / INITRAMFS)
         _write_initramfs(draft / INITRAMFS, tree)
 
-    return cache.store(pointer, digest, packages.names, build)
+    return Image(cache.store(pointer, digest, packages.names, build))
 
 
 def _assemble(folder: Path, kernel: Path, root: Path) -> None:

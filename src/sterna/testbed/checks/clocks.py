@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.limits import Milliseconds
+from sterna.testbed.settings import Milliseconds
 
 
 class ClocksCheck(BaseCheck, tag="clocks", frozen=True):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from sterna.launch.console import Line
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.limits import Milliseconds
+from sterna.testbed.settings import Milliseconds
 
 _LINE = re.compile(
     r"clock: (?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)\.(?P<ms>\d{3}) seq (?P<sequence>\d+)",

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence, Passage, Ping, Reachability
-from sterna.testbed.limits import Milliseconds, Seconds
+from sterna.testbed.settings import Milliseconds, Seconds
 
 _NOBODY = "no guest was reached over the network"
 

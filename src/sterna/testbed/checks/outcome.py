@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.limits import Milliseconds
+from sterna.testbed.settings import Milliseconds
 
 
 class CompletedCheck(BaseCheck, tag="completed", frozen=True):

@@ -51,7 +51,7 @@ class Image:
     @property
     def packages(self) -> list[str]:
         """File names of the packages in it."""
-        return packages_of(self.folder)
+        return list(json.loads((self.folder / MANIFEST).read_text())["packages"])
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,3 @@ class Cache:
         )
         for manifest in images[_KEPT:]:
             shutil.rmtree(manifest.parent, ignore_errors=True)
-
-
-def packages_of(folder: Path) -> list[str]:
-    """File names of the packages in an image."""
-    return list(json.loads((folder / MANIFEST).read_text())["packages"])

@@ -15,10 +15,9 @@ from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
 from sterna.testbed.guest import Guest
-from sterna.testbed.limits import Positive
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
-from sterna.testbed.settings import MigrationSettings
+from sterna.testbed.settings import MigrationSettings, Positive
 
 _REACH_SECONDS = 60.0
 _REBUILD_SECONDS = 1.0

@@ -8,12 +8,12 @@ from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
-from sterna.testbed.limits import Count, Positive
 from sterna.testbed.migration import Migration
 from sterna.testbed.network import GuestNic, guest_nic
 from sterna.testbed.probes import Pinger, Probe, Session
 from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.session import SshSession
+from sterna.testbed.settings import Count, Positive
 
 _POLL_SECONDS = 0.002
 _REACHED_SECONDS = 60.0

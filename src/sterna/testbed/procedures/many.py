@@ -8,9 +8,9 @@ import msgspec
 from sterna.launch.process import Vm
 from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
+from sterna.testbed.settings import Count, Seconds
 
 _POLL_SECONDS = 0.02
 

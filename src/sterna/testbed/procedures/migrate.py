@@ -9,10 +9,9 @@ from sterna.launch.process import Vm
 from sterna.testbed.bed import Stage
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.guest import Guest
-from sterna.testbed.limits import Count, Seconds
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
-from sterna.testbed.settings import MigrationSettings, Settings, VmSettings
+from sterna.testbed.settings import Count, MigrationSettings, Seconds, Settings, VmSettings
 
 _QUIET_SECONDS = 0.3
 _QUIET_AT_MOST_SECONDS = 3.0

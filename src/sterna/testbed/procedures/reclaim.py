@@ -7,11 +7,11 @@ from sterna.launch.process import Vm
 from sterna.testbed.bed import Bed, Stage
 from sterna.testbed.evidence import Evidence, Moment
 from sterna.testbed.guest import Guest
-from sterna.testbed.limits import Share
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.resources import MemoryGroup, swapped_bytes, use_swap_file
+from sterna.testbed.settings import Share
 
 _SWAP_FACTOR = 3
 _SWAP_SECONDS = 30.0
