@@ -312,7 +312,7 @@ def test_a_guest_can_leave_a_card_behind_that_it_has_not_touched() -> None:
 def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
     make_machine: Callable[..., Machine],
 ) -> None:
-    from sterna.launch.namespace import Namespace
+    from sterna.launch.host import Namespace
 
     namespace = Namespace()
     try:
@@ -328,7 +328,7 @@ def test_a_guest_without_the_card_does_not_come_to_a_machine_that_has_it(
 
 @pytest.mark.usefixtures("root")
 def test_a_tap_by_name_and_by_descriptor() -> None:
-    from sterna.launch.namespace import Namespace
+    from sterna.launch.host import Namespace
 
     namespace = Namespace()
     try:

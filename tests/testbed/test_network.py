@@ -15,8 +15,7 @@ from tests.cli.vms import wait_for
 from tests.ports import held_port
 
 from sterna.launch.errors import Unsupported
-from sterna.launch.host import Host
-from sterna.launch.namespace import Namespace
+from sterna.launch.host import Host, Namespace
 from sterna.testbed.links import Link, LinkError
 from sterna.testbed.network import LoopbackNetwork, NamespaceNetwork, make_network
 

@@ -123,7 +123,7 @@ class VmKind(ABC):
         """
         config = self._config(name, settings, nic, paused=hold)
         incoming, serial = f"tcp:{host.address}:{port}", "" if log is None else f"file:{log}"
-        return self._start_vm(name, host, settings, config, incoming, serial)
+        return self._start_vm(name, host, settings, config, incoming=incoming, serial=serial)
 
     @abstractmethod
     def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
@@ -149,18 +149,9 @@ class VmKind(ABC):
 
     @abstractmethod
     def _start_vm(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        config: MachineConfig,
-        incoming: str | None = None,
-        serial: str = "",
+        self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
     ) -> Vm:
-        """
-        :param incoming: where it waits for a guest; None: it boots one
-        :param serial: where its console goes; empty: it is read here
-        """
+        """:param line: `incoming` and `serial`, as `sterna.launch.command` takes them, of a VM that waits for a guest"""
 
     def settle(self, vm: Vm) -> None:  # noqa: B027 - most need nothing
         """What is done to a VM once its guest works at its steady pace, before anything is measured.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sterna.launch.errors import Unsupported
-from sterna.launch.namespace import Namespace
+from sterna.launch.host import Namespace
 from sterna.testbed.errors import BedError
 
 _HOST_END = "eth0"

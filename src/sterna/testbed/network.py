@@ -18,8 +18,7 @@ from pathlib import Path
 
 from sterna.host.closing import Closing
 from sterna.launch.errors import Unsupported
-from sterna.launch.host import Host
-from sterna.launch.namespace import Namespace
+from sterna.launch.host import Host, Namespace
 from sterna.testbed.links import Link, bring_up_loopback, make_tap, route
 
 HOSTS = ("host1", "host2")

@@ -80,14 +80,7 @@ class SternaKind(VmKind):
         return super()._config(name, settings, nic, accel=self.accel, **chosen)
 
     def _start_vm(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        config: MachineConfig,
-        incoming: str | None = None,
-        serial: str = "",
+        self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
     ) -> Vm:
         accel, extra = self._machine_accel, self.options.arguments
-        line = sterna_arguments(config, accel=accel, incoming=incoming, serial=serial, extra=extra)
-        return self._start(name, line, host)
+        return self._start(name, sterna_arguments(config, accel=accel, extra=extra, **line), host)

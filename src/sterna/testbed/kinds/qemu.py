@@ -77,20 +77,12 @@ class QemuKind(VmKind):
         return super()._config(name, settings, nic, memory_bytes=self._memory_bytes(settings), **chosen)
 
     def _start_vm(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        config: MachineConfig,
-        incoming: str | None = None,
-        serial: str = "",
+        self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
     ) -> Vm:
-        ram = None
-        if settings.shared_ram and incoming is None:
-            ram = SharedRam(VIRT.ram_name, config.memory_bytes)
-        extra = self.options.arguments
-        line = qemu_arguments(config, incoming=incoming, serial=serial, ram=ram, extra=extra)
-        return QemuVm(name, self._binary(), line, host, ram)
+        shared = settings.shared_ram and "incoming" not in line
+        ram = SharedRam(VIRT.ram_name, config.memory_bytes) if shared else None
+        arguments = qemu_arguments(config, ram=ram, extra=self.options.arguments, **line)
+        return QemuVm(name, self._binary(), arguments, host, ram)
 
     @cached_property
     def _qemu(self) -> Qemu:

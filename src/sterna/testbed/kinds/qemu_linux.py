@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import LINUX_PROGRAMS
@@ -116,24 +117,18 @@ class QemuLinuxKind(QemuKind):
         return {"kernel": str(self._furnished().directory / KERNEL), "append": _command_line(settings, nic)}
 
     def _start_vm(
-        self,
-        name: str,
-        host: Host,
-        settings: VmSettings,
-        config: MachineConfig,
-        incoming: str | None = None,
-        serial: str = "",
+        self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
     ) -> Vm:
         store, guest = self._furnished(), name.rpartition(" on ")[0]  # its host's name is behind that
-        disk = store.new_disk(self.image) if incoming is None else store.seats[guest].disk
+        boots = "incoming" not in line
+        disk = store.new_disk(self.image) if boots else store.seats[guest].disk
         # What the user wants besides, and what is not a board's own.
         extra = [*self.options.arguments, "-no-reboot", "-blockdev", store.blockdev(disk)]
         extra += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-rng-device"]
-        if incoming is None:
+        if boots:
             extra += ["-initrd", str(store.directory / INITRAMFS)]
-        line = qemu_arguments(config, incoming=incoming, serial=serial, extra=extra)
-        vm = SeatedVm(name, self._binary(), line, host)
-        if incoming is None:
+        vm = SeatedVm(name, self._binary(), qemu_arguments(config, extra=extra, **line), host)
+        if boots:
             store.seats[guest] = Seat(disk, vm.console)
         vm.seat = store.seats[guest]
         return vm

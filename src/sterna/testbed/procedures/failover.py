@@ -49,7 +49,8 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         with ExitStack() as opened:
             pinger = opened.enter_context(Pinger(bed.network.server, nic.address, bed.now, self.ping_hz))
             reached.pings = pinger.pings
-            session = opened.enter_context(self._talk(bed, evidence, reached))
+            session = self._talk(bed, evidence, reached)
+            opened.callback(session.close)
             _await_answers(pinger, self.answers)
             _await_answers(session, 1)
             for number in range(1, self.times + 1):
