@@ -226,7 +226,7 @@ def test_a_guest_that_does_not_boot_shows_its_console(
         (folder / name).write_bytes((linux.image.folder / name).read_bytes())
     (folder / image.ROOT).write_bytes(bytes(1 << 20))  # no file system
     broken = QemuLinuxKind()
-    broken._image = LinuxImage(folder, linux.image.keys)
+    broken.image = LinuxImage(folder, linux.image.keys)
     with Bed(broken, 0) as bed:
         vm = bed.source(GUEST)
         with pytest.raises(VmError, match=r"its console's last lines:\n(?s:.*)/dev/vda cannot be mounted"):
@@ -322,7 +322,7 @@ def unfurnished() -> QemuLinuxKind:
 
 def test_without_root_the_disk_is_a_file(linux: QemuLinuxKind, tmp_path: Path) -> None:
     with linux.furnish(LoopbackNetwork(0, "no root"), tmp_path):
-        store = linux._furnished()
+        store = linux._store
         assert "file.driver=file" in store.blockdev(store.new_disk(linux.image))
 
 

@@ -35,7 +35,7 @@ def machine_pair(
     :raise Unavailable: When a capability or a parameter of the variant is refused.
     :raise VmError: When a process does not start.
     """
-    make = _sterna if variant.who is Who.STERNA else partial(_qemu, qemu)
+    make = partial(_start, "" if variant.who is Who.STERNA else qemu)
     # What an idle guest has never touched is not to be touched at the destination either.
     waiting = replace(config, incoming=True, preallocated=workload.touches_ram)
     with make("source", config) as source, make("destination", waiting) as destination:
@@ -58,11 +58,8 @@ def machine_pair(
         yield source, destination
 
 
-def _sterna(name: str, config: MachineConfig) -> Vm:
+def _start(qemu: str, name: str, config: MachineConfig) -> Vm:
     incoming = "defer" if config.incoming else None
+    if qemu:
+        return QemuVm(f"QEMU {name}", qemu, qemu_arguments(config, incoming=incoming, serial="null"))
     return SternaVm(name, sterna_arguments(config, incoming=incoming, serial="null"))
-
-
-def _qemu(binary: str, name: str, config: MachineConfig) -> Vm:
-    incoming = "defer" if config.incoming else None
-    return QemuVm(f"QEMU {name}", binary, qemu_arguments(config, incoming=incoming, serial="null"))

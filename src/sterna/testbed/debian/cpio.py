@@ -1,9 +1,9 @@
 """An initramfs: a cpio archive in the `newc` format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
 
-import posixpath
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 _ALIGNMENT = 4
@@ -39,16 +39,12 @@ def write(out: BinaryIO, entries: Mapping[str, Entry], mtime: int) -> None:
     :param entries: by path without a leading slash
     :param mtime: every entry's, in seconds since the epoch
     """
-    complete = {parent: Entry(_DIRECTORY_MODE) for path in entries for parent in _parents(path)}
+    parents = {str(parent) for path in entries for parent in PurePosixPath(path).parents} - {"."}
+    complete = dict.fromkeys(parents, Entry(_DIRECTORY_MODE))
     complete |= entries
     for inode, (path, entry) in enumerate(sorted(complete.items()), 1):
         _write_entry(out, inode, path, entry, mtime)
     _write_entry(out, 0, _TRAILER, Entry(0), 0)
-
-
-def _parents(path: str) -> Iterable[str]:
-    while path := posixpath.dirname(path):
-        yield path
 
 
 def _write_entry(out: BinaryIO, inode: int, path: str, entry: Entry, mtime: int) -> None:

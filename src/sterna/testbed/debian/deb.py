@@ -35,7 +35,9 @@ def unpack(path: Path) -> Iterator[tuple[str, Entry]]:
         raise ImageError(f"cannot unpack {path.name}: {error}") from error
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
-            name = _merge(posixpath.normpath(member.name))
+            name = posixpath.normpath(member.name)
+            if name.startswith(MERGED):
+                name = f"usr/{name}"
             if member.issym():
                 yield name, Entry.link(member.linkname)
             elif member.isfile() or member.islnk():
@@ -76,7 +78,3 @@ def system_files(*folders: str) -> Tree:
     tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
     tree["etc/group"] = Entry.file(b"root:x:0:\n")
     return tree
-
-
-def _merge(path: str) -> str:
-    return f"usr/{path}" if path.startswith(MERGED) else path

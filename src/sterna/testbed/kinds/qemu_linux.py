@@ -63,27 +63,24 @@ class _Store:
 
 
 class QemuLinuxKind(QemuKind):
-    """`qemu-system-arm` with ARM Linux, which runs a guest program as a process."""
+    """`qemu-system-arm` with ARM Linux, which runs a guest program as a process.
+
+    :ivar image: what guests are made of, once `check` found all well
+    """
 
     name = "qemu-linux"
     connected = True
     warm_up_seconds = 600.0
 
-    _image: LinuxImage | None = None
-    _store: _Store | None = None
+    image: LinuxImage
+    _store: _Store
 
     def check(self, say: Callable[[str], None] = lambda text: None) -> None:
         super().check(say)
         if os.geteuid() == 0:
             check_tools()
             _check_client(self._binary())
-        self._image = obtain(say)
-
-    @property
-    def image(self) -> LinuxImage:
-        """What guests are made of, once `check` found all well."""
-        assert self._image is not None
-        return self._image
+        self.image = obtain(say)
 
     @contextlib.contextmanager
     def furnish(self, network: Network, directory: Path) -> Iterator[None]:
@@ -96,10 +93,7 @@ class QemuLinuxKind(QemuKind):
             if network.server.namespace is not None:
                 server = stack.enter_context(NfsServer(network.server, shared, directory))
             self._store = _Store(shared, server)
-            try:
-                yield
-            finally:
-                self._store = None
+            yield
 
     def check_session(self) -> None:
         if shutil.which("ssh") is None:
@@ -114,12 +108,12 @@ class QemuLinuxKind(QemuKind):
 
     def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
         _validate(settings)
-        return {"kernel": str(self._furnished().directory / KERNEL), "append": _command_line(settings, nic)}
+        return {"kernel": str(self._store.directory / KERNEL), "append": _command_line(settings, nic)}
 
     def _start_vm(
         self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
     ) -> Vm:
-        store, guest = self._furnished(), name.rpartition(" on ")[0]  # its host's name is behind that
+        store, guest = self._store, name.rpartition(" on ")[0]  # its host's name is behind that
         boots = "incoming" not in line
         disk = store.new_disk(self.image) if boots else store.seats[guest].disk
         # What the user wants besides, and what is not a board's own.
@@ -132,10 +126,6 @@ class QemuLinuxKind(QemuKind):
             store.seats[guest] = Seat(disk, vm.console)
         vm.seat = store.seats[guest]
         return vm
-
-    def _furnished(self) -> _Store:
-        assert self._store is not None
-        return self._store
 
 
 def copy_sparse(source: Path, target: Path) -> None:

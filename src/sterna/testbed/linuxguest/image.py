@@ -106,7 +106,8 @@ def build(draft: Path, kernel: Path, debs: tuple[Path, ...], keys: Keys) -> None
     """
     files: Tree = {}
     for deb in debs:
-        files |= {path: entry for path, entry in unpack(deb) if _wanted(path)}
+        found = {path: entry for path, entry in unpack(deb) if path.startswith(FILES)}
+        files |= {path: entry for path, entry in found.items() if not path.startswith(LEFT_OUT)}
     if missing := [name for name in FILES if not name.endswith("/") and name not in files]:
         raise ImageError(f"{missing[0]} is in none of the packages {', '.join(path.name for path in debs)}")
     image, modules = kernel_of(kernel)
@@ -135,10 +136,6 @@ def _root(files: Tree, keys: Keys) -> Tree:
     tree["etc/dropbear/host_key"] = Entry.file(keys.host_for_dropbear(), 0o600)
     tree["root/.ssh/authorized_keys"] = Entry.file(f"{keys.client_public}\n".encode(), 0o600)
     return tree
-
-
-def _wanted(path: str) -> bool:
-    return path.startswith(FILES) and not path.startswith(LEFT_OUT)
 
 
 def _own(name: str) -> bytes:
