@@ -11,7 +11,6 @@ from tests.migration.pairs import TCP, Host
 from tests.ports import held_port
 
 from sterna.machine.runstate import RunState
-from sterna.testbed.armhost.emulator import Forward
 
 pytestmark = [pytest.mark.arm64host, pytest.mark.qemu, pytest.mark.slow]
 
@@ -33,7 +32,7 @@ def ports() -> Iterator[list[int]]:
 
 def test_guests_cross_from_kvm_to_the_emulated_hypervisor_and_back(in_arm64_host, emulated, ports) -> None:
     arriving = [host.controller.incoming(TCP).rpartition(":")[2] for host in emulated]
-    forwards = tuple(Forward(here, there) for here, there in zip(ports, crossing.PORTS, strict=True))
+    forwards = tuple(zip(ports, crossing.PORTS, strict=True))
     said: list[tuple[int, str]] = []
     command = ("python3", "-m", "tests.arm64.crossing", *arriving)
     there = threading.Thread(target=lambda: said.append(in_arm64_host(*command, forwards=forwards)))

@@ -10,7 +10,8 @@ import pytest
 from tests.refusal import Refusal, refusing
 
 import sterna
-from sterna.bench.ceiling import CeilingError, measure_ceiling
+from sterna.bench.ceiling import measure_ceiling
+from sterna.bench.errors import BenchError
 from sterna.host.pythonprogram import own_environment
 from sterna.launch.process import SternaVm
 from sterna.testbed.armhost.packages import _fetch_wheels
@@ -77,5 +78,5 @@ def test_their_sterna_is_this_one(before: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
-    with pytest.raises(CeilingError, match=r"no process can be started: Resource temporarily unavailable"):
+    with pytest.raises(BenchError, match=r"no process can be started: Resource temporarily unavailable"):
         refusing(Refusal("clone", errno.EAGAIN), lambda: measure_ceiling(1 << 16, 1, lambda: None))

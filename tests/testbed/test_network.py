@@ -16,7 +16,8 @@ from tests.ports import held_port
 
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host, Namespace
-from sterna.testbed.links import Link, LinkError
+from sterna.testbed.errors import BedError
+from sterna.testbed.links import Link
 from sterna.testbed.network import LoopbackNetwork, NamespaceNetwork, make_network
 
 GUEST = "10.83.9.2"
@@ -134,7 +135,7 @@ def test_a_name_in_use_is_told(root: None) -> None:
     namespaces = [Namespace(), Namespace()]
     Link(namespaces[1], namespaces[0], "host1", "10.83.1.1", "10.83.1.254", 0)
     try:
-        with pytest.raises(LinkError, match=r"host1.*in use"):
+        with pytest.raises(BedError, match=r"host1.*in use"):
             Link(namespaces[1], namespaces[0], "host1", "10.83.1.1", "10.83.1.254", 0)
     finally:
         for namespace in namespaces:

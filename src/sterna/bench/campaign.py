@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from sterna.bench.ceiling import CeilingError, measure_ceiling
+from sterna.bench.ceiling import measure_ceiling
 from sterna.bench.errors import BenchError
 from sterna.bench.image import guest_image
 from sterna.bench.machines import Unavailable, machine_pair
@@ -138,7 +138,7 @@ def _measure(
     except Unavailable as error:
         series.unavailable = str(error)
         return None
-    except (CeilingError, LaunchError) as error:
+    except (BenchError, LaunchError) as error:
         measured = Measurement(Outcome.FAILED, 0.0, error=str(error))
     series.measurements.append(measured)
     return measured

@@ -34,15 +34,11 @@ _SECONDS = 300.0
 _DONE = b"\1"
 
 
-class CeilingError(BenchError):
-    """One of the two processes failed; one line."""
-
-
 def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Measurement:
     """Move `size` bytes once.
 
     :param check: called now and then; may raise
-    :raise CeilingError: When a process cannot be started, or ends before it is done.
+    :raise BenchError: When a process cannot be started, or ends before it is done.
     """
     watch = HostWatch()
     with ExitStack() as stack:
@@ -90,7 +86,7 @@ def _start(role: str, size: int, ends: list[socket.socket], stack: ExitStack) ->
             preexec_fn=die_with_parent,
         )
     except OSError as error:
-        raise CeilingError(f"the raw ceiling: no process can be started: {error.strerror}") from error
+        raise BenchError(f"the raw ceiling: no process can be started: {error.strerror}") from error
     stack.callback(_end, process)
     return process
 
@@ -109,10 +105,10 @@ def _line(process: "subprocess.Popen[bytes]", check: Callable[[], None]) -> str:
     while not select.select([process.stdout], [], [], _POLL_SECONDS)[0]:
         check()
         if time.monotonic() > deadline:
-            raise CeilingError(f"the raw ceiling: no answer in {_SECONDS:g} s")
+            raise BenchError(f"the raw ceiling: no answer in {_SECONDS:g} s")
     line = process.stdout.readline().decode()
     if not line:
-        raise CeilingError(f"the raw ceiling: a process ended with exit code {process.wait()}")
+        raise BenchError(f"the raw ceiling: a process ended with exit code {process.wait()}")
     return line
 
 

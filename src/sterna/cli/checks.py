@@ -20,10 +20,6 @@ _EMULATED = ("numba", "unicorn", "stage 2")
 _PFN_PRESENT = 1 << 63
 
 
-class NotRunning(CliError):
-    """A guest shows no sign of life."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One finding.
@@ -78,7 +74,7 @@ def _emulation() -> Check:
 def _run_a_guest(accel: str) -> dict[str, int]:
     """Run a small guest until it has shown signs of life: the hypervisor's statistics.
 
-    :raise NotRunning: When it does not run. Other errors are those of `Machine`.
+    :raise CliError: When it does not run. Other errors are those of `Machine`.
     """
     import time
 
@@ -101,7 +97,7 @@ def _run_a_guest(accel: str) -> dict[str, int]:
                 pass  # it has not come that far
             time.sleep(0.01)
         state = machine.error or f"state {machine.run_state.value}"
-    raise NotRunning(f"a small guest does not run: {state}")
+    raise CliError(f"a small guest does not run: {state}")
 
 
 def _huge_pages() -> Check:

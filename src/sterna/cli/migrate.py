@@ -8,7 +8,6 @@ import click
 from sterna.cli.errors import CliError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from sterna.cli.tries import InForce
     from sterna.monitor.client import QmpClient
 
 _GREETING_SECONDS = 10.0
@@ -102,7 +101,10 @@ def command(
             _begin(client, uri)
             if detach:
                 in_force.keep = True
-                _tell_started(in_force, json)
+                if json:
+                    click.echo(json_module.dumps({"status": "started"}))
+                elif in_force.changed:
+                    click.echo(f"started; these settings stay: {', '.join(sorted(in_force.changed))}")
                 return ExitCode.OK
             display.note(f"settings: {in_force.text()}")
             info = follow(client, display, interrupts)
@@ -149,10 +151,3 @@ def _return_path(client: "QmpClient", uri: str) -> dict[str, bool]:
 
     sterna = "x-sterna-policy" in client.query("query-migrate-parameters", MigrationParameters)
     return {} if sterna or not uri.startswith(("tcp:", "unix:")) else {"return-path": True}
-
-
-def _tell_started(in_force: "InForce", json: bool) -> None:
-    if json:
-        click.echo(json_module.dumps({"status": "started"}))
-    elif in_force.changed:
-        click.echo(f"started; these settings stay: {', '.join(sorted(in_force.changed))}")

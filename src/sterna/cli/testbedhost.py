@@ -3,16 +3,12 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from sterna.cli.errors import CliError, UsageError
 from sterna.cli.paths import NamedPath
 from sterna.host.printable import printable
-
-if TYPE_CHECKING:
-    from sterna.testbed.armhost.emulator import Forward
 
 _FORWARD = re.compile(r"(?P<here>\d{1,5}):(?P<there>\d{1,5})", re.ASCII)
 _MAX_PORT = 65535
@@ -86,7 +82,7 @@ def host(
         raise UsageError(str(error)) from error
     _check_memory(memory_bytes)
     forwards = tuple(_parse_forward(text) for text in forward)
-    taken = [one.here for one in forwards]
+    taken = [here for here, _ in forwards]
     for port in taken:
         if taken.count(port) > 1:
             raise UsageError(f"--forward: port {port} here is given twice")
@@ -128,14 +124,13 @@ def _check_memory(size: int) -> None:
         raise UsageError(f"--memory: {size >> 20} MiB is more than the {most.size >> 20} MiB of {most.by}")
 
 
-def _parse_forward(text: str) -> "Forward":
-    from sterna.testbed.armhost.emulator import Forward
-
+def _parse_forward(text: str) -> tuple[int, int]:
+    """Two ports, here and there."""
     match = _FORWARD.fullmatch(text)
-    ports = [int(match[name]) for name in ("here", "there")] if match else []
-    if not ports or not all(1 <= port <= _MAX_PORT for port in ports):
+    here, there = (int(match["here"]), int(match["there"])) if match else (0, 0)
+    if not 1 <= here <= _MAX_PORT or not 1 <= there <= _MAX_PORT:
         raise UsageError(f"--forward {text}: write two ports, here and there, such as 4321:4321")
-    return Forward(*ports)
+    return here, there
 
 
 def _own_tree() -> Path:

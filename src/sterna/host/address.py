@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from sterna.host.errors import HostError
@@ -69,16 +70,14 @@ def listen_inet(address: Address, backlog: int, *, both: bool = False) -> socket
     :raise OSError: When the address is taken, or is none of this host's.
     """
     family, target = address
-    listener = socket.socket(family)
-    try:
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(family))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         listener.bind(target)  # type: ignore[arg-type]
         listener.listen(backlog)
-    except BaseException:
-        listener.close()
-        raise
+        opened.pop_all()
     return listener
 
 
@@ -87,11 +86,9 @@ def listen_path(path: str, backlog: int) -> tuple[socket.socket, SocketPath]:
 
     :raise OSError: When the path is taken, or cannot be made.
     """
-    listener = socket.socket(socket.AF_UNIX)
-    try:
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX))
         bound = SocketPath.bind(listener, path)
         listener.listen(backlog)
-    except BaseException:
-        listener.close()
-        raise
+        opened.pop_all()
     return listener, bound

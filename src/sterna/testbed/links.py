@@ -18,16 +18,12 @@ _QUEUE_SECONDS = 0.02
 _ROOT_HANDLE = 0x10000
 
 
-class LinkError(BedError):
-    """The kernel refuses an interface, an address or a queue."""
-
-
 class Link:
     """A cable from a namespace's `eth0` to the router's namespace, with addresses, a default route and a rate.
 
     :param name: of the router's end
     :param rate: bytes per second in each direction, 0 for no limit
-    :raise LinkError: When the kernel refuses; a name or an address that is in use is told.
+    :raise BedError: When the kernel refuses; a name or an address that is in use is told.
     """
 
     def __init__(
@@ -78,7 +74,7 @@ def make_tap(namespace: Namespace, name: str, mac: str, address: str, guest: str
 
     :param address: of the namespace on it
     :param guest: the one address that is led to it
-    :raise LinkError: When the kernel refuses.
+    :raise BedError: When the kernel refuses.
     :raise Unsupported: When the kernel has no taps.
     """
 
@@ -126,12 +122,12 @@ def _limit(netlink: Any, index: int, rate: int, name: str) -> None:
     except Exception as error:
         if _code(error) == errno.ENOENT:
             raise Unsupported("this kernel has no token bucket (CONFIG_NET_SCH_TBF)") from error
-        raise LinkError(f"{name}: cannot limit the rate to {rate} bytes/s: {error}") from error
+        raise BedError(f"{name}: cannot limit the rate to {rate} bytes/s: {error}") from error
 
 
 def _call(what: str, function: Any, *arguments: Any, **options: Any) -> None:
     """
-    :raise LinkError: When the kernel refuses; with what was wanted and why not.
+    :raise BedError: When the kernel refuses; with what was wanted and why not.
     """
     try:
         function(*arguments, **options)
@@ -140,7 +136,7 @@ def _call(what: str, function: Any, *arguments: Any, **options: Any) -> None:
         if code == errno.EOPNOTSUPP:
             raise Unsupported(f"{what}: this kernel cannot") from error
         reason = "it is in use already" if code == errno.EEXIST else str(error)
-        raise LinkError(f"cannot {what}: {reason}") from error
+        raise BedError(f"cannot {what}: {reason}") from error
 
 
 def _code(error: Exception) -> int:

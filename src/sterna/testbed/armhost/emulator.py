@@ -13,7 +13,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,28 +41,20 @@ _NOT_IN_TREE = frozenset(
 
 
 @dataclass(frozen=True)
-class Forward:
-    """A TCP port of the host's, reachable at a port of this machine's loopback interface."""
-
-    here: int
-    there: int
-
-
-@dataclass(frozen=True)
 class Settings:
     """The emulated hardware.
 
     :ivar cpu: a key of `CPUS`
     :ivar memory_mib: its RAM
     :ivar gic: version of the interrupt controller, 2 or 3; KVM offers its guests the same
-    :ivar forwards: ports of its that can be reached from here
+    :ivar forwards: TCP ports of this machine's loopback interface, each with the port of the host's that is reached there
     """
 
     cpu: str = "cortex-a57"
     smp: int = 2
     memory_mib: int = 2048
     gic: int = 3
-    forwards: tuple[Forward, ...] = field(default=())
+    forwards: tuple[tuple[int, int], ...] = ()
 
 
 def require_qemu() -> str:
@@ -200,7 +192,7 @@ class _Host(Closing):
 
 
 def _machine(settings: Settings) -> list[str]:
-    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port.here}-:{port.there}" for port in settings.forwards)
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in settings.forwards)
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-M", f"virt,virtualization=on,gic-version={settings.gic}", "-cpu", CPUS[settings.cpu]),
