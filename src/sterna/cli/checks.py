@@ -3,7 +3,9 @@
 import ctypes
 import importlib.metadata
 import mmap
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -146,15 +148,16 @@ def _kvm() -> Check:
 
 
 def _qemu() -> Check:
-    from sterna.launch.errors import LaunchError
-    from sterna.launch.qemu import find_qemu
-
     name = "qemu-system-arm"
+    path = shutil.which(name)
+    if path is None:
+        advice = "only to migrate to and from QEMU: apt install qemu-system-arm"
+        return Check(name, False, "not installed", advice=advice)
     try:
-        qemu = find_qemu(None)
-    except LaunchError as error:
-        return Check(name, False, str(error), advice="it is needed only to migrate to and from QEMU")
-    return Check(name, True, f"QEMU {qemu.version}, {qemu.path}")
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check(name, False, f"{path}: {error}", advice="it is installed and does not run")
+    return Check(name, True, done.stdout.splitlines()[0] if done.stdout else path)
 
 
 def _pagemap() -> Check:
