@@ -29,7 +29,7 @@ from sterna.testbed.linuxguest import image
 from sterna.testbed.linuxguest.ext4 import make_ext4
 from sterna.testbed.linuxguest.guest import LinuxGuest
 from sterna.testbed.linuxguest.image import LinuxImage
-from sterna.testbed.linuxguest.keys import Keys, to_dropbear
+from sterna.testbed.linuxguest.keys import HOST, Keys, to_dropbear
 from sterna.testbed.linuxguest.recipe import DISK_BYTES
 from sterna.testbed.network import LoopbackNetwork
 from sterna.testbed.nfs import NfsServer
@@ -142,11 +142,11 @@ def test_keys_for_dropbear(tmp_path: Path) -> None:
     data = keys.host_for_dropbear()
     assert data[:19] == b"\0\0\0\x0bssh-ed25519" + b"\0\0\0\x40"
     assert len(data) == 19 + 64
-    public = base64.b64decode(keys.host_public.split()[1])
+    public = base64.b64decode(keys.public(HOST).split()[1])
     assert public.endswith(data[-32:])
-    made = keys.host_public
+    made = keys.public(HOST)
     keys.make()
-    assert keys.host_public == made, "made once"
+    assert keys.public(HOST) == made, "made once"
 
 
 @pytest.mark.parametrize("damage", ["", "b3BlbnNzaA==", "not base64!", "b3BlbnNzaC1rZXktdjEA/////w=="])

@@ -22,6 +22,7 @@ from sterna.testbed.guest import Guest
 from sterna.testbed.kinds.qemu import QemuKind
 from sterna.testbed.linuxguest.guest import LinuxGuest, Seat, SeatedVm
 from sterna.testbed.linuxguest.image import LinuxImage, obtain
+from sterna.testbed.linuxguest.keys import HOST
 from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.nfs import NfsServer, check_tools
 from sterna.testbed.session import SshSession
@@ -101,7 +102,7 @@ class QemuLinuxKind(QemuKind):
 
     def session(self, client: Host, address: str, directory: Path) -> SshSession:
         keys = self.image.keys
-        return SshSession(client, address, keys.client, keys.host_public, directory)
+        return SshSession(client, address, keys.client, keys.public(HOST), directory)
 
     def guest(self, settings: VmSettings) -> Guest:
         return LinuxGuest(int(VIRT.ram_base), self._memory_bytes(settings))

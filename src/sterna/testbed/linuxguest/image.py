@@ -19,7 +19,7 @@ from sterna.testbed.debian.deb import Tree, kernel_of, system_files, unpack
 from sterna.testbed.debian.kernelmodules import load_order
 from sterna.testbed.errors import ImageError
 from sterna.testbed.linuxguest.ext4 import make_ext4
-from sterna.testbed.linuxguest.keys import Keys
+from sterna.testbed.linuxguest.keys import CLIENT, HOST, Keys
 from sterna.testbed.linuxguest.recipe import (
     ARCHITECTURE,
     DEBIAN_PACKAGES,
@@ -91,7 +91,7 @@ def obtain(progress: Callable[[str], None] = lambda text: None) -> LinuxImage:
         folder = cache.store(
             pointer,
             digest,
-            [*names, keys.host_public],
+            [*names, keys.public(HOST)],
             lambda draft: build(draft, kernel, debs, keys),
         )
         return LinuxImage(folder, keys)
@@ -134,7 +134,7 @@ def _root(files: Tree, keys: Keys) -> Tree:
         tree[f"usr/bin/sterna/{program}"] = Entry.file(find(program, LINUX).read_bytes(), 0o755)
     tree["usr/sbin/sterna-init"] = Entry.file(_own("root.sh"), 0o755)
     tree["etc/dropbear/host_key"] = Entry.file(keys.host_for_dropbear(), 0o600)
-    tree["root/.ssh/authorized_keys"] = Entry.file(f"{keys.client_public}\n".encode(), 0o600)
+    tree["root/.ssh/authorized_keys"] = Entry.file(f"{keys.public(CLIENT)}\n".encode(), 0o600)
     return tree
 
 

@@ -29,15 +29,9 @@ class Keys:
     def client(self) -> Path:
         return self.folder / CLIENT
 
-    @property
-    def host_public(self) -> str:
-        """One line, as in known_hosts behind the host's name."""
-        return self._public(HOST)
-
-    @property
-    def client_public(self) -> str:
-        """One line of authorized_keys."""
-        return self._public(CLIENT)
+    def public(self, name: str) -> str:
+        """One line, as in known_hosts behind the host's name, and in authorized_keys."""
+        return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
 
     def host_for_dropbear(self) -> bytes:
         """The guest's private key.
@@ -58,9 +52,6 @@ class Keys:
             if not key.with_suffix(".pub").exists():
                 key.unlink(missing_ok=True)
                 run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "sterna", "-f", str(key)], "keys")
-
-    def _public(self, name: str) -> str:
-        return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
 
 
 def to_dropbear(text: str) -> bytes:
