@@ -133,7 +133,7 @@ def _die_with_parent(parent: int) -> None:
 
 def _warm_up() -> None:
     """Import and compile all that a VM needs, so that it is there in each fork."""
-    for name in ("cli.run", "hypervisor.kvm.x86.vm", "monitor.commands", "monitor.server"):
+    for name in ("cli.run", "arch.x86_64.kvm.vm", "monitor.commands", "monitor.server"):
         importlib.import_module(f"sterna.{name}")
     from sterna.cli.kernels import prepare_kernels
     from sterna.machine.config import MachineConfig

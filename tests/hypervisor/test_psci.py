@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from tests.hypervisor.conftest import wait_until
 
-from sterna.hypervisor.emulated import psci
+from sterna.arch.arm import psci
 from sterna.hypervisor.interface import SystemEvent
 
 VERSION, CPU_SUSPEND, CPU_OFF, CPU_ON, AFFINITY_INFO = (0x8400_0000 + number for number in range(5))

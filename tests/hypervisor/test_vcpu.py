@@ -29,14 +29,14 @@ from tests.hypervisor.programs import (
     word,
 )
 
-from sterna.hypervisor.arm import COUNTER_HZ
-from sterna.hypervisor.emulated import psci
-from sterna.hypervisor.emulated.psci import Function, Result
-from sterna.hypervisor.emulated.registers import SAVED, one_reg_id
+from sterna.arch.arm import psci
+from sterna.arch.arm.psci import Function, Result
+from sterna.arch.armv7 import stage2 as armv7
+from sterna.arch.armv7.registers import SAVED, one_reg_id
+from sterna.arch.armv7.state import COUNTER_HZ
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SystemEvent
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.ram import RamBlock
-from sterna.stage2 import armv7
 
 UART = Ipa(0x0900_0000)
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from tests.machine.still import StillVcpu
 
+from sterna.arch.armv7.cpregs import WIRE
+from sterna.arch.armv7.platform import ArmPlatform
+from sterna.arch.armv7.state import COUNTER_HZ, ArmVcpuState
 from sterna.boards.virt import BOARD as VIRT
-from sterna.hypervisor.arm import COUNTER_HZ, ArmVcpuState
 from sterna.machine import sections
 from sterna.machine.board import ArmBoard
 from sterna.machine.clock import Clock
@@ -14,10 +16,8 @@ from sterna.machine.devices.device import Device, Stopped
 from sterna.machine.devices.gic.registers import GicRegisters
 from sterna.machine.devices.pl011 import Pl011, Pl011Registers
 from sterna.machine.globalstate import GlobalState
-from sterna.machine.platforms.arm import ArmPlatform
 from sterna.machine.runstate import RunState
 from sterna.machine.serial import NullSerial
-from sterna.machine.state.cpregs import WIRE
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sterna.hypervisor.accelerator import ACCELERATORS, Accelerator, Isa
-from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
-from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason
-from sterna.hypervisor.x86 import (
+from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
+from sterna.arch.armv7.cpregs import WIRE
+from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.x86_64.state import (
     CONTROL_REGISTERS,
     EVENT_PARTS,
     GENERAL_REGISTERS,
@@ -20,7 +19,8 @@ from sterna.hypervisor.x86 import (
     Leaf,
     X86VcpuState,
 )
-from sterna.machine.state.cpregs import WIRE
+from sterna.hypervisor.accelerator import ACCELERATORS, Accelerator, Isa
+from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason
 
 NAME = "still"
 COUNTER = 123_456_789

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.machine.state.absent import judge_ram_block, judge_section
+from sterna.machine.absent import judge_ram_block, judge_section
 from sterna.stream.leftover import RamUse
 from sterna.stream.vmstate import DeviceState
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from sterna.arch.arm64.platform import Arm64Platform
+from sterna.arch.arm64.section import load_cpu
+from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
 from sterna.boards.virt_arm64 import BOARD as VIRT_ARM64
-from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
 from sterna.machine.devices.device import Stopped
-from sterna.machine.platforms.arm64 import Arm64Platform
-from sterna.machine.state.arm64 import load_cpu
 
 TOP = 1 << 64
 

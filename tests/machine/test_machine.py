@@ -16,11 +16,11 @@ from tests.hypervisor.conftest import wait_until
 from tests.hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from tests.refusal import refuse_threads
 
+from sterna.arch.armv7.state import COUNTER_HZ
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError
 from sterna.host import limits
-from sterna.hypervisor.arm import COUNTER_HZ
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import HypervisorError
 from sterna.machine.config import ConfigError

@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.machine.parts import KNOWN, MachineState, Parts, cpu, load, save
 
+from sterna.arch.armv7.cortexa15 import reset_values
+from sterna.arch.armv7.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, from_wire, to_wire
+from sterna.arch.armv7.section import timer_line
+from sterna.arch.armv7.state import ArmVcpuState
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
 from sterna.boards.virt import BOARD as VIRT
-from sterna.hypervisor.arm import ArmVcpuState
 from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor
 from sterna.machine.devices.gic.registers import CpuInterface, Distributor, GicRegisters, Irq
 from sterna.machine.devices.gic.section import ARM_GIC, load_gic, save_gic
 from sterna.machine.devices.pl011 import PL011, Pl011, Pl011Registers, load_pl011, save_pl011
 from sterna.machine.runstate import RunState
 from sterna.machine.serial import MemorySerial
-from sterna.machine.state.cortexa15 import reset_values
-from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, from_wire, to_wire
-from sterna.machine.state.cpu import timer_line
 from sterna.stream.vmstate import DeviceState, StreamError
 
 U8, U32, U64 = st.integers(0, 0xFF), st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1)

@@ -52,8 +52,23 @@ FOLDERS = {
     "hypervisor": Folder(
         "src/sterna/hypervisor",
         ("tests/hypervisor",),
+    ),
+    "arch": Folder(
+        "src/sterna/arch",
+        (
+            "tests/hypervisor",
+            "tests/stage2",
+            "tests/machine/test_arm64.py",
+            "tests/machine/test_sections.py",
+            "tests/machine/test_state.py",
+        ),
         {
-            "src/sterna/hypervisor/kvm/arm64": "runs on arm64 hosts only, by tests/arm64",
+            path: "runs on arm64 hosts only, by tests/arm64"
+            for path in (
+                "src/sterna/arch/arm/kvm",
+                "src/sterna/arch/arm64/kvm.py",
+                "src/sterna/arch/arm64/traits.py",
+            )
         },
     ),
 }

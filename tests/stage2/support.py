@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from sterna.arch.arm64 import stage2 as arm64
+from sterna.arch.armv7 import stage2 as armv7
 from sterna.memory.address import Ipa
-from sterna.stage2 import arm64, armv7
 from sterna.stage2.fault import Outcome
 from sterna.stage2.format import DescriptorFormat
 from sterna.stage2.tables import Stage2

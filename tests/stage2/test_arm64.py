@@ -10,10 +10,10 @@ from unicorn import arm64_const as arm64_registers
 from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
 from unicorn.unicorn_py3.unicorn import uclib
 
+from sterna.arch.arm64 import stage2 as arm64
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
-from sterna.stage2 import arm64
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2

@@ -2,8 +2,8 @@
 
 from tests.stage2.support import POOL_PA, RAM_PA, write
 
+from sterna.arch.armv7 import stage2 as armv7
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
-from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.fault import Outcome
 from sterna.stage2.tables import Stage2

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from tests.stage2.support import MADE_UP, POOL_PA, RAM_PA
 
+from sterna.arch.armv7 import stage2 as armv7
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import page_numbers
-from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog
 from sterna.stage2.tables import Stage2
 from sterna.testing.flush import RecordingFlush

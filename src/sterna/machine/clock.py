@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sterna.hypervisor.arm import COUNTER_HZ
+from sterna.arch.armv7.state import COUNTER_HZ
 from sterna.machine.devices.device import Apply, Device, SectionKey, Stopped, by_name, nothing
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, i64, unused
 

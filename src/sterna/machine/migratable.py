@@ -5,12 +5,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sterna.hypervisor.traits import Trait
-from sterna.machine import sections
+from sterna.machine import absent, sections
 from sterna.machine.clock import ns_to_counter
 from sterna.machine.devices.device import Stopped
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require
-from sterna.machine.state import absent
 from sterna.memory.bitmap import DirtyBatch
 from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription

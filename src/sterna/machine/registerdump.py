@@ -1,8 +1,8 @@
 """A CPU's registers as text."""
 
-from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.arm64 import Arm64VcpuState
-from sterna.hypervisor.x86 import CONTROL_REGISTERS, SEGMENTS, X86VcpuState
+from sterna.arch.arm64.state import Arm64VcpuState
+from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.x86_64.state import CONTROL_REGISTERS, SEGMENTS, X86VcpuState
 
 _MODES = {
     0x10: "usr32",

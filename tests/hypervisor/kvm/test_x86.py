@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import sterna
+from sterna.arch.x86_64.kvm import traits
+from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, MSR_TSC
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, HypervisorError
-from sterna.hypervisor.kvm.x86 import traits
 from sterna.hypervisor.traits import Rule, Trait, first_difference
-from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, MSR_TSC
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.testing.conformance.backends import CELL, CODE, NOWHERE, RAM, Program
 from sterna.testing.conformance.guest import WORK, wait_until

@@ -7,13 +7,13 @@ from typing import cast
 
 import numpy as np
 
+from sterna.arch.arm64.state import Arm64Vcpu
+from sterna.arch.x86_64 import longmode
+from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86Vcpu
 from sterna.host.closing import Closing
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa, open_vm
-from sterna.hypervisor.arm64 import Arm64Vcpu
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags
 from sterna.hypervisor.kvm.vm import KvmVm
-from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86Vcpu
-from sterna.machine import longmode
 from sterna.machine.board import BOARDS
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import Words

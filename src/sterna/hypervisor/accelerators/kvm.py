@@ -22,10 +22,10 @@ def _check(isa: Isa) -> None:
 def _create(isa: Isa, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool) -> Vm:
     try:
         if isa is Isa.X86_64:
-            from sterna.hypervisor.kvm.x86.vm import X86KvmVm
+            from sterna.arch.x86_64.kvm.vm import X86KvmVm
 
             return X86KvmVm(vcpus, dirty_log=dirty_log)
-        from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+        from sterna.arch.arm.kvm.vm import Arm64KvmVm
 
         aarch32 = isa is Isa.ARMV7
         return Arm64KvmVm(vcpus, aarch32=aarch32, secondaries_off=secondaries_off, dirty_log=dirty_log)

@@ -11,13 +11,13 @@ from unicorn import UC_ARCH_ARM, UC_HOOK_INTR, UC_MODE_ARM, UC_PROT_ALL, Uc, UcE
 from unicorn import arm_const as arm
 from unicorn.unicorn_py3.unicorn import uclib
 
-from sterna.hypervisor.emulated import registers
+from sterna.arch.armv7 import registers
+from sterna.arch.armv7 import stage2 as armv7
 from sterna.hypervisor.emulated.guestmode import NO_ABORT, on_exception
 from sterna.hypervisor.emulated.native import VCPU
 from sterna.hypervisor.interface import HypervisorError, MmioDevice
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.ram import RamBlock
-from sterna.stage2 import armv7
 from sterna.stage2.tables import Stage2
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

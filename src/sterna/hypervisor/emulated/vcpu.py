@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from unicorn import UC_ERR_INSN_INVALID, UcError
 from unicorn import arm_const as arm
 
-from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.emulated import guestmode, psci, registers
+from sterna.arch.arm import psci
+from sterna.arch.armv7 import registers
+from sterna.arch.armv7.state import ArmVcpuState
+from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import Engine
 from sterna.hypervisor.emulated.guestmode import ExitKind
 from sterna.hypervisor.emulated.tlbsize import TlbSizing

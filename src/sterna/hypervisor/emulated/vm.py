@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from sterna.arch.armv7 import stage2 as armv7
+from sterna.arch.armv7.state import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor import arguments
-from sterna.hypervisor.arm import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter
 from sterna.hypervisor.emulated.tlbsize import TlbSizing
@@ -26,7 +27,6 @@ from sterna.jit.ahead import fetch_kernels
 from sterna.memory.address import PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
-from sterna.stage2 import armv7
 from sterna.stage2.dirtylog import DirtyLog, DirtyLogError
 from sterna.stage2.state import MAX_CPUS
 from sterna.stage2.tables import OutOfTablesError, Stage2

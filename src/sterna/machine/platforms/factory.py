@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sterna.arch.arm64.platform import Arm64Platform
+from sterna.arch.armv7.platform import ArmPlatform
+from sterna.arch.x86_64.platform import X86Platform
 from sterna.hypervisor.accelerator import Isa
 from sterna.hypervisor.interface import Vm
 from sterna.machine.board import Board
 from sterna.machine.platforms import Platform
-from sterna.machine.platforms.arm import ArmPlatform
-from sterna.machine.platforms.arm64 import Arm64Platform
-from sterna.machine.platforms.x86 import X86Platform
 
 _PLATFORMS: Mapping[Isa, type[Platform[Any, Any]]] = {
     Isa.ARMV7: ArmPlatform,

@@ -238,7 +238,7 @@ class KvmArmv7(Armv7):
             return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+        from sterna.arch.arm.kvm.vm import Arm64KvmVm
 
         return Arm64KvmVm(smp, aarch32=True, secondaries_off=False, dirty_log=mode, **options)
 
@@ -252,7 +252,7 @@ class KvmArm64(Arm):
         return _arm64_kvm_missing()
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
+        from sterna.arch.arm.kvm.vm import Arm64KvmVm
 
         return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
 
@@ -308,7 +308,7 @@ class KvmX86(Backend):
         return _kvm_missing("x86_64", "x86_64 guests need an x86_64 host, this one")
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.hypervisor.kvm.x86.vm import X86KvmVm
+        from sterna.arch.x86_64.kvm.vm import X86KvmVm
 
         return X86KvmVm(smp, dirty_log=mode, **options)
 
@@ -319,13 +319,13 @@ class KvmX86(Backend):
         return state.regs
 
     def prepare(self, write: Callable[[int, bytes], None]) -> None:
-        from sterna.machine import longmode
+        from sterna.arch.x86_64 import longmode
 
         write(TABLES, longmode.page_tables(TABLES))
 
     def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
-        from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME
-        from sterna.machine import longmode
+        from sterna.arch.x86_64 import longmode
+        from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME
 
         state = vcpu.get_state()
         longmode.start(state, entry, 0, TABLES, 0)

@@ -6,8 +6,8 @@ import threading
 import pytest
 from tests.hypervisor.programs import CODE, RAM, load
 
+from sterna.arch.arm.kvm.vm import Arm64KvmVm
 from sterna.hypervisor.interface import HypervisorError, MemorySlot
-from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 from sterna.hypervisor.kvm.system import Capability, System
 from sterna.memory.ram import RamBlock
 

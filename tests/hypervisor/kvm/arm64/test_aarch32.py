@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.arm64 import CNTPCT, CNTV_CTL, CNTV_CVAL
-from sterna.hypervisor.kvm.arm64 import onereg
-from sterna.hypervisor.kvm.arm64.aarch32 import read_state, write_state
+from sterna.arch.arm.kvm import onereg
+from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL
+from sterna.arch.armv7.kvm import read_state, write_state
+from sterna.arch.armv7.state import ArmVcpuState
 
 WORD = st.integers(0, (1 << 32) - 1)
 DOUBLE = st.integers(0, (1 << 64) - 1)

@@ -22,9 +22,9 @@ from tests.hypervisor.programs import (
     word,
 )
 
+from sterna.arch.arm.kvm import onereg
+from sterna.arch.arm.kvm.vm import Arm64KvmVm
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SlotFlags, SystemEvent
-from sterna.hypervisor.kvm.arm64 import onereg
-from sterna.hypervisor.kvm.arm64.vm import Arm64KvmVm
 from sterna.hypervisor.kvm.ioctl import KvmError
 from sterna.memory.address import Ipa
 

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.hypervisor.arm import ArmVcpuState
+from sterna.arch.armv7.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
+from sterna.arch.armv7.state import ArmVcpuState
 from sterna.machine.clock import counter_to_ns
-from sterna.machine.state.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
 from sterna.stream.vmstate import (
     DeviceState,
     Field,

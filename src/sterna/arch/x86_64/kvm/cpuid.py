@@ -5,8 +5,8 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sterna.arch.x86_64.state import Leaf
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, iow, iowr
-from sterna.hypervisor.x86 import Leaf
 
 _ROOM = 64
 _LIMIT = 1 << 12

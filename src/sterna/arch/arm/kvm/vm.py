@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
+from sterna.arch.arm.kvm import onereg
+from sterna.arch.arm.kvm.counter import Counters, frequency
+from sterna.arch.arm.kvm.init import Feature, init_vcpu
+from sterna.arch.arm.kvm.vgic import Vgic
+from sterna.arch.arm64.kvm import Aarch64KvmVcpu, other_registers
+from sterna.arch.arm64.traits import of_vcpu
+from sterna.arch.armv7.kvm import Aarch32KvmVcpu
+from sterna.arch.armv7.state import COUNTER_TRAIT
 from sterna.hypervisor.arguments import integer
-from sterna.hypervisor.arm import COUNTER_TRAIT
 from sterna.hypervisor.interface import DirtyLogMode
-from sterna.hypervisor.kvm.arm64 import onereg
-from sterna.hypervisor.kvm.arm64.aarch32 import Aarch32KvmVcpu
-from sterna.hypervisor.kvm.arm64.aarch64 import Aarch64KvmVcpu, other_registers
-from sterna.hypervisor.kvm.arm64.counter import Counters, frequency
-from sterna.hypervisor.kvm.arm64.init import Feature, init_vcpu
-from sterna.hypervisor.kvm.arm64.traits import of_vcpu
-from sterna.hypervisor.kvm.arm64.vgic import Vgic
 from sterna.hypervisor.kvm.dirtyring import LARGEST_RING
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.system import DEVICE, Capability

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sterna.hypervisor.arm64 import Arm64VcpuState
+from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.stream.vmstate import (
     DeviceState,
     StreamError,

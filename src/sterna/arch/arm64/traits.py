@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sterna.hypervisor.kvm.arm64.onereg import is_firmware, is_system, system
+from sterna.arch.arm.kvm.onereg import is_firmware, is_system, system
 from sterna.hypervisor.traits import Rule, Trait
 
 _ID_SPACE = range(system(3, 0, 0, 0, 0), system(3, 0, 0, 7, 7) + 1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, TypeVar
 
-from sterna.hypervisor.arm import ArmInterrupts
+from sterna.arch.armv7.state import ArmInterrupts
 from sterna.hypervisor.interface import Vcpu
 from sterna.machine.board import VIRTUAL_TIMER_IRQ, ArmBoard
 from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic

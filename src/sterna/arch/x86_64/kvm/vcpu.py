@@ -4,14 +4,9 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-from sterna.hypervisor.interface import Exit, HypervisorError
-from sterna.hypervisor.kvm.ioctl import Descriptor
-from sterna.hypervisor.kvm.run import ExitCode
-from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner
-from sterna.hypervisor.kvm.x86 import cpuid, fpu, msrs, registers, traits
-from sterna.hypervisor.kvm.x86.clock import GET_TSC_KHZ, SET_TSC_KHZ
-from sterna.hypervisor.traits import first_difference
-from sterna.hypervisor.x86 import (
+from sterna.arch.x86_64.kvm import cpuid, fpu, msrs, registers, traits
+from sterna.arch.x86_64.kvm.clock import GET_TSC_KHZ, SET_TSC_KHZ
+from sterna.arch.x86_64.state import (
     CONTROL_REGISTERS,
     EVENT_PARTS,
     GENERAL_REGISTERS,
@@ -20,6 +15,11 @@ from sterna.hypervisor.x86 import (
     Leaf,
     X86VcpuState,
 )
+from sterna.hypervisor.interface import Exit, HypervisorError
+from sterna.hypervisor.kvm.ioctl import Descriptor
+from sterna.hypervisor.kvm.run import ExitCode
+from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner
+from sterna.hypervisor.traits import first_difference
 
 
 class X86KvmVcpu(KvmVcpu):

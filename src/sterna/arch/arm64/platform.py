@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from sterna.hypervisor.arm64 import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
+from sterna.arch.arm.platform import GicPlatform
+from sterna.arch.arm64.section import ARM64_CPU, load_cpu, save_cpu
+from sterna.arch.arm64.state import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms.gicplatform import GicPlatform
 from sterna.machine.registerdump import dump_arm64_registers
-from sterna.machine.state.arm64 import ARM64_CPU, load_cpu, save_cpu
 from sterna.stream.vmstate import DeviceState
 
 _EL1H_MASKED = 0x3C5

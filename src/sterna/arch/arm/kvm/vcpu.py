@@ -2,10 +2,10 @@
 
 import errno
 
+from sterna.arch.arm.kvm import onereg
+from sterna.arch.arm.kvm.counter import Counters
+from sterna.arch.arm.kvm.vgic import Vgic
 from sterna.hypervisor.interface import Exit
-from sterna.hypervisor.kvm.arm64 import onereg
-from sterna.hypervisor.kvm.arm64.counter import Counters
-from sterna.hypervisor.kvm.arm64.vgic import Vgic
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.run import ExitCode
 from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from sterna.arch.x86_64.state import Leaf
 from sterna.hypervisor.traits import Rule, Trait
-from sterna.hypervisor.x86 import Leaf
 
 TSC_KHZ = "kHz of time stamp counter"
 

@@ -1,8 +1,8 @@
 """A vCPU that runs an AArch64 guest."""
 
-from sterna.hypervisor.arm64 import CNTPCT, Arm64VcpuState
-from sterna.hypervisor.kvm.arm64 import init, onereg
-from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
+from sterna.arch.arm.kvm import init, onereg
+from sterna.arch.arm.kvm.vcpu import Arm64KvmVcpu
+from sterna.arch.arm64.state import CNTPCT, Arm64VcpuState
 from sterna.hypervisor.kvm.ioctl import Descriptor
 
 _DOUBLE = (1 << 64) - 1

@@ -3,17 +3,17 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 
+from sterna.arch.x86_64.kvm import cpuid, fpu
+from sterna.arch.x86_64.kvm.clock import get_clock, set_clock
+from sterna.arch.x86_64.kvm.msrs import list_msrs
+from sterna.arch.x86_64.kvm.traits import TSC_KHZ
+from sterna.arch.x86_64.kvm.vcpu import X86KvmVcpu
+from sterna.arch.x86_64.state import CLOCK_HZ
 from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.kvm.ioctl import Descriptor, io, iow
 from sterna.hypervisor.kvm.system import Capability
 from sterna.hypervisor.kvm.vm import KvmVm
-from sterna.hypervisor.kvm.x86 import cpuid, fpu
-from sterna.hypervisor.kvm.x86.clock import get_clock, set_clock
-from sterna.hypervisor.kvm.x86.msrs import list_msrs
-from sterna.hypervisor.kvm.x86.traits import TSC_KHZ
-from sterna.hypervisor.kvm.x86.vcpu import X86KvmVcpu
 from sterna.hypervisor.traits import Trait
-from sterna.hypervisor.x86 import CLOCK_HZ
 
 # Room for what a CPU without unrestricted guest mode needs: three pages and one, below the last 64 KiB under 4 GiB, where no
 # board has anything (Documentation/virt/kvm/api.rst, 4.36, 4.41).

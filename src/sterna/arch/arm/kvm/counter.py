@@ -4,8 +4,8 @@ import ctypes
 import functools
 import mmap
 
+from sterna.arch.arm.kvm import onereg
 from sterna.hypervisor.interface import HypervisorError
-from sterna.hypervisor.kvm.arm64 import onereg
 from sterna.hypervisor.kvm.ioctl import Descriptor
 
 _MRS_X0_CNTFRQ_EL0 = 0xD53B_E000

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from sterna.hypervisor.x86 import X86Vcpu
-from sterna.machine import longmode
+from sterna.arch.x86_64 import longmode
+from sterna.arch.x86_64.section import X86_CPU, load_cpu, save_cpu
+from sterna.arch.x86_64.sleeptimer import SleepTimer
+from sterna.arch.x86_64.state import X86Vcpu
 from sterna.machine.board import X86Board
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
-from sterna.machine.devices.sleeptimer import SleepTimer
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Platform, write_cpus
 from sterna.machine.registerdump import dump_x86_registers
-from sterna.machine.state.x86 import X86_CPU, load_cpu, save_cpu
 from sterna.stream.vmstate import DeviceState
 
 

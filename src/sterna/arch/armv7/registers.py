@@ -4,7 +4,7 @@ from typing import Any
 
 from unicorn import arm_const as arm
 
-from sterna.hypervisor.arm import ArmVcpuState
+from sterna.arch.armv7.state import ArmVcpuState
 
 # System registers: struct uc_arm_cp_reg without its value (coprocessor, is64, bank, CRn, CRm, opc1, opc2). Bank 0 is the
 # guest's: despite the field's name `sec`, it is the non-secure one.

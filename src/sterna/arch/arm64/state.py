@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from sterna.hypervisor.arm import ArmInterrupts
+from sterna.arch.armv7.state import ArmInterrupts
 from sterna.hypervisor.interface import Vcpu
 
 CNTV_CTL, CNTV_CVAL = 0x6030_0000_0013_DF19, 0x6030_0000_0013_DF02

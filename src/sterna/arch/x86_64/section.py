@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sterna.hypervisor.x86 import (
+from sterna.arch.x86_64.state import (
     CONTROL_REGISTERS,
     EVENT_PARTS,
     GENERAL_REGISTERS,

@@ -6,7 +6,7 @@ handlers: an exception ends in a triple fault, which the machine reports. It get
 
 import struct
 
-from sterna.hypervisor.x86 import MSR_KVM_SYSTEM_TIME, X86VcpuState
+from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86VcpuState
 from sterna.machine.board import PAGE_TABLE_BYTES
 
 _GIB = 1 << 30

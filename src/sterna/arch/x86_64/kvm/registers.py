@@ -2,8 +2,8 @@
 
 import ctypes
 
+from sterna.arch.x86_64.state import CONTROL_REGISTERS, GENERAL_REGISTERS, SEGMENT_PARTS, SEGMENTS
 from sterna.hypervisor.kvm.ioctl import Descriptor, ior, iow
-from sterna.hypervisor.x86 import CONTROL_REGISTERS, GENERAL_REGISTERS, SEGMENT_PARTS, SEGMENTS
 
 _UNSIGNED = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
 

@@ -4,9 +4,9 @@ import ctypes
 import errno
 from collections.abc import Iterable, Mapping
 
+from sterna.arch.x86_64.state import MSR_TSC
 from sterna.hypervisor.interface import HypervisorError
 from sterna.hypervisor.kvm.ioctl import Descriptor, KvmError, iow, iowr
-from sterna.hypervisor.x86 import MSR_TSC
 
 
 class MsrList(ctypes.Structure):

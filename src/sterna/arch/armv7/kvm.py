@@ -7,10 +7,10 @@ descriptions of the registers).
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sterna.hypervisor.arm import ArmVcpuState
-from sterna.hypervisor.kvm.arm64 import init, onereg
-from sterna.hypervisor.kvm.arm64.onereg import system
-from sterna.hypervisor.kvm.arm64.vcpu import Arm64KvmVcpu
+from sterna.arch.arm.kvm import init, onereg
+from sterna.arch.arm.kvm.onereg import system
+from sterna.arch.arm.kvm.vcpu import Arm64KvmVcpu
+from sterna.arch.armv7.state import ArmVcpuState
 
 _WIDE = 0x4030_0000_000F_0000
 _IS_WIDE = 1 << 52

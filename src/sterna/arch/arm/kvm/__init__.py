@@ -1,0 +1,1 @@
+"""KVM on arm64 hosts, whatever the guest is."""

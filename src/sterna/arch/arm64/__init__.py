@@ -1,0 +1,1 @@
+"""ARMv8 in AArch64."""

@@ -1,0 +1,1 @@
+"""ARMv7 with the Large Physical Address Extension."""

@@ -1,1 +1,0 @@
-"""KVM on arm64: guests of AArch64, and of AArch32 where the CPUs have it."""
