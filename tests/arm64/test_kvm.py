@@ -20,7 +20,7 @@ PYTEST = "python3 -m pytest -q -x -rps --assert=plain -p no:cacheprovider -p no:
 SUITE = "tests/hypervisor/conformance"
 FEW = "exactly or test_oracle and not with and not memory or slot_deleted or c126d94f"
 """Tests of the suite: one boot has time for the kernel's oracle, and some cases."""
-OTHERS = "tests/hypervisor/kvm/arm64/test_vcpu.py"
+OTHERS = "tests/arch/arm/kvm/test_vcpu.py"
 
 IN_RING_MODE = (
     "exactly",
@@ -106,7 +106,7 @@ def test_guests_of_both_kinds(runs: Runs) -> None:
     output = passed(runs["cortex-a57"]).output
     assert "guests can run and migrate here, on KVM only" in output
     for of_each in (
-        "PASSED tests/hypervisor/kvm/arm64/test_vcpu.py",
+        "PASSED tests/arch/arm/kvm/test_vcpu.py",
         "[kvm-armv7-manual]",
         "[kvm-arm64-manual]",
     ):
@@ -117,7 +117,7 @@ def test_where_kvm_is_in_the_kernel(runs: Runs) -> None:
     """VHE: the host's kernel runs at EL2, as KVM does. Guests of 32 bits are short programs, one after the other in the same
     memory: each has to run its own.
     """
-    assert "PASSED tests/hypervisor/kvm/arm64/test_vcpu.py" in passed(runs["max"]).output
+    assert "PASSED tests/arch/arm/kvm/test_vcpu.py" in passed(runs["max"]).output
 
 
 def test_dirty_rings(runs: Runs) -> None:

@@ -18,7 +18,10 @@ class Folder:
 
 
 FOLDERS = {
-    "stage2": Folder("src/sterna/stage2", ("tests/stage2",)),
+    "stage2": Folder(
+        "src/sterna/stage2",
+        ("tests/stage2", "tests/arch/arm64/test_stage2.py", "tests/arch/armv7/test_stage2.py"),
+    ),
     "migration": Folder("src/sterna/migration", ("tests/migration",)),
     "analysis": Folder("src/sterna/analysis", ("tests/analysis",)),
     "stream": Folder(
@@ -51,24 +54,19 @@ FOLDERS = {
     ),
     "hypervisor": Folder(
         "src/sterna/hypervisor",
-        ("tests/hypervisor",),
+        ("tests/arch", "tests/hypervisor"),
     ),
     "arch": Folder(
         "src/sterna/arch",
         (
+            "tests/arch",
             "tests/hypervisor",
-            "tests/stage2",
-            "tests/machine/test_arm64.py",
             "tests/machine/test_sections.py",
             "tests/machine/test_state.py",
         ),
-        {
-            path: "runs on arm64 hosts only, by tests/arm64"
-            for path in (
-                "src/sterna/arch/arm/kvm",
-                "src/sterna/arch/arm64/kvm.py",
-                "src/sterna/arch/arm64/traits.py",
-            )
-        },
+        dict.fromkeys(
+            ("src/sterna/arch/arm/kvm", "src/sterna/arch/arm64/kvm.py", "src/sterna/arch/arm64/traits.py"),
+            "runs on arm64 hosts only, by tests/arm64",
+        ),
     ),
 }
