@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from tests.machine.still import StillVcpu
 
+from sterna.arch.arm.board import ArmBoard
 from sterna.arch.armv7.cpregs import WIRE
 from sterna.arch.armv7.platform import ArmPlatform
 from sterna.arch.armv7.state import COUNTER_HZ, ArmVcpuState
 from sterna.boards.virt import BOARD as VIRT
 from sterna.machine import sections
-from sterna.machine.board import ArmBoard
 from sterna.machine.clock import Clock
 from sterna.machine.devices.device import Device, Stopped
 from sterna.machine.devices.gic.registers import GicRegisters

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.machine.still import COUNTER, NAME, SocketTap, StillVm, still_accelerator
 
+from sterna.arch.arm.board import ArmBoard
 from sterna.machine import devicetree, sections
-from sterna.machine.board import BOARDS, ArmBoard
+from sterna.machine.board import BOARDS
 from sterna.machine.config import MachineConfig
 from sterna.machine.devices.device import Stopped
 from sterna.machine.devices.gic.registers import CpuInterface, Distributor

@@ -1,7 +1,8 @@
 """A board of our own with x86_64 CPUs: as little as a guest of KVM needs."""
 
+from sterna.arch.x86_64.board import X86Board
 from sterna.hypervisor.accelerator import Isa
-from sterna.machine.board import Uart, VirtioSlots, X86Board
+from sterna.machine.board import Uart, VirtioSlots
 from sterna.memory.address import Ipa
 
 BOARD = X86Board(

@@ -1,7 +1,8 @@
 """QEMU's `vexpress-a15`."""
 
+from sterna.arch.arm.board import ArmBoard
 from sterna.hypervisor.accelerator import Isa
-from sterna.machine.board import ArmBoard, Gic, Uart, VirtioSlots
+from sterna.machine.board import Gic, Uart, VirtioSlots
 from sterna.memory.address import Ipa
 
 BOARD = ArmBoard(

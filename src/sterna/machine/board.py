@@ -13,8 +13,6 @@ VIRTUAL_TIMER_IRQ = 27
 MAX_CPUS = 4
 TRANSPORT_BYTES = 0x200
 """From one virtio-mmio transport to the next."""
-PAGE_TABLE_BYTES = 6 * 4096
-"""What an x86_64 guest's page tables take."""
 ADDRESS_LIMIT = 1 << 32
 """A 32-bit guest without LPAE sees nothing beyond."""
 DEVICE_TREE_ROOM = 1 << 20
@@ -119,48 +117,5 @@ class Board:
         """How much of RAM, from its start, a kernel must leave alone."""
         return device_tree_bytes
 
-
-@dataclass(frozen=True, kw_only=True)
-class ArmBoard(Board):
-    """A board with ARM CPUs.
-
-    :ivar peripheral_base: what CBAR says
-    :ivar psci: whether CPUs are started by PSCI (and all but the first are off until then); otherwise all start at once
-    """
-
-    gic: Gic
-    peripheral_base: int
-    psci: bool
-
-    @property
-    def secondaries_off(self) -> bool:
-        """PSCI starts them."""
-        return self.psci
-
-
-@dataclass(frozen=True, kw_only=True)
-class X86Board(Board):
-    """A board with x86_64 CPUs, which all start at once.
-
-    :ivar sleep_timer: address of the device that a CPU sleeps by
-    """
-
-    sleep_timer: Ipa
-
-    @property
-    def page_tables(self) -> Ipa:
-        """Where the loader puts the page tables."""
-        return Ipa(self.ram_base + DEVICE_TREE_ROOM)
-
-    def time_record(self, cpu: int) -> Ipa:
-        """Where a CPU's time record is (struct pvclock_vcpu_time_info)."""
-        return Ipa(self.page_tables + PAGE_TABLE_BYTES + cpu * _TIME_RECORD_BYTES)
-
-    def reserved_bytes(self, device_tree_bytes: int) -> int:
-        """Device tree, page tables, time records."""
-        return self.time_record(MAX_CPUS) - self.ram_base
-
-
-_TIME_RECORD_BYTES = 64
 
 BOARDS: Registry[Board] = Registry("sterna.boards", "sterna.boards", "BOARD")

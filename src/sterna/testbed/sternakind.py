@@ -6,13 +6,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from sterna.arch.x86_64.board import X86Board
 from sterna.hypervisor import interface as hypervisor
 from sterna.hypervisor.accelerator import ACCELERATORS, check_arch
 from sterna.launch.command import sterna_arguments
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import LOCAL, Host
 from sterna.launch.process import SternaVm, Vm
-from sterna.machine.board import MAX_CPUS, Board, X86Board
+from sterna.machine.board import MAX_CPUS, Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.guest import Guest
 from sterna.testbed.kind import KindOptions, VmKind, checked_arguments

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, TypeVar
 
+from sterna.arch.arm.board import ArmBoard
 from sterna.arch.armv7.state import ArmInterrupts
 from sterna.hypervisor.interface import Vcpu
-from sterna.machine.board import VIRTUAL_TIMER_IRQ, ArmBoard
+from sterna.machine.board import VIRTUAL_TIMER_IRQ
 from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic
 from sterna.machine.devices.irq import LEVEL_HIGH, PPI, IrqLine
 from sterna.machine.devices.node import Node

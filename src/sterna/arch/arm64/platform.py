@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from sterna.arch.arm.platform import GicPlatform
+from sterna.arch.arm64.dump import dump_registers
 from sterna.arch.arm64.section import ARM64_CPU, load_cpu, save_cpu
 from sterna.arch.arm64.state import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.guestram import GuestRam
-from sterna.machine.registerdump import dump_arm64_registers
 from sterna.stream.vmstate import DeviceState
 
 _EL1H_MASKED = 0x3C5
@@ -30,7 +30,7 @@ class Arm64Platform(GicPlatform[Arm64Vcpu]):
 
     def dump(self, cpu: int) -> str:
         """A CPU's core registers."""
-        return dump_arm64_registers(self.vcpus[cpu].get_state())
+        return dump_registers(self.vcpus[cpu].get_state())
 
     def position(self, cpu: int) -> int:
         """A CPU's program counter."""

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Mapping, Sequence
 
+from sterna.arch.arm.board import ArmBoard
 from sterna.arch.arm.platform import GicPlatform
 from sterna.arch.armv7.cortexa15 import reset_values
+from sterna.arch.armv7.dump import dump_registers
 from sterna.arch.armv7.section import CPU, CPU_COMMON, load_cpu, save_cpu, timer_line
 from sterna.arch.armv7.state import ArmVcpu, ArmVcpuState
-from sterna.machine.board import ArmBoard
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name, key_text
 from sterna.machine.devices.gic.registers import SPURIOUS
 from sterna.machine.guestram import GuestRam
-from sterna.machine.registerdump import dump_registers
 from sterna.stream.vmstate import DeviceState, StreamError
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ handlers: an exception ends in a triple fault, which the machine reports. It get
 
 import struct
 
+from sterna.arch.x86_64.board import PAGE_TABLE_BYTES
 from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86VcpuState
-from sterna.machine.board import PAGE_TABLE_BYTES
 
 _GIB = 1 << 30
 _MAPPED_GIB = 4

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from sterna.arch.x86_64 import longmode
+from sterna.arch.x86_64.board import X86Board
+from sterna.arch.x86_64.dump import dump_registers
 from sterna.arch.x86_64.section import X86_CPU, load_cpu, save_cpu
 from sterna.arch.x86_64.sleeptimer import SleepTimer
 from sterna.arch.x86_64.state import X86Vcpu
-from sterna.machine.board import X86Board
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Platform, write_cpus
-from sterna.machine.registerdump import dump_x86_registers
 from sterna.stream.vmstate import DeviceState
 
 
@@ -49,7 +49,7 @@ class X86Platform(Platform[X86Board, X86Vcpu]):
 
     def dump(self, cpu: int) -> str:
         """A CPU's general and control registers."""
-        return dump_x86_registers(self.vcpus[cpu].get_state())
+        return dump_registers(self.vcpus[cpu].get_state())
 
     def position(self, cpu: int) -> int:
         """A CPU's program counter."""

@@ -1,0 +1,33 @@
+"""What boards with x86_64 CPUs have besides."""
+
+from dataclasses import dataclass
+
+from sterna.machine.board import DEVICE_TREE_ROOM, MAX_CPUS, Board
+from sterna.memory.address import Ipa
+
+PAGE_TABLE_BYTES = 6 * 4096
+"""What an x86_64 guest's page tables take."""
+_TIME_RECORD_BYTES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class X86Board(Board):
+    """A board with x86_64 CPUs, which all start at once.
+
+    :ivar sleep_timer: address of the device that a CPU sleeps by
+    """
+
+    sleep_timer: Ipa
+
+    @property
+    def page_tables(self) -> Ipa:
+        """Where the loader puts the page tables."""
+        return Ipa(self.ram_base + DEVICE_TREE_ROOM)
+
+    def time_record(self, cpu: int) -> Ipa:
+        """Where a CPU's time record is (struct pvclock_vcpu_time_info)."""
+        return Ipa(self.page_tables + PAGE_TABLE_BYTES + cpu * _TIME_RECORD_BYTES)
+
+    def reserved_bytes(self, device_tree_bytes: int) -> int:
+        """Device tree, page tables, time records."""
+        return self.time_record(MAX_CPUS) - self.ram_base
