@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from tests.machine.still import StillVcpu
 
 from sterna.arch.arm.board import ArmBoard
+from sterna.arch.arm.timer import COUNTER_HZ
 from sterna.arch.armv7.cpregs import WIRE
 from sterna.arch.armv7.platform import ArmPlatform
-from sterna.arch.armv7.state import COUNTER_HZ, ArmVcpuState
+from sterna.arch.armv7.state import ArmVcpuState
 from sterna.boards.virt import BOARD as VIRT
 from sterna.machine import sections
 from sterna.machine.clock import Clock

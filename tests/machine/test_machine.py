@@ -16,7 +16,7 @@ from tests.hypervisor.conftest import wait_until
 from tests.hypervisor.programs import LOAD, SPIN, STORE, UNDEFINED
 from tests.refusal import refuse_threads
 
-from sterna.arch.armv7.state import COUNTER_HZ
+from sterna.arch.arm.timer import COUNTER_HZ
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import layout
 from sterna.guests.catalog import GuestError

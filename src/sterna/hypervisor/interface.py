@@ -7,13 +7,15 @@ mean there (Linux, Documentation/virt/kvm/api.rst).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from sterna.errors import Error
 from sterna.hypervisor.traits import Trait
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import Words
 from sterna.memory.ram import RamBlock
+
+StateT = TypeVar("StateT")
 
 
 class HypervisorError(Error):
@@ -133,6 +135,21 @@ class Vcpu(Protocol):
 
     def wake(self) -> None:
         """End this vCPU's sleep (`wfi`, `hlt`: an interrupt is pending for it); `run` goes on."""
+        ...
+
+
+class StatefulVcpu(Vcpu, Protocol[StateT]):
+    """A vCPU whose architecture is known by the kind of its state."""
+
+    def get_state(self) -> StateT:
+        """Everything the guest can see of this CPU. Call it while `run` is not running."""
+        ...
+
+    def set_state(self, state: StateT) -> None:
+        """Replace the CPU's state, all of it. Call it while `run` is not running.
+
+        :raise HypervisorError: When this host cannot have it; the text names the register.
+        """
         ...
 
 

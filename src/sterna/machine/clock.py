@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from sterna.arch.armv7.state import COUNTER_HZ
 from sterna.machine.devices.device import Apply, Device, SectionKey, Stopped, by_name, nothing
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, i64, unused
 
@@ -48,11 +47,11 @@ class Clock(Device):
         return nothing
 
 
-def counter_to_ns(ticks: int, hz: int = COUNTER_HZ) -> int:
+def counter_to_ns(ticks: int, hz: int) -> int:
     """Ticks of the counter as ns."""
     return ticks * _NS_PER_SECOND // hz
 
 
-def ns_to_counter(ns: int, hz: int = COUNTER_HZ) -> int:
+def ns_to_counter(ns: int, hz: int) -> int:
     """ns as whole ticks of the counter."""
     return ns * hz // _NS_PER_SECOND

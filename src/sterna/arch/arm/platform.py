@@ -1,13 +1,12 @@
 """What 32-bit and 64-bit ARM have alike: a GICv2, PSCI, the generic timer, and their nodes in the device tree."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol
 
 from sterna.arch.arm.board import ArmBoard
-from sterna.arch.armv7.state import ArmInterrupts
-from sterna.hypervisor.interface import Vcpu
+from sterna.hypervisor.interface import StatefulVcpu, StateT
 from sterna.machine.board import VIRTUAL_TIMER_IRQ
-from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic
+from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic, InterruptTarget
 from sterna.machine.devices.irq import LEVEL_HIGH, PPI, IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.devices.pl011 import Pl011
@@ -26,14 +25,11 @@ _PSCI_NUMBERS = {
 _TIMER_IRQS = (29, 30, VIRTUAL_TIMER_IRQ, 26)
 
 
-class _Cpu(Vcpu, ArmInterrupts, Protocol):
+class ArmVcpu(StatefulVcpu[StateT], InterruptTarget, Protocol[StateT]):
     """An ARM CPU of either kind."""
 
 
-ArmT = TypeVar("ArmT", bound=_Cpu)
-
-
-class GicPlatform(Platform[ArmBoard, ArmT]):
+class GicPlatform(Platform[ArmBoard, ArmVcpu[StateT]], Generic[StateT]):
     """ARM CPUs and their interrupt controller.
 
     :cvar cpu: what the CPUs are compatible with
@@ -44,7 +40,7 @@ class GicPlatform(Platform[ArmBoard, ArmT]):
     cpu: ClassVar[str]
     timer: ClassVar[str]
 
-    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmT]) -> None:
+    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu[StateT]]) -> None:
         super().__init__(board, vcpus)
         self._gic = Gic(board.gic, vcpus)
         self.devices = (self._gic,)

@@ -1,9 +1,12 @@
-"""A vCPU that runs an AArch64 guest."""
+"""KVM's vCPUs that run an AArch64 guest."""
 
 from sterna.arch.arm.kvm import init, onereg
-from sterna.arch.arm.kvm.vcpu import Arm64KvmVcpu
+from sterna.arch.arm.kvm.vcpu import ArmKvmVcpu
+from sterna.arch.arm.kvm.vm import ArmKvmVm
 from sterna.arch.arm64.state import CNTPCT, Arm64VcpuState
+from sterna.arch.arm64.traits import of_vcpu
 from sterna.hypervisor.kvm.ioctl import Descriptor
+from sterna.hypervisor.traits import Trait
 
 _DOUBLE = (1 << 64) - 1
 
@@ -16,7 +19,7 @@ def other_registers(vcpu: Descriptor) -> list[int]:
     return [id_ for id_ in onereg.list_registers(vcpu) if not onereg.is_core(id_) and id_ not in counters]
 
 
-class Aarch64KvmVcpu(Arm64KvmVcpu):
+class Aarch64KvmVcpu(ArmKvmVcpu):
     """One vCPU of an AArch64 guest."""
 
     def get_state(self) -> Arm64VcpuState:
@@ -68,8 +71,18 @@ class Aarch64KvmVcpu(Arm64KvmVcpu):
                 self._put(register, value)
         init.set_powered_off(self.fd, state.powered_off)
 
+    def traits(self) -> list[Trait]:
+        """Its CPU's."""
+        return of_vcpu({register: self._get(register) for register in other_registers(self.fd)})
+
     def _get(self, register: int) -> int:
         return onereg.get(self.fd, register)
 
     def _put(self, register: int, value: int) -> None:
         onereg.put(self.fd, register, value)
+
+
+class Arm64KvmVm(ArmKvmVm):
+    """A VM for AArch64 guests."""
+
+    vcpu_class = Aarch64KvmVcpu

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 
 from sterna.arch.arm.platform import GicPlatform
+from sterna.arch.arm.timer import is_asserted
 from sterna.arch.arm64.dump import dump_registers
 from sterna.arch.arm64.section import ARM64_CPU, load_cpu, save_cpu
-from sterna.arch.arm64.state import CNTV_CTL, CNTV_CVAL, Arm64Vcpu, Arm64VcpuState
+from sterna.arch.arm64.state import CNTV_CTL, CNTV_CVAL, Arm64VcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.guestram import GuestRam
 from sterna.stream.vmstate import DeviceState
 
 _EL1H_MASKED = 0x3C5
-_TIMER_ENABLE, _TIMER_MASKED = 1, 2
 
 
-class Arm64Platform(GicPlatform[Arm64Vcpu]):
+class Arm64Platform(GicPlatform[Arm64VcpuState]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(ARM64_CPU)
@@ -39,16 +39,12 @@ class Arm64Platform(GicPlatform[Arm64Vcpu]):
     def save(self, stopped: Stopped) -> list[DeviceState]:
         """The CPUs' sections."""
         states = [vcpu.get_state().at(stopped.counter) for vcpu in self.vcpus]
-        stopped.timer_lines = [_timer_line(state, stopped.counter) for state in states]
+        stopped.timer_lines = [
+            is_asserted(state.system[CNTV_CTL], state.system[CNTV_CVAL], stopped.counter) for state in states
+        ]
         return [save_cpu(state, index) for index, state in enumerate(states)]
 
     def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
         """Check the CPUs' sections."""
         sections = (found[ARM64_CPU.name, vcpu.index] for vcpu in self.vcpus)
         return self._to_apply([load_cpu(section, stopped.counter) for section in sections], ARM64_CPU.name)
-
-
-def _timer_line(state: Arm64VcpuState, counter: int) -> bool:
-    """Whether the virtual timer asserts its interrupt (ARM DDI 0487, D11.2.4)."""
-    on = state.system[CNTV_CTL] & (_TIMER_ENABLE | _TIMER_MASKED) == _TIMER_ENABLE
-    return on and counter >= state.system[CNTV_CVAL]

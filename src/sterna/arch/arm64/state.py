@@ -1,10 +1,6 @@
-"""The state of an AArch64 vCPU, and what such a vCPU answers besides the calls that all have."""
+"""The state of an AArch64 vCPU."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-from sterna.arch.armv7.state import ArmInterrupts
-from sterna.hypervisor.interface import Vcpu
 
 CNTV_CTL, CNTV_CVAL = 0x6030_0000_0013_DF19, 0x6030_0000_0013_DF02
 """The virtual timer among `Arm64VcpuState.system`. The kernel's ABI has the id of CNTVCT for CNTV_CVAL, and the reverse."""
@@ -46,18 +42,3 @@ class Arm64VcpuState:
         if CNTPCT in system:
             system[CNTPCT] = system[CNTPCT] + counter - self.counter & _DOUBLE
         return replace(self, system=system, counter=counter)
-
-
-class Arm64Vcpu(Vcpu, ArmInterrupts, Protocol):
-    """A vCPU of an AArch64 guest."""
-
-    def get_state(self) -> Arm64VcpuState:
-        """Everything the guest can see of this CPU. Call it while `run` is not running."""
-        ...
-
-    def set_state(self, state: Arm64VcpuState) -> None:
-        """Replace the CPU's state. Call it while `run` is not running.
-
-        :raise HypervisorError: When this host's CPU cannot have it; the text names the register.
-        """
-        ...

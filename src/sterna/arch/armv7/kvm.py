@@ -1,4 +1,4 @@
-"""The state of a vCPU that runs an ARMv7 guest, between the registers that KVM has for it and those of ARMv7.
+"""KVM's vCPUs that run an ARMv7 guest: their state, between the registers that KVM has for it and those of ARMv7.
 
 KVM shows such a vCPU as the AArch64 registers that the architecture maps the AArch32 ones to (ARM DDI 0487, D1.20.1 and the
 descriptions of the registers).
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from sterna.arch.arm.kvm import init, onereg
 from sterna.arch.arm.kvm.onereg import system
-from sterna.arch.arm.kvm.vcpu import Arm64KvmVcpu
+from sterna.arch.arm.kvm.vcpu import ArmKvmVcpu
+from sterna.arch.arm.kvm.vm import ArmKvmVm
 from sterna.arch.armv7.state import ArmVcpuState
+from sterna.hypervisor.kvm.system import Capability
 
 _WIDE = 0x4030_0000_000F_0000
 _IS_WIDE = 1 << 52
@@ -152,7 +154,7 @@ def write_state(state: ArmVcpuState, write: _Write) -> None:
     write(_FPEXC, state.fpexc)
 
 
-class Aarch32KvmVcpu(Arm64KvmVcpu):
+class Aarch32KvmVcpu(ArmKvmVcpu):
     """One vCPU of an ARMv7 guest."""
 
     def get_state(self) -> ArmVcpuState:
@@ -165,3 +167,11 @@ class Aarch32KvmVcpu(Arm64KvmVcpu):
         self.finish_access()
         write_state(state, lambda register, value: onereg.put(self.fd, register, value))
         init.set_powered_off(self.fd, state.powered_off)
+
+
+class Armv7KvmVm(ArmKvmVm):
+    """A VM for ARMv7 guests."""
+
+    vcpu_class = Aarch32KvmVcpu
+    features = ArmKvmVm.features | init.Feature.EL1_32BIT
+    _required = (*ArmKvmVm._required, Capability.ARM_EL1_32BIT)

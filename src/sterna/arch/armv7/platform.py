@@ -4,11 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from sterna.arch.arm.board import ArmBoard
-from sterna.arch.arm.platform import GicPlatform
+from sterna.arch.arm.platform import ArmVcpu, GicPlatform
 from sterna.arch.armv7.cortexa15 import reset_values
 from sterna.arch.armv7.dump import dump_registers
 from sterna.arch.armv7.section import CPU, CPU_COMMON, load_cpu, save_cpu, timer_line
-from sterna.arch.armv7.state import ArmVcpu, ArmVcpuState
+from sterna.arch.armv7.state import ArmVcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name, key_text
 from sterna.machine.devices.gic.registers import SPURIOUS
 from sterna.machine.guestram import GuestRam
@@ -20,14 +20,14 @@ _SVC_MODE_MASKED = 0x1D3
 _THUMB = 1 << 5
 
 
-class ArmPlatform(GicPlatform[ArmVcpu]):
+class ArmPlatform(GicPlatform[ArmVcpuState]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(CPU_COMMON, CPU)
     cpu = "arm,cortex-a15"
     timer = "arm,armv7-timer"
 
-    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu]) -> None:
+    def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu[ArmVcpuState]]) -> None:
         super().__init__(board, vcpus)
         self._known_registers = frozenset(vcpus[0].get_state().cp15)
         self._others = reset_values(len(vcpus), board.peripheral_base)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sterna.arch.arm.timer import COUNTER_HZ, ENABLE, is_asserted
 from sterna.arch.armv7.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
 from sterna.arch.armv7.state import ArmVcpuState
 from sterna.machine.clock import counter_to_ns
@@ -96,7 +97,6 @@ _POWER_ON, _POWER_OFF, _POWER_ON_PENDING = 0, 1, 2
 _IRQ_LINE = 2
 _TIMER_OFF = -1
 _NEVER_NS = (1 << 63) - 1
-_TIMER_ENABLE, _TIMER_MASKED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ class LoadedCpu:
 
 
 def timer_line(state: ArmVcpuState) -> bool:
-    """Whether the virtual timer asserts its interrupt (ARM DDI 0406C, B8.1.5)."""
-    on = state.cp15.get(CNTV_CTL, 0) & (_TIMER_ENABLE | _TIMER_MASKED) == _TIMER_ENABLE
-    return on and state.counter >= state.cp15.get(CNTV_CVAL, 0)
+    """Whether the virtual timer asserts its interrupt."""
+    return is_asserted(state.cp15.get(CNTV_CTL, 0), state.cp15.get(CNTV_CVAL, 0), state.counter)
 
 
 def save_cpu(
@@ -267,7 +266,7 @@ def _save_vfp(state: ArmVcpuState) -> dict[str, Any]:
 
 def _timer_expiry(state: ArmVcpuState) -> int:
     """When QEMU's timer behind the virtual timer has to fire, in ns of the clock: -1 when it is off, never once it has."""
-    if not state.cp15.get(CNTV_CTL, 0) & _TIMER_ENABLE:
+    if not state.cp15.get(CNTV_CTL, 0) & ENABLE:
         return _TIMER_OFF
     compare = state.cp15.get(CNTV_CVAL, 0)
-    return _NEVER_NS if state.counter >= compare else min(counter_to_ns(compare), _NEVER_NS)
+    return _NEVER_NS if state.counter >= compare else min(counter_to_ns(compare, COUNTER_HZ), _NEVER_NS)

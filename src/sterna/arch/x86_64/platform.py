@@ -1,19 +1,25 @@
 """The x86_64 platform: CPUs in long mode without interrupts, and the timer that they sleep by."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from sterna.arch.x86_64 import longmode
 from sterna.arch.x86_64.board import X86Board
 from sterna.arch.x86_64.dump import dump_registers
 from sterna.arch.x86_64.section import X86_CPU, load_cpu, save_cpu
-from sterna.arch.x86_64.sleeptimer import SleepTimer
-from sterna.arch.x86_64.state import X86Vcpu
+from sterna.arch.x86_64.sleeptimer import Sleeper, SleepTimer
+from sterna.arch.x86_64.state import X86VcpuState
+from sterna.hypervisor.interface import StatefulVcpu
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
 from sterna.machine.platforms import Platform, write_cpus
 from sterna.stream.vmstate import DeviceState
+
+
+class X86Vcpu(StatefulVcpu[X86VcpuState], Sleeper, Protocol):
+    """An x86_64 CPU."""
 
 
 class X86Platform(Platform[X86Board, X86Vcpu]):

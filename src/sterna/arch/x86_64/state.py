@@ -1,9 +1,6 @@
-"""The state of an x86_64 vCPU, and what an x86 vCPU answers besides the calls that all have."""
+"""The state of an x86_64 vCPU."""
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from sterna.hypervisor.interface import Vcpu
 
 GENERAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -90,24 +87,3 @@ class X86VcpuState:
     debug: list[int]
     mp_state: int
     tsc_khz: int
-
-
-class X86Vcpu(Vcpu, Protocol):
-    """A vCPU of an x86_64 guest."""
-
-    def sleep(self, ns: int) -> None:
-        """Let it stand still, within an access to a device on its thread, until so much time has passed, or a `wake` or `kick`
-        ends it.
-        """
-        ...
-
-    def get_state(self) -> X86VcpuState:
-        """Everything the guest can see of this CPU. Call it while `run` is not running."""
-        ...
-
-    def set_state(self, state: X86VcpuState) -> None:
-        """Replace the CPU's state, all of it. Call it while `run` is not running.
-
-        :raise HypervisorError: When this host cannot have it; the text names the register.
-        """
-        ...

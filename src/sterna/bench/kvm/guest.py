@@ -7,12 +7,12 @@ from typing import cast
 
 import numpy as np
 
-from sterna.arch.arm64.state import Arm64Vcpu
+from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.arch.x86_64 import longmode
-from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86Vcpu
+from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86VcpuState
 from sterna.host.closing import Closing
 from sterna.hypervisor.accelerator import ACCELERATORS, Isa, open_vm
-from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags
+from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags, StatefulVcpu
 from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.machine.board import BOARDS
 from sterna.memory.address import PAGE_SIZE, Ipa
@@ -138,14 +138,14 @@ class WritingGuest(Closing):
         parameters = (_WORK, pages, self._value + 1, stride * PAGE_SIZE, passes, _END)
         self._value += passes if passes < 1 << 30 else 0
         if self._isa is Isa.ARM64:
-            vcpu = cast(Arm64Vcpu, self.cpu)
+            vcpu = cast(StatefulVcpu[Arm64VcpuState], self.cpu)
             state = vcpu.get_state()
             state.pc, state.pstate = _CODE, _EL1H_MASKED
             for number, value in zip(_ARM64_PARAMETERS, parameters, strict=True):
                 state.x[number] = value
             vcpu.set_state(state)
             return
-        x86 = cast(X86Vcpu, self.cpu)
+        x86 = cast(StatefulVcpu[X86VcpuState], self.cpu)
         start = x86.get_state()
         longmode.start(start, _CODE, 0, _TABLES, 0)
         start.msrs[MSR_KVM_SYSTEM_TIME] = 0  # no time record, which the kernel would write

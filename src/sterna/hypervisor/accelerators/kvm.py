@@ -25,10 +25,11 @@ def _create(isa: Isa, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool
             from sterna.arch.x86_64.kvm.vm import X86KvmVm
 
             return X86KvmVm(vcpus, dirty_log=dirty_log)
-        from sterna.arch.arm.kvm.vm import Arm64KvmVm
+        from sterna.arch.arm64.kvm import Arm64KvmVm
+        from sterna.arch.armv7.kvm import Armv7KvmVm
 
-        aarch32 = isa is Isa.ARMV7
-        return Arm64KvmVm(vcpus, aarch32=aarch32, secondaries_off=secondaries_off, dirty_log=dirty_log)
+        kind = Armv7KvmVm if isa is Isa.ARMV7 else Arm64KvmVm
+        return kind(vcpus, secondaries_off=secondaries_off, dirty_log=dirty_log)
     except Unsupported as error:
         raise Unsupported(f"accel kvm: {error}") from error
     except HypervisorError as error:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sterna.arch.arm.timer import COUNTER_HZ, COUNTER_TRAIT
 from sterna.arch.armv7 import stage2 as armv7
-from sterna.arch.armv7.state import COUNTER_HZ, COUNTER_TRAIT
 from sterna.hypervisor import arguments
 from sterna.hypervisor.emulated import guestmode
 from sterna.hypervisor.emulated.engine import physical_counter

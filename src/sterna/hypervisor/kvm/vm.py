@@ -45,6 +45,7 @@ class KvmVm(ABC):
 
     :param smp: how many vCPUs there will be
     :param dirty_log: how the kernel keeps the dirty log
+    :param secondaries_off: vCPUs other than 0 wait until the guest starts them, where the architecture has a call for that
     :param ring_entries: size of each dirty ring, a power of two
     :param device: KVM's device file
     :raise Unsupported: When this host cannot have the VM; the text says what is missing.
@@ -65,10 +66,12 @@ class KvmVm(ABC):
         smp: int = 1,
         *,
         dirty_log: DirtyLogMode = DirtyLogMode.BITMAP,
+        secondaries_off: bool = True,
         ring_entries: int = LARGEST_RING,
         device: str = DEVICE,
     ) -> None:
         self._smp = smp
+        self._secondaries_off = secondaries_off
         self.cpus: list[KvmVcpu] = []
         # slots_lock: one change of the memory map, and one harvest, at a time.
         self._lock = threading.RLock()

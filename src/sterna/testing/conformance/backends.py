@@ -238,9 +238,9 @@ class KvmArmv7(Armv7):
             return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.arch.arm.kvm.vm import Arm64KvmVm
+        from sterna.arch.armv7.kvm import Armv7KvmVm
 
-        return Arm64KvmVm(smp, aarch32=True, secondaries_off=False, dirty_log=mode, **options)
+        return Armv7KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
 
 
 class KvmArm64(Arm):
@@ -252,7 +252,7 @@ class KvmArm64(Arm):
         return _arm64_kvm_missing()
 
     def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.arch.arm.kvm.vm import Arm64KvmVm
+        from sterna.arch.arm64.kvm import Arm64KvmVm
 
         return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from tests.hypervisor.programs import CODE, RAM, load
 
-from sterna.arch.arm.kvm.vm import Arm64KvmVm
+from sterna.arch.armv7.kvm import Armv7KvmVm
 from sterna.hypervisor.interface import HypervisorError, MemorySlot
 from sterna.hypervisor.kvm.system import Capability, System
 from sterna.memory.ram import RamBlock
@@ -20,7 +20,7 @@ class Armv7Guest:
 
     def __init__(self, size=16 << 20, smp=1, **settings):
         self.block = RamBlock("ram", size)
-        self.vm = Arm64KvmVm(smp, aarch32=True, **settings)
+        self.vm = Armv7KvmVm(smp, **settings)
         self.vm.set_memory_slot(MemorySlot(0, RAM, size, self.block))
         self.cpus = [self.vm.create_vcpu(index) for index in range(smp)]
         self._exits = {}

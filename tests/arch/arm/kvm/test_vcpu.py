@@ -23,7 +23,7 @@ from tests.hypervisor.programs import (
 )
 
 from sterna.arch.arm.kvm import onereg
-from sterna.arch.arm.kvm.vm import Arm64KvmVm
+from sterna.arch.arm64.kvm import Arm64KvmVm
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SlotFlags, SystemEvent
 from sterna.hypervisor.kvm.ioctl import KvmError
 from sterna.memory.address import Ipa

@@ -1,6 +1,7 @@
 """An arm64 vCPU, whatever its guest: its own exits, and its interrupt line."""
 
 import errno
+from collections.abc import Iterable
 
 from sterna.arch.arm.kvm import onereg
 from sterna.arch.arm.kvm.counter import Counters
@@ -9,9 +10,10 @@ from sterna.hypervisor.interface import Exit
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.kvm.run import ExitCode
 from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner
+from sterna.hypervisor.traits import Trait
 
 
-class Arm64KvmVcpu(KvmVcpu):
+class ArmKvmVcpu(KvmVcpu):
     """One vCPU of an arm64 host; see the interface for its calls.
 
     :param vgic: what wakes it
@@ -30,6 +32,10 @@ class Arm64KvmVcpu(KvmVcpu):
         super().__init__(vm, fd, index, mapping_bytes)
         self._vgic = vgic
         self._counters = counters
+
+    def traits(self) -> Iterable[Trait]:
+        """What a guest may rely on of its CPU. One of 32 bits may go on on a CPU of another kind, as on an emulated one."""
+        return ()
 
     def set_interrupt(self, level: bool) -> None:
         """The level of the CPU's interrupt line. High, it ends a `wfi`."""
