@@ -22,7 +22,10 @@ NAME = re.compile(r"(?<![\w./-])(?:sterna|tests)(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]
 """A module, or something in one."""
 IMPORT = re.compile(r"from ((?:sterna|tests)[\w.]*) import (\w+(?:, \w+)*)")
 PROGRAM = re.compile(r"(?<![\w-])-m\s+((?:sterna|tests)(?:\.\w+)*)(?![\w.])")
-GROUPS = {f"sterna.{what}" for what in ("accelerators", "boards", "devices", "policies", "vm_kinds")}
+GROUPS = {
+    f"sterna.{what}"
+    for what in ("accelerators", "architectures", "boards", "devices", "policies", "vm_kinds")
+}
 """Of entry points: names that lead nowhere."""
 PATH = re.compile(r"`([\w./-]+(?:\.py|/))`")
 ROW = re.compile(r"\| `([\w/]+)/` \| (.*) \|")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sterna.hypervisor.accelerator import ACCELERATORS
+from sterna.hypervisor.architecture import ARCHITECTURES
 from sterna.machine.board import BOARDS
 from sterna.migration.parameters import POLICIES
 from sterna.registry import PluginError, Registry, UnknownName
@@ -24,12 +25,13 @@ def install(folder: Path, name: str, entry_points: str) -> None:
 
 @pytest.fixture
 def things(tmp_path, monkeypatch) -> Registry[str]:
-    """Two built-in modules, one that is none, and another distribution on the path."""
+    """Two built-in modules, a folder, two that are none, and another distribution on the path."""
     package = tmp_path / f"things_{tmp_path.name}"
     package.mkdir()
     (package / "__init__.py").touch()
-    for name in ("plain", "two_words", "_shared"):
-        (package / f"{name}.py").write_text(f"THING = {name!r}\n")
+    (package / "a_folder").mkdir()
+    for name in ("a_folder/__init__", "plain", "two_words", "_shared", "apart"):
+        (package / f"{name}.py").write_text(f"THING = {name.partition('/')[0]!r}\n")
     (tmp_path / f"other_{tmp_path.name}.py").write_text("THING = 'other'\nPLAIN = 'not the built-in one'\n")
     other = f"other_{tmp_path.name}"
     install(
@@ -38,25 +40,28 @@ def things(tmp_path, monkeypatch) -> Registry[str]:
         f"other = {other}:THING\nplain = {other}:PLAIN\nwrong = {other}:NOTHING\nmissing = no_such_module_here",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    return Registry("things.of.a.test", package.name, "THING")
+    return Registry("things.of.a.test", package.name, "THING", left_out=("apart",))
 
 
 def test_the_names_of_all(things) -> None:
-    assert list(things) == ["plain", "two-words", "other", "wrong", "missing"]
+    assert list(things) == ["a_folder", "plain", "two-words", "other", "wrong", "missing"]
 
 
 @pytest.mark.parametrize(
-    ("name", "item"), [("plain", "plain"), ("two-words", "two_words"), ("other", "other")]
+    ("name", "item"),
+    [("a_folder", "a_folder"), ("plain", "plain"), ("two-words", "two_words"), ("other", "other")],
 )
 def test_each_is_there_by_its_name(things, name, item) -> None:
     assert name in things
     assert things.get(name) == item
 
 
-@pytest.mark.parametrize("name", ["", "two_words", "_shared", "-shared", "plain.x", "__init__"])
+@pytest.mark.parametrize(
+    "name", ["", "a-folder", "apart", "two_words", "_shared", "-shared", "plain.x", "__init__"]
+)
 def test_what_nobody_registered_is_not_there(things, name) -> None:
     assert name not in things
-    with pytest.raises(UnknownName, match="there are plain, two-words, other"):
+    with pytest.raises(UnknownName, match="there are a_folder, plain, two-words, other"):
         things.get(name)
 
 
@@ -77,7 +82,7 @@ def test_a_process_adds_and_replaces(things) -> None:
     things.add("own", "mine")
     things.add("plain", "instead")
     assert (things.get("own"), things.get("plain")) == ("mine", "instead")
-    assert list(things)[:3] == ["plain", "two-words", "own"]
+    assert list(things)[:4] == ["a_folder", "plain", "two-words", "own"]
 
 
 def test_a_built_in_name_costs_neither_modules_nor_metadata() -> None:
@@ -98,6 +103,7 @@ def test_a_built_in_name_costs_neither_modules_nor_metadata() -> None:
     ("registry", "names"),
     [
         (ACCELERATORS, ["emulated", "kvm"]),
+        (ARCHITECTURES, ["arm64", "armv7", "x86_64"]),
         (BOARDS, ["pc-min", "vexpress-a15", "virt", "virt-arm64"]),
         (POLICIES, ["adaptive", "deadline", "fixed"]),
     ],

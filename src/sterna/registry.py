@@ -8,7 +8,7 @@ Nothing is imported before it is asked for by name, and no name comes from a str
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -32,15 +32,17 @@ class Registry(Generic[T]):
     """All of one kind, by name. A built-in one goes before an entry point of the same name.
 
     :param group: of entry points
-    :param package: whose modules are the built-in ones. The underscores of a module are hyphens of a name; a module that begins
-        with one is none
+    :param package: whose modules are the built-in ones. The underscores of a module are hyphens of a name, but for those of a
+        folder; a module that begins with one is none
     :param attribute: that the modules have
+    :param left_out: other modules of the package that are none
     """
 
-    def __init__(self, group: str, package: str, attribute: str) -> None:
+    def __init__(self, group: str, package: str, attribute: str, left_out: Sequence[str] = ()) -> None:
         self._group = group
         self._package = package
         self._attribute = attribute
+        self._left_out = left_out
         self._items: dict[str, T] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -87,8 +89,11 @@ class Registry(Generic[T]):
         """Names of the built-in ones, and their modules'."""
         spec = importlib.util.find_spec(self._package)
         assert spec is not None
-        modules = (one.name for one in pkgutil.iter_modules(spec.submodule_search_locations))
-        return {name.replace("_", "-"): name for name in modules if not name.startswith("_")}
+        return {
+            one.name if one.ispkg else one.name.replace("_", "-"): one.name
+            for one in pkgutil.iter_modules(spec.submodule_search_locations)
+            if not one.name.startswith("_") and one.name not in self._left_out
+        }
 
     @cached_property
     def _entry_points(self) -> "tuple[EntryPoint, ...]":

@@ -5,7 +5,8 @@ import platform
 
 import pytest
 
-from sterna.hypervisor.accelerator import ACCELERATORS, Isa, check_arch, open_vm
+from sterna.hypervisor.accelerator import ACCELERATORS, check_arch, open_vm
+from sterna.hypervisor.architecture import ARCHITECTURES
 from sterna.hypervisor.interface import ArgumentError, DirtyLogMode, Unsupported
 from sterna.machine.board import BOARDS
 from sterna.registry import UnknownName
@@ -55,4 +56,4 @@ def test_what_cannot_be_opened_is_named(accel: str, arch: str, kind: type[Except
 
 
 def test_architectures_are_what_boards_have() -> None:
-    assert {BOARDS.get(name).isa for name in BOARDS} == set(Isa)
+    assert {BOARDS.get(name).arch for name in BOARDS} == set(ARCHITECTURES)

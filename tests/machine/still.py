@@ -19,7 +19,8 @@ from sterna.arch.x86_64.state import (
     Leaf,
     X86VcpuState,
 )
-from sterna.hypervisor.accelerator import ACCELERATORS, Accelerator, Isa
+from sterna.hypervisor.accelerator import ACCELERATORS, Accelerator
+from sterna.hypervisor.architecture import Architecture
 from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason
 
 NAME = "still"
@@ -70,10 +71,10 @@ class StillVm:
 
     log_page_bits = 12
 
-    def __init__(self, isa: Isa) -> None:
-        self.counter_hz = {Isa.ARMV7: 62_500_000, Isa.ARM64: 62_500_000, Isa.X86_64: 1_000_000_000}[isa]
+    def __init__(self, arch: str) -> None:
+        self.counter_hz = {"armv7": 62_500_000, "arm64": 62_500_000, "x86_64": 1_000_000_000}[arch]
         self.dirty: list[tuple[int, int, int]] = []
-        self._isa = isa
+        self._arch = arch
         self._counter = COUNTER
         self._devices: list[tuple[int, int, Any]] = []
 
@@ -84,7 +85,7 @@ class StillVm:
         self.dirty.append((slot, first_page, num_pages))
 
     def create_vcpu(self, index: int) -> StillVcpu:
-        return StillVcpu(index, STATES[self._isa](random.Random(f"cpu {index}")))
+        return StillVcpu(index, STATES[self._arch](random.Random(f"cpu {index}")))
 
     def add_mmio(self, ipa: int, size: int, device: Any) -> None:
         self._devices.append((ipa, size, device))
@@ -116,11 +117,11 @@ class StillVm:
 def still_accelerator(made: list[StillVm]) -> None:
     """Register it as accelerator `NAME`; the VMs that it makes are added to `made`."""
 
-    def create(isa: Isa, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool) -> Any:
-        made.append(StillVm(isa))
+    def create(architecture: Architecture, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool) -> Any:
+        made.append(StillVm(architecture.name))
         return made[-1]
 
-    ACCELERATORS.add(NAME, Accelerator(NAME, lambda isa: None, create, "virt", tuple(DirtyLogMode)))
+    ACCELERATORS.add(NAME, Accelerator(NAME, lambda architecture: None, create, "virt", tuple(DirtyLogMode)))
 
 
 class SocketTap:
@@ -214,9 +215,9 @@ def _x86_64(chance: random.Random) -> X86VcpuState:
     )
 
 
-STATES: dict[Isa, Callable[[random.Random], Any]] = {
-    Isa.ARMV7: _armv7,
-    Isa.ARM64: _arm64,
-    Isa.X86_64: _x86_64,
+STATES: dict[str, Callable[[random.Random], Any]] = {
+    "armv7": _armv7,
+    "arm64": _arm64,
+    "x86_64": _x86_64,
 }
 """A vCPU's state of each architecture, with a value of its own in every register."""

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from sterna.arch.arm64 import stage2 as arm64
-from sterna.arch.armv7 import stage2 as armv7
+from sterna.hypervisor.architecture import ARCHITECTURES
 from sterna.memory.address import Ipa
 from sterna.stage2.fault import Outcome
 from sterna.stage2.format import DescriptorFormat
@@ -30,6 +29,12 @@ MADE_UP = DescriptorFormat(
 )
 
 
+def in_words(size: int) -> str:
+    return next(
+        f"{size >> shift}{unit}" for unit, shift in (("g", 30), ("m", 20), ("k", 10)) if size >> shift
+    )
+
+
 class Geometry:
     """A format and what it makes of memory, for tests that hold for all. Comments in these say what that is on ARM.
 
@@ -43,16 +48,14 @@ class Geometry:
     :ivar leaves: statistics of what is mapped: large blocks, blocks, pages
     """
 
-    def __init__(
-        self,
-        name: str,
-        form: DescriptorFormat,
-        leaves: tuple[str, str, str] = ("blocks_1g", "blocks_2m", "pages_4k"),
-    ) -> None:
+    def __init__(self, name: str, form: DescriptorFormat) -> None:
         self.name = name
         self.format = form
-        self.leaves = leaves
         self.page, self.block, self.large = (1 << form.shift(level) for level in (3, 2, 1))
+        sizes = [in_words(size) for size in (self.large, self.block, self.page)]
+        self.leaves = [
+            f"{kind}_{size}" for kind, size in zip(("blocks", "blocks", "pages"), sizes, strict=True)
+        ]
         self.pages, self.blocks = self.block // self.page, self.large // self.block
         self.end = form.root_entries << form.shifts[0]
         self.upper = 1 - form.root_level
@@ -86,11 +89,8 @@ class Geometry:
         return found
 
 
-GEOMETRIES = [
-    Geometry("armv7", armv7.FORMAT),
-    Geometry("arm64", arm64.FORMAT),
-    Geometry("made_up", MADE_UP, ("blocks_2m", "blocks_128k", "pages_16k")),
-]
+GEOMETRIES = [Geometry(name, form) for name in ARCHITECTURES if (form := ARCHITECTURES.get(name).stage2)]
+GEOMETRIES.append(Geometry("made_up", MADE_UP))
 
 
 def allowed(stage2, ipa, *, write):

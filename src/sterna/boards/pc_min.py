@@ -1,13 +1,12 @@
 """A board of our own with x86_64 CPUs: as little as a guest of KVM needs."""
 
 from sterna.arch.x86_64.board import X86Board
-from sterna.hypervisor.accelerator import Isa
 from sterna.machine.board import Uart, VirtioSlots
 from sterna.memory.address import Ipa
 
 BOARD = X86Board(
     name="pc-min",
-    isa=Isa.X86_64,
+    arch="x86_64",
     machine_type="pc-min",
     page_bits=12,
     ram_base=Ipa(0x4000_0000),

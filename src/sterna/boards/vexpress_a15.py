@@ -1,13 +1,12 @@
 """QEMU's `vexpress-a15`."""
 
 from sterna.arch.arm.board import ArmBoard
-from sterna.hypervisor.accelerator import Isa
 from sterna.machine.board import Gic, Uart, VirtioSlots
 from sterna.memory.address import Ipa
 
 BOARD = ArmBoard(
     name="vexpress-a15",
-    isa=Isa.ARMV7,
+    arch="armv7",
     machine_type="vexpress-a15",
     page_bits=None,
     ram_base=Ipa(0x8000_0000),

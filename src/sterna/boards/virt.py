@@ -1,13 +1,12 @@
 """QEMU's `virt` with ARMv7 CPUs."""
 
 from sterna.arch.arm.board import ArmBoard
-from sterna.hypervisor.accelerator import Isa
 from sterna.machine.board import Gic, Uart, VirtioSlots
 from sterna.memory.address import Ipa
 
 BOARD = ArmBoard(
     name="virt",
-    isa=Isa.ARMV7,
+    arch="armv7",
     machine_type="virt-7.2",
     page_bits=12,
     ram_base=Ipa(0x4000_0000),

@@ -3,6 +3,5 @@
 from dataclasses import replace
 
 from sterna.boards.virt import BOARD as VIRT
-from sterna.hypervisor.accelerator import Isa
 
-BOARD = replace(VIRT, name="virt-arm64", isa=Isa.ARM64)
+BOARD = replace(VIRT, name="virt-arm64", arch="arm64")

@@ -76,7 +76,7 @@ def command(
     from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.kernels import compile_kernels
     from sterna.guests.catalog import GuestError
-    from sterna.hypervisor.accelerator import Isa, check_arch
+    from sterna.hypervisor.accelerator import check_arch
     from sterna.launch.errors import LaunchError, Unsupported
     from sterna.launch.qemu import find_qemu
     from sterna.launch.signals import Interrupts
@@ -135,7 +135,7 @@ def command(
             variants = [one for one in variants if one.who is Who.RAW or one.dirty_log not in modes.missing]
         if not kvm and any(one.who is Who.STERNA for one in variants):
             with hypervisor_refusals():
-                check_arch(accel, Isa.ARMV7)
+                check_arch(accel)
             compile_kernels(check=check)
         done = [compare(workload, variants, settings, check, note) for workload in workloads]
     if json:

@@ -134,7 +134,7 @@ def _kvm() -> Check:
     refusal = ""
     for mode in DirtyLogMode:
         try:
-            open_vm("kvm", board.isa, dirty_log=mode).close()
+            open_vm("kvm", board.arch, dirty_log=mode).close()
             modes.append(mode)
         except HypervisorError as error:
             refusal = refusal or str(error).removeprefix("accel kvm: ")

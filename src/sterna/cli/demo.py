@@ -97,9 +97,9 @@ def command(
         audit,
     )
     with hypervisor_refusals():
-        check_arch(accel, config.board.isa)
+        check_arch(accel, config.board.arch)
         if not ACCELERATORS.get(accel).compiled:  # costs nothing then
-            open_vm(accel, config.board.isa, vcpus=smp, dirty_log=DirtyLogMode(dirty_log)).close()
+            open_vm(accel, config.board.arch, vcpus=smp, dirty_log=DirtyLogMode(dirty_log)).close()
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         compile_kernels(accel, interrupts.check)
         result = run_trial(settings, display, interrupts)

@@ -1,22 +1,13 @@
 """Which hypervisor runs a VM: what `--accel` names, and a VM of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
+from sterna.hypervisor.architecture import ARCHITECTURES, DEFAULT, Architecture
 from sterna.hypervisor.interface import ArgumentError, DirtyLogMode, Vm
 from sterna.registry import Registry
 
-
-class Isa(StrEnum):
-    """What a guest's instructions are."""
-
-    ARMV7 = "armv7"
-    ARM64 = "arm64"
-    X86_64 = "x86_64"
-
-
-CreateVm = Callable[[Isa, int, DirtyLogMode, bool], Vm]
+CreateVm = Callable[[Architecture, int, DirtyLogMode, bool], Vm]
 
 
 @dataclass(frozen=True)
@@ -32,16 +23,18 @@ class Accelerator:
     :ivar kernels: modules whose kernels it calls, their own or those of what they import
     :ivar compiled: whether a VM cannot be made before its kernels are at hand
     :ivar device: the file without which there are no VMs; empty when it needs none
+    :ivar cpus: the CPU models that it has of an architecture, as `Cpus.models`; of one that it has not at all, any
     """
 
     name: str
-    check: Callable[[Isa], None]
+    check: Callable[[Architecture], None]
     create: CreateVm
     board: str
     dirty_logs: tuple[DirtyLogMode, ...]
     kernels: tuple[str, ...] = ()
     compiled: bool = False
     device: str = ""
+    cpus: Callable[[Architecture], Mapping[str, str]] = lambda architecture: architecture.kvm.models
 
 
 ACCELERATORS: Registry[Accelerator] = Registry(
@@ -49,21 +42,25 @@ ACCELERATORS: Registry[Accelerator] = Registry(
 )
 
 
-def check_arch(accel: str, arch: str) -> None:
+def check_arch(accel: str, arch: str = DEFAULT) -> Architecture:
     """Look whether there can be such CPUs here, before anything is made for them.
 
+    :return: what their architecture is
     :raise UnknownName: When there is no such hypervisor.
     :raise ArgumentError: When nobody has such CPUs.
     :raise Unsupported: When there can be none here; the text says what would do.
     """
-    if arch not in tuple(Isa):
-        raise ArgumentError(f"no architecture {arch[:80]!r}; there are {', '.join(Isa)}")
-    ACCELERATORS.get(accel).check(Isa(arch))
+    if arch not in ARCHITECTURES:
+        known = ", ".join(dict.fromkeys((DEFAULT, *ARCHITECTURES)))
+        raise ArgumentError(f"no architecture {arch[:80]!r}; there are {known}")
+    architecture = ARCHITECTURES.get(arch)
+    ACCELERATORS.get(accel).check(architecture)
+    return architecture
 
 
 def open_vm(
     accel: str = "emulated",
-    arch: str = Isa.ARMV7,
+    arch: str = DEFAULT,
     *,
     vcpus: int = 1,
     dirty_log: DirtyLogMode = DirtyLogMode.BITMAP,
@@ -72,7 +69,7 @@ def open_vm(
     """A VM without memory, devices and vCPUs. To be closed.
 
     :param accel: one of `ACCELERATORS`
-    :param arch: what its vCPUs run, ``armv7``, ``arm64`` or ``x86_64``
+    :param arch: what its vCPUs run, one of `ARCHITECTURES`
     :param vcpus: how many it is to have
     :param dirty_log: how it is to keep its dirty log
     :param secondaries_off: all vCPUs but the first wait until the guest starts them (PSCI)
@@ -80,5 +77,5 @@ def open_vm(
     :raise Unsupported: When this host cannot have it; the text says what is missing.
     :raise HypervisorError: When it cannot be made for another reason.
     """
-    check_arch(accel, arch)
-    return ACCELERATORS.get(accel).create(Isa(arch), vcpus, dirty_log, secondaries_off)
+    architecture = check_arch(accel, arch)
+    return ACCELERATORS.get(accel).create(architecture, vcpus, dirty_log, secondaries_off)

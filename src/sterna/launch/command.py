@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sterna.launch.process import SharedRam
-from sterna.machine.config import CPUS, MachineConfig
+from sterna.machine.config import MachineConfig
 
 
 def sterna_arguments(
@@ -22,7 +22,7 @@ def sterna_arguments(
     :param extra: the user's own, which take precedence over the machine's
     """
     line = ["--machine", config.machine]
-    if config.cpu != CPUS[config.board.isa][0]:
+    if config.cpu != next(iter(config.cpus)):
         line += ["--cpu", config.cpu]
     line += ["--smp", str(config.smp), "--memory", f"{config.memory_bytes}B"]
     line += ["--accel", accel or config.accel, "--dirty-log", config.dirty_log]

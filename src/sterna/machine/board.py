@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sterna.hypervisor.accelerator import Isa
+from sterna.hypervisor.architecture import ARCHITECTURES, Architecture
 from sterna.memory.address import Ipa
 from sterna.registry import Registry
 
@@ -81,7 +81,7 @@ class Board:
     """What a machine is made of, apart from what its user chooses.
 
     :ivar name: as the user says it
-    :ivar isa: of its CPUs
+    :ivar arch: of its CPUs, one of `ARCHITECTURES`
     :ivar machine_type: the name in a migration stream's configuration section
     :ivar page_bits: log2 of the page size that the configuration section names, or None if it names none
     :ivar ram_name: the RAM block's name in a migration stream
@@ -92,7 +92,7 @@ class Board:
     """
 
     name: str
-    isa: Isa
+    arch: str
     machine_type: str
     page_bits: int | None
     ram_base: Ipa
@@ -102,6 +102,11 @@ class Board:
     model: str
     compatible: tuple[str, ...]
     ram_end: int = ADDRESS_LIMIT
+
+    @property
+    def architecture(self) -> Architecture:
+        """What its CPUs are."""
+        return ARCHITECTURES.get(self.arch)
 
     @property
     def ram_limit(self) -> int:

@@ -1,14 +1,14 @@
 """What a machine's user chooses, checked."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from sterna.host.limits import most_bytes
 from sterna.host.units import parse_size
-from sterna.hypervisor.accelerator import ACCELERATORS, Isa
+from sterna.hypervisor.accelerator import ACCELERATORS
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.machine.board import BOARDS, DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.machine.errors import MachineError
@@ -21,8 +21,6 @@ from sterna.registry import Registry
 MEBIBYTE = 1 << 20
 _SIZE = re.compile(r"\d[\d.]*[BKMGT]?", re.ASCII | re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
-CPUS = {Isa.ARMV7: ("cortex-a15",), Isa.ARM64: ("host",), Isa.X86_64: ("host",)}
-"""CPU models of each kind of board; the first is the default."""
 MAX_APPEND_BYTES = 4096
 SMALLEST_MEMORY = 2 * DEVICE_TREE_ROOM
 
@@ -37,7 +35,7 @@ class MachineConfig:
 
     :ivar machine: the board, ``virt``, ``vexpress-a15``, ``virt-arm64`` or ``pc-min``; empty for the one that goes with the
         hypervisor
-    :ivar cpu: the CPU model; empty for the board's
+    :ivar cpu: the CPU model; empty for the first that this hypervisor has for the board
     :ivar smp: number of CPUs
     :ivar memory_bytes: size of RAM
     :ivar accel: the hypervisor, ``emulated``, ``kvm`` or what else is registered (`sterna.hypervisor.accelerator.ACCELERATORS`)
@@ -79,9 +77,8 @@ class MachineConfig:
         accel = ACCELERATORS.get(self.accel)
         object.__setattr__(self, "machine", self.machine or accel.board)
         _choice("machine", self.machine, BOARDS)
-        cpus = CPUS[self.board.isa]
-        object.__setattr__(self, "cpu", self.cpu or cpus[0])
-        _choice("cpu", self.cpu, cpus)
+        object.__setattr__(self, "cpu", self.cpu or next(iter(self.cpus)))
+        _choice("cpu", self.cpu, tuple(self.cpus))
         _choice("dirty log", self.dirty_log, tuple(DirtyLogMode))
         if DirtyLogMode(self.dirty_log) not in accel.dirty_logs:
             kind = "dirty rings" if self.dirty_log == DirtyLogMode.RING else f"log {self.dirty_log}"
@@ -104,7 +101,12 @@ class MachineConfig:
     @property
     def target(self) -> str:
         """The guest's architecture by QEMU's name (SysEmuTarget)."""
-        return {Isa.ARMV7: "arm", Isa.ARM64: "aarch64", Isa.X86_64: "x86_64"}[self.board.isa]
+        return self.board.architecture.target
+
+    @property
+    def cpus(self) -> Mapping[str, str]:
+        """The CPU models that it may have, the default first: what each is compatible with in a device tree."""
+        return ACCELERATORS.get(self.accel).cpus(self.board.architecture)
 
     @property
     def board(self) -> Board:

@@ -9,7 +9,7 @@ from sterna.machine.board import DEVICE_TREE_ROOM
 from sterna.machine.config import MachineConfig
 from sterna.machine.devices.node import Node
 from sterna.machine.devices.pl011 import Pl011
-from sterna.machine.platforms.factory import platform_of
+from sterna.machine.platform import platform_of
 from sterna.machine.virtio.bus import VirtioBus
 
 _DTB_VERSION = 17
@@ -32,7 +32,7 @@ def build(config: MachineConfig) -> bytes:
     memory = root.child(f"memory@{board.ram_base:x}")
     memory.strings("device_type", "memory")
     memory.registers((board.ram_base, config.memory_bytes))
-    platform.write_nodes(root, board, config.smp)
+    platform.write_nodes(root, board, config.smp, config.cpus[config.cpu])
     VirtioBus.write_nodes(root, board.virtio, len(config.nics) + len(config.devices))
     for uart in board.uarts:
         Pl011.write_node(root, uart)

@@ -15,7 +15,7 @@ from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.globalstate import GlobalState
 from sterna.machine.guestram import GuestRam
 from sterna.machine.loader import Image, place
-from sterna.machine.platforms.factory import create_platform
+from sterna.machine.platform import platform_of
 from sterna.machine.serial import NullSerial, SerialBackend, open_serial
 from sterna.machine.throttle import Throttle
 from sterna.machine.virtio.bus import VirtioBus
@@ -62,7 +62,7 @@ class Hardware:
 
     @staticmethod
     def _find_kernel(config: MachineConfig) -> tuple[Image, bytes] | None:
-        check_arch(config.accel, config.board.isa)
+        check_arch(config.accel, config.board.arch)
         if config.kernel is None or config.incoming:
             return None
         device_tree = devicetree.build(config)
@@ -81,7 +81,7 @@ class Hardware:
             prepare()
             self.vm = open_vm(
                 config.accel,
-                board.isa,
+                board.arch,
                 vcpus=config.smp,
                 dirty_log=DirtyLogMode(config.dirty_log),
                 secondaries_off=board.secondaries_off,
@@ -100,7 +100,8 @@ class Hardware:
 
     def _make_devices(self, config: MachineConfig, stack: ExitStack) -> None:
         board = config.board
-        self.platform = create_platform(self.vm, board, config.smp)
+        vcpus = [self.vm.create_vcpu(index) for index in range(config.smp)]
+        self.platform = platform_of(board)(board, vcpus)
         lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
         uarts = [
             Pl011(slot, line, self.platform.line(slot.irq), number)

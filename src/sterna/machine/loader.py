@@ -8,14 +8,11 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from sterna.hypervisor.accelerator import Isa
 from sterna.machine.board import Board
 from sterna.machine.errors import MachineError
 
 _IDENT_BYTES = 16
 _MAX_SEGMENTS = 1024
-_ELF = {Isa.ARMV7: (32, "EM_ARM"), Isa.ARM64: (64, "EM_AARCH64"), Isa.X86_64: (64, "EM_X86_64")}
-"""Bits and machine of the executables that a CPU runs."""
 
 
 class LoadError(MachineError):
@@ -47,7 +44,7 @@ class Image:
 
 
 def read_image(path: Path, board: Board, memory_bytes: int, reserved_bytes: int) -> Image:
-    """Read a 32-bit little-endian ARM executable and check that all of it lies in RAM, behind the device tree.
+    """Read a little-endian executable of the board's architecture and check that all of it lies in RAM, behind the device tree.
 
     :raise LoadError: When the file cannot be read, is not such an executable, is cut short, or a segment lies outside RAM
         or on the device tree.
@@ -74,7 +71,7 @@ def read_image(path: Path, board: Board, memory_bytes: int, reserved_bytes: int)
 def _parse(
     path: Path, elf: ELFFile, file: "memoryview[int]", board: Board, memory_bytes: int, reserved_bytes: int
 ) -> Image:
-    bits, machine = _ELF[board.isa]
+    bits, machine = board.architecture.elf
     if elf.elfclass != bits:
         raise LoadError(f"kernel {path}: {elf.elfclass}-bit ELF file, a {board.name} guest is {bits}-bit")
     if not elf.little_endian:

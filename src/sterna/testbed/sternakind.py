@@ -46,7 +46,7 @@ class SternaKind(VmKind):
         device = ACCELERATORS.get(self.accel).device
         if not device:
             try:
-                check_arch(self.accel, self._board().isa)
+                check_arch(self.accel, self._board().arch)
             except hypervisor.Unsupported as error:
                 raise Unsupported(str(error)) from error
             return

@@ -10,7 +10,7 @@ from sterna.machine.devices.gic.controller import GIC_PHANDLE, Gic, InterruptTar
 from sterna.machine.devices.irq import LEVEL_HIGH, PPI, IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.devices.pl011 import Pl011
-from sterna.machine.platforms import Platform, write_cpus
+from sterna.machine.platform import Platform, write_cpus
 
 _CPU_MASK_SHIFT = 8
 _PPI_BASE = 16
@@ -32,12 +32,10 @@ class ArmVcpu(StatefulVcpu[StateT], InterruptTarget, Protocol[StateT]):
 class GicPlatform(Platform[ArmBoard, ArmVcpu[StateT]], Generic[StateT]):
     """ARM CPUs and their interrupt controller.
 
-    :cvar cpu: what the CPUs are compatible with
     :cvar timer: what their timers are compatible with
     """
 
     interrupt_parent = GIC_PHANDLE
-    cpu: ClassVar[str]
     timer: ClassVar[str]
 
     def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu[StateT]]) -> None:
@@ -50,9 +48,9 @@ class GicPlatform(Platform[ArmBoard, ArmVcpu[StateT]], Generic[StateT]):
         return self._gic.line(irq)
 
     @classmethod
-    def write_nodes(cls, root: Node, board: ArmBoard, smp: int) -> None:
+    def write_nodes(cls, root: Node, board: ArmBoard, smp: int, cpu: str) -> None:
         """CPUs, PSCI, timers, the UARTs' clock, GIC."""
-        write_cpus(root, smp, cls.cpu, psci=board.psci)
+        write_cpus(root, smp, cpu, psci=board.psci)
         if board.psci:
             psci = root.child("psci")
             psci.strings("compatible", "arm,psci-1.0", "arm,psci-0.2", "arm,psci")

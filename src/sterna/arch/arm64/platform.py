@@ -18,7 +18,6 @@ class Arm64Platform(GicPlatform[Arm64VcpuState]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(ARM64_CPU)
-    cpu = "arm,armv8"
     timer = "arm,armv8-timer"
 
     def start(self, entry: int, ram: GuestRam) -> None:

@@ -24,7 +24,6 @@ class ArmPlatform(GicPlatform[ArmVcpuState]):
     """The CPUs and the interrupt controller of a machine."""
 
     descriptions = by_name(CPU_COMMON, CPU)
-    cpu = "arm,cortex-a15"
     timer = "arm,armv7-timer"
 
     def __init__(self, board: ArmBoard, vcpus: Sequence[ArmVcpu[ArmVcpuState]]) -> None:

@@ -14,7 +14,7 @@ from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platforms import Platform, write_cpus
+from sterna.machine.platform import Platform, write_cpus
 from sterna.stream.vmstate import DeviceState
 
 
@@ -32,9 +32,9 @@ class X86Platform(Platform[X86Board, X86Vcpu]):
         self.devices = (SleepTimer(board.sleep_timer, vcpus),)
 
     @classmethod
-    def write_nodes(cls, root: Node, board: X86Board, smp: int) -> None:
+    def write_nodes(cls, root: Node, board: X86Board, smp: int, cpu: str) -> None:
         """The CPUs."""
-        write_cpus(root, smp, "x86,x86-64")
+        write_cpus(root, smp, cpu)
 
     def line(self, irq: int) -> IrqLine:
         """There are no interrupts: devices are polled."""

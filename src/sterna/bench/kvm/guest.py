@@ -11,7 +11,7 @@ from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.arch.x86_64 import longmode
 from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86VcpuState
 from sterna.host.closing import Closing
-from sterna.hypervisor.accelerator import ACCELERATORS, Isa, open_vm
+from sterna.hypervisor.accelerator import ACCELERATORS, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags, StatefulVcpu
 from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.machine.board import BOARDS
@@ -78,9 +78,9 @@ class WritingGuest(Closing):
     """
 
     def __init__(self, mode: DirtyLogMode, size: int, *, huge_pages: bool = True) -> None:
-        self._isa = BOARDS.get(ACCELERATORS.get("kvm").board).isa
+        self._arch = BOARDS.get(ACCELERATORS.get("kvm").board).arch
         self._value = 0
-        self.vm = cast(KvmVm, open_vm("kvm", self._isa, dirty_log=mode))
+        self.vm = cast(KvmVm, open_vm("kvm", self._arch, dirty_log=mode))
         self.pages = size >> self.vm.log_page_bits
         self._programs = RamBlock("programs", _PROGRAM_BYTES)
         self._block = RamBlock("work", size, huge_pages=huge_pages, populated=huge_pages)
@@ -89,9 +89,9 @@ class WritingGuest(Closing):
         self.vm.set_memory_slot(self.slot)
         self.vm.add_mmio(_END, PAGE_SIZE, _End(self))
         self.cpu = self.vm.create_vcpu(0)
-        code = _ARM64 if self._isa is Isa.ARM64 else _X86
+        code = _ARM64 if self._arch == "arm64" else _X86
         self._programs.view[: len(code)] = code
-        if self._isa is Isa.X86_64:
+        if self._arch == "x86_64":
             tables = longmode.page_tables(_TABLES, (_WORK + size - 1) // _GIB + 1)
             at = _TABLES - _CODE
             self._programs.view[at : at + len(tables)] = tables
@@ -137,7 +137,7 @@ class WritingGuest(Closing):
         assert 0 < pages * stride <= self.pages
         parameters = (_WORK, pages, self._value + 1, stride * PAGE_SIZE, passes, _END)
         self._value += passes if passes < 1 << 30 else 0
-        if self._isa is Isa.ARM64:
+        if self._arch == "arm64":
             vcpu = cast(StatefulVcpu[Arm64VcpuState], self.cpu)
             state = vcpu.get_state()
             state.pc, state.pstate = _CODE, _EL1H_MASKED

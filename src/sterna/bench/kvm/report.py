@@ -38,7 +38,7 @@ def find_modes(asked: Sequence[str]) -> "Modes":
     :raise HypervisorError: When one cannot be made though this host has it.
     """
     there, missing = [], {}
-    arch = BOARDS.get(ACCELERATORS.get("kvm").board).isa
+    arch = BOARDS.get(ACCELERATORS.get("kvm").board).arch
     for mode in dict.fromkeys(map(DirtyLogMode, asked)):
         try:
             open_vm("kvm", arch, dirty_log=mode).close()

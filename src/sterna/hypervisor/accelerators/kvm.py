@@ -1,35 +1,27 @@
 """The host's KVM."""
 
 import platform
+from collections.abc import Callable
 
-from sterna.hypervisor.accelerator import Accelerator, Isa
+from sterna.hypervisor.accelerator import Accelerator
+from sterna.hypervisor.architecture import Architecture
 from sterna.hypervisor.interface import DirtyLogMode, HypervisorError, Unsupported, Vm
 
-_HOSTS = {Isa.X86_64: "x86_64", Isa.ARMV7: "aarch64", Isa.ARM64: "aarch64"}
-"""The hosts whose KVM runs such guests."""
 _BOARDS = {"x86_64": "pc-min", "aarch64": "virt-arm64"}
 
 
-def _check(isa: Isa) -> None:
-    host = _HOSTS[isa]
-    if platform.machine() != host:
+def _check(architecture: Architecture) -> None:
+    if platform.machine() != architecture.kvm_host:
         raise Unsupported(
-            f"accel kvm: {isa} guests need a host that is {host}, this one is {platform.machine()}; "
-            "use accel emulated, or another board"
+            f"accel kvm: {architecture.name} guests need a host that is {architecture.kvm_host}, this one is "
+            f"{platform.machine()}; use accel emulated, or another board"
         )
 
 
-def _create(isa: Isa, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool) -> Vm:
+def _create(architecture: Architecture, vcpus: int, dirty_log: DirtyLogMode, secondaries_off: bool) -> Vm:
     try:
-        if isa is Isa.X86_64:
-            from sterna.arch.x86_64.kvm.vm import X86KvmVm
-
-            return X86KvmVm(vcpus, dirty_log=dirty_log)
-        from sterna.arch.arm64.kvm import Arm64KvmVm
-        from sterna.arch.armv7.kvm import Armv7KvmVm
-
-        kind = Armv7KvmVm if isa is Isa.ARMV7 else Arm64KvmVm
-        return kind(vcpus, secondaries_off=secondaries_off, dirty_log=dirty_log)
+        make: Callable[..., Vm] = architecture.kvm.load()
+        return make(vcpus, dirty_log=dirty_log, secondaries_off=secondaries_off)
     except Unsupported as error:
         raise Unsupported(f"accel kvm: {error}") from error
     except HypervisorError as error:

@@ -1,5 +1,6 @@
 """What a guest's architecture adds to a machine: its CPUs, how they start, and the devices that go with them."""
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -33,8 +34,11 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
 
     @classmethod
     @abstractmethod
-    def write_nodes(cls, root: Node, board: BoardT, smp: int) -> None:
-        """The nodes of the CPUs, and of what goes with them."""
+    def write_nodes(cls, root: Node, board: BoardT, smp: int, cpu: str) -> None:
+        """The nodes of the CPUs, and of what goes with them.
+
+        :param cpu: what the CPUs are compatible with
+        """
 
     @abstractmethod
     def line(self, irq: int) -> IrqLine:
@@ -73,6 +77,12 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
                     raise StreamError(str(error), key_text((section, vcpu.index))) from error
 
         return apply
+
+
+def platform_of(board: Board) -> type[Platform[Any, Any]]:
+    """A board's kind of platform: its machines' VMs have vCPUs of its architecture."""
+    kind: type[Platform[Any, Any]] = pkgutil.resolve_name(board.architecture.platform)
+    return kind
 
 
 def write_cpus(root: Node, smp: int, compatible: str, *, psci: bool = False) -> None:
