@@ -33,7 +33,7 @@ from sterna.arch.arm import psci
 from sterna.arch.arm.psci import Function, Result
 from sterna.arch.arm.timer import COUNTER_HZ
 from sterna.arch.armv7 import stage2 as armv7
-from sterna.arch.armv7.registers import SAVED, one_reg_id
+from sterna.arch.armv7.emulated import SAVED, one_reg_id
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SystemEvent
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.ram import RamBlock

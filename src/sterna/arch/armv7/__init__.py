@@ -13,5 +13,5 @@ ARCHITECTURE = Architecture(
     kvm_host="aarch64",
     kvm=Cpus(_MODELS, "sterna.arch.armv7.kvm:Armv7KvmVm"),
     stage2=FORMAT,
-    emulated=Cpus(_MODELS, "sterna.hypervisor.emulated.engine:Engine"),
+    emulated=Cpus(_MODELS, "sterna.arch.armv7.emulated:CortexA15"),
 )

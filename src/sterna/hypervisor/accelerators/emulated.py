@@ -34,7 +34,7 @@ def emulated_vm(
 
     :param make: its class, or one of its kind
     """
-    vm = make(vcpus, secondaries_off=secondaries_off)
+    vm = make(vcpus, arch=architecture.name, secondaries_off=secondaries_off)
     if dirty_log is DirtyLogMode.MANUAL:
         vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
     return vm

@@ -1,39 +1,28 @@
-"""One emulated CPU: a Unicorn engine set up as a Cortex-A15 behind our stage 2."""
+"""One emulated CPU: a Unicorn engine behind our stage 2. Which CPU that is, an architecture says."""
 
 import ctypes
 import time
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 from numpy.typing import NDArray
-from unicorn import UC_ARCH_ARM, UC_HOOK_INTR, UC_MODE_ARM, UC_PROT_ALL, Uc, UcError
-from unicorn import arm_const as arm
+from unicorn import UC_HOOK_INTR, UC_PROT_ALL, Uc, UcError
 from unicorn.unicorn_py3.unicorn import uclib
 
-from sterna.arch.armv7 import registers
-from sterna.arch.armv7 import stage2 as armv7
 from sterna.hypervisor.emulated.guestmode import NO_ABORT, on_exception
-from sterna.hypervisor.emulated.native import VCPU
-from sterna.hypervisor.interface import HypervisorError, MmioDevice
-from sterna.memory.address import PAGE_SIZE
+from sterna.hypervisor.emulated.native import SYSTEM_WORDS, VCPU
+from sterna.hypervisor.interface import HypervisorError, MmioDevice, StateT, SystemEvent
+from sterna.hypervisor.traits import Trait
+from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.ram import RamBlock
 from sterna.stage2.tables import Stage2
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POLLIN = 1
-_MPIDR_MULTIPROCESSOR = 0x8000_0000
-_NS_PER_TICK = 16
 _COUNTER_MASK = (1 << 64) - 1
 VMID = 1
-_SCRATCH_PA = 0x1000
-_HALF_IT_BLOCK = bytes.fromhex("04bf 00bf 00bf 00bf")
-"""itt eq; nop; nop; nop: emulation is told to end behind the first nop."""
-
-
-def physical_counter() -> int:
-    """CNTPCT of every engine: Unicorn derives it from CLOCK_MONOTONIC."""
-    return time.monotonic_ns() // _NS_PER_TICK
 
 
 def _address(function: Any) -> int:
@@ -43,9 +32,16 @@ def _address(function: Any) -> int:
     return value
 
 
-class Engine:
-    """A Cortex-A15 whose MMU walks `stage2`.
+class Engine(ABC, Generic[StateT]):
+    """A CPU whose MMU walks `stage2`, and which guest mode runs.
 
+    :cvar model: Unicorn's architecture, mode and CPU, and the CPU's name
+    :cvar ipa_bits: width of a guest physical address
+    :cvar counter_hz: frequency of its counter, which Unicorn derives from CLOCK_MONOTONIC
+    :cvar traits: what a guest may rely on: the CPU is the same everywhere; elsewhere its counter may not be
+    :cvar exceptions: those of a guest's own, which it has no vectors for, by the numbers that guest mode has for them
+    :cvar numbers: fields of `VCPU` that say how guest mode reads its registers
+    :cvar system: the system registers that guest mode reads, by the names that `VCPU` has for them, and the counter's `offset`
     :ivar uc: the Unicorn engine
     :ivar record: one `VCPU` record, for compiled code
     :ivar failure: what a device's callback raised, to be raised again by whoever runs the CPU
@@ -53,17 +49,25 @@ class Engine:
     :raise HypervisorError: When Unicorn refuses.
     """
 
+    model: ClassVar[tuple[int, int, int, str]]
+    ipa_bits: ClassVar[int]
+    counter_hz: ClassVar[int]
+    traits: ClassVar[Sequence[Trait]]
+    exceptions: ClassVar[Mapping[int, str]]
+    numbers: ClassVar[Mapping[str, int]]
+    system: ClassVar[Mapping[str, tuple[int, ...]]]
+
     def __init__(self, index: int, stage2: Stage2, event_fd: int) -> None:
         self.failure: BaseException | None = None
+        architecture, mode, cpu, name = self.model
         try:
-            self.uc = Uc(UC_ARCH_ARM, UC_MODE_ARM)
-            self.uc.ctl_set_cpu_model(arm.UC_CPU_ARM_CORTEX_A15)
+            self.uc = Uc(architecture, mode)
+            self.uc.ctl_set_cpu_model(cpu)
             # Unicorn's default of 1 KiB would take four TLB entries for a page.
             self.uc.ctl_set_page_size(PAGE_SIZE)
             self.uc.mem_map_ptr(stage2.root_pa, stage2.pool_size, UC_PROT_ALL, stage2.pool_hva)
         except UcError as error:
-            raise HypervisorError(f"vCPU {index}: the emulator refuses a Cortex-A15: {error}") from error
-        self._make_stops_precise()
+            raise HypervisorError(f"vCPU {index}: the emulator refuses a {name}: {error}") from error
         self._stage2 = stage2
         self.record: NDArray[Any] = np.zeros(1, dtype=VCPU)
         self._fill_record(index, event_fd)
@@ -81,34 +85,68 @@ class Engine:
         )
         if status:
             raise HypervisorError(f"vCPU {index}: no exception hook, Unicorn error {status}")
-        for register, value in (
-            # Non-secure, with hvc allowed; then stage 2 on.
-            (registers.SCR, registers.SCR_NS | registers.SCR_HCE),
-            # The guest's CPACR keeps what it writes about VFP (ARM DDI 0406C, B4.1.111); otherwise it reads as 0.
-            (registers.NSACR, registers.NSACR_CP10 | registers.NSACR_CP11),
-            (registers.VMPIDR, _MPIDR_MULTIPROCESSOR | index),
-            (registers.HPFAR, NO_ABORT),
-            (registers.VTCR, armv7.VTCR),
-            (registers.VTTBR, armv7.vttbr(stage2.root_pa, VMID)),
-            (registers.HCR, armv7.HCR_VM),
-        ):
-            registers.write_cp(self.uc, register, value)
+        self._set_up(index, stage2.root_pa)
 
-    def _make_stops_precise(self) -> None:
-        """Let emulation stop between instructions only.
+    # -- what an architecture adds -------------------------------------------------------------------------------------
 
-        Code that Unicorn 2.1 translates looks for a stop behind each memory access too. An instruction stopped there is executed
-        again when the CPU goes on: a device register is written twice, an ldrd loses its base. It leaves these looks out inside
-        a Thumb IT block, and for whatever it translates after one whose end it has not seen; ARM code does not change that. So
-        the first code that each engine translates ends inside an IT block.
+    @abstractmethod
+    def _set_up(self, index: int, root_pa: int) -> None:
+        """Make it vCPU `index` of a guest behind stage 2, whose tables are at `root_pa`, with `NO_ABORT` in its HPFAR. It has
+        translated nothing yet.
         """
-        uc = self.uc
-        cpsr = uc.reg_read(arm.UC_ARM_REG_CPSR)
-        uc.mem_map(_SCRATCH_PA, PAGE_SIZE)
-        uc.mem_write(_SCRATCH_PA, _HALF_IT_BLOCK)
-        uc.emu_start(_SCRATCH_PA | 1, _SCRATCH_PA + 4)
-        uc.mem_unmap(_SCRATCH_PA, PAGE_SIZE)
-        uc.reg_write(arm.UC_ARM_REG_CPSR, cpsr)
+
+    @staticmethod
+    @abstractmethod
+    def system_words(register: Any) -> list[int]:
+        """Unicorn's structure for a system register: up to `SYSTEM_WORDS` words, the last of which is the value."""
+
+    @abstractmethod
+    def _write(self, register: Any, value: int) -> None:
+        """Set a system register."""
+
+    @property
+    @abstractmethod
+    def pc(self) -> int:
+        """Address of the next instruction. Emulation is stopped."""
+
+    @abstractmethod
+    def save(self, counter: int, powered_off: bool) -> StateT:
+        """All registers the guest can see."""
+
+    @abstractmethod
+    def restore(self, state: StateT) -> None:
+        """Set all registers; ids of system registers that Unicorn does not keep are passed over."""
+
+    @abstractmethod
+    def started(self, reset: StateT, entry: int, context: int) -> StateT:
+        """What another CPU's call makes of one: at the entry, all else as after a reset."""
+
+    @abstractmethod
+    def hypercall(self, cpus: Sequence[Any], caller: Any) -> SystemEvent | None:
+        """Serve the guest's call.
+
+        :param cpus: the VM's vCPUs, by index
+        :param caller: this one
+        :return: what the guest has done to its VM by it
+        """
+
+    @abstractmethod
+    def undefined(self, read: Callable[[Ipa, int], bytes | None]) -> str | None:
+        """Of an instruction that Unicorn calls invalid, what it is; None when it is not, and the guest can go on.
+
+        :param read: guest memory, or None where there is none
+        """
+
+    # -- what all have -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def physical_counter(cls) -> int:
+        """The counter of every such CPU, without an offset."""
+        return time.monotonic_ns() * cls.counter_hz // 1_000_000_000
+
+    def set_counter_offset(self, offset: int) -> None:
+        """CNTVOFF: the virtual counter is the physical one less this. Emulation is stopped."""
+        self._write(self.system["offset"], offset & _COUNTER_MASK)
 
     def _fill_record(self, index: int, event_fd: int) -> None:
         record = self.record[0]
@@ -124,12 +162,13 @@ class Engine:
             record[name] = _address(getattr(uclib, name))
         for name in ("ppoll", "read", "sched_yield"):
             record[name] = _address(getattr(_LIBC, name))
-        for name, register in (
-            ("hpfar", registers.HPFAR),
-            ("cval", registers.CNTV_CVAL),
-            ("count", registers.CNTVCT),
-        ):
-            for i, word in enumerate(registers.cp_words(register)):
+        for name, number in self.numbers.items():
+            record[name] = number
+        for name in ("hpfar", "cval", "count"):
+            words = self.system_words(self.system[name])
+            skipped = SYSTEM_WORDS - len(words)
+            record["system_at"] = 8 * skipped
+            for i, word in enumerate(words, start=skipped):
                 record[f"{name}_{i}"] = word
         record["hpfar_4"] = NO_ABORT
 
@@ -168,7 +207,3 @@ class Engine:
             self.uc.mmio_map(pa, size, read, None, write, None)
         except UcError as error:
             raise HypervisorError(f"a device cannot be mapped at {pa:#x}: {error}") from error
-
-    def set_counter_offset(self, offset: int) -> None:
-        """CNTVOFF: the virtual counter is the physical one less this. Emulation is stopped."""
-        registers.write_cp(self.uc, registers.CNTVOFF, offset & _COUNTER_MASK)

@@ -6,7 +6,7 @@ maintenance and `wfi` are dealt with inside guest mode; everything else leaves i
 
 from enum import IntEnum
 
-from unicorn import arm_const, unicorn_const
+from unicorn import unicorn_const
 
 from sterna.hypervisor.emulated.native import (
     Vcpu,
@@ -44,19 +44,16 @@ class ExitKind(IntEnum):
     """An exception of the guest's own: the emulated CPU has no vectors of its guest to take it to."""
 
 
-# Exception numbers of the emulated CPU's interrupt hook.
+# Exception numbers of the interrupt hook of Unicorn's ARM CPUs, of 32 and of 64 bits.
 PREFETCH_ABORT, DATA_ABORT, HVC = 3, 4, 11
 
 _STAGE2, _HYPERCALL, _EXCEPTION = 1, 2, 3
 NO_ABORT = 1
 """Kept in HPFAR between aborts. A real HPFAR has its low four bits clear, so an abort that leaves this is stage 1's."""
 
-_CP_REG = arm_const.UC_ARM_REG_CP_REG
-_PC, _CPSR = arm_const.UC_ARM_REG_PC, arm_const.UC_ARM_REG_CPSR
 _TLB_FLUSH = unicorn_const.UC_CTL_TLB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
 _NO_END = 1
 """Where emulation is to end: an address that is never an instruction's."""
-_THUMB = 1 << 5
 
 _REQUESTS = offset_of("requests")
 _MODE = offset_of("mode")
@@ -90,11 +87,12 @@ def on_exception(uc: int, number: int, vcpu_word: int) -> None:
     ipa = 0
     outcome = 0
     if number in (PREFETCH_ABORT, DATA_ABORT):
-        call_c(cpu[0].uc_reg_read, handle, _CP_REG, cpu[0].address + _HPFAR, 0, 0)
+        hpfar = cpu[0].address + cpu[0].system_at + _HPFAR
+        call_c(cpu[0].uc_reg_read, handle, cpu[0].system_register, hpfar, 0, 0)
         if cpu[0].hpfar_4 != NO_ABORT:
             ipa = cpu[0].hpfar_4 << 8
             cpu[0].hpfar_4 = NO_ABORT
-            call_c(cpu[0].uc_reg_write, handle, _CP_REG, cpu[0].address + _HPFAR, 0, 0)
+            call_c(cpu[0].uc_reg_write, handle, cpu[0].system_register, hpfar, 0, 0)
             outcome = handle_fault(
                 carray(stage2_pointer(cpu[0].stage2), 1),
                 carray(slot_pointer(cpu[0].slots), MAX_SLOTS),
@@ -140,8 +138,9 @@ def _wait_for_interrupt(cpu: Vcpu) -> None:
         timespec = 0
         expired = False
         if cpu[0].timer_wakes != 0:
-            call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _CVAL, 0, 0)
-            call_c(cpu[0].uc_reg_read, cpu[0].uc, _CP_REG, address + _COUNT, 0, 0)
+            system = address + cpu[0].system_at
+            call_c(cpu[0].uc_reg_read, cpu[0].uc, cpu[0].system_register, system + _CVAL, 0, 0)
+            call_c(cpu[0].uc_reg_read, cpu[0].uc, cpu[0].system_register, system + _COUNT, 0, 0)
             left = (cpu[0].cval_4 - cpu[0].count_4) * _NS_PER_TICK
             expired = left <= 0
             if expired:
@@ -174,11 +173,11 @@ def run_guest(cpu: Vcpu, tlbi: int) -> None:
         if atomic_xchg(tlbi, 0) != 0:
             flush_tlb(cpu)
         done = atomic_load(address + _DONE)
-        call_c(cpu[0].uc_reg_read, cpu[0].uc, _CPSR, address + _SCRATCH, 0, 0)
-        thumb = 1 if (cpu[0].scratch & _THUMB) != 0 else 0
+        call_c(cpu[0].uc_reg_read, cpu[0].uc, cpu[0].status_register, address + _SCRATCH, 0, 0)
+        thumb = 1 if (cpu[0].scratch & cpu[0].thumb) != 0 else 0
         cpu[0].scratch = 0
-        call_c(cpu[0].uc_reg_read, cpu[0].uc, _PC, address + _SCRATCH, 0, 0)
-        pc = (cpu[0].scratch & 0xFFFFFFFE) | thumb
+        call_c(cpu[0].uc_reg_read, cpu[0].uc, cpu[0].pc_register, address + _SCRATCH, 0, 0)
+        pc = (cpu[0].scratch & ~1) | thumb
         cpu[0].entries += 1
         error = call_c(cpu[0].uc_emu_start, cpu[0].uc, pc, _NO_END, 0, 0)
         atomic_xchg(address + _MODE, OUTSIDE)

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from sterna.jit.kernel import Late
 from sterna.stage2.state import SLOT, STAGE2
 
+SYSTEM_WORDS = 5
+"""Room for Unicorn's structure for a system register. One that takes less has the last of them: there is the value."""
+
 VCPU = np.dtype(
     [
         (name, np.int64)
@@ -42,8 +45,14 @@ VCPU = np.dtype(
             "seconds",
             "nanoseconds",
             "scratch",
-            # struct uc_arm_cp_reg of HPFAR, CNTV_CVAL and CNTVCT, five words each.
-            *(f"{name}_{i}" for name in ("hpfar", "cval", "count") for i in range(5)),
+            # How registers are read: Unicorn's numbers for a system register, the program counter, the status register; its
+            # Thumb bit, if it has one; where in its room the structure for a system register begins.
+            "system_register",
+            "pc_register",
+            "status_register",
+            "thumb",
+            "system_at",
+            *(f"{name}_{i}" for name in ("hpfar", "cval", "count") for i in range(SYSTEM_WORDS)),
             # The timer's deadline that ended a wfi last.
             "last_expired",
             # C functions.

@@ -3,15 +3,14 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sterna.arch.arm.timer import COUNTER_HZ, COUNTER_TRAIT
-from sterna.arch.armv7 import stage2 as armv7
 from sterna.hypervisor import arguments
+from sterna.hypervisor.architecture import ARCHITECTURES, DEFAULT
 from sterna.hypervisor.emulated import guestmode
-from sterna.hypervisor.emulated.engine import physical_counter
+from sterna.hypervisor.emulated.engine import Engine
 from sterna.hypervisor.emulated.tlbsize import TlbSizing
 from sterna.hypervisor.emulated.vcpu import EmulatedVcpu
 from sterna.hypervisor.interface import (
@@ -22,7 +21,7 @@ from sterna.hypervisor.interface import (
     SlotFlags,
 )
 from sterna.hypervisor.memorymap import MemoryMap
-from sterna.hypervisor.traits import Rule, Trait
+from sterna.hypervisor.traits import Trait
 from sterna.jit.ahead import fetch_kernels
 from sterna.memory.address import PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import Words
@@ -37,7 +36,6 @@ _DEVICE_PA = 0x08_0000_0000
 _POOL_PA = 0x10_0000_0000
 _RAM_PA = 0x20_0000_0000
 _PA_END = 1 << 40
-_IPA_BITS = 40
 _COUNTER_MASK = (1 << 64) - 1
 
 
@@ -58,32 +56,40 @@ class _Hardware:
 
 
 class EmulatedVm:
-    """A VM on emulated Cortex-A15 CPUs; see the interface for its calls.
+    """A VM on emulated CPUs; see the interface for its calls.
 
     :cvar log_class: makes the dirty logs of slots
+    :cvar log_page_bits: of a kind of VM whose log has other pages than its tables
     :ivar cpus: the vCPUs, by index
 
     :param smp: how many vCPUs there will be, 1 to 8
+    :param arch: of its CPUs, one that has emulated ones
     :param generic_flush: flush by requests to vCPUs instead of ARM's broadcast
     :param max_leaf: the largest stage-2 leaf: 4 KiB, 2 MiB or 1 GiB
-    :param secondaries_off: vCPUs other than 0 wait for PSCI CPU_ON
+    :param secondaries_off: vCPUs other than 0 wait until the guest starts them
     """
 
     log_class: ClassVar[type[DirtyLog]] = DirtyLog
-    counter_hz = COUNTER_HZ
-    log_page_bits = armv7.FORMAT.shifts[-1]
+    log_page_bits = 0
 
     def __init__(
         self,
         smp: int = 1,
         *,
+        arch: str = DEFAULT,
         generic_flush: bool = False,
         max_leaf: int = PMD_SIZE,
         secondaries_off: bool = True,
     ) -> None:
         if not 1 <= arguments.integer("vCPUs", smp) <= MAX_CPUS:
             raise HypervisorError(f"{smp} vCPUs: 1 to {MAX_CPUS} are possible")
-        self.stage2 = Stage2(armv7.FORMAT, _POOL_PA, cpus=smp, max_leaf=max_leaf)
+        architecture = ARCHITECTURES.get(arch)
+        assert architecture.emulated is not None
+        assert architecture.stage2 is not None
+        self._cpu_class: type[Engine[Any]] = architecture.emulated.load()
+        self.counter_hz = self._cpu_class.counter_hz
+        self.log_page_bits = self.log_page_bits or architecture.stage2.shifts[-1]
+        self.stage2 = Stage2(architecture.stage2, _POOL_PA, cpus=smp, max_leaf=max_leaf)
         self._smp = smp
         self._secondaries_off = secondaries_off
         self._hardware = _Hardware(self.stage2)
@@ -91,7 +97,7 @@ class EmulatedVm:
         self.flush: RemoteTlbFlush = (
             GenericFlush(self.cpus) if generic_flush else BroadcastFlush(self._hardware)
         )
-        self._map = MemoryMap(_IPA_BITS, log_page_bits=self.log_page_bits)
+        self._map = MemoryMap(self._cpu_class.ipa_bits, log_page_bits=self.log_page_bits)
         self._logs: dict[int, DirtyLog] = {}
         self._manual = ManualProtect.OFF
         # RAM blocks by the physical address at which the machine has them.
@@ -300,7 +306,8 @@ class EmulatedVm:
         """Add the next vCPU; its index says which."""
         with self._lock:
             index = arguments.vcpu_index(index, len(self.cpus), self._smp)
-            cpu = EmulatedVcpu(self, index, self.stage2, powered_off=self._secondaries_off and index > 0)
+            off = self._secondaries_off and index > 0
+            cpu = EmulatedVcpu(self, self._cpu_class, index, self.stage2, powered_off=off)
             for pa, block in self._ram.items():
                 cpu.engine.map_ram(pa, block)
             for ipa, size, device in self._map.devices:
@@ -329,11 +336,11 @@ class EmulatedVm:
 
     def counter(self) -> int:
         """CNTVCT now."""
-        return (physical_counter() - self._counter_offset) & _COUNTER_MASK
+        return (self._cpu_class.physical_counter() - self._counter_offset) & _COUNTER_MASK
 
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, on every vCPU alike."""
-        self._counter_offset = physical_counter() - arguments.integer("counter", value)
+        self._counter_offset = self._cpu_class.physical_counter() - arguments.integer("counter", value)
         for cpu in self.cpus:
             cpu.engine.set_counter_offset(self._counter_offset)
 
@@ -342,12 +349,12 @@ class EmulatedVm:
         return self._map.read(ipa, size)
 
     def guest_traits(self) -> Sequence[Trait]:
-        """The emulated CPU is the same everywhere; elsewhere its counter may not be."""
-        return (Trait(COUNTER_TRAIT, Rule.EQUAL, COUNTER_HZ),)
+        """The CPU's."""
+        return self._cpu_class.traits
 
     def host_traits(self) -> Mapping[str, int]:
-        """The counter's frequency, fixed."""
-        return {COUNTER_TRAIT: COUNTER_HZ}
+        """The same of each host."""
+        return {trait.name: trait.value for trait in self._cpu_class.traits}
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of stage 2, TLB flushes and vCPUs."""
