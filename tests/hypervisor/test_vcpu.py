@@ -33,7 +33,17 @@ from sterna.arch.arm import psci
 from sterna.arch.arm.psci import Function, Result
 from sterna.arch.arm.timer import COUNTER_HZ
 from sterna.arch.armv7 import stage2 as armv7
-from sterna.arch.armv7.emulated import SAVED, one_reg_id
+from sterna.arch.armv7.cp15 import (
+    CNTV_CVAL,
+    CPACR,
+    DFAR,
+    SCTLR,
+    TPIDRPRW,
+    TPIDRURO,
+    TPIDRURW,
+    TTBR0,
+    VBAR,
+)
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SystemEvent
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.ram import RamBlock
@@ -298,9 +308,8 @@ def test_saved_registers_are_the_guest_s_own(guest):
     """The non-secure copy of a banked register, which is the one that the guest writes."""
     guest.run(SET_REGISTERS, r0=0x4000_0000)
     cp15 = guest.cpus[0].get_state().cp15
-    for register in ((13, 0, 0, 2), (12, 0, 0, 0)):
-        assert cp15[one_reg_id(0, *register)] == 0x4000_0000
-    assert cp15[one_reg_id(1, 0, 2, 0, 0)] == 0x4000_0000
+    for register in (TPIDRURW, VBAR, TTBR0):
+        assert cp15[register] == 0x4000_0000
 
 
 def test_the_guest_keeps_its_access_to_vfp(guest, make_guest):
@@ -308,19 +317,14 @@ def test_the_guest_keeps_its_access_to_vfp(guest, make_guest):
     access = 0x00F0_0000
     guest.run(ENABLE_VFP, r0=access)
     state = guest.cpus[0].get_state()
-    assert (state.regs[1], state.cp15[one_reg_id(0, 1, 0, 0, 2)]) == (access, access)
+    assert (state.regs[1], state.cp15[CPACR]) == (access, access)
     other = make_guest()
     other.cpus[0].set_state(state)
     assert other.cpus[0].get_state().cp15 == state.cp15
 
 
-# TPIDRURW, TPIDRURO, TPIDRPRW, DFAR, CNTV_CVAL: registers without bits of fixed value.
-_PLAIN = {
-    one_reg
-    for one_reg, register in SAVED.items()
-    if register[3:] in {(13, 0, 0, 2), (13, 0, 0, 3), (13, 0, 0, 4), (6, 0, 0, 0)}
-    or (register[1] and register[3:] == (0, 14, 3, 0))
-}
+_PLAIN = {TPIDRURW, TPIDRURO, TPIDRPRW, DFAR, CNTV_CVAL}
+"""Registers without bits of fixed value."""
 
 
 def test_counter_can_be_set(guest):
@@ -391,7 +395,7 @@ def test_a_cpu_that_is_started_is_reset(make_guest):
     used.banked = {name: 0x1000 + i for i, name in enumerate(used.banked)}
     used.vfp, used.fpscr, used.fpexc = [*range(32)], 0x0800_0000, 0x4000_0000
     used.cp15 |= dict.fromkeys(_PLAIN, 0x500)
-    used.cp15[one_reg_id(0, 1, 0, 0, 0)] |= 1  # SCTLR.M
+    used.cp15[SCTLR] |= 1  # M
     used.cpsr, used.powered_off = 0x6000_01D1, False
     second.set_state(used)
     psci.call(Function.CPU_OFF, (0, 0, 0), guest.vm.cpus, second, None)

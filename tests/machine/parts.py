@@ -7,7 +7,7 @@ from tests.machine.still import StillVcpu
 
 from sterna.arch.arm.board import ArmBoard
 from sterna.arch.arm.timer import COUNTER_HZ
-from sterna.arch.armv7.cpregs import WIRE
+from sterna.arch.armv7.cp15 import REGISTERS
 from sterna.arch.armv7.platform import ArmPlatform
 from sterna.arch.armv7.state import ArmVcpuState
 from sterna.boards.virt import BOARD as VIRT
@@ -21,7 +21,7 @@ from sterna.machine.runstate import RunState
 from sterna.machine.serial import NullSerial
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
-KNOWN = frozenset(part.register for parts in WIRE.values() for part in parts)
+KNOWN = frozenset(REGISTERS)
 
 
 @dataclass

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
-from sterna.arch.armv7.cpregs import WIRE
+from sterna.arch.arm.sysreg import CNTPCT, CNTV_CTL, CNTV_CVAL
+from sterna.arch.arm64.state import Arm64VcpuState
+from sterna.arch.armv7.cp15 import REGISTERS
 from sterna.arch.armv7.state import ArmVcpuState
 from sterna.arch.x86_64.state import (
     CONTROL_REGISTERS,
@@ -25,7 +26,7 @@ from sterna.hypervisor.interface import DirtyLogMode, Exit, ExitReason
 
 NAME = "still"
 COUNTER = 123_456_789
-KNOWN = sorted({part.register for parts in WIRE.values() for part in parts})
+KNOWN = sorted(REGISTERS)
 
 
 class StillVcpu:

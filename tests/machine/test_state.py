@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from tests.machine.parts import KNOWN, MachineState, Parts, cpu, load, save
 
 from sterna.arch.armv7.cortexa15 import reset_values
-from sterna.arch.armv7.cpregs import CNTV_CTL, CNTV_CVAL, NON_SECURE_BANK, SCTLR, from_wire, to_wire
+from sterna.arch.armv7.cp15 import CNTV_CTL, CNTV_CVAL, SCTLR
 from sterna.arch.armv7.section import timer_line
 from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.armv7.wire import NON_SECURE_BANK, from_wire, to_wire
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
 from sterna.boards.virt import BOARD as VIRT
 from sterna.machine.devices.gic.controller import Gic, GicCpuInterface, GicDistributor

@@ -2,9 +2,10 @@
 
 import pytest
 
+from sterna.arch.arm.sysreg import CNTPCT, CNTV_CTL, CNTV_CVAL
 from sterna.arch.arm64.platform import Arm64Platform
 from sterna.arch.arm64.section import load_cpu
-from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL, Arm64VcpuState
+from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.boards.virt_arm64 import BOARD as VIRT_ARM64
 from sterna.machine.devices.device import Stopped
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import onereg
-from sterna.arch.arm64.state import CNTPCT, CNTV_CTL, CNTV_CVAL
 from sterna.arch.armv7.kvm import read_state, write_state
 from sterna.arch.armv7.state import ArmVcpuState
 
@@ -85,7 +85,7 @@ def test_banked_registers_are_where_the_architecture_has_them(name, register):
 
 
 def test_halves_of_wide_registers():
-    far = onereg.system(3, 0, 6, 0, 0)
+    far = sysreg.encode(3, 0, 6, 0, 0)
     state = read_state(Kernel({far: 0x1111_2222_3333_4444}).read, False)
     assert state.cp15[0x4020_0000_000F_3000] == 0x3333_4444  # DFAR
     assert state.cp15[0x4020_0000_000F_3002] == 0x1111_2222  # IFAR
@@ -93,11 +93,11 @@ def test_halves_of_wide_registers():
 
 def test_the_timers_ids_are_exchanged_as_the_kernel_has_them():
     # Linux, arch/arm64/include/uapi/asm/kvm.h: KVM_REG_ARM_TIMER_CVAL and KVM_REG_ARM_TIMER_CNT
-    assert onereg.TIMER_COUNTER == 0x6030_0000_0013_DF1A
-    assert onereg.TIMER_COMPARE == CNTV_CVAL == 0x6030_0000_0013_DF02
-    assert onereg.TIMER_CONTROL == CNTV_CTL == 0x6030_0000_0013_DF19
-    assert onereg.PHYSICAL_COUNTER == CNTPCT == 0x6030_0000_0013_DF01  # KVM_REG_ARM_PTIMER_CNT
-    state = read_state(Kernel({onereg.TIMER_COUNTER: 5, onereg.TIMER_COMPARE: 9}).read, False)
+    assert sysreg.CNTVCT == 0x6030_0000_0013_DF1A
+    assert sysreg.CNTV_CVAL == 0x6030_0000_0013_DF02
+    assert sysreg.CNTV_CTL == 0x6030_0000_0013_DF19
+    assert sysreg.CNTPCT == 0x6030_0000_0013_DF01  # KVM_REG_ARM_PTIMER_CNT
+    state = read_state(Kernel({sysreg.CNTVCT: 5, sysreg.CNTV_CVAL: 9}).read, False)
     assert state.counter == 5
     assert state.cp15[0x4030_0000_000F_0718] == 9  # CNTV_CVAL
 

@@ -1,9 +1,10 @@
 """KVM's vCPUs that run an AArch64 guest."""
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import init, onereg
 from sterna.arch.arm.kvm.vcpu import ArmKvmVcpu
 from sterna.arch.arm.kvm.vm import ArmKvmVm
-from sterna.arch.arm64.state import CNTPCT, Arm64VcpuState
+from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.arch.arm64.traits import of_vcpu
 from sterna.hypervisor.kvm.ioctl import Descriptor
 from sterna.hypervisor.traits import Trait
@@ -15,7 +16,7 @@ def other_registers(vcpu: Descriptor) -> list[int]:
     """All registers that the kernel lists, but for the core ones, which the state has by name, and the counters, which the
     VM's vCPUs share.
     """
-    counters = (onereg.TIMER_COUNTER, onereg.PHYSICAL_COUNTER)
+    counters = (sysreg.CNTVCT, sysreg.CNTPCT)
     return [id_ for id_ in onereg.list_registers(vcpu) if not onereg.is_core(id_) and id_ not in counters]
 
 
@@ -25,11 +26,11 @@ class Aarch64KvmVcpu(ArmKvmVcpu):
     def get_state(self) -> Arm64VcpuState:
         """All registers."""
         self.finish_access()
-        counter = self._get(onereg.TIMER_COUNTER)
+        counter = self._get(sysreg.CNTVCT)
         system = {register: self._get(register) for register in other_registers(self.fd)}
         lead = self._counters.lead(self.fd)
         if lead is not None:
-            system[CNTPCT] = counter + lead & _DOUBLE
+            system[sysreg.CNTPCT] = counter + lead & _DOUBLE
         return Arm64VcpuState(
             x=[self._get(onereg.general(number)) for number in range(31)],
             sp_el0=self._get(onereg.SP),
@@ -65,7 +66,7 @@ class Aarch64KvmVcpu(ArmKvmVcpu):
             onereg.FPCR: state.fpcr,
         }
         for register, value in (named | state.system).items():
-            if register == CNTPCT:
+            if register == sysreg.CNTPCT:
                 self._counters.set_lead(self.fd, value - state.counter)
             else:
                 self._put(register, value)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from sterna.arch.arm.platform import GicPlatform
+from sterna.arch.arm.sysreg import CNTV_CTL, CNTV_CVAL
 from sterna.arch.arm.timer import is_asserted
 from sterna.arch.arm64.dump import dump_registers
 from sterna.arch.arm64.section import ARM64_CPU, load_cpu, save_cpu
-from sterna.arch.arm64.state import CNTV_CTL, CNTV_CVAL, Arm64VcpuState
+from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
 from sterna.machine.guestram import GuestRam
 from sterna.stream.vmstate import DeviceState

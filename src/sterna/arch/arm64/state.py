@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-CNTV_CTL, CNTV_CVAL = 0x6030_0000_0013_DF19, 0x6030_0000_0013_DF02
-"""The virtual timer among `Arm64VcpuState.system`. The kernel's ABI has the id of CNTVCT for CNTV_CVAL, and the reverse."""
-CNTPCT = 0x6030_0000_0013_DF01
-"""The physical counter there, where a guest has one of its own."""
+from sterna.arch.arm.sysreg import CNTPCT
+
 _DOUBLE = (1 << 64) - 1
 
 
@@ -17,7 +15,7 @@ class Arm64VcpuState:
     :ivar spsr: SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq
     :ivar v: v0 to v31, of 128 bits
     :ivar system: all other registers, by KVM's one-reg id (Linux, Documentation/virt/kvm/api.rst, 4.68), without CNTVCT;
-        CNTPCT as it is when CNTVCT is `counter`
+        CNTPCT, where a guest has one of its own, as it is when CNTVCT is `counter`
     :ivar counter: CNTVCT at the moment the VM stopped, in ticks
     :ivar powered_off: PSCI has not started this CPU yet, or stopped it
     """

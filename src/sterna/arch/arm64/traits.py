@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 
-from sterna.arch.arm.kvm.onereg import is_firmware, is_system, system
+from sterna.arch.arm.kvm.onereg import is_firmware, is_system
+from sterna.arch.arm.sysreg import encode
 from sterna.hypervisor.traits import Rule, Trait
 
-_ID_SPACE = range(system(3, 0, 0, 0, 0), system(3, 0, 0, 7, 7) + 1)
+_ID_SPACE = range(encode(3, 0, 0, 0, 0), encode(3, 0, 0, 7, 7) + 1)
 _NAMED = {
-    system(3, 0, 0, 0, 0): "MIDR_EL1",
-    system(3, 0, 0, 0, 6): "REVIDR_EL1",
-    system(3, 1, 0, 0, 1): "CLIDR_EL1",
-    system(3, 1, 0, 0, 7): "AIDR_EL1",
-    system(3, 3, 0, 0, 1): "CTR_EL0",
+    encode(3, 0, 0, 0, 0): "MIDR_EL1",
+    encode(3, 0, 0, 0, 6): "REVIDR_EL1",
+    encode(3, 1, 0, 0, 1): "CLIDR_EL1",
+    encode(3, 1, 0, 0, 7): "AIDR_EL1",
+    encode(3, 3, 0, 0, 1): "CTR_EL0",
 }
-_MPIDR = system(3, 0, 0, 0, 5)
+_MPIDR = encode(3, 0, 0, 0, 5)
 """Differs between the vCPUs of one VM, and is the same on every host."""
 
 

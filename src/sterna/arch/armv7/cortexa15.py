@@ -8,12 +8,13 @@ the values they have after a reset: the guest cannot change them here. (Seen in 
 
 from functools import cache
 
-_SECURE_CP15 = 0x4020_0000_000F_0000
-_CP14 = 0x4020_0000_200E_0000
-_CP15 = 0x4020_0000_200F_0000
-_SECURE_CP15_WIDE = 0x4030_0000_000F_0000
-_CP14_WIDE = 0x4030_0000_200E_0000
-_AARCH64 = 0x6030_0000_0013_0000
+from sterna.arch.arm.sysreg import KIND as _AARCH64
+from sterna.arch.armv7.cp15 import NARROW, WIDE
+from sterna.arch.armv7.wire import NON_SECURE_BANK
+
+_SECURE_CP15, _SECURE_CP15_WIDE = NARROW, WIDE
+_CP15 = NARROW | NON_SECURE_BANK
+_CP14, _CP14_WIDE = 0x4020_0000_200E_0000, 0x4030_0000_200E_0000
 
 _REGISTERS = {
     _SECURE_CP15: "0010 0800 1000 1001 1800 2801 3000 3002 3a00 5100 5101 6800 6801 6802 6803 6804",

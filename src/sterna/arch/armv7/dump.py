@@ -1,19 +1,7 @@
 """A CPU's registers as text."""
 
 from sterna.arch.arm.dump import flags
-from sterna.arch.armv7.state import ArmVcpuState
-
-_MODES = {
-    0x10: "usr32",
-    0x11: "fiq32",
-    0x12: "irq32",
-    0x13: "svc32",
-    0x17: "abt32",
-    0x1B: "und32",
-    0x1F: "sys32",
-}
-_MODE_MASK = 0x1F
-_THUMB = 1 << 5
+from sterna.arch.armv7.state import MODE_MASK, MODES, THUMB, ArmVcpuState
 
 
 def dump_registers(state: ArmVcpuState) -> str:
@@ -22,8 +10,9 @@ def dump_registers(state: ArmVcpuState) -> str:
         " ".join(f"R{i:02d}={state.regs[i]:08x}" for i in range(first, first + 4))
         for first in range(0, 16, 4)
     ]
-    mode = _MODES.get(state.cpsr & _MODE_MASK, "?")
-    lines.append(f"PSR={state.cpsr:08x} {flags(state.cpsr)} {'T' if state.cpsr & _THUMB else 'A'} {mode}")
+    mode = MODES.get(state.cpsr & MODE_MASK)
+    shown = f"{'T' if state.cpsr & THUMB else 'A'} {f'{mode}32' if mode else '?'}"
+    lines.append(f"PSR={state.cpsr:08x} {flags(state.cpsr)} {shown}")
     if state.powered_off:
         lines.append("powered off")
     return "\n".join(lines)

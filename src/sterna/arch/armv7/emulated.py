@@ -9,8 +9,8 @@ from unicorn import arm_const as arm
 
 from sterna.arch.arm import psci
 from sterna.arch.arm.timer import COUNTER_HZ, COUNTER_TRAIT
-from sterna.arch.armv7 import stage2
-from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.armv7 import cp15, stage2
+from sterna.arch.armv7.state import MODE_MASK, MODES, SVC_MODE_MASKED, THUMB, ArmVcpuState
 from sterna.hypervisor.emulated.engine import VMID, Engine
 from sterna.hypervisor.emulated.guestmode import NO_ABORT
 from sterna.hypervisor.interface import SystemEvent
@@ -35,54 +35,15 @@ _CNTV_CVAL: CpReg = (15, 1, 0, 0, 14, 3, 0)
 _SCR_NS, _SCR_HCE = 1 << 0, 1 << 8
 _NSACR_CP10, _NSACR_CP11 = 1 << 10, 1 << 11
 
-_GUEST_BANK = 0
-_KVM_REG_ARM = 0x4000_0000_0000_0000
-_KVM_REG_SIZE_U32 = 0x0020_0000_0000_0000
-_KVM_REG_SIZE_U64 = 0x0030_0000_0000_0000
-_KVM_CP15 = 0x000F_0000
+
+def _named(register: int) -> CpReg:
+    """The guest's register that has this id."""
+    crn, opc1, crm, opc2 = cp15.decode(register)
+    return (15, int(cp15.is_wide(register)), 0, crn, crm, opc1, opc2)
 
 
-def one_reg_id(is64: int, crn: int, crm: int, opc1: int, opc2: int) -> int:
-    """The KVM one-reg id of a cp15 register (Linux, Documentation/virt/kvm/api.rst, 4.68)."""
-    if is64:
-        return _KVM_REG_ARM | _KVM_REG_SIZE_U64 | _KVM_CP15 | crm << 7 | opc1 << 3
-    return _KVM_REG_ARM | _KVM_REG_SIZE_U32 | _KVM_CP15 | crn << 11 | crm << 7 | opc1 << 3 | opc2
-
-
-# ARM DDI 0406C.c, B3.17: (is64, CRn, CRm, opc1, opc2) of every writable system register of the guest's that Unicorn keeps.
-# Where a register has a 32-bit and a 64-bit view, only the wide one is here.
-_SAVED = (
-    (0, 1, 0, 0, 0),  # SCTLR
-    (0, 1, 0, 0, 2),  # CPACR
-    (1, 0, 2, 0, 0),  # TTBR0
-    (1, 0, 2, 1, 0),  # TTBR1
-    (0, 2, 0, 0, 2),  # TTBCR
-    (0, 3, 0, 0, 0),  # DACR
-    (0, 5, 0, 0, 0),  # DFSR
-    (0, 5, 0, 0, 1),  # IFSR
-    (0, 6, 0, 0, 0),  # DFAR
-    (0, 6, 0, 0, 2),  # IFAR
-    (1, 0, 7, 0, 0),  # PAR
-    (0, 10, 2, 0, 0),  # PRRR, MAIR0
-    (0, 10, 2, 0, 1),  # NMRR, MAIR1
-    (0, 12, 0, 0, 0),  # VBAR
-    (0, 13, 0, 0, 1),  # CONTEXTIDR
-    (0, 13, 0, 0, 2),  # TPIDRURW
-    (0, 13, 0, 0, 3),  # TPIDRURO
-    (0, 13, 0, 0, 4),  # TPIDRPRW
-    (0, 0, 0, 2, 0),  # CSSELR
-    (0, 14, 1, 0, 0),  # CNTKCTL
-    (1, 0, 14, 3, 0),  # CNTV_CVAL
-    (0, 14, 3, 0, 1),  # CNTV_CTL
-)
-SAVED: dict[int, CpReg] = {
-    one_reg_id(*fields): (15, fields[0], _GUEST_BANK, *fields[1:]) for fields in _SAVED
-}
-"""System registers that a saved state holds, by one-reg id."""
-
-_MODE_MASK = 0x1F
-_USR = 0x10
-_MODES = {"fiq": 0x11, "irq": 0x12, "svc": 0x13, "abt": 0x17, "und": 0x1B}
+_SAVED = {register: _named(register) for register in cp15.REGISTERS}
+_BANKED = {mode: number for number, mode in MODES.items() if mode != "sys"}
 _GENERAL = [arm.UC_ARM_REG_R0 + i for i in range(13)] + [
     arm.UC_ARM_REG_SP,
     arm.UC_ARM_REG_LR,
@@ -91,8 +52,6 @@ _GENERAL = [arm.UC_ARM_REG_R0 + i for i in range(13)] + [
 _DOUBLES = [arm.UC_ARM_REG_D0 + i for i in range(32)]
 
 _MPIDR_MULTIPROCESSOR = 0x8000_0000
-_SVC_MODE_IRQS_MASKED = 0x1D3
-_THUMB = 1 << 5
 _SPIN_HINTS = (0xE320F001, 0xE320F002)
 """yield and wfe (ARM DDI 0406C, A8.8.424, A8.8.426)."""
 _UDF_MASK, _UDF = 0xFFF0_00F0, 0xE7F0_00F0
@@ -120,7 +79,7 @@ class CortexA15(Engine[ArmVcpuState]):
         "system_register": arm.UC_ARM_REG_CP_REG,
         "pc_register": arm.UC_ARM_REG_PC,
         "status_register": arm.UC_ARM_REG_CPSR,
-        "thumb": _THUMB,
+        "thumb": THUMB,
     }
     system: ClassVar[Mapping[str, CpReg]] = {
         "hpfar": _HPFAR,
@@ -183,8 +142,8 @@ class CortexA15(Engine[ArmVcpuState]):
         cpsr = int(uc.reg_read(arm.UC_ARM_REG_CPSR))
         regs = [int(uc.reg_read(register)) for register in _GENERAL]
         banked: dict[str, int] = {}
-        for mode, number in (("usr", _USR), *_MODES.items()):
-            uc.reg_write(arm.UC_ARM_REG_CPSR, cpsr & ~_MODE_MASK | number)
+        for mode, number in _BANKED.items():
+            uc.reg_write(arm.UC_ARM_REG_CPSR, cpsr & ~MODE_MASK | number)
             banked[f"sp_{mode}"] = int(uc.reg_read(arm.UC_ARM_REG_SP))
             banked[f"lr_{mode}"] = int(uc.reg_read(arm.UC_ARM_REG_LR))
             if mode in ("usr", "fiq"):
@@ -197,7 +156,7 @@ class CortexA15(Engine[ArmVcpuState]):
             regs=regs,
             cpsr=cpsr,
             banked=banked,
-            cp15={one_reg: self._read(register) for one_reg, register in SAVED.items()},
+            cp15={one_reg: self._read(register) for one_reg, register in _SAVED.items()},
             vfp=[int(uc.reg_read(register)) for register in _DOUBLES],
             fpscr=int(uc.reg_read(arm.UC_ARM_REG_FPSCR)),
             fpexc=int(uc.reg_read(arm.UC_ARM_REG_FPEXC)),
@@ -208,11 +167,11 @@ class CortexA15(Engine[ArmVcpuState]):
     def restore(self, state: ArmVcpuState) -> None:
         """Set all registers."""
         uc = self.uc
-        for one_reg, register in SAVED.items():
+        for one_reg, register in _SAVED.items():
             if one_reg in state.cp15:
                 self._write(register, state.cp15[one_reg])
-        for mode, number in (("usr", _USR), *_MODES.items()):
-            uc.reg_write(arm.UC_ARM_REG_CPSR, state.cpsr & ~_MODE_MASK | number)
+        for mode, number in _BANKED.items():
+            uc.reg_write(arm.UC_ARM_REG_CPSR, state.cpsr & ~MODE_MASK | number)
             if mode in ("usr", "fiq"):
                 for i in range(8, 13):
                     uc.reg_write(arm.UC_ARM_REG_R0 + i, state.banked[f"r{i}_{mode}"])
@@ -231,7 +190,7 @@ class CortexA15(Engine[ArmVcpuState]):
 
     def started(self, reset: ArmVcpuState, entry: int, context: int) -> ArmVcpuState:
         """ARM DEN 0022, CPU_ON; bit 0 of the entry: Thumb."""
-        cpsr = _SVC_MODE_IRQS_MASKED | (_THUMB if entry & 1 else 0)
+        cpsr = SVC_MODE_MASKED | (THUMB if entry & 1 else 0)
         return replace(reset, cpsr=cpsr, regs=[context, *reset.regs[1:15], entry & ~1])
 
     def hypercall(self, cpus: Sequence[Any], caller: Any) -> SystemEvent | None:

@@ -5,70 +5,24 @@ descriptions of the registers).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import init, onereg
-from sterna.arch.arm.kvm.onereg import system
 from sterna.arch.arm.kvm.vcpu import ArmKvmVcpu
 from sterna.arch.arm.kvm.vm import ArmKvmVm
-from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.armv7 import cp15
+from sterna.arch.armv7.state import BANKS, MODE_MASK, ArmVcpuState
 from sterna.hypervisor.kvm.system import Capability
 
-_WIDE = 0x4030_0000_000F_0000
-_IS_WIDE = 1 << 52
-_NARROW = 0x4020_0000_000F_0000
-
-
-def _cp15(crn: int, opc1: int, crm: int, opc2: int) -> int:
-    return _NARROW | crn << 11 | crm << 7 | opc1 << 3 | opc2
-
-
-def _cp15_wide(opc1: int, crm: int) -> int:
-    return _WIDE | crm << 7 | opc1 << 3
-
-
-@dataclass(frozen=True)
-class _Half:
-    """Where a cp15 register stands in an AArch64 one."""
-
-    register: int
-    shift: int = 0
-
-    @property
-    def mask(self) -> int:
-        """Its bits, once shifted down. What KVM has above those of a register that is never 64 bits wide is no state."""
-        return _DOUBLE if self.register & _IS_WIDE else _WORD
-
-
-_SYSTEM: dict[int, tuple[_Half, ...]] = {
-    system(3, 0, 1, 0, 0): (_Half(_cp15(1, 0, 0, 0)),),  # SCTLR
-    system(3, 0, 1, 0, 2): (_Half(_cp15(1, 0, 0, 2)),),  # CPACR
-    system(3, 0, 2, 0, 0): (_Half(_cp15_wide(0, 2)),),  # TTBR0
-    system(3, 0, 2, 0, 1): (_Half(_cp15_wide(1, 2)),),  # TTBR1
-    system(3, 0, 2, 0, 2): (_Half(_cp15(2, 0, 0, 2)),),  # TTBCR
-    system(3, 4, 3, 0, 0): (_Half(_cp15(3, 0, 0, 0)),),  # DACR
-    system(3, 0, 5, 2, 0): (_Half(_cp15(5, 0, 0, 0)),),  # DFSR
-    system(3, 4, 5, 0, 1): (_Half(_cp15(5, 0, 0, 1)),),  # IFSR
-    system(3, 0, 6, 0, 0): (  # DFAR, IFAR
-        _Half(_cp15(6, 0, 0, 0)),
-        _Half(_cp15(6, 0, 0, 2), 32),
-    ),
-    system(3, 0, 7, 4, 0): (_Half(_cp15_wide(0, 7)),),  # PAR
-    system(3, 0, 10, 2, 0): (  # MAIR0 and MAIR1, or PRRR and NMRR
-        _Half(_cp15(10, 0, 2, 0)),
-        _Half(_cp15(10, 0, 2, 1), 32),
-    ),
-    system(3, 0, 12, 0, 0): (_Half(_cp15(12, 0, 0, 0)),),  # VBAR
-    system(3, 0, 13, 0, 1): (_Half(_cp15(13, 0, 0, 1)),),  # CONTEXTIDR
-    system(3, 3, 13, 0, 2): (_Half(_cp15(13, 0, 0, 2)),),  # TPIDRURW
-    system(3, 3, 13, 0, 3): (_Half(_cp15(13, 0, 0, 3)),),  # TPIDRURO
-    system(3, 0, 13, 0, 4): (_Half(_cp15(13, 0, 0, 4)),),  # TPIDRPRW
-    system(3, 2, 0, 0, 0): (_Half(_cp15(0, 2, 0, 0)),),  # CSSELR
-    system(3, 0, 14, 1, 0): (_Half(_cp15(14, 0, 1, 0)),),  # CNTKCTL
-    onereg.TIMER_COMPARE: (_Half(_cp15_wide(3, 14)),),  # CNTV_CVAL
-    onereg.TIMER_CONTROL: (_Half(_cp15(14, 0, 3, 1)),),  # CNTV_CTL
+_SYSTEM = {
+    sysreg.encode(3, 4, 3, 0, 0): (cp15.DACR,),
+    sysreg.encode(3, 4, 5, 0, 1): (cp15.IFSR,),
+    sysreg.encode(3, 0, 7, 4, 0): (cp15.PAR,),
+    # Before the timer is switched on.
+    sysreg.CNTV_CVAL: (cp15.CNTV_CVAL,),
+    **cp15.AARCH64,
 }
-_FPEXC = system(3, 4, 5, 3, 0)
+_FPEXC = sysreg.encode(3, 4, 5, 3, 0)
 _FPSR_BITS, _FPCR_BITS = 0xF800_009F, 0x07FF_9F00
 """What of FPSCR is in FPSR, and what in FPCR."""
 # Which general register holds the banked r8 to r12, and sp and lr, of each mode.
@@ -81,13 +35,16 @@ _SP_LR = {
     "und": (23, 22),
     "fiq": (29, 30),
 }
-_MODES = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "usr"}
-_MODE_MASK = 0x1F
 _WORD = 0xFFFF_FFFF
 _DOUBLE = (1 << 64) - 1
 
 _Read = Callable[[int], int]
 _Write = Callable[[int, int], None]
+
+
+def _mask(register: int) -> int:
+    """A register's bits. What KVM has above those of one that is never 64 bits wide is no state."""
+    return _DOUBLE if cp15.is_wide(register) else _WORD
 
 
 def read_state(read: _Read, powered_off: bool) -> ArmVcpuState:
@@ -96,7 +53,7 @@ def read_state(read: _Read, powered_off: bool) -> ArmVcpuState:
     :param read: gives the value of a register by KVM's id
     """
     cpsr = read(onereg.PSTATE) & _WORD
-    mode = _MODES[cpsr & _MODE_MASK]
+    mode = BANKS[cpsr & MODE_MASK]
     held = [read(onereg.general(number)) & _WORD for number in range(31)]
     high = _R8_TO_R12.get(mode, _R8_TO_R12["usr"])
     sp, lr = _SP_LR[mode]
@@ -110,14 +67,14 @@ def read_state(read: _Read, powered_off: bool) -> ArmVcpuState:
         cpsr=cpsr,
         banked=banked,
         cp15={
-            half.register: read(register) >> half.shift & half.mask
-            for register, halves in _SYSTEM.items()
-            for half in halves
+            part: read(register) >> 32 * i & _mask(part)
+            for register, parts in _SYSTEM.items()
+            for i, part in enumerate(parts)
         },
         vfp=[part for value in vectors for part in (value & _DOUBLE, value >> 64)],
         fpscr=read(onereg.FPSR) & _FPSR_BITS | read(onereg.FPCR) & _FPCR_BITS,
         fpexc=read(_FPEXC) & _WORD,
-        counter=read(onereg.TIMER_COUNTER),
+        counter=read(sysreg.CNTVCT),
         powered_off=powered_off,
     )
 
@@ -127,7 +84,7 @@ def write_state(state: ArmVcpuState, write: _Write) -> None:
 
     :param write: sets a register by KVM's id
     """
-    mode = _MODES[state.cpsr & _MODE_MASK]
+    mode = BANKS[state.cpsr & MODE_MASK]
     held = state.regs[:8] + [0] * 23
     for bank, first in _R8_TO_R12.items():
         held[first : first + 5] = [state.banked[f"r{8 + i}_{bank}"] for i in range(5)]
@@ -144,9 +101,9 @@ def write_state(state: ArmVcpuState, write: _Write) -> None:
     write(onereg.PC, state.regs[15])
     for bank, register in onereg.SPSR.items():
         write(register, state.banked[f"spsr_{bank}"])
-    for register, halves in _SYSTEM.items():
-        if all(half.register in state.cp15 for half in halves):
-            write(register, sum((state.cp15[half.register] & half.mask) << half.shift for half in halves))
+    for register, parts in _SYSTEM.items():
+        if all(part in state.cp15 for part in parts):
+            write(register, sum((state.cp15[part] & _mask(part)) << 32 * i for i, part in enumerate(parts)))
     for number in range(16):
         write(onereg.vector(number), state.vfp[2 * number] | state.vfp[2 * number + 1] << 64)
     write(onereg.FPSR, state.fpscr & _FPSR_BITS)

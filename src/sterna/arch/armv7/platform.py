@@ -8,16 +8,13 @@ from sterna.arch.arm.platform import ArmVcpu, GicPlatform
 from sterna.arch.armv7.cortexa15 import reset_values
 from sterna.arch.armv7.dump import dump_registers
 from sterna.arch.armv7.section import CPU, CPU_COMMON, load_cpu, save_cpu, timer_line
-from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.armv7.state import SVC_MODE_MASKED, THUMB, ArmVcpuState
 from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name, key_text
 from sterna.machine.devices.gic.registers import SPURIOUS
 from sterna.machine.guestram import GuestRam
 from sterna.stream.vmstate import DeviceState, StreamError
 
 log = logging.getLogger(__name__)
-
-_SVC_MODE_MASKED = 0x1D3
-_THUMB = 1 << 5
 
 
 class ArmPlatform(GicPlatform[ArmVcpuState]):
@@ -36,7 +33,7 @@ class ArmPlatform(GicPlatform[ArmVcpuState]):
         for vcpu in self.vcpus:
             state = vcpu.get_state()
             state.regs[15] = entry & ~1
-            state.cpsr = _SVC_MODE_MASKED | (_THUMB if entry & 1 else 0)
+            state.cpsr = SVC_MODE_MASKED | (THUMB if entry & 1 else 0)
             vcpu.set_state(state)
 
     def dump(self, cpu: int) -> str:

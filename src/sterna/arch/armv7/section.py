@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sterna.arch.arm.timer import COUNTER_HZ, ENABLE, is_asserted
-from sterna.arch.armv7.cpregs import CNTV_CTL, CNTV_CVAL, from_wire, register_name, to_wire
-from sterna.arch.armv7.state import ArmVcpuState
+from sterna.arch.armv7.cp15 import CNTV_CTL, CNTV_CVAL
+from sterna.arch.armv7.state import BANKS, MODE_MASK, ArmVcpuState
+from sterna.arch.armv7.wire import from_wire, register_name, to_wire
 from sterna.machine.clock import counter_to_ns
 from sterna.stream.vmstate import (
     DeviceState,
@@ -82,9 +83,6 @@ CPU_COMMON = VmStateDescription("cpu_common", version=1, fields=(u32("halted"), 
 # Order of the banks in the section. There are two more, of modes that a guest without EL2 and EL3 does not have.
 _BANKS = ("usr", "svc", "abt", "und", "irq", "fiq")
 _BANK_SLOTS = 8
-# ARM DDI 0406C, table B1-1. System mode uses the registers of user mode.
-_BANK_OF_MODE = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "usr"}
-_MODE_MASK = 0x1F
 _HIGH = range(8, 13)
 _FPSID = 0x4104_30F0
 _MVFR0, _MVFR1 = 0x1011_0222, 0x1111_1111
@@ -130,7 +128,7 @@ def save_cpu(
         CPU_COMMON.version,
         {"halted": int(state.powered_off), "interrupt_request": lines},
     )
-    bank = _BANK_OF_MODE[state.cpsr & _MODE_MASK]
+    bank = BANKS[state.cpsr & MODE_MASK]
     values = to_wire(state.cp15, others)
     fields: dict[str, Any] = {
         "env.regs": list(state.regs),
@@ -176,9 +174,9 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int], others: Map
     """
     fields = cpu.fields
     cpsr = fields["cpsr"]
-    bank = _BANK_OF_MODE.get(cpsr & _MODE_MASK)
+    bank = BANKS.get(cpsr & MODE_MASK)
     if bank is None:
-        raise StreamError(f"mode {cpsr & _MODE_MASK:#x} is not one of an ARMv7 guest", _name(cpu)).inside(
+        raise StreamError(f"mode {cpsr & MODE_MASK:#x} is not one of an ARMv7 guest", _name(cpu)).inside(
             "cpsr"
         )
     power = fields["power_state"]

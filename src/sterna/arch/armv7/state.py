@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+MODE_MASK = 0x1F
+MODES = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "sys"}
+"""By CPSR's mode field (ARM DDI 0406C, table B1-1)."""
+BANKS = MODES | {0x1F: "usr"}
+"""Whose banked registers each mode has: system mode uses those of user mode."""
+THUMB = 1 << 5
+SVC_MODE_MASKED = 0x1D3
+"""CPSR of a CPU that starts: supervisor mode, aborts and interrupts masked."""
+
 
 @dataclass
 class ArmVcpuState:

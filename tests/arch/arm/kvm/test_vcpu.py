@@ -22,6 +22,7 @@ from tests.hypervisor.programs import (
     word,
 )
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import onereg
 from sterna.arch.arm64.kvm import Arm64KvmVm
 from sterna.hypervisor.interface import Exit, ExitReason, HypervisorError, MemorySlot, SlotFlags, SystemEvent
@@ -194,12 +195,12 @@ def test_every_register_that_the_kernel_lists_can_be_read_and_set_back(guest):
 
 
 def test_a_register_that_cannot_be_set_is_named_with_what_is_here(guest):
-    midr = onereg.system(3, 0, 0, 0, 0)
+    midr = sysreg.encode(3, 0, 0, 0, 0)
     here = onereg.get(guest.cpus[0].fd, midr)
     with pytest.raises(HypervisorError, match=f"{midr:#x} cannot be set to .* on this host: it is {here:#x}"):
         onereg.put(guest.cpus[0].fd, midr, here ^ 1)
     with pytest.raises(KvmError, match="KVM_GET_ONE_REG"):
-        onereg.get(guest.cpus[0].fd, onereg.system(3, 7, 15, 15, 7))
+        onereg.get(guest.cpus[0].fd, sysreg.encode(3, 7, 15, 15, 7))
 
 
 def test_the_counter_goes_on_from_where_it_is_set_on_all_cpus(make_guest):
@@ -219,7 +220,7 @@ def test_the_physical_counter_goes_with_the_virtual_one(kvm):
             for index in range(2):
                 vm.create_vcpu(index)
         here, there = vms
-        if onereg.PHYSICAL_COUNTER not in onereg.list_registers(here.cpus[0].fd):
+        if sysreg.CNTPCT not in onereg.list_registers(here.cpus[0].fd):
             return  # Linux before 6.4
         hour = 3600 * here.counter_hz
         first = distance(here)
@@ -227,8 +228,8 @@ def test_the_physical_counter_goes_with_the_virtual_one(kvm):
         assert abs(distance(here) - first) < hour
         states = [cpu.get_state() for cpu in here.cpus]
         for cpu, state in zip(there.cpus, states, strict=True):
-            assert abs(state.system[onereg.PHYSICAL_COUNTER] - state.counter - first) < hour
-            state.system[onereg.PHYSICAL_COUNTER] += 7 * hour
+            assert abs(state.system[sysreg.CNTPCT] - state.counter - first) < hour
+            state.system[sysreg.CNTPCT] += 7 * hour
             cpu.set_state(state)
         there.set_counter(states[0].counter + 3 * hour)
         assert abs(distance(there) - first - 7 * hour) < hour
@@ -238,9 +239,7 @@ def test_the_physical_counter_goes_with_the_virtual_one(kvm):
 
 def distance(vm):
     """How far CNTPCT is ahead of CNTVCT."""
-    virtual, physical = (
-        onereg.get(vm.cpus[0].fd, register) for register in (onereg.TIMER_COUNTER, onereg.PHYSICAL_COUNTER)
-    )
+    virtual, physical = (onereg.get(vm.cpus[0].fd, register) for register in (sysreg.CNTVCT, sysreg.CNTPCT))
     return physical - virtual
 
 

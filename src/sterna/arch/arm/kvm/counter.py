@@ -4,6 +4,7 @@ import ctypes
 import functools
 import mmap
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import onereg
 from sterna.hypervisor.interface import HypervisorError
 from sterna.hypervisor.kvm.ioctl import Descriptor
@@ -37,7 +38,7 @@ class Counters:
 
     def lead(self, vcpu: Descriptor) -> int | None:
         """How many ticks CNTPCT is ahead of CNTVCT, modulo 2**64; None where the kernel has it fixed to the host's."""
-        if self._lead is None and onereg.PHYSICAL_COUNTER in onereg.list_registers(vcpu):
+        if self._lead is None and sysreg.CNTPCT in onereg.list_registers(vcpu):
             # What passes between the two reads comes on top of it.
             self._lead = min(_read_lead(vcpu) for _ in range(_TRIES))
         return self._lead
@@ -55,10 +56,10 @@ class Counters:
         """Let CNTVCT go on from `value`, and CNTPCT as far ahead of it as it was."""
         lead = self.lead(vcpu)
         if lead is not None:
-            onereg.put(vcpu, onereg.PHYSICAL_COUNTER, value + lead & _MASK)
-        onereg.put(vcpu, onereg.TIMER_COUNTER, value)
+            onereg.put(vcpu, sysreg.CNTPCT, value + lead & _MASK)
+        onereg.put(vcpu, sysreg.CNTVCT, value)
 
 
 def _read_lead(vcpu: Descriptor) -> int:
-    virtual = onereg.get(vcpu, onereg.TIMER_COUNTER)
-    return onereg.get(vcpu, onereg.PHYSICAL_COUNTER) - virtual & _MASK
+    virtual = onereg.get(vcpu, sysreg.CNTVCT)
+    return onereg.get(vcpu, sysreg.CNTPCT) - virtual & _MASK

@@ -58,19 +58,6 @@ FPSR = _core(_U32, _FPSR)
 FPCR = _core(_U32, _FPCR)
 
 
-def system(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """A system register."""
-    return _ARM64 | _U64 | _SYSREG | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-
-
-# The kernel's ABI has the ids of these two exchanged (api.rst, 4.68): each is what it is named here.
-TIMER_COUNTER = system(3, 3, 14, 3, 2)
-TIMER_COMPARE = system(3, 3, 14, 0, 2)
-TIMER_CONTROL = system(3, 3, 14, 3, 1)
-PHYSICAL_COUNTER = system(3, 3, 14, 0, 1)
-"""CNTPCT, which may be set from Linux 6.4 on: such a kernel lists it."""
-
-
 def is_core(register: int) -> bool:
     """Whether it is one of struct kvm_regs."""
     return register & _KIND == _CORE

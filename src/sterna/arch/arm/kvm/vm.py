@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from sterna.arch.arm import sysreg
 from sterna.arch.arm.kvm import onereg
 from sterna.arch.arm.kvm.counter import Counters, frequency
 from sterna.arch.arm.kvm.init import Feature, init_vcpu
@@ -69,7 +70,7 @@ class ArmKvmVm(KvmVm):
 
     def counter(self) -> int:
         """CNTVCT now. No vCPU may be running."""
-        return onereg.get(self.cpus[0].fd, onereg.TIMER_COUNTER)
+        return onereg.get(self.cpus[0].fd, sysreg.CNTVCT)
 
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, and CNTPCT with it, on every vCPU alike."""
