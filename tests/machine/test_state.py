@@ -9,7 +9,6 @@ from tests.machine.parts import KNOWN, MachineState, Parts, cpu, load, save
 
 from sterna.arch.armv7.cortexa15 import reset_values
 from sterna.arch.armv7.cp15 import CNTV_CTL, CNTV_CVAL, SCTLR
-from sterna.arch.armv7.section import timer_line
 from sterna.arch.armv7.state import ArmVcpuState
 from sterna.arch.armv7.wire import NON_SECURE_BANK, from_wire, to_wire
 from sterna.boards.vexpress_a15 import BOARD as VEXPRESS_A15
@@ -155,7 +154,7 @@ def test_the_virtual_timer(control, compare, expiry, line):
     state = example()
     state.cpus[0].cp15 |= {CNTV_CTL: control, CNTV_CVAL: compare}
     assert save(state)[2].fields["gt_timer[1]"] == expiry
-    assert timer_line(state.cpus[0]) is line
+    assert state.cpus[0].timer_line is line
 
 
 def changed(section, **fields):

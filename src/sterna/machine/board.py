@@ -1,5 +1,6 @@
 """What a board is: where its memory and devices are. Those with ARM CPUs have what QEMU's boards of the same names have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sterna.hypervisor.architecture import ARCHITECTURES, Architecture
@@ -117,6 +118,11 @@ class Board:
     def secondaries_off(self) -> bool:
         """Whether all CPUs but the first wait until the guest starts them."""
         return False
+
+    @property
+    def written_by_host(self) -> Sequence[range]:
+        """Addresses that the hypervisor itself writes to, when a guest goes on at its destination."""
+        return ()
 
     def reserved_bytes(self, device_tree_bytes: int) -> int:
         """How much of RAM, from its start, a kernel must leave alone."""

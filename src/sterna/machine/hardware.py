@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sterna.hypervisor.accelerator import check_arch, open_vm
 from sterna.hypervisor.interface import DirtyLogMode
@@ -100,7 +100,8 @@ class Hardware:
 
     def _make_devices(self, config: MachineConfig, stack: ExitStack) -> None:
         board = config.board
-        vcpus = [self.vm.create_vcpu(index) for index in range(config.smp)]
+        # Those of the board's architecture, which the platform is of as well.
+        vcpus: list[Any] = [self.vm.create_vcpu(index) for index in range(config.smp)]
         self.platform = platform_of(board)(board, vcpus)
         lines = [self.serial, *(NullSerial() for _ in board.uarts[1:])]
         uarts = [

@@ -2,32 +2,48 @@
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from sterna.hypervisor.interface import HypervisorError, Vcpu
+from sterna.hypervisor.interface import HypervisorError, StatefulVcpu
 from sterna.machine.board import Board
-from sterna.machine.devices.device import Apply, Device, SectionKey, key_text
+from sterna.machine.devices.device import Apply, Device, SectionKey, Stopped, key_text
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.stream.vmstate import StreamError
+from sterna.stream.vmstate import DeviceState, StreamError
+
+
+class CpuState(Protocol):
+    """The registers of any CPU."""
+
+    @property
+    def position(self) -> int:
+        """The program counter."""
+        ...
+
+    def dump(self) -> str:
+        """The registers as text."""
+        ...
+
 
 BoardT = TypeVar("BoardT", bound=Board)
-CpuT = TypeVar("CpuT", bound=Vcpu)
+StateT = TypeVar("StateT", bound=CpuState)
 
 
-class Platform(Device, ABC, Generic[BoardT, CpuT]):
+class Platform(Device, ABC, Generic[BoardT, StateT]):
     """One machine's CPUs: a device that has its sections once for each CPU, and those that its architecture gives them.
 
+    :cvar section: the name of that which has a CPU's state
     :cvar interrupt_parent: the interrupt controller in the device tree, or None when there are no interrupts
     :ivar vcpus: the CPUs, by index
     :ivar devices: those that go with them, in the order of the stream
     """
 
+    section: ClassVar[str]
     interrupt_parent: ClassVar[int | None] = None
 
-    def __init__(self, board: BoardT, vcpus: Sequence[CpuT]) -> None:
+    def __init__(self, board: BoardT, vcpus: Sequence[StatefulVcpu[StateT]]) -> None:
         self._board = board
         self.vcpus = vcpus
         self.devices: Sequence[Device] = ()
@@ -49,12 +65,19 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
         """Let all CPUs begin at `entry`, as after a reset."""
 
     @abstractmethod
+    def _load(self, section: DeviceState, stopped: Stopped) -> StateT:
+        """A CPU's state from its section.
+
+        :raise StreamError: When it has no place here, or cannot be.
+        """
+
     def dump(self, cpu: int) -> str:
         """A CPU's registers as text. The CPU is not running."""
+        return self.vcpus[cpu].get_state().dump()
 
-    @abstractmethod
     def position(self, cpu: int) -> int:
         """A CPU's program counter. The CPU is not running."""
+        return self.vcpus[cpu].get_state().position
 
     def sections(self) -> Sequence[SectionKey]:
         """Those of each CPU."""
@@ -65,16 +88,16 @@ class Platform(Device, ABC, Generic[BoardT, CpuT]):
         text = f"the source has a CPU {key[1]}, this machine has {len(self.vcpus)} (set smp to match)"
         return StreamError(text, key_text(key))
 
-    def _to_apply(self, states: Sequence[object], section: str) -> Apply:
-        """What gives each CPU its state, which comes from such a section. Some of it the hypervisor alone can check."""
+    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
+        """Check the CPUs' sections. Some of a state the hypervisor alone can check."""
+        states = [self._load(found[self.section, vcpu.index], stopped) for vcpu in self.vcpus]
 
         def apply() -> None:
-            vcpus: Sequence[Any] = self.vcpus  # each architecture's takes its own kind of state
-            for vcpu, state in zip(vcpus, states, strict=True):
+            for vcpu, state in zip(self.vcpus, states, strict=True):
                 try:
                     vcpu.set_state(state)
                 except HypervisorError as error:
-                    raise StreamError(str(error), key_text((section, vcpu.index))) from error
+                    raise StreamError(str(error), key_text((self.section, vcpu.index))) from error
 
         return apply
 

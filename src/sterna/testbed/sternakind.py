@@ -6,14 +6,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sterna.arch.x86_64.board import X86Board
 from sterna.hypervisor import interface as hypervisor
 from sterna.hypervisor.accelerator import ACCELERATORS, check_arch
 from sterna.launch.command import sterna_arguments
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import LOCAL, Host
 from sterna.launch.process import SternaVm, Vm
-from sterna.machine.board import MAX_CPUS, Board
+from sterna.machine.board import Board
 from sterna.machine.config import MachineConfig
 from sterna.testbed.guest import Guest
 from sterna.testbed.kind import KindOptions, VmKind, checked_arguments
@@ -62,11 +61,7 @@ class SternaKind(VmKind):
 
     def guest(self, settings: VmSettings) -> Guest:
         board = self._board()
-        # KVM itself writes the CPUs' time records, when the destination restores its clock.
-        written = (
-            [range(board.time_record(0), board.time_record(MAX_CPUS))] if isinstance(board, X86Board) else []
-        )
-        return Guest(int(board.ram_base), settings.memory_bytes, written)
+        return Guest(int(board.ram_base), settings.memory_bytes, board.written_by_host)
 
     def _board(self) -> Board:
         """The one that this hypervisor runs by default."""

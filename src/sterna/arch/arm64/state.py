@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from sterna.arch.arm.sysreg import CNTPCT
+from sterna.arch.arm.dump import flags
+from sterna.arch.arm.sysreg import CNTPCT, CNTV_CTL, CNTV_CVAL
+from sterna.arch.arm.timer import is_asserted
 
 _DOUBLE = (1 << 64) - 1
+_EL1H_MASKED = 0x3C5
 
 
 @dataclass
@@ -40,3 +43,29 @@ class Arm64VcpuState:
         if CNTPCT in system:
             system[CNTPCT] = system[CNTPCT] + counter - self.counter & _DOUBLE
         return replace(self, system=system, counter=counter)
+
+    @property
+    def position(self) -> int:
+        """The program counter."""
+        return self.pc
+
+    @property
+    def timer_line(self) -> bool:
+        """Whether the virtual timer asserts its interrupt."""
+        return is_asserted(self.system[CNTV_CTL], self.system[CNTV_CVAL], self.counter)
+
+    def begin(self, entry: int) -> None:
+        """Go on at `entry` in EL1, exceptions masked."""
+        self.pc, self.pstate = entry, _EL1H_MASKED
+
+    def dump(self) -> str:
+        """The core registers, four to a line, then program counter, status and stack pointers."""
+        lines = [
+            " ".join(f"X{i:02d}={self.x[i]:016x}" for i in range(first, min(first + 4, len(self.x))))
+            for first in range(0, len(self.x), 4)
+        ]
+        lines.append(f"PC={self.pc:016x} PSTATE={self.pstate:08x} {flags(self.pstate)}")
+        lines.append(f"SP_EL0={self.sp_el0:016x} SP_EL1={self.sp_el1:016x} ELR_EL1={self.elr_el1:016x}")
+        if self.powered_off:
+            lines.append("powered off")
+        return "\n".join(lines)

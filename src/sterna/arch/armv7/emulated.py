@@ -10,7 +10,7 @@ from unicorn import arm_const as arm
 from sterna.arch.arm import psci
 from sterna.arch.arm.timer import COUNTER_HZ, COUNTER_TRAIT
 from sterna.arch.armv7 import cp15, stage2
-from sterna.arch.armv7.state import MODE_MASK, MODES, SVC_MODE_MASKED, THUMB, ArmVcpuState
+from sterna.arch.armv7.state import MODE_MASK, MODES, THUMB, ArmVcpuState
 from sterna.hypervisor.emulated.engine import VMID, Engine
 from sterna.hypervisor.emulated.guestmode import NO_ABORT
 from sterna.hypervisor.interface import SystemEvent
@@ -128,14 +128,6 @@ class CortexA15(Engine[ArmVcpuState]):
     def _read(self, register: CpReg) -> int:
         return int(self.uc.reg_read(arm.UC_ARM_REG_CP_REG, register))
 
-    def _write(self, register: CpReg, value: int) -> None:
-        self.uc.reg_write(arm.UC_ARM_REG_CP_REG, (*register, value))
-
-    @property
-    def pc(self) -> int:
-        """r15."""
-        return int(self.uc.reg_read(arm.UC_ARM_REG_PC))
-
     def save(self, counter: int, powered_off: bool) -> ArmVcpuState:
         """All registers the guest can see. The CPU's current mode is left as it was."""
         uc = self.uc
@@ -189,9 +181,10 @@ class CortexA15(Engine[ArmVcpuState]):
         uc.reg_write(arm.UC_ARM_REG_FPSCR, state.fpscr)
 
     def started(self, reset: ArmVcpuState, entry: int, context: int) -> ArmVcpuState:
-        """ARM DEN 0022, CPU_ON; bit 0 of the entry: Thumb."""
-        cpsr = SVC_MODE_MASKED | (THUMB if entry & 1 else 0)
-        return replace(reset, cpsr=cpsr, regs=[context, *reset.regs[1:15], entry & ~1])
+        """ARM DEN 0022, CPU_ON."""
+        state = replace(reset, regs=[context, *reset.regs[1:]])
+        state.begin(entry)
+        return state
 
     def hypercall(self, cpus: Sequence[Any], caller: Any) -> SystemEvent | None:
         """PSCI."""

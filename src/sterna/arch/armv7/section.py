@@ -4,14 +4,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sterna.arch.arm.timer import COUNTER_HZ, ENABLE, is_asserted
+from sterna.arch.arm.timer import COUNTER_HZ, ENABLE
 from sterna.arch.armv7.cp15 import CNTV_CTL, CNTV_CVAL
 from sterna.arch.armv7.state import BANKS, MODE_MASK, ArmVcpuState
 from sterna.arch.armv7.wire import from_wire, register_name, to_wire
 from sterna.machine.clock import counter_to_ns
 from sterna.stream.vmstate import (
     DeviceState,
-    Field,
     StreamError,
     VmStateDescription,
     array,
@@ -42,26 +41,22 @@ _THUMB2EE = VmStateDescription("cpu/thumb2ee", version=1, fields=(u32("env.teecr
 _IRQ_LINES = VmStateDescription("cpu/irq-line-state", version=1, fields=(u32("env.irq_line_state"),))
 
 
-def _array(field: Field, length: int) -> Field:
-    return array(field, length)
-
-
 CPU = VmStateDescription(
     "cpu",
     version=22,
     fields=(
-        _array(u32("env.regs"), 16),
-        _array(u64("env.xregs"), 32),
+        array(u32("env.regs"), 16),
+        array(u64("env.xregs"), 32),
         u64("env.pc"),
         u32("cpsr", type_name="cpsr"),
         u32("env.spsr"),
-        _array(u64("env.banked_spsr"), 8),
-        _array(u32("env.banked_r13"), 8),
-        _array(u32("env.banked_r14"), 8),
-        _array(u32("env.usr_regs"), 5),
-        _array(u32("env.fiq_regs"), 5),
-        _array(u64("env.elr_el"), 4),
-        _array(u64("env.sp_el"), 4),
+        array(u64("env.banked_spsr"), 8),
+        array(u32("env.banked_r13"), 8),
+        array(u32("env.banked_r14"), 8),
+        array(u32("env.usr_regs"), 5),
+        array(u32("env.fiq_regs"), 5),
+        array(u64("env.elr_el"), 4),
+        array(u64("env.sp_el"), 4),
         i32("cpreg_vmstate_array_len", type_name="int32 le"),
         counted_array(u64("cpreg_vmstate_indexes"), counted_by="cpreg_vmstate_array_len", limit=_CPREG_LIMIT),
         counted_array(u64("cpreg_vmstate_values"), counted_by="cpreg_vmstate_array_len", limit=_CPREG_LIMIT),
@@ -106,11 +101,6 @@ class LoadedCpu:
 
     state: ArmVcpuState
     left_out: dict[str, str]
-
-
-def timer_line(state: ArmVcpuState) -> bool:
-    """Whether the virtual timer asserts its interrupt."""
-    return is_asserted(state.cp15.get(CNTV_CTL, 0), state.cp15.get(CNTV_CVAL, 0), state.counter)
 
 
 def save_cpu(

@@ -1,6 +1,10 @@
 """The state of an ARMv7 vCPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from sterna.arch.arm.dump import flags
+from sterna.arch.arm.timer import is_asserted
+from sterna.arch.armv7.cp15 import CNTV_CTL, CNTV_CVAL
 
 MODE_MASK = 0x1F
 MODES = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: "und", 0x1F: "sys"}
@@ -8,8 +12,7 @@ MODES = {0x10: "usr", 0x11: "fiq", 0x12: "irq", 0x13: "svc", 0x17: "abt", 0x1B: 
 BANKS = MODES | {0x1F: "usr"}
 """Whose banked registers each mode has: system mode uses those of user mode."""
 THUMB = 1 << 5
-SVC_MODE_MASKED = 0x1D3
-"""CPSR of a CPU that starts: supervisor mode, aborts and interrupts masked."""
+_SVC_MODE_MASKED = 0x1D3
 
 
 @dataclass
@@ -36,3 +39,35 @@ class ArmVcpuState:
     fpexc: int
     counter: int
     powered_off: bool = False
+
+    @property
+    def position(self) -> int:
+        """The program counter."""
+        return self.regs[15]
+
+    @property
+    def timer_line(self) -> bool:
+        """Whether the virtual timer asserts its interrupt."""
+        return is_asserted(self.cp15.get(CNTV_CTL, 0), self.cp15.get(CNTV_CVAL, 0), self.counter)
+
+    def begin(self, entry: int) -> None:
+        """Go on at `entry` (bit 0: Thumb) in supervisor mode, aborts and interrupts masked."""
+        self.regs[15] = entry & ~1
+        self.cpsr = _SVC_MODE_MASKED | (THUMB if entry & 1 else 0)
+
+    def at(self, counter: int) -> "ArmVcpuState":
+        """The same with another count."""
+        return replace(self, counter=counter)
+
+    def dump(self) -> str:
+        """The core registers, four to a line, and the status register with its flags, state and mode."""
+        lines = [
+            " ".join(f"R{i:02d}={self.regs[i]:08x}" for i in range(first, first + 4))
+            for first in range(0, 16, 4)
+        ]
+        mode = MODES.get(self.cpsr & MODE_MASK)
+        shown = f"{'T' if self.cpsr & THUMB else 'A'} {f'{mode}32' if mode else '?'}"
+        lines.append(f"PSR={self.cpsr:08x} {flags(self.cpsr)} {shown}")
+        if self.powered_off:
+            lines.append("powered off")
+        return "\n".join(lines)

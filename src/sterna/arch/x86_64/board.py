@@ -1,5 +1,6 @@
 """What boards with x86_64 CPUs have besides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sterna.machine.board import DEVICE_TREE_ROOM, MAX_CPUS, Board
@@ -27,6 +28,11 @@ class X86Board(Board):
     def time_record(self, cpu: int) -> Ipa:
         """Where a CPU's time record is (struct pvclock_vcpu_time_info)."""
         return Ipa(self.page_tables + PAGE_TABLE_BYTES + cpu * _TIME_RECORD_BYTES)
+
+    @property
+    def written_by_host(self) -> Sequence[range]:
+        """The CPUs' time records, when KVM's clock is restored."""
+        return (range(self.time_record(0), self.time_record(MAX_CPUS)),)
 
     def reserved_bytes(self, device_tree_bytes: int) -> int:
         """Device tree, page tables, time records."""

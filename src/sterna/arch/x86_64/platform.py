@@ -1,16 +1,15 @@
 """The x86_64 platform: CPUs in long mode without interrupts, and the timer that they sleep by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sterna.arch.x86_64 import longmode
 from sterna.arch.x86_64.board import X86Board
-from sterna.arch.x86_64.dump import dump_registers
 from sterna.arch.x86_64.section import X86_CPU, load_cpu, save_cpu
 from sterna.arch.x86_64.sleeptimer import Sleeper, SleepTimer
 from sterna.arch.x86_64.state import X86VcpuState
 from sterna.hypervisor.interface import StatefulVcpu
-from sterna.machine.devices.device import Apply, SectionKey, Stopped, by_name
+from sterna.machine.devices.device import Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
@@ -22,10 +21,11 @@ class X86Vcpu(StatefulVcpu[X86VcpuState], Sleeper, Protocol):
     """An x86_64 CPU."""
 
 
-class X86Platform(Platform[X86Board, X86Vcpu]):
+class X86Platform(Platform[X86Board, X86VcpuState]):
     """The CPUs and the sleep timer of a machine."""
 
     descriptions = by_name(X86_CPU)
+    section = X86_CPU.name
 
     def __init__(self, board: X86Board, vcpus: Sequence[X86Vcpu]) -> None:
         super().__init__(board, vcpus)
@@ -53,19 +53,9 @@ class X86Platform(Platform[X86Board, X86Vcpu]):
             longmode.start(state, entry, vcpu.index, board.page_tables, board.time_record(vcpu.index))
             vcpu.set_state(state)
 
-    def dump(self, cpu: int) -> str:
-        """A CPU's general and control registers."""
-        return dump_registers(self.vcpus[cpu].get_state())
-
-    def position(self, cpu: int) -> int:
-        """A CPU's program counter."""
-        return self.vcpus[cpu].get_state().regs["rip"]
-
     def save(self, stopped: Stopped) -> list[DeviceState]:
         """The CPUs' sections."""
         return [save_cpu(vcpu.get_state(), vcpu.index) for vcpu in self.vcpus]
 
-    def load(self, found: Mapping[SectionKey, DeviceState], stopped: Stopped) -> Apply:
-        """Check the CPUs' sections."""
-        states = [load_cpu(found[X86_CPU.name, vcpu.index]) for vcpu in self.vcpus]
-        return self._to_apply(states, X86_CPU.name)
+    def _load(self, section: DeviceState, stopped: Stopped) -> X86VcpuState:
+        return load_cpu(section)

@@ -87,3 +87,32 @@ class X86VcpuState:
     debug: list[int]
     mp_state: int
     tsc_khz: int
+
+    @property
+    def position(self) -> int:
+        """The program counter."""
+        return self.regs["rip"]
+
+    def dump(self) -> str:
+        """The general registers, four to a line, then segments and control registers."""
+        names = list(self.regs)
+        lines = [
+            " ".join(f"{name.upper():<6}={self.regs[name]:016x}" for name in names[first : first + 4])
+            for first in range(0, len(names), 4)
+        ]
+        for name in SEGMENTS:
+            segment = self.segments[name]
+            lines.append(
+                f"{name.upper():<3}={segment['selector']:04x} {segment['base']:016x} {segment['limit']:08x} "
+                f"type {segment['type']:2} DPL {segment['dpl']}{' present' if segment['present'] else ''}"
+            )
+        lines += [
+            f"{name.upper()}={base:016x} {limit:04x}"
+            for name, (base, limit) in (("gdt", self.gdt), ("idt", self.idt))
+        ]
+        lines.append(" ".join(f"{name.upper()}={self.control[name]:x}" for name in CONTROL_REGISTERS))
+        if self.events["exception_injected"] or self.events["exception_pending"]:
+            lines.append(
+                f"exception {self.events['exception_nr']}, error code {self.events['exception_error_code']:#x}"
+            )
+        return "\n".join(lines)

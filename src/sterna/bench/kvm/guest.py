@@ -24,7 +24,6 @@ _CODE, _TABLES, _PROGRAM_BYTES = Ipa(0x1000_0000), Ipa(0x1001_0000), 1 << 20
 _END = Ipa(0x0A00_0000)
 _WORK = Ipa(0x1_0000_0000)
 _GIB = 1 << 30
-_EL1H_MASKED = 0x3C5
 _LOOK_SECONDS = 0.001
 
 # p0: address of the first page, p1: pages, p2: the value of the first pass, p3: bytes between two pages, p4: passes. Each
@@ -140,7 +139,7 @@ class WritingGuest(Closing):
         if self._arch == "arm64":
             vcpu = cast(StatefulVcpu[Arm64VcpuState], self.cpu)
             state = vcpu.get_state()
-            state.pc, state.pstate = _CODE, _EL1H_MASKED
+            state.begin(_CODE)
             for number, value in zip(_ARM64_PARAMETERS, parameters, strict=True):
                 state.x[number] = value
             vcpu.set_state(state)

@@ -101,15 +101,6 @@ class Engine(ABC, Generic[StateT]):
         """Unicorn's structure for a system register: up to `SYSTEM_WORDS` words, the last of which is the value."""
 
     @abstractmethod
-    def _write(self, register: Any, value: int) -> None:
-        """Set a system register."""
-
-    @property
-    @abstractmethod
-    def pc(self) -> int:
-        """Address of the next instruction. Emulation is stopped."""
-
-    @abstractmethod
     def save(self, counter: int, powered_off: bool) -> StateT:
         """All registers the guest can see."""
 
@@ -143,6 +134,15 @@ class Engine(ABC, Generic[StateT]):
     def physical_counter(cls) -> int:
         """The counter of every such CPU, without an offset."""
         return time.monotonic_ns() * cls.counter_hz // 1_000_000_000
+
+    @property
+    def pc(self) -> int:
+        """Address of the next instruction. Emulation is stopped."""
+        return int(self.uc.reg_read(self.numbers["pc_register"]))
+
+    def _write(self, register: tuple[int, ...], value: int) -> None:
+        """Set a system register."""
+        self.uc.reg_write(self.numbers["system_register"], (*register, value))
 
     def set_counter_offset(self, offset: int) -> None:
         """CNTVOFF: the virtual counter is the physical one less this. Emulation is stopped."""

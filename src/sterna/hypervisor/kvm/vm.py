@@ -38,6 +38,7 @@ _LOG = SlotFlags.LOG_DIRTY_PAGES
 class KvmVm(ABC):
     """A VM on this host's CPUs; see the interface for its calls.
 
+    :cvar counters: the kernel's statistics that there are, and the names that they have here
     :ivar system: the open /dev/kvm
     :ivar fd: the VM's descriptor
     :ivar memory: what is where
@@ -51,6 +52,7 @@ class KvmVm(ABC):
     :raise Unsupported: When this host cannot have the VM; the text says what is missing.
     """
 
+    counters: ClassVar[Mapping[str, str]]
     counter_hz: int
     log_page_bits = LOG_PAGE_SHIFT
     _required: ClassVar[tuple[Capability, ...]] = (
@@ -125,17 +127,13 @@ class KvmVm(ABC):
     def set_counter(self, value: int) -> None:
         """Let the guests' counter go on from `value`."""
 
-    def guest_traits(self) -> Sequence[Trait]:
-        """What the guest may rely on: unless the architecture says more, what every host has."""
-        return ()
-
-    def host_traits(self) -> Mapping[str, int]:
-        """What this host has."""
-        return {}
-
     @abstractmethod
-    def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
-        """The kernel's statistics, of the VM and of all vCPUs together, under the names that they have here."""
+    def guest_traits(self) -> Sequence[Trait]:
+        """What the guest may rely on."""
+
+    def host_traits(self) -> dict[str, int]:
+        """The same of this host."""
+        return {trait.name: trait.value for trait in self.guest_traits()}
 
     # -- memory slots --------------------------------------------------------------------------------------------------
 
@@ -303,7 +301,7 @@ class KvmVm(ABC):
             for statistics in self._statistics:
                 for name, value in statistics.read().items():
                     numbers[name] = numbers.get(name, 0) + value
-            return self._name_statistics(numbers)
+            return {ours: numbers[theirs] for theirs, ours in self.counters.items() if theirs in numbers}
 
     def _count(self, owner: Descriptor) -> None:
         """Open an owner's statistics while it does not run: a vCPU that does lets no call in until it leaves the guest."""

@@ -149,8 +149,7 @@ class Armv7(Arm):
         state = vcpu.get_state()
         state.regs[: len(parameters)] = parameters
         state.regs[9] = STOP
-        state.regs[15] = entry
-        state.cpsr = 0x1D3
+        state.begin(entry)
         vcpu.set_state(state)
 
     def general(self, state: Any) -> Any:
@@ -260,7 +259,7 @@ class KvmArm64(Arm):
         state = vcpu.get_state()
         state.x[: len(parameters)] = parameters
         state.x[9] = STOP
-        state.pc, state.pstate = entry, 0x3C5
+        state.begin(entry)
         vcpu.set_state(state)
 
     def general(self, state: Any) -> Any:

@@ -18,16 +18,6 @@ from sterna.hypervisor.traits import Rule, Trait
 
 _DEFAULT_IPA_BITS = 40
 
-_STATISTICS = {
-    "remote_tlb_flush": "flushes",
-    "remote_tlb_flush_requests": "flush_requests",
-    "exits": "vcpu_exits",
-    "mmio_exit_user": "vcpu_mmio_exits",
-    "signal_exits": "vcpu_signal_exits",
-    "wfi_exit_stat": "vcpu_wfis",
-    "hvc_exit_stat": "vcpu_hypercalls",
-}
-
 
 class ArmKvmVm(KvmVm):
     """A VM on arm64 CPUs; see the interface for its calls. Each kind of guest has its own.
@@ -41,6 +31,15 @@ class ArmKvmVm(KvmVm):
     vcpu_class: ClassVar[type[ArmKvmVcpu]]
     features = Feature.PSCI_0_2
     cpus: list[ArmKvmVcpu]  # type: ignore[assignment]
+    counters: ClassVar[Mapping[str, str]] = {
+        "remote_tlb_flush": "flushes",
+        "remote_tlb_flush_requests": "flush_requests",
+        "exits": "vcpu_exits",
+        "mmio_exit_user": "vcpu_mmio_exits",
+        "signal_exits": "vcpu_signal_exits",
+        "wfi_exit_stat": "vcpu_wfis",
+        "hvc_exit_stat": "vcpu_hypercalls",
+    }
     _required = (
         *KvmVm._required,
         Capability.ONE_REG,
@@ -80,14 +79,7 @@ class ArmKvmVm(KvmVm):
         """The counter's frequency, and the CPU's own."""
         return self._traits
 
-    def host_traits(self) -> dict[str, int]:
-        """What this host has."""
-        return {trait.name: trait.value for trait in self._traits}
-
     def close(self) -> None:
         """Free the VM. No vCPU may be running."""
         super().close()
         self._vgic.close()
-
-    def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
-        return {ours: numbers[theirs] for theirs, ours in _STATISTICS.items() if theirs in numbers}

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from sterna.arch.x86_64.kvm import cpuid, fpu
 from sterna.arch.x86_64.kvm.clock import get_clock, set_clock
@@ -23,24 +24,23 @@ _IDENTITY_MAP_ADDRESS = 0xFFFB_C000
 SET_TSS_ADDR = io("KVM_SET_TSS_ADDR", 0x47)
 SET_IDENTITY_MAP_ADDR = iow("KVM_SET_IDENTITY_MAP_ADDR", 0x48, ctypes.c_uint64)
 
-_STATISTICS = {
-    "pages_4k": "pages_4k",
-    "pages_2m": "blocks_2m",
-    "pages_1g": "blocks_1g",
-    "remote_tlb_flush_requests": "flushes",
-    "pf_spurious": "faults_spurious",
-    "pf_fixed": "faults_fixed",
-    "exits": "vcpu_exits",
-    "mmio_exits": "vcpu_mmio_exits",
-    "signal_exits": "vcpu_signal_exits",
-}
-
 
 class X86KvmVm(KvmVm):
     """A VM for long-mode guests; see the interface for its calls. Its vCPUs show this host's CPU."""
 
     counter_hz = CLOCK_HZ
     cpus: list[X86KvmVcpu]  # type: ignore[assignment]
+    counters: ClassVar[Mapping[str, str]] = {
+        "pages_4k": "pages_4k",
+        "pages_2m": "blocks_2m",
+        "pages_1g": "blocks_1g",
+        "remote_tlb_flush_requests": "flushes",
+        "pf_spurious": "faults_spurious",
+        "pf_fixed": "faults_fixed",
+        "exits": "vcpu_exits",
+        "mmio_exits": "vcpu_mmio_exits",
+        "signal_exits": "vcpu_signal_exits",
+    }
     _required = (
         *KvmVm._required,
         Capability.EXT_CPUID,
@@ -90,12 +90,9 @@ class X86KvmVm(KvmVm):
         """CPUID, MSRs and what else the guest sees of this host's CPU."""
         return self.cpus[0].traits
 
-    def host_traits(self) -> Mapping[str, int]:
+    def host_traits(self) -> dict[str, int]:
         """The same of this host."""
-        values = {trait.name: trait.value for trait in self.cpus[0].traits}
+        values = super().host_traits()
         if self.system.check(Capability.TSC_CONTROL):
             values[TSC_KHZ] = 0
         return values
-
-    def _name_statistics(self, numbers: Mapping[str, int]) -> dict[str, int]:
-        return {ours: numbers[theirs] for theirs, ours in _STATISTICS.items() if theirs in numbers}
