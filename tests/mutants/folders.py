@@ -65,7 +65,7 @@ FOLDERS = {
             "tests/machine/test_state.py",
         ),
         dict.fromkeys(
-            ("src/sterna/arch/arm/kvm", "src/sterna/arch/arm64/kvm.py", "src/sterna/arch/arm64/traits.py"),
+            ("src/sterna/arch/arm/kvm", "src/sterna/arch/arm64/kvm.py"),
             "runs on arm64 hosts only, by tests/arm64",
         ),
     ),

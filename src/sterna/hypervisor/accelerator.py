@@ -7,8 +7,6 @@ from sterna.hypervisor.architecture import ARCHITECTURES, DEFAULT, Architecture
 from sterna.hypervisor.interface import ArgumentError, DirtyLogMode, Vm
 from sterna.registry import Registry
 
-CreateVm = Callable[[Architecture, int, DirtyLogMode, bool], Vm]
-
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -28,7 +26,7 @@ class Accelerator:
 
     name: str
     check: Callable[[Architecture], None]
-    create: CreateVm
+    create: Callable[[Architecture, int, DirtyLogMode, bool], Vm]
     board: str
     dirty_logs: tuple[DirtyLogMode, ...]
     kernels: tuple[str, ...] = ()

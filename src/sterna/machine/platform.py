@@ -35,12 +35,14 @@ class Platform(Device, ABC, Generic[BoardT, StateT]):
     """One machine's CPUs: a device that has its sections once for each CPU, and those that its architecture gives them.
 
     :cvar section: the name of that which has a CPU's state
+    :cvar starts_cpus: by what a CPU that is off at first is started, in the device tree
     :cvar interrupt_parent: the interrupt controller in the device tree, or None when there are no interrupts
     :ivar vcpus: the CPUs, by index
     :ivar devices: those that go with them, in the order of the stream
     """
 
     section: ClassVar[str]
+    starts_cpus: ClassVar[str]
     interrupt_parent: ClassVar[int | None] = None
 
     def __init__(self, board: BoardT, vcpus: Sequence[StatefulVcpu[StateT]]) -> None:
@@ -49,12 +51,21 @@ class Platform(Device, ABC, Generic[BoardT, StateT]):
         self.devices: Sequence[Device] = ()
 
     @classmethod
-    @abstractmethod
-    def write_nodes(cls, root: Node, board: BoardT, smp: int, cpu: str) -> None:
+    def write_nodes(cls, root: Node, board: BoardT, smp: int, compatible: str) -> None:
         """The nodes of the CPUs, and of what goes with them.
 
-        :param cpu: what the CPUs are compatible with
+        :param compatible: what the CPUs are
         """
+        cpus = root.child("cpus")
+        cpus.words("#address-cells", 1)
+        cpus.words("#size-cells", 0)
+        for index in range(smp):
+            cpu = cpus.child(f"cpu@{index}")
+            cpu.strings("device_type", "cpu")
+            cpu.strings("compatible", compatible)
+            if board.secondaries_off:
+                cpu.strings("enable-method", cls.starts_cpus)
+            cpu.words("reg", index)
 
     @abstractmethod
     def line(self, irq: int) -> IrqLine:
@@ -106,17 +117,3 @@ def platform_of(board: Board) -> type[Platform[Any, Any]]:
     """A board's kind of platform: its machines' VMs have vCPUs of its architecture."""
     kind: type[Platform[Any, Any]] = pkgutil.resolve_name(board.architecture.platform)
     return kind
-
-
-def write_cpus(root: Node, smp: int, compatible: str, *, psci: bool = False) -> None:
-    """The CPUs' nodes."""
-    cpus = root.child("cpus")
-    cpus.words("#address-cells", 1)
-    cpus.words("#size-cells", 0)
-    for index in range(smp):
-        cpu = cpus.child(f"cpu@{index}")
-        cpu.strings("device_type", "cpu")
-        cpu.strings("compatible", compatible)
-        if psci:
-            cpu.strings("enable-method", "psci")
-        cpu.words("reg", index)

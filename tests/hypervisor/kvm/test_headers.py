@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import sterna.arch
 import sterna.hypervisor.kvm
 from sterna.hypervisor.kvm.ioctl import Request
 from sterna.hypervisor.kvm.run import ExitCode
 from sterna.hypervisor.kvm.system import Capability
 
-_FOREIGN = {"x86_64": ".arm64.", "aarch64": ".x86."}
+_FOREIGN = {"x86_64": ("arm", "arm64", "armv7"), "aarch64": ("x86_64",)}
+"""Architectures that a host's KVM has nothing to do with."""
 
 _WHOLE = ("exception_has_payload", "exception_payload", "sipi_vector", "flags", "reserved")
 
@@ -35,10 +37,11 @@ _FLATTENED = {"kvm_vcpu_events": _event_part}
 
 def modules(machine):
     """All modules of the binding that are not another architecture's."""
-    package = sterna.hypervisor.kvm
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if _FOREIGN[machine] not in info.name + ".":
-            yield importlib.import_module(info.name)
+    for package in (sterna.hypervisor.kvm, sterna.arch):
+        for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            parts = info.name.split(".")
+            if "kvm" in parts and parts[2] not in _FOREIGN[machine]:
+                yield importlib.import_module(info.name)
 
 
 def definitions(machine, kind):
@@ -107,6 +110,13 @@ def check(machine, header, compiler, source):
     assert compiled.returncode == 0, "\n".join(
         line for line in compiled.stderr.splitlines() if "error" in line
     )
+
+
+@pytest.mark.parametrize(("machine", "own"), [("x86_64", "kvm_sregs"), ("aarch64", "kvm_one_reg")])
+def test_structures_are_those_of_one_architecture_and_of_all(machine, own):
+    names = {name for name, *_ in structures(machine)}
+    assert names >= {"kvm_userspace_memory_region", own}
+    assert len(names & {"kvm_sregs", "kvm_one_reg"}) == 1
 
 
 def test_installed_headers(tmp_path):

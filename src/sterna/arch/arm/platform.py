@@ -13,7 +13,7 @@ from sterna.machine.devices.irq import LEVEL_HIGH, PPI, IrqLine
 from sterna.machine.devices.node import Node
 from sterna.machine.devices.pl011 import Pl011
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platform import CpuState, Platform, write_cpus
+from sterna.machine.platform import CpuState, Platform
 
 _CPU_MASK_SHIFT = 8
 _PPI_BASE = 16
@@ -58,6 +58,7 @@ class GicPlatform(Platform[ArmBoard, StateT], Generic[StateT]):
     :cvar timer: what their timers are compatible with
     """
 
+    starts_cpus = "psci"
     interrupt_parent = GIC_PHANDLE
     timer: ClassVar[str]
 
@@ -84,9 +85,9 @@ class GicPlatform(Platform[ArmBoard, StateT], Generic[StateT]):
         return states
 
     @classmethod
-    def write_nodes(cls, root: Node, board: ArmBoard, smp: int, cpu: str) -> None:
+    def write_nodes(cls, root: Node, board: ArmBoard, smp: int, compatible: str) -> None:
         """CPUs, PSCI, timers, the UARTs' clock, GIC."""
-        write_cpus(root, smp, cpu, psci=board.psci)
+        super().write_nodes(root, board, smp, compatible)
         if board.psci:
             psci = root.child("psci")
             psci.strings("compatible", "arm,psci-1.0", "arm,psci-0.2", "arm,psci")

@@ -26,13 +26,13 @@ class Function(IntEnum):
 
 
 class Result(IntEnum):
-    """Return codes (5.2.2)."""
+    """Return codes (5.2.2), which are negative numbers of 32 bits."""
 
     SUCCESS = 0
-    NOT_SUPPORTED = -1
-    INVALID_PARAMETERS = -2
-    ALREADY_ON = -4
-    ON_PENDING = -5
+    NOT_SUPPORTED = 0xFFFF_FFFF
+    INVALID_PARAMETERS = 0xFFFF_FFFE
+    ALREADY_ON = 0xFFFF_FFFC
+    ON_PENDING = 0xFFFF_FFFB
 
 
 class PsciCpu(Protocol):
@@ -71,16 +71,6 @@ def call(
     :param arguments: r1 to r3 of the caller
     :param system_event: told when the guest switches itself off or resets
     """
-    return int(_serve(function, arguments, cpus, caller, system_event)) & 0xFFFF_FFFF
-
-
-def _serve(
-    function: int,
-    arguments: Sequence[int],
-    cpus: Sequence[PsciCpu],
-    caller: PsciCpu,
-    system_event: Callable[[SystemEvent], None],
-) -> int:
     if function == Function.VERSION:
         return _VERSION_1_1
     if function == Function.MIGRATE_INFO_TYPE:

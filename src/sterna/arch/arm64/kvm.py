@@ -5,11 +5,29 @@ from sterna.arch.arm.kvm import init, onereg
 from sterna.arch.arm.kvm.vcpu import ArmKvmVcpu
 from sterna.arch.arm.kvm.vm import ArmKvmVm
 from sterna.arch.arm64.state import Arm64VcpuState
-from sterna.arch.arm64.traits import of_vcpu
 from sterna.hypervisor.kvm.ioctl import Descriptor
-from sterna.hypervisor.traits import Trait
+from sterna.hypervisor.traits import Rule, Trait
 
 _DOUBLE = (1 << 64) - 1
+_NAMED = {
+    "sp_el0": onereg.SP,
+    "sp_el1": onereg.SP_EL1,
+    "elr_el1": onereg.ELR_EL1,
+    "pc": onereg.PC,
+    "pstate": onereg.PSTATE,
+    "fpsr": onereg.FPSR,
+    "fpcr": onereg.FPCR,
+}
+_ID_SPACE = range(sysreg.encode(3, 0, 0, 0, 0), sysreg.encode(3, 0, 0, 7, 7) + 1)
+_NAMED_IDS = {
+    sysreg.encode(3, 0, 0, 0, 0): "MIDR_EL1",
+    sysreg.encode(3, 0, 0, 0, 6): "REVIDR_EL1",
+    sysreg.encode(3, 1, 0, 0, 1): "CLIDR_EL1",
+    sysreg.encode(3, 1, 0, 0, 7): "AIDR_EL1",
+    sysreg.encode(3, 3, 0, 0, 1): "CTR_EL0",
+}
+_MPIDR = sysreg.encode(3, 0, 0, 0, 5)
+"""Differs between the vCPUs of one VM, and is the same on every host."""
 
 
 def other_registers(vcpu: Descriptor) -> list[int]:
@@ -33,15 +51,9 @@ class Aarch64KvmVcpu(ArmKvmVcpu):
             system[sysreg.CNTPCT] = counter + lead & _DOUBLE
         return Arm64VcpuState(
             x=[self._get(onereg.general(number)) for number in range(31)],
-            sp_el0=self._get(onereg.SP),
-            sp_el1=self._get(onereg.SP_EL1),
-            elr_el1=self._get(onereg.ELR_EL1),
-            pc=self._get(onereg.PC),
-            pstate=self._get(onereg.PSTATE),
+            **{name: self._get(register) for name, register in _NAMED.items()},
             spsr=[self._get(register) for register in onereg.SPSR.values()],
             v=[self._get(onereg.vector(number)) for number in range(32)],
-            fpsr=self._get(onereg.FPSR),
-            fpcr=self._get(onereg.FPCR),
             system=system,
             counter=counter,
             powered_off=init.is_powered_off(self.fd),
@@ -56,15 +68,7 @@ class Aarch64KvmVcpu(ArmKvmVcpu):
             self._put(register, value)
         for number, value in enumerate(state.v):
             self._put(onereg.vector(number), value)
-        named = {
-            onereg.SP: state.sp_el0,
-            onereg.SP_EL1: state.sp_el1,
-            onereg.ELR_EL1: state.elr_el1,
-            onereg.PC: state.pc,
-            onereg.PSTATE: state.pstate,
-            onereg.FPSR: state.fpsr,
-            onereg.FPCR: state.fpcr,
-        }
+        named = {register: getattr(state, name) for name, register in _NAMED.items()}
         for register, value in (named | state.system).items():
             if register == sysreg.CNTPCT:
                 self._counters.set_lead(self.fd, value - state.counter)
@@ -72,9 +76,23 @@ class Aarch64KvmVcpu(ArmKvmVcpu):
                 self._put(register, value)
         init.set_powered_off(self.fd, state.powered_off)
 
-    def traits(self) -> list[Trait]:
-        """Its CPU's."""
-        return of_vcpu({register: self._get(register) for register in other_registers(self.fd)})
+    def own_traits(self) -> list[Trait]:
+        """What the guest sees of its CPU: the identification registers, which no host lets anyone change, and the versions of the
+        kernel's services.
+        """
+        traits = []
+        for register in other_registers(self.fd):
+            value = self._get(register)
+            if onereg.is_firmware(register):
+                traits.append(Trait(f"firmware register {register & 0xFFFF:#x}", Rule.AT_LEAST, value))
+            elif (
+                register != _MPIDR
+                and onereg.is_system(register)
+                and (register in _ID_SPACE or register in _NAMED_IDS)
+            ):
+                name = _NAMED_IDS.get(register, f"ID register {register & 0xFFFF:#x}")
+                traits.append(Trait(name, Rule.EQUAL, value))
+        return traits
 
     def _get(self, register: int) -> int:
         return onereg.get(self.fd, register)

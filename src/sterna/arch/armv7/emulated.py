@@ -30,10 +30,15 @@ _HPFAR: CpReg = (15, 0, 0, 6, 0, 4, 4)
 _VMPIDR: CpReg = (15, 0, 0, 0, 0, 4, 5)
 _CNTVOFF: CpReg = (15, 1, 0, 0, 14, 4, 0)
 _CNTVCT: CpReg = (15, 1, 0, 0, 14, 1, 0)
-_CNTV_CVAL: CpReg = (15, 1, 0, 0, 14, 3, 0)
 
 _SCR_NS, _SCR_HCE = 1 << 0, 1 << 8
 _NSACR_CP10, _NSACR_CP11 = 1 << 10, 1 << 11
+
+
+def _words(register: CpReg) -> list[int]:
+    """struct uc_arm_cp_reg."""
+    cp, is64, secure, crn, crm, opc1, opc2 = register
+    return [cp | is64 << 32, secure | crn << 32, crm | opc1 << 32, opc2, 0]
 
 
 def _named(register: int) -> CpReg:
@@ -44,7 +49,8 @@ def _named(register: int) -> CpReg:
 
 _SAVED = {register: _named(register) for register in cp15.REGISTERS}
 _BANKED = {mode: number for number, mode in MODES.items() if mode != "sys"}
-_GENERAL = [arm.UC_ARM_REG_R0 + i for i in range(13)] + [
+_GENERAL = [
+    *range(arm.UC_ARM_REG_R0, arm.UC_ARM_REG_R12 + 1),
     arm.UC_ARM_REG_SP,
     arm.UC_ARM_REG_LR,
     arm.UC_ARM_REG_PC,
@@ -81,12 +87,11 @@ class CortexA15(Engine[ArmVcpuState]):
         "status_register": arm.UC_ARM_REG_CPSR,
         "thumb": THUMB,
     }
-    system: ClassVar[Mapping[str, CpReg]] = {
-        "hpfar": _HPFAR,
-        "cval": _CNTV_CVAL,
-        "count": _CNTVCT,
-        "offset": _CNTVOFF,
+    system: ClassVar[Mapping[str, Sequence[int]]] = {
+        name: _words(register)
+        for name, register in (("hpfar", _HPFAR), ("cval", _SAVED[cp15.CNTV_CVAL]), ("count", _CNTVCT))
     }
+    counter_offset = _CNTVOFF
 
     def _set_up(self, index: int, root_pa: int) -> None:
         self._make_stops_precise()
@@ -118,12 +123,6 @@ class CortexA15(Engine[ArmVcpuState]):
         uc.emu_start(_SCRATCH_PA | 1, _SCRATCH_PA + 4)
         uc.mem_unmap(_SCRATCH_PA, PAGE_SIZE)
         uc.reg_write(arm.UC_ARM_REG_CPSR, cpsr)
-
-    @staticmethod
-    def system_words(register: CpReg) -> list[int]:
-        """struct uc_arm_cp_reg."""
-        cp, is64, secure, crn, crm, opc1, opc2 = register
-        return [cp | is64 << 32, secure | crn << 32, crm | opc1 << 32, opc2, 0]
 
     def _read(self, register: CpReg) -> int:
         return int(self.uc.reg_read(arm.UC_ARM_REG_CP_REG, register))

@@ -38,10 +38,10 @@ class ArmPlatform(GicPlatform[ArmVcpuState]):
         ]
 
     def _load(self, section: DeviceState, stopped: Stopped) -> ArmVcpuState:
-        cpu = load_cpu(section, stopped.counter, self._known_registers, self._others)
-        for field, what in cpu.left_out.items():
+        state, left_out = load_cpu(section, stopped.counter, self._known_registers, self._others)
+        for field, what in left_out.items():
             if CPU.name not in stopped.ignored:
                 where = key_text((CPU.name, section.instance_id))
                 raise StreamError(f"{what}; this machine has no place for it", where).inside(field)
             log.warning("CPU %d: field %s, %s, has no place here", section.instance_id, field, what)
-        return cpu.state
+        return state

@@ -1,7 +1,6 @@
 """Sections `cpu` and `cpu_common`: an ARMv7 CPU."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sterna.arch.arm.timer import COUNTER_HZ, ENABLE
@@ -92,17 +91,6 @@ _TIMER_OFF = -1
 _NEVER_NS = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class LoadedCpu:
-    """What a CPU's sections say.
-
-    :ivar left_out: what has no place in the state although the guest may need it: by field, what it is
-    """
-
-    state: ArmVcpuState
-    left_out: dict[str, str]
-
-
 def save_cpu(
     state: ArmVcpuState, index: int, interrupted: bool, others: Mapping[int, int]
 ) -> tuple[DeviceState, DeviceState]:
@@ -154,12 +142,15 @@ def save_cpu(
     return common, DeviceState(CPU.name, index, CPU.version, fields, subsections)
 
 
-def load_cpu(cpu: DeviceState, counter: int, known: Collection[int], others: Mapping[int, int]) -> LoadedCpu:
+def load_cpu(
+    cpu: DeviceState, counter: int, known: Collection[int], others: Mapping[int, int]
+) -> tuple[ArmVcpuState, dict[str, str]]:
     """A CPU's state from its section. (`cpu_common` has nothing that a CPU of ours would need.)
 
     :param counter: the guest's counter, which has a section of its own
     :param known: system registers that the hypervisor keeps
     :param others: values by wire id of registers that it does not keep and that never change
+    :return: the state, and by field what has no place in it although the guest may need it
     :raise StreamError: When the mode or power state is not one that our CPUs have, or registers are missing.
     """
     fields = cpu.fields
@@ -208,7 +199,7 @@ def load_cpu(cpu: DeviceState, counter: int, known: Collection[int], others: Map
         counter=counter,
         powered_off=power == _POWER_OFF,
     )
-    return LoadedCpu(state, _left_out(cpu, registers, others))
+    return state, _left_out(cpu, registers, others)
 
 
 def _left_out(cpu: DeviceState, registers: Mapping[int, int], others: Mapping[int, int]) -> dict[str, str]:

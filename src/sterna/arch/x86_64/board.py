@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sterna.arch.x86_64.longmode import PAGE_TABLE_BYTES
 from sterna.machine.board import DEVICE_TREE_ROOM, MAX_CPUS, Board
 from sterna.memory.address import Ipa
 
-PAGE_TABLE_BYTES = 6 * 4096
-"""What an x86_64 guest's page tables take."""
 _TIME_RECORD_BYTES = 64
 
 

@@ -11,9 +11,8 @@ from sterna.arch.x86_64.state import X86VcpuState
 from sterna.hypervisor.interface import StatefulVcpu
 from sterna.machine.devices.device import Stopped, by_name
 from sterna.machine.devices.irq import IrqLine
-from sterna.machine.devices.node import Node
 from sterna.machine.guestram import GuestRam
-from sterna.machine.platform import Platform, write_cpus
+from sterna.machine.platform import Platform
 from sterna.stream.vmstate import DeviceState
 
 
@@ -31,18 +30,9 @@ class X86Platform(Platform[X86Board, X86VcpuState]):
         super().__init__(board, vcpus)
         self.devices = (SleepTimer(board.sleep_timer, vcpus),)
 
-    @classmethod
-    def write_nodes(cls, root: Node, board: X86Board, smp: int, cpu: str) -> None:
-        """The CPUs."""
-        write_cpus(root, smp, cpu)
-
     def line(self, irq: int) -> IrqLine:
         """There are no interrupts: devices are polled."""
-
-        def ignore(level: bool) -> None:
-            pass
-
-        return ignore
+        return lambda level: None
 
     def start(self, entry: int, ram: GuestRam) -> None:
         """All CPUs at `entry` in long mode, each with its number."""

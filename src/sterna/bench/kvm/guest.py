@@ -3,13 +3,12 @@
 import struct
 import threading
 import time
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from sterna.arch.arm64.state import Arm64VcpuState
 from sterna.arch.x86_64 import longmode
-from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME, X86VcpuState
+from sterna.arch.x86_64.state import MSR_KVM_SYSTEM_TIME
 from sterna.host.closing import Closing
 from sterna.hypervisor.accelerator import ACCELERATORS, open_vm
 from sterna.hypervisor.interface import DirtyLogMode, ExitReason, MemorySlot, SlotFlags, StatefulVcpu
@@ -38,12 +37,8 @@ _X86_PARAMETERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _ARM64 = struct.pack(
     "<11I",
     *(0xAA0003EA, 0xAA0103EB),  # mov x10, x0; mov x11, x1
-    *(
-        0xB9000142,
-        0x8B03014A,
-        0xF100056B,
-        0x54FFFFA1,
-    ),  # str w2, [x10]; add x10, x10, x3; subs x11, x11, #1; b.ne (str)
+    # str w2, [x10]; add x10, x10, x3; subs x11, x11, #1; b.ne (str)
+    *(0xB9000142, 0x8B03014A, 0xF100056B, 0x54FFFFA1),
     *(0x11000442, 0xF1000508, 0x54FFFF01),  # add w2, w2, #1; subs x8, x8, #1; b.ne (start)
     *(0xB9000122, 0x14000000),  # str w2, [x9]; b .
 )
@@ -136,20 +131,17 @@ class WritingGuest(Closing):
         assert 0 < pages * stride <= self.pages
         parameters = (_WORK, pages, self._value + 1, stride * PAGE_SIZE, passes, _END)
         self._value += passes if passes < 1 << 30 else 0
+        vcpu = cast(StatefulVcpu[Any], self.cpu)
+        state = vcpu.get_state()
         if self._arch == "arm64":
-            vcpu = cast(StatefulVcpu[Arm64VcpuState], self.cpu)
-            state = vcpu.get_state()
             state.begin(_CODE)
             for number, value in zip(_ARM64_PARAMETERS, parameters, strict=True):
                 state.x[number] = value
-            vcpu.set_state(state)
-            return
-        x86 = cast(StatefulVcpu[X86VcpuState], self.cpu)
-        start = x86.get_state()
-        longmode.start(start, _CODE, 0, _TABLES, 0)
-        start.msrs[MSR_KVM_SYSTEM_TIME] = 0  # no time record, which the kernel would write
-        start.regs |= dict(zip(_X86_PARAMETERS, parameters, strict=True))
-        x86.set_state(start)
+        else:
+            longmode.start(state, _CODE, 0, _TABLES, 0)
+            state.msrs[MSR_KVM_SYSTEM_TIME] = 0  # no time record, which the kernel would write
+            state.regs |= dict(zip(_X86_PARAMETERS, parameters, strict=True))
+        vcpu.set_state(state)
 
     def _run(self) -> float:
         started = time.perf_counter()

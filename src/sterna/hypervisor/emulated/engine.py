@@ -41,7 +41,9 @@ class Engine(ABC, Generic[StateT]):
     :cvar traits: what a guest may rely on: the CPU is the same everywhere; elsewhere its counter may not be
     :cvar exceptions: those of a guest's own, which it has no vectors for, by the numbers that guest mode has for them
     :cvar numbers: fields of `VCPU` that say how guest mode reads its registers
-    :cvar system: the system registers that guest mode reads, by the names that `VCPU` has for them, and the counter's `offset`
+    :cvar system: Unicorn's structures for the system registers that guest mode reads, in up to `SYSTEM_WORDS` words, of which the
+        last is the value; by the names that `VCPU` has for them
+    :cvar counter_offset: that of CNTVOFF without the value, as its binding for Python has it
     :ivar uc: the Unicorn engine
     :ivar record: one `VCPU` record, for compiled code
     :ivar failure: what a device's callback raised, to be raised again by whoever runs the CPU
@@ -55,7 +57,8 @@ class Engine(ABC, Generic[StateT]):
     traits: ClassVar[Sequence[Trait]]
     exceptions: ClassVar[Mapping[int, str]]
     numbers: ClassVar[Mapping[str, int]]
-    system: ClassVar[Mapping[str, tuple[int, ...]]]
+    system: ClassVar[Mapping[str, Sequence[int]]]
+    counter_offset: ClassVar[tuple[int, ...]]
 
     def __init__(self, index: int, stage2: Stage2, event_fd: int) -> None:
         self.failure: BaseException | None = None
@@ -95,11 +98,6 @@ class Engine(ABC, Generic[StateT]):
         translated nothing yet.
         """
 
-    @staticmethod
-    @abstractmethod
-    def system_words(register: Any) -> list[int]:
-        """Unicorn's structure for a system register: up to `SYSTEM_WORDS` words, the last of which is the value."""
-
     @abstractmethod
     def save(self, counter: int, powered_off: bool) -> StateT:
         """All registers the guest can see."""
@@ -114,19 +112,11 @@ class Engine(ABC, Generic[StateT]):
 
     @abstractmethod
     def hypercall(self, cpus: Sequence[Any], caller: Any) -> SystemEvent | None:
-        """Serve the guest's call.
-
-        :param cpus: the VM's vCPUs, by index
-        :param caller: this one
-        :return: what the guest has done to its VM by it
-        """
+        """Serve this vCPU's call: what the guest has done to its VM by it, if it has."""
 
     @abstractmethod
     def undefined(self, read: Callable[[Ipa, int], bytes | None]) -> str | None:
-        """Of an instruction that Unicorn calls invalid, what it is; None when it is not, and the guest can go on.
-
-        :param read: guest memory, or None where there is none
-        """
+        """Of an instruction that Unicorn calls invalid, what it is; None when it is valid, and the guest can go on."""
 
     # -- what all have -------------------------------------------------------------------------------------------------
 
@@ -146,7 +136,7 @@ class Engine(ABC, Generic[StateT]):
 
     def set_counter_offset(self, offset: int) -> None:
         """CNTVOFF: the virtual counter is the physical one less this. Emulation is stopped."""
-        self._write(self.system["offset"], offset & _COUNTER_MASK)
+        self._write(self.counter_offset, offset & _COUNTER_MASK)
 
     def _fill_record(self, index: int, event_fd: int) -> None:
         record = self.record[0]
@@ -164,8 +154,7 @@ class Engine(ABC, Generic[StateT]):
             record[name] = _address(getattr(_LIBC, name))
         for name, number in self.numbers.items():
             record[name] = number
-        for name in ("hpfar", "cval", "count"):
-            words = self.system_words(self.system[name])
+        for name, words in self.system.items():
             skipped = SYSTEM_WORDS - len(words)
             record["system_at"] = 8 * skipped
             for i, word in enumerate(words, start=skipped):

@@ -1,10 +1,12 @@
-"""KVM_RUN, what it leaves in the page it shares with us, the signal that ends it (Documentation/virt/kvm/api.rst, 4.10, 5)."""
+"""KVM_RUN, what it leaves in the page it shares with us, the signal that ends it, and whether a vCPU runs at all
+(Documentation/virt/kvm/api.rst, 4.10, 4.38, 4.39, 5).
+"""
 
 import ctypes
 import signal
 from enum import IntEnum
 
-from sterna.hypervisor.kvm.ioctl import Descriptor, io, iow
+from sterna.hypervisor.kvm.ioctl import Descriptor, io, ior, iow
 
 RUN = io("KVM_RUN", 0x80)
 
@@ -35,6 +37,16 @@ class ExitCode(IntEnum):
     X86_WRMSR = 30
     DIRTY_RING_FULL = 31
     MEMORY_FAULT = 39
+
+
+class MpState(ctypes.Structure):
+    """struct kvm_mp_state"""
+
+    _fields_ = (("mp_state", ctypes.c_uint32),)
+
+
+GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, MpState)
+SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, MpState)
 
 
 class Mmio(ctypes.Structure):

@@ -109,12 +109,9 @@ class System(Descriptor):
         """Size of what a vCPU's descriptor maps at offset 0."""
         return self.call(GET_VCPU_MMAP_SIZE)
 
-    def create_vm(self, kind: int = 0) -> Descriptor:
-        """A VM without memory and vCPUs.
-
-        :param kind: the architecture's type of VM; on arm64 the width of its IPAs
-        """
-        return Descriptor(self.call(CREATE_VM, kind))
+    def create_vm(self) -> Descriptor:
+        """A VM without memory and vCPUs, of the architecture's usual type."""
+        return Descriptor(self.call(CREATE_VM))
 
 
 def _advice(error: int) -> str:

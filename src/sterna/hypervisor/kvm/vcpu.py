@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from sterna.hypervisor.kvm.run import (
     let_signal_in,
 )
 from sterna.hypervisor.memorymap import MemoryMap
+from sterna.hypervisor.traits import Trait
 
 _SUBERRORS = {
     1: "an instruction that it had to emulate and cannot",
@@ -52,6 +53,7 @@ class KvmVcpu(ABC):
     """One vCPU; see the interface for its calls. An architecture adds its exits and its state.
 
     :ivar fd: its descriptor
+    :ivar traits: what its guest may rely on of the host
 
     :param mapping_bytes: size of struct kvm_run and what follows it
     """
@@ -59,6 +61,7 @@ class KvmVcpu(ABC):
     def __init__(self, vm: VcpuOwner, fd: Descriptor, index: int, mapping_bytes: int) -> None:
         self.index = index
         self.fd = fd
+        self.traits: Sequence[Trait] = ()
         self._vm = vm
         self._mapping = mmap.mmap(fd.number, mapping_bytes)
         self.shared = KvmRun.from_buffer(self._mapping)

@@ -88,7 +88,7 @@ class KvmVm(ABC):
             most = self.system.check(Capability.MAX_VCPUS) or self.system.check(Capability.NR_VCPUS)
             if not 1 <= arguments.integer("vCPUs", smp) <= most:
                 raise Unsupported(f"{smp} vCPUs: this host's KVM has 1 to {most}")
-            self.fd: Descriptor = stack.enter_context(self.system.create_vm(self._kind()))
+            self.fd: Descriptor = stack.enter_context(self.system.create_vm())
             self.memory = MemoryMap(self._ipa_bits(), log_page_bits=self.log_page_bits)
             self._bitmap = BitmapLog(self.fd)
             self._ring: RingLog | None = None
@@ -103,13 +103,9 @@ class KvmVm(ABC):
 
     # -- what an architecture adds -------------------------------------------------------------------------------------
 
-    def _kind(self) -> int:
-        """Argument of KVM_CREATE_VM."""
-        return 0
-
-    @abstractmethod
     def _ipa_bits(self) -> int:
-        """Width of a guest physical address."""
+        """Width of a guest physical address, unless the architecture says more."""
+        return 40
 
     @abstractmethod
     def _set_up(self) -> None:
@@ -127,9 +123,9 @@ class KvmVm(ABC):
     def set_counter(self, value: int) -> None:
         """Let the guests' counter go on from `value`."""
 
-    @abstractmethod
     def guest_traits(self) -> Sequence[Trait]:
-        """What the guest may rely on."""
+        """What the first vCPU's guest may rely on, and so that of all."""
+        return self.cpus[0].traits
 
     def host_traits(self) -> dict[str, int]:
         """The same of this host."""

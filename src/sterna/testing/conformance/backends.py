@@ -7,12 +7,14 @@ A program takes parameters p0 to p3. It ends with a store to `STOP`, a device th
 import importlib.util
 import os
 import platform
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
+import numpy as np
+
+from sterna.hypervisor.architecture import ARCHITECTURES
 from sterna.hypervisor.interface import DirtyLogMode, ManualProtect, Vm
 from sterna.memory.address import Ipa
 
@@ -51,10 +53,12 @@ class Backend(ABC):
     """One hypervisor with one kind of guest.
 
     :ivar name: for test ids
+    :ivar arch: of its CPUs, for those that ship
     :ivar modes: the ways it keeps a dirty log
     """
 
     name: str
+    arch: str
     modes: tuple[DirtyLogMode, ...] = (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
 
     def missing(self) -> str:
@@ -80,29 +84,53 @@ class Backend(ABC):
     def general(self, state: Any) -> Any:
         """A state's general registers, program counter and flags."""
 
-    def prepare(self, write: Callable[[int, bytes], None]) -> None:  # noqa: B027, most guests need nothing
+    def prepare(self, write: Callable[[int, bytes], None]) -> None:  # noqa: B027
         """Put into RAM what the guests need besides their program."""
 
 
-def _kvm_missing(machine: str, needs: str) -> str:
-    if platform.machine() != machine:
-        return f"{needs} is {platform.machine()}"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm is missing or not ours to open"
-    return ""
+class EmulatedBackend(Backend):
+    """The emulated hypervisor."""
+
+    def missing(self) -> str:
+        return "" if importlib.util.find_spec("unicorn") else "unicorn, the emulated CPU, is not installed"
+
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
+        from sterna.hypervisor.emulated.vm import EmulatedVm
+
+        vm = EmulatedVm(smp, arch=self.arch, secondaries_off=False)
+        vm.tlb_sizing.end()  # its flushes would hide that one is missing elsewhere
+        if mode is DirtyLogMode.MANUAL:
+            vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
+        return vm
 
 
-class Arm(Backend):
-    """A hypervisor of ARM guests.
+def _kvm_missing(arch: str) -> str:
+    host = ARCHITECTURES.get(arch).kvm_host
+    if platform.machine() != host:
+        return f"{arch} guests need a host that is {host}, this one is {platform.machine()}"
+    return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm is missing or not ours to open"
 
-    :cvar words: the instructions of each program
-    """
 
-    words: Mapping[Program, tuple[int, ...]]
+class KvmBackend(Backend):
+    """This host's KVM."""
 
-    def code(self, program: Program) -> bytes:
-        words = self.words[program]
-        return struct.pack(f"<{len(words)}I", *words)
+    def missing(self) -> str:
+        return _kvm_missing(self.arch)
+
+    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
+        make: Callable[..., Vm] = ARCHITECTURES.get(self.arch).kvm.load()
+        return make(smp, secondaries_off=False, dirty_log=mode, **options)
+
+
+def _arm_kvm_modes() -> tuple[DirtyLogMode, ...]:
+    """The kernel may be older than its dirty rings."""
+    from sterna.hypervisor.kvm.system import Capability, System
+
+    if not _kvm_missing("arm64"):
+        with System() as system:
+            if system.check(Capability.DIRTY_LOG_RING_ACQ_REL):
+                return tuple(DirtyLogMode)
+    return (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
 
 
 _ARMV7_STOP = (0xE5892000, 0xEAFFFFFE)  # str r2, [r9]; b .
@@ -140,10 +168,13 @@ _ARMV7_CODE = {
 }
 
 
-class Armv7(Arm):
+class Armv7(Backend):
     """A hypervisor of ARMv7 guests."""
 
-    words = _ARMV7_CODE
+    arch = "armv7"
+
+    def code(self, program: Program) -> bytes:
+        return np.array(_ARMV7_CODE[program], "<u4").tobytes()
 
     def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
@@ -156,20 +187,23 @@ class Armv7(Arm):
         return state.regs, state.cpsr
 
 
-class EmulatedArmv7(Armv7):
+class EmulatedArmv7(EmulatedBackend, Armv7):
     name = "emulated-armv7"
 
+
+class KvmArmv7(KvmBackend, Armv7):
+    """On the stage-2 code that the emulated hypervisor is after."""
+
+    name = "kvm-armv7"
+    modes = _arm_kvm_modes()
+
     def missing(self) -> str:
-        return "" if importlib.util.find_spec("unicorn") else "unicorn, the emulated CPU, is not installed"
+        from sterna.hypervisor.kvm.system import Capability, System
 
-    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.hypervisor.emulated.vm import EmulatedVm
-
-        vm = EmulatedVm(smp, secondaries_off=False)
-        vm.tlb_sizing.end()  # its flushes would hide that one is missing elsewhere
-        if mode is DirtyLogMode.MANUAL:
-            vm.enable_manual_protect(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET)
-        return vm
+        if why := super().missing():
+            return why
+        with System() as system:
+            return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
 
 
 _ARM64_STOP = (0xB9000122, 0x14000000)  # str w2, [x9]; b .
@@ -207,53 +241,13 @@ _ARM64_CODE = {
 }
 
 
-def _arm64_kvm_missing() -> str:
-    return _kvm_missing("aarch64", "ARM guests need an arm64 host's KVM, this host")
+class Arm64(Backend):
+    """A hypervisor of AArch64 guests."""
 
+    arch = "arm64"
 
-def _arm64_modes() -> tuple[DirtyLogMode, ...]:
-    """The kernel may be older than its dirty rings."""
-    from sterna.hypervisor.kvm.system import Capability, System
-
-    if not _arm64_kvm_missing():
-        with System() as system:
-            if system.check(Capability.DIRTY_LOG_RING_ACQ_REL):
-                return tuple(DirtyLogMode)
-    return (DirtyLogMode.BITMAP, DirtyLogMode.MANUAL)
-
-
-class KvmArmv7(Armv7):
-    """On the stage-2 code that the emulated hypervisor is after."""
-
-    name = "kvm-armv7"
-    modes = _arm64_modes()
-
-    def missing(self) -> str:
-        from sterna.hypervisor.kvm.system import Capability, System
-
-        if why := _arm64_kvm_missing():
-            return why
-        with System() as system:
-            return "" if system.check(Capability.ARM_EL1_32BIT) else "this host's CPUs have no 32-bit guests"
-
-    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.arch.armv7.kvm import Armv7KvmVm
-
-        return Armv7KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
-
-
-class KvmArm64(Arm):
-    name = "kvm-arm64"
-    words = _ARM64_CODE
-    modes = _arm64_modes()
-
-    def missing(self) -> str:
-        return _arm64_kvm_missing()
-
-    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.arch.arm64.kvm import Arm64KvmVm
-
-        return Arm64KvmVm(smp, secondaries_off=False, dirty_log=mode, **options)
+    def code(self, program: Program) -> bytes:
+        return np.array(_ARM64_CODE[program], "<u4").tobytes()
 
     def begin(self, vcpu: Any, entry: int, parameters: tuple[int, ...]) -> None:
         state = vcpu.get_state()
@@ -264,6 +258,11 @@ class KvmArm64(Arm):
 
     def general(self, state: Any) -> Any:
         return state.x, state.pc, state.pstate
+
+
+class KvmArm64(KvmBackend, Arm64):
+    name = "kvm-arm64"
+    modes = _arm_kvm_modes()
 
 
 _X86_STOP = "418911 ebfe"  # mov [r9], edx; jmp .
@@ -299,17 +298,10 @@ _X86_CODE = {
 }
 
 
-class KvmX86(Backend):
+class KvmX86(KvmBackend):
     name = "kvm-x86_64"
+    arch = "x86_64"
     modes = tuple(DirtyLogMode)
-
-    def missing(self) -> str:
-        return _kvm_missing("x86_64", "x86_64 guests need an x86_64 host, this one")
-
-    def make_vm(self, smp: int, mode: DirtyLogMode, **options: Any) -> Vm:
-        from sterna.arch.x86_64.kvm.vm import X86KvmVm
-
-        return X86KvmVm(smp, dirty_log=mode, **options)
 
     def code(self, program: Program) -> bytes:
         return bytes.fromhex(_X86_CODE[program])

@@ -1,9 +1,10 @@
-"""What kind of CPU a vCPU is, and whether it runs (Documentation/virt/kvm/api.rst, 4.38, 4.39, 4.82, 4.83)."""
+"""What kind of CPU a vCPU is, and whether it runs (Documentation/virt/kvm/api.rst, 4.82, 4.83)."""
 
 import ctypes
 from enum import IntFlag
 
 from sterna.hypervisor.kvm.ioctl import Descriptor, ior, iow
+from sterna.hypervisor.kvm.run import GET_MP_STATE, SET_MP_STATE, MpState
 
 
 class VcpuInit(ctypes.Structure):
@@ -12,16 +13,8 @@ class VcpuInit(ctypes.Structure):
     _fields_ = (("target", ctypes.c_uint32), ("features", ctypes.c_uint32 * 7))
 
 
-class MpState(ctypes.Structure):
-    """struct kvm_mp_state"""
-
-    _fields_ = (("mp_state", ctypes.c_uint32),)
-
-
 ARM_VCPU_INIT = iow("KVM_ARM_VCPU_INIT", 0xAE, VcpuInit)
 ARM_PREFERRED_TARGET = ior("KVM_ARM_PREFERRED_TARGET", 0xAF, VcpuInit)
-GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, MpState)
-SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, MpState)
 
 _RUNNABLE, _STOPPED = 0, 5
 

@@ -33,7 +33,7 @@ class ArmKvmVcpu(KvmVcpu):
         self._vgic = vgic
         self._counters = counters
 
-    def traits(self) -> Iterable[Trait]:
+    def own_traits(self) -> Iterable[Trait]:
         """What a guest may rely on of its CPU. One of 32 bits may go on on a CPU of another kind, as on an emulated one."""
         return ()
 

@@ -16,8 +16,6 @@ from sterna.hypervisor.kvm.system import Capability
 from sterna.hypervisor.kvm.vm import KvmVm
 from sterna.hypervisor.traits import Rule, Trait
 
-_DEFAULT_IPA_BITS = 40
-
 
 class ArmKvmVm(KvmVm):
     """A VM on arm64 CPUs; see the interface for its calls. Each kind of guest has its own.
@@ -30,7 +28,6 @@ class ArmKvmVm(KvmVm):
 
     vcpu_class: ClassVar[type[ArmKvmVcpu]]
     features = Feature.PSCI_0_2
-    cpus: list[ArmKvmVcpu]  # type: ignore[assignment]
     counters: ClassVar[Mapping[str, str]] = {
         "remote_tlb_flush": "flushes",
         "remote_tlb_flush_requests": "flush_requests",
@@ -53,16 +50,13 @@ class ArmKvmVm(KvmVm):
         self._counters = Counters()
         self._vgic = Vgic(self.fd)
 
-    def _ipa_bits(self) -> int:
-        return _DEFAULT_IPA_BITS
-
     def _make_vcpu(self, fd: Descriptor, index: int, mapping_bytes: int) -> ArmKvmVcpu:
         off = self._secondaries_off and index > 0
         init_vcpu(self.fd, fd, self.features | Feature.POWER_OFF if off else self.features)
         cpu = self.vcpu_class(self, self._vgic, self._counters, fd, index, mapping_bytes)
         if index == 0:
             # Now: a vCPU that runs lets no one read its registers.
-            self._traits = [Trait(COUNTER_TRAIT, Rule.EQUAL, self.counter_hz), *cpu.traits()]
+            cpu.traits = [Trait(COUNTER_TRAIT, Rule.EQUAL, self.counter_hz), *cpu.own_traits()]
         if index == self._smp - 1:
             self._vgic.start(self._smp)
         return cpu
@@ -74,10 +68,6 @@ class ArmKvmVm(KvmVm):
     def set_counter(self, value: int) -> None:
         """Let CNTVCT go on from `value`, and CNTPCT with it, on every vCPU alike."""
         self._counters.set(self.cpus[0].fd, integer("counter", value))
-
-    def guest_traits(self) -> list[Trait]:
-        """The counter's frequency, and the CPU's own."""
-        return self._traits
 
     def close(self) -> None:
         """Free the VM. No vCPU may be running."""

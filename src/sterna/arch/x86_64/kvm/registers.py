@@ -1,8 +1,15 @@
 """General, segment, control and debug registers, pending events and MP state (Documentation/virt/kvm/api.rst, 4.11 to 4.12)."""
 
 import ctypes
+from typing import Any
 
-from sterna.arch.x86_64.state import CONTROL_REGISTERS, GENERAL_REGISTERS, SEGMENT_PARTS, SEGMENTS
+from sterna.arch.x86_64.state import (
+    CONTROL_REGISTERS,
+    EVENT_PARTS,
+    GENERAL_REGISTERS,
+    SEGMENT_PARTS,
+    SEGMENTS,
+)
 from sterna.hypervisor.kvm.ioctl import Descriptor, ior, iow
 
 _UNSIGNED = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
@@ -53,39 +60,23 @@ class DebugRegs(ctypes.Structure):
     )
 
 
-class MpState(ctypes.Structure):
-    """struct kvm_mp_state"""
-
-    _fields_ = (("mp_state", ctypes.c_uint32),)
+def _events(names: str) -> list[tuple[str, type[Any]]]:
+    return [(name, _UNSIGNED[EVENT_PARTS[name]]) for name in names.split()]
 
 
 class VcpuEvents(ctypes.Structure):
     """struct kvm_vcpu_events, flattened"""
 
     _fields_ = (
-        ("exception_injected", ctypes.c_uint8),
-        ("exception_nr", ctypes.c_uint8),
-        ("exception_has_error_code", ctypes.c_uint8),
-        ("exception_pending", ctypes.c_uint8),
-        ("exception_error_code", ctypes.c_uint32),
-        ("interrupt_injected", ctypes.c_uint8),
-        ("interrupt_nr", ctypes.c_uint8),
-        ("interrupt_soft", ctypes.c_uint8),
-        ("interrupt_shadow", ctypes.c_uint8),
-        ("nmi_injected", ctypes.c_uint8),
-        ("nmi_pending", ctypes.c_uint8),
-        ("nmi_masked", ctypes.c_uint8),
+        *_events("exception_injected exception_nr exception_has_error_code exception_pending"),
+        *_events("exception_error_code interrupt_injected interrupt_nr interrupt_soft interrupt_shadow"),
+        *_events("nmi_injected nmi_pending nmi_masked"),
         ("nmi_pad", ctypes.c_uint8),
-        ("sipi_vector", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("smi_smm", ctypes.c_uint8),
-        ("smi_pending", ctypes.c_uint8),
-        ("smi_inside_nmi", ctypes.c_uint8),
-        ("smi_latched_init", ctypes.c_uint8),
-        ("triple_fault_pending", ctypes.c_uint8),
+        *_events(
+            "sipi_vector flags smi_smm smi_pending smi_inside_nmi smi_latched_init triple_fault_pending"
+        ),
         ("reserved", ctypes.c_uint8 * 26),
-        ("exception_has_payload", ctypes.c_uint8),
-        ("exception_payload", ctypes.c_uint64),
+        *_events("exception_has_payload exception_payload"),
     )
 
 
@@ -93,8 +84,6 @@ GET_REGS = ior("KVM_GET_REGS", 0x81, Regs)
 SET_REGS = iow("KVM_SET_REGS", 0x82, Regs)
 GET_SREGS = ior("KVM_GET_SREGS", 0x83, Sregs)
 SET_SREGS = iow("KVM_SET_SREGS", 0x84, Sregs)
-GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, MpState)
-SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, MpState)
 GET_VCPU_EVENTS = ior("KVM_GET_VCPU_EVENTS", 0x9F, VcpuEvents)
 SET_VCPU_EVENTS = iow("KVM_SET_VCPU_EVENTS", 0xA0, VcpuEvents)
 GET_DEBUGREGS = ior("KVM_GET_DEBUGREGS", 0xA1, DebugRegs)

@@ -17,15 +17,13 @@ from sterna.arch.x86_64.state import (
 )
 from sterna.hypervisor.interface import Exit, HypervisorError
 from sterna.hypervisor.kvm.ioctl import Descriptor
-from sterna.hypervisor.kvm.run import ExitCode
+from sterna.hypervisor.kvm.run import GET_MP_STATE, SET_MP_STATE, ExitCode, MpState
 from sterna.hypervisor.kvm.vcpu import KvmVcpu, VcpuOwner
 from sterna.hypervisor.traits import first_difference
 
 
 class X86KvmVcpu(KvmVcpu):
     """One vCPU of a long-mode guest; see the interface for its calls.
-
-    :ivar traits: what its guest may rely on
 
     :param leaves: what CPUID shows
     :param xsave_bytes: size of the area that XSAVE writes
@@ -68,8 +66,8 @@ class X86KvmVcpu(KvmVcpu):
         """All registers."""
         self.finish_access()
         regs, sregs, debug = registers.Regs(), registers.Sregs(), registers.DebugRegs()
-        events, mp_state = registers.VcpuEvents(), registers.MpState()
-        self.fd.call(registers.GET_MP_STATE, mp_state)
+        events, mp_state = registers.VcpuEvents(), MpState()
+        self.fd.call(GET_MP_STATE, mp_state)
         self.fd.call(registers.GET_REGS, regs)
         self.fd.call(registers.GET_SREGS, sregs)
         self.fd.call(registers.GET_VCPU_EVENTS, events)
@@ -109,7 +107,7 @@ class X86KvmVcpu(KvmVcpu):
         fpu.set_xsave(self.fd, state.xsave, self._xsave_bytes)
         msrs.set_msrs(self.fd, state.msrs)
         self.fd.call(registers.SET_VCPU_EVENTS, registers.VcpuEvents(**state.events))
-        self.fd.call(registers.SET_MP_STATE, registers.MpState(state.mp_state))
+        self.fd.call(SET_MP_STATE, MpState(state.mp_state))
         *db, dr6, dr7 = state.debug
         self.fd.call(registers.SET_DEBUGREGS, registers.DebugRegs((ctypes.c_uint64 * 4)(*db), dr6, dr7))
         # Last: an exception that an event brings with it looks at them.

@@ -1,7 +1,7 @@
 """An x86_64 VM: without interrupt controllers in the kernel, its counter the VM's clock."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from sterna.arch.x86_64.kvm import cpuid, fpu
@@ -14,7 +14,6 @@ from sterna.hypervisor.arguments import integer
 from sterna.hypervisor.kvm.ioctl import Descriptor, io, iow
 from sterna.hypervisor.kvm.system import Capability
 from sterna.hypervisor.kvm.vm import KvmVm
-from sterna.hypervisor.traits import Trait
 
 # Room for what a CPU without unrestricted guest mode needs: three pages and one, below the last 64 KiB under 4 GiB, where no
 # board has anything (Documentation/virt/kvm/api.rst, 4.36, 4.41).
@@ -29,7 +28,6 @@ class X86KvmVm(KvmVm):
     """A VM for long-mode guests; see the interface for its calls. Its vCPUs show this host's CPU."""
 
     counter_hz = CLOCK_HZ
-    cpus: list[X86KvmVcpu]  # type: ignore[assignment]
     counters: ClassVar[Mapping[str, str]] = {
         "pages_4k": "pages_4k",
         "pages_2m": "blocks_2m",
@@ -85,10 +83,6 @@ class X86KvmVm(KvmVm):
     def set_counter(self, value: int) -> None:
         """Let the VM's clock go on from `value`. The vCPUs' time records follow when they next run."""
         set_clock(self.fd, integer("counter", value))
-
-    def guest_traits(self) -> Sequence[Trait]:
-        """CPUID, MSRs and what else the guest sees of this host's CPU."""
-        return self.cpus[0].traits
 
     def host_traits(self) -> dict[str, int]:
         """The same of this host."""
