@@ -14,11 +14,9 @@ from tests.handover.relay import Address, Direction, Mode, Place, Relay
 
 BRIEF_SECONDS = 0.2
 _NEVER_MS = 50_000
-"""A time limit that is not meant to pass."""
+"""A time limit that does not pass by itself."""
 _ASK_MS = 300
 """How long a source asks that will get no answer."""
-_GIVE_UP_MS = 600
-"""How long a source waits for a destination that says nothing."""
 
 
 class Done(Enum):
@@ -74,14 +72,18 @@ class Case:
     moving: bool = False
 
     @property
+    def waits(self) -> bool:
+        """The source hears nothing more, and not even that: it goes on when its time limit passes."""
+        return self.silent or (self.long and not self.cut_too)
+
+    @property
     def parameters(self) -> dict[str, object]:
-        waits = self.long or self.silent
         unanswered = self.long or self.address is not Address.NOTHING or self.done in ENDS
         return {
             "x-sterna-policy": "fixed",
             "downtime-limit": 2_000_000,
             "max-bandwidth": 0,
-            "x-sterna-switchover-timeout": _GIVE_UP_MS if waits else _NEVER_MS,
+            "x-sterna-switchover-timeout": _NEVER_MS,
             "x-sterna-doubt-timeout": _ASK_MS if unanswered else _NEVER_MS,
         }
 
@@ -226,6 +228,9 @@ class Run:
         with self.relay as relay:
             try:
                 self.source.migrate(relay.uri, self.case.parameters)
+                if self.case.waits:
+                    assert self._acted.wait(TIMEOUT), "the fault never came"
+                    self.source.expire()
                 told = self.source.outcome()
             except EndedError:
                 if self.case.done is not Done.KILL_SOURCE:

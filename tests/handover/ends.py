@@ -51,6 +51,10 @@ class End(Protocol):
     pid: int
 
     def migrate(self, uri: str, parameters: dict[str, object]) -> None: ...
+    def expire(self) -> None:
+        """The time limit of the switchover passes."""
+        ...
+
     def outcome(self) -> State:
         """Wait for the end of the migration."""
         ...
@@ -167,6 +171,9 @@ class DoubleEnd:
     def migrate(self, uri: str, parameters: dict[str, object]) -> None:
         self._call("migrate", uri, parameters)
 
+    def expire(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+
     def outcome(self) -> State:
         return self._call("outcome")
 
@@ -262,6 +269,7 @@ class _Served:
         if not incoming:
             self.guest.advance_steps(40)
         self.controller = MigrationController(self.guest)
+        signal.signal(signal.SIGUSR1, self._expire)
         control.send(self.controller.incoming(incoming) if incoming else "")
 
     def _wait_at(self, name: str) -> None:
@@ -276,6 +284,11 @@ class _Served:
             return original(*arguments)
 
         setattr(self.guest, name, wait)
+
+    def _expire(self, *_: object) -> None:
+        source = self.controller._source
+        assert source is not None
+        source.context.expire()
 
     def loop(self) -> None:
         while not self._ends:
