@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from tests.handover.ends import TIMEOUT, DoubleEnd, End, EndedError, State, cont, kill, stop
 from tests.handover.relay import Address, Direction, Mode, Place, Relay
 
+from sterna.jit.ahead import fetch_kernels
+
 BRIEF_SECONDS = 0.2
 _NEVER_MS = 50_000
 """A time limit that does not pass by itself."""
@@ -402,6 +404,7 @@ def _early(place: Place | Call) -> bool:
 @contextmanager
 def a_second() -> Iterator[Second]:
     """A destination of no use, for many cases."""
+    fetch_kernels()  # no end is waited for while it compiles them
     second = Second()
     try:
         yield second
