@@ -8,7 +8,7 @@ import pytest
 from tests.hypervisor.programs import TOUCH_FOREVER
 
 from sterna.hypervisor.emulated.vm import EmulatedVm
-from sterna.hypervisor.interface import HypervisorError, ManualProtect
+from sterna.hypervisor.interface import HypervisorError, ManualProtect, SlotFlags
 from sterna.machine.guestram import GuestRam
 from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.memory.address import PAGE_SIZE, Ipa
@@ -39,12 +39,17 @@ def machine(make_machine, make_kernel):
     return made
 
 
-def sweep(machine) -> None:
-    """Let the guest run until it has written each of its pages, and stop it."""
+def await_sweep(machine) -> None:
+    """Wait until the guest, which runs, has written each of its pages."""
     work = machine.ram_blocks[0].data.view(np.uint32)[WORK_PAGE * 1024 :: 1024][:WORK_PAGES]
     before = work.copy()
-    machine.cont()
     wait(lambda: bool(np.all(work != before)))
+
+
+def sweep(machine) -> None:
+    """Let the guest run until it has written each of its pages, and stop it."""
+    machine.cont()
+    await_sweep(machine)
     machine.stop()
     assert machine.error is None
 
@@ -72,6 +77,27 @@ def test_blocks_come_back_after_logging_though_their_pages_were_writable_at_its_
     for name in ("blocks_2m", "pages_4k", "tables"):
         assert after[name] == before[name], name
     assert after["blocks_rebuilt"] == before["blocks_rebuilt"] + 2
+
+
+def test_blocks_come_back_after_logging_though_the_guest_runs_at_its_end(machine, monkeypatch) -> None:
+    """Between the last look at the log and the end of logging there is time enough to write all pages."""
+    sweep(machine)
+    before = machine.statistics()["blocks_2m"]
+    Guest(machine).start_dirty_logging()
+    machine.cont()
+    ram = machine.hardware.ram
+    set_slot = ram._set_slot
+
+    def set_late(flags: SlotFlags) -> None:
+        if any(cpu.running for cpu in machine.hardware.vm.cpus):
+            await_sweep(machine)
+        set_slot(flags)
+
+    monkeypatch.setattr(ram, "_set_slot", set_late)
+    Guest(machine).stop_dirty_logging()
+    machine.stop()
+    sweep(machine)
+    assert machine.statistics()["blocks_2m"] == before
 
 
 def test_switching_twice_is_switching_once(machine) -> None:

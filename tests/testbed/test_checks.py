@@ -268,16 +268,16 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
         "not a line",
     ),
     (
-        HugePagesCheck(missing=1),
+        HugePagesCheck(),
         Evidence(
             blocks_before=10,
             huge_pages=[HugePages(0, 10, 0), HugePages(1, 3, 9)],
-            cancelled=[replace(CANCELLED, blocks_after=9)],
+            cancelled=[CANCELLED],
         ),
         Evidence(
-            blocks_before=10, huge_pages=[HugePages(1, 3, 9)], cancelled=[replace(CANCELLED, blocks_after=8)]
+            blocks_before=10, huge_pages=[HugePages(1, 3, 9)], cancelled=[replace(CANCELLED, blocks_after=9)]
         ),
-        "8 of 10",
+        "9 of 10",
     ),
     (
         HugePagesCheck(),

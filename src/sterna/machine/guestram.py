@@ -44,7 +44,7 @@ class GuestRam:
             self.logging = True
 
     def stop_logging(self) -> None:
-        """Stop logging. Does nothing when it is off."""
+        """Stop logging. Does nothing when it is off. No vCPU runs meanwhile."""
         if not self.logging:
             return
         # Pages that are writable now would stay in 4 KiB entries for good: no fault would come to rebuild their block. Taken

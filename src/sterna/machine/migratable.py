@@ -74,8 +74,14 @@ class MigratableMachine:
         self._hardware.ram.start_logging()
 
     def stop_dirty_logging(self) -> None:
-        """Stop logging writes."""
-        self._hardware.ram.stop_logging()
+        """Stop logging writes. The vCPUs stand still for it: what they wrote after the last look at the log would stay in small
+        pages.
+        """
+        ram = self._hardware.ram
+        if ram.logging:
+            ram.harvest()  # while they run, so that the last look is a short one
+        with self.machine.held():
+            ram.stop_logging()
 
     def harvest(self) -> list[DirtyBatch]:
         """Take the dirty log."""

@@ -20,8 +20,8 @@ from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.settings import MigrationSettings, Positive
 
 _REACH_SECONDS = 60.0
-_REBUILD_SECONDS = 1.0
-"""Within this time a guest at work writes all its pages."""
+_REBUILD_SECONDS = 3.0
+"""Within this time a guest at work writes all its pages, also on a host that keeps it from its processors for a second."""
 _LOOK_SECONDS = 0.05
 _WINDOWS = 5
 _MOST_WINDOWS = 40
