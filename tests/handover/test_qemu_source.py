@@ -37,7 +37,7 @@ def test_a_guest_that_its_qemu_may_have_kept_stays_paused_until_its_user_forces_
         wait_for(lambda: here.qmp.command("query-migrate")["status"] == "failed")
         assert here.qmp.command("query-migrate")["x-sterna"]["in-doubt"]
         assert here.qmp.command("query-status")["status"] == "paused"
-        assert here.errors().endswith("else end this one with 'quit'\n"), "it waits for no other"
+        wait_for(lambda: here.errors().endswith("else end this one with 'quit'\n"))  # it waits for no other
         with pytest.raises(QmpError, match="may still run at the QEMU that it came from"):
             here.qmp.command("cont")
         here.qmp.execute("cont", {"x-sterna-force": True})
