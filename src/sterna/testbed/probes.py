@@ -23,8 +23,8 @@ _ICMP = struct.Struct("!BBHHH")
 _NUMBER = struct.Struct("!I")
 _NONCE_BYTES = 8
 _PATIENCE_S = 0.2
-_LATE_S = 1.0
-"""How long answers are waited for after the last ping."""
+_LATE_S = 5.0
+"""How long the answer to the last ping is waited for."""
 _DATAGRAM_BYTES = 2048
 _LOST = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENOBUFS)
 
@@ -148,7 +148,7 @@ class Pinger(Probe):
             due = max(due + self._period, time.monotonic())
             self._collect(due)
         late = time.monotonic() + _LATE_S
-        while time.monotonic() < late and self._answered < len(self.pings):
+        while time.monotonic() < late and not all(ping.answers for ping in self.pings[-1:]):
             self._collect(min(late, time.monotonic() + self._period))
 
     def _request(self, number: int) -> bytes:

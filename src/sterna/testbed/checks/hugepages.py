@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.limits import Percent
 from sterna.testbed.settings import Percent
 
 _NO_COUNT = "this VM does not tell its stage-2 mappings"
