@@ -14,7 +14,8 @@ from sterna.testbed.debian.cache import Image
 from sterna.testbed.errors import ImageError
 
 TREE = Path(__file__).parent.parent.parent
-_TIMEOUT_S = 600
+TIMEOUT_S = 1800
+"""Of a boot and what runs then: on a machine at rest it takes some minutes."""
 
 Run = Callable[..., tuple[int, str]]
 
@@ -53,7 +54,7 @@ def in_arm64_host(arm64_image: Image) -> Run:
             tree=TREE,
             out=output,
             err=output,
-            timeout_s=_TIMEOUT_S,
+            timeout_s=TIMEOUT_S,
             check=check,
         )
         return code, output.getvalue().decode(errors="replace")

@@ -25,7 +25,7 @@ PORTS = (4321, 4322)
 SMP = 2
 MEMORY = 8 << 20
 DIRTYRAM = "900 90 1"
-TIMEOUT_S = 200
+TIMEOUT_S = 900
 _SIGNIFICANT = {
     "sp_irq": 0x4010_1000,
     "lr_irq": 0x4010_1004,

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from tests.arm64.conftest import TREE
+from tests.arm64.conftest import TIMEOUT_S, TREE
 
 from sterna import __version__
 from sterna.testbed.armhost import emulator
@@ -29,7 +29,7 @@ def test_what_is_installed_runs_without_its_checkout(arm64_image) -> None:
         tree=TREE / "src" / "sterna",
         out=out,
         err=out,
-        timeout_s=200,
+        timeout_s=TIMEOUT_S,
     )
     assert (code, out.getvalue()) == (0, f"sterna\nsterna, version {__version__}\n".encode())
 
@@ -56,5 +56,5 @@ def test_a_kernel_that_cannot_go_on_is_an_error_with_its_last_words(arm64_image,
             tree=None,
             out=io.BytesIO(),
             err=io.BytesIO(),
-            timeout_s=200,
+            timeout_s=TIMEOUT_S,
         )
