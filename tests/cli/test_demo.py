@@ -159,9 +159,10 @@ def test_a_lost_destination_fails_the_demo() -> None:
 
 
 def test_a_throttled_guest_is_told() -> None:
-    # Its 8 MB are dirty again after each pass, more than fits the downtime, also when it gets little of the machine: a pass
-    # takes 0.4 s, in which it would write them twenty times.
-    arguments = ("--append", "2000 100 1", "--memory", "64M", "--bandwidth", "20MB", "--policy", "fixed")
+    # Its 16 MB are dirty again after each pass, more than fits the downtime, also when it gets little of the machine: a pass
+    # takes 0.8 s, in which it would write them ten times. Throttled by 95 %, it writes for 10 ms in 200: in ten steps it writes
+    # less than the link carries, however fast it is.
+    arguments = ("--append", "4000 90 1", "--memory", "64M", "--bandwidth", "20MB", "--policy", "fixed")
     done = subprocess.run(
         [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -170,7 +171,7 @@ def test_a_throttled_guest_is_told() -> None:
     assert result["throttle_percent"] >= 60
     assert result["guest_gap_exact"] is False
     settings = TrialSettings(
-        MachineConfig(memory_bytes=64 * MEBIBYTE, kernel="dirtyram", append="2000 100 1"),
+        MachineConfig(memory_bytes=64 * MEBIBYTE, kernel="dirtyram", append="4000 90 1"),
         bandwidth=20_000_000,
         downtime_limit_ms=300,
         auto_converge=True,
