@@ -102,6 +102,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _line(process: "subprocess.Popen[bytes]", check: Callable[[], None]) -> str:
     assert process.stdout is not None
     deadline = time.monotonic() + _SECONDS
+    check()  # also where the answer is there already
     while not select.select([process.stdout], [], [], _POLL_SECONDS)[0]:
         check()
         if time.monotonic() > deadline:
