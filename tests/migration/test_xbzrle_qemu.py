@@ -1,22 +1,18 @@
 """XBZRLE live, with a QEMU at the other end."""
 
-import time
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.migration.test_qemu import RAM, Carrier, qemu
+from tests.restless import Restless
 from tests.savedstream import saved, saving
 from tests.stream.test_qemu_streams import BOARDS
 from tests.stream.test_xbzrle_qemu import PAGES, PASSES, SLOW, Debugger, disturb, disturb_passes
 
-from sterna.guests.layout import RandomWord, read_status_of_ram
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
-from sterna.machine.migratable import MigratableMachine
-from sterna.machine.runstate import RunState
-from sterna.memory.bitmap import DirtyBatch
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
 
@@ -24,25 +20,6 @@ pytestmark = pytest.mark.qemu
 
 XBZRLE = [{"capability": "xbzrle", "state": True}, {"capability": "events", "state": True}]
 SECONDS = 300
-STEPS = 100
-"""Each of them writes to one of 2048 pages."""
-
-
-class Restless(MigratableMachine):
-    """A machine whose guest has written whenever its dirty log is looked at, however little processor it got: a pass after which
-    nothing is dirty would be the last.
-    """
-
-    _steps = 0
-
-    def harvest(self) -> list[DirtyBatch]:
-        while self.machine.run_state is RunState.RUNNING:
-            steps = read_status_of_ram(self.ram_blocks[0].data).word(0, RandomWord.STEPS)
-            if steps >= self._steps + STEPS:
-                self._steps = steps
-                break
-            time.sleep(0.001)
-        return super().harvest()
 
 
 def wait_passes(migration: MigrationController, count: int) -> None:
