@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tests.savedstream import saved, saving
 from tests.stream.streams import PieceSource
 
 from sterna.analysis.capture import survey_file
@@ -24,13 +25,14 @@ def record(qemu: str, path: Path, machine: str, *options: str) -> Path:
     command = f"-M {machine} -cpu cortex-a15 -m 16 -S -nodefaults -display none -monitor stdio".split()
     done = subprocess.run(
         [qemu, *command, *options],
-        input=f'migrate "exec:cat > {path}"\nquit\n',
+        input=f'migrate "{saving(path)}"\nquit\n',
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=False,
     )
-    assert path.is_file(), done.stdout + done.stderr
+    assert not done.returncode, done.stdout + done.stderr
+    saved(path)
     return path
 
 

@@ -7,10 +7,12 @@ import struct
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.clockguest import last_sequence
 from tests.machine.parts import Parts, cpu, load, save
+from tests.savedstream import saved, saving
 
 from sterna.boards.virt import BOARD as VIRT
 from sterna.guests import catalog
@@ -21,6 +23,8 @@ from sterna.migration.controller import MigrationController
 pytestmark = pytest.mark.qemu
 
 SECONDS = 300
+SO_ACCEPTCON = 0x10000
+"""A socket listens (linux/net.h)."""
 DESCRIPTIONS = Parts([cpu()]).descriptions
 
 
@@ -102,11 +106,11 @@ def test_sections_of_qemu_decode_and_encode_to_the_same_bytes(qemu, tmp_path, sm
     with qemu_running(qemu, *kernel, "-monitor", f"unix:{monitor},server=on,wait=off") as (process, console):
         console.wait_for(b"seq 5 ")
         with connect(monitor) as connection:
-            connection.sendall(f'stop\nmigrate "exec:cat > {file}"\nquit\n'.encode())
+            connection.sendall(f'stop\nmigrate "{saving(file)}"\nquit\n'.encode())
             while connection.recv(4096):
                 pass
         assert process.wait(SECONDS) == 0
-    found = bodies(file.read_bytes())
+    found = bodies(saved(file))
     expected = {(name, i) for name in ("cpu", "cpu_common") for i in range(smp)}
     expected |= {(name, 0) for name in ("timer", "arm_gic", "pl011", "globalstate")}
     assert set(found) == expected
@@ -171,8 +175,15 @@ def test_a_guest_moves_to_qemu_and_goes_on(qemu, make_machine, tmp_path, kernel,
 def connect_when_there(path):
     """Return when QEMU listens, without taking the one connection it accepts."""
     end = time.monotonic() + SECONDS
-    while not path.exists():
+    while not listens(path):
         assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def listens(path):
+    """The path is there before that: it is bound first."""
+    sockets = [line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(fields[7:] == [str(path)] and int(fields[3], 16) & SO_ACCEPTCON for fields in sockets)
 
 
 def cpregs(fields):
