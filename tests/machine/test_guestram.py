@@ -15,7 +15,7 @@ from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
 
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 RAM_BASE = 0x4000_0000
 WORK_PAGE = 2048
 WORK_PAGES = 1024

@@ -172,12 +172,12 @@ def test_throttled_guests_do_less(make):
 
     Guest(machine).throttle(95)
     began, before = time.monotonic_ns(), ran_ns()
-    end = time.monotonic() + 1
-    while time.monotonic() < end:
+    end = time.monotonic() + TIMEOUT_S
+    while (passed := time.monotonic_ns() - began) < 10**9 or (ran_ns() - before) / passed / 2 >= 0.3:
+        # On a busy machine it may come late to hold them; sooner or later that is made up for.
+        assert time.monotonic() < end
         time.sleep(0.01)
-    share = (ran_ns() - before) / (time.monotonic_ns() - began) / 2
     Guest(machine).throttle(0)
-    assert share < 0.3
     steps = read_status_of_ram(machine.ram_blocks[0].data).steps()
     wait_for(machine, lambda s: s.steps() > steps)
     machine.stop()

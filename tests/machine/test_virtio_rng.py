@@ -23,6 +23,7 @@ from tests.machine.virtiodriver import (
 )
 from tests.migration.test_from_qemu import arrived, capabilities, send
 from tests.migration.test_qemu import qemu
+from tests.savedstream import saved, saving
 
 from sterna.guests import catalog
 from sterna.machine import devicetree
@@ -36,7 +37,7 @@ from sterna.machine.virtio.devices.virtio_rng import MAX_BYTES, VirtioRng
 from sterna.machine.virtio.mmio import VERSION_1, Interrupt, Register, Status, TransportState, VirtioMmio
 from sterna.machine.virtio.queue import QueueError, QueueState
 from sterna.machine.virtio.section import layout, load_virtio, save_virtio
-from sterna.memory.bitmap import page_numbers
+from sterna.memory.bitmap import DirtyBatch, page_numbers
 from sterna.migration.controller import MigrationController
 from sterna.stream.body import BytesSource
 from sterna.stream.vmstate import DeviceState, StreamError
@@ -276,10 +277,17 @@ class MachineDriver(RngDriver):
         self.ram.write(address, data)
 
 
-def wait_pass(migration: MigrationController, number: int) -> None:
-    while migration.info().pass_number < number:
-        assert migration.info().status.running, migration.info().error
-        migration.wait(0.01)
+class Asking(MigratableMachine):
+    """A machine whose driver asks for more when the first pass is over."""
+
+    driver: MachineDriver
+    looks = 0
+
+    def harvest(self) -> list[DirtyBatch]:
+        self.looks += 1
+        if self.looks == 1:
+            self.driver.ask(64, 1)
+        return super().harvest()
 
 
 def test_a_machine_takes_it_along(make_machine: Callable[..., Machine]) -> None:
@@ -290,15 +298,13 @@ def test_a_machine_takes_it_along(make_machine: Callable[..., Machine]) -> None:
     driver.start()
     here.cont()
     driver.ask(64, 0)
+    guest = Asking(here)
+    guest.driver = driver
     with (
-        MigrationController(MigratableMachine(here)) as source,
+        MigrationController(guest) as source,
         MigrationController(MigratableMachine(there)) as destination,
     ):
-        source.set_parameters({"downtime-limit": 0, "max-bandwidth": 64 << 20})
         source.migrate(destination.incoming("tcp:127.0.0.1:0"))
-        wait_pass(source, 2)
-        driver.ask(64, 1)
-        source.set_parameters({"downtime-limit": 2000})
         info = source.wait(TIMEOUT)
         assert info.status.value == "completed", info.error
         assert info.verified
@@ -344,8 +350,8 @@ def test_qemus_section_has_the_same_bytes(tmp_path: Path) -> None:
     file = tmp_path / "stream"
     with qemu(tmp_path, *QEMUS) as peer:
         capabilities(peer)
-        send(peer, f"exec:cat > {file}")
-    stream = file.read_bytes()
+        send(peer, saving(file))
+    stream = saved(file)
     key = bytes((len(NAME),)) + NAME.encode() + struct.pack(">II", 0, LAYOUT.version)
     [_, rest] = stream.split(key)
     source = BytesSource(rest, NAME)
