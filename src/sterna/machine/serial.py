@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 4096
 _OUTPUT_LIMIT = 1 << 20
 _WRITE_PATIENCE_MS = 100
-_LAST_WRITE_S = 1.0
+_LAST_WRITE_S = 10.0
+"""For a terminal that is stopped. So long no busy machine keeps the thread that writes from it, whose output would be lost."""
 _BACKLOG = 1
 
 
