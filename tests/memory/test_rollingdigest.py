@@ -1,7 +1,6 @@
 """The digest that is kept up while RAM is written equals that of all bytes, whatever was written when."""
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -121,28 +120,23 @@ def test_zero_memory_is_neither_read_nor_made() -> None:
 
 def test_pieces_that_are_still_written_wait_when_it_is_patient() -> None:
     with RamBlock("a", 4 * PIECE_SIZE) as block, RollingDigest([block], zero=True, patient=True) as rolling:
-        marks = rolling.marks("a")
+        marks, inner = rolling.marks("a"), rolling._blocks["a"]
         block.data[:] = 5
         marks[:] = 1
+        look, rested = inner.resting, threading.Event()
+
+        def look_after_a_write() -> Any:
+            block.data[0] ^= 1
+            marks[0] = 1
+            quiet = look()
+            if not marks[1:].any():
+                rested.set()
+            return quiet
+
+        inner.resting = look_after_a_write  # type: ignore[method-assign]
         rolling.start()
-        done = threading.Event()
-
-        def write() -> None:
-            while not done.is_set():
-                block.data[0] ^= 1
-                marks[0] = 1
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            deadline = time.monotonic() + SECONDS
-            while marks[1:].any() and time.monotonic() < deadline:
-                pass
-            assert not marks[1:].any()
-            assert marks[0], "the first piece never comes to rest"
-        finally:
-            done.set()
-            writer.join()
+        assert rested.wait(SECONDS)
+        assert marks[0], "the first piece never comes to rest"
         rolling.catch_up(SECONDS)
         assert not marks.any()
         assert rolling.finish().hex == digest_ram([block]).hex
