@@ -55,6 +55,9 @@ def silence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     yield
     end.set()
+    for thread in threading.enumerate():
+        if thread.name == "host-lookup":
+            thread.join(300)  # it is no longer there for the next test
 
 
 def test_a_silent_name_service_is_not_waited_for_for_ever(silence: None) -> None:
