@@ -366,15 +366,14 @@ def test_who_lost_the_answer_confirms_on_another_connection(monkeypatch: pytest.
         assert incoming.finished, "the source knows, so nobody is waited for"
 
 
-def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path) -> None:
+def test_a_command_that_has_the_guest_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be what runs the guest."""
-    os.mkfifo(tmp_path / "has all")
+    monkeypatch.chdir(tmp_path)  # a long command is not told whole
+    os.mkfifo("full")
     with hosts(guest()) as (here,):
         here.controller.set_parameters({"x-sterna-doubt-timeout": 100})
-        here.controller.migrate(
-            f"exec:cd '{tmp_path}'; echo $$ > pid; cat > stream; echo > 'has all'; exec sleep 1000"
-        )
-        (tmp_path / "has all").read_text()
+        here.controller.migrate("exec:echo $$ > pid; cat > stream; echo > full; exec sleep 1000")
+        Path("full").read_text()
         here.expire()
         info = here.outcome()
         assert (info.status, info.in_doubt) == (FAILED, True)
@@ -827,13 +826,16 @@ def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
 
 @pytest.mark.parametrize("status", [0, 3])
 @pytest.mark.parametrize("automatic", [True, False])
-def test_a_command_that_ends_late_is_heard(tmp_path: Path, automatic: bool, status: int) -> None:
-    fifo, full = tmp_path / "fifo", tmp_path / "full"
+def test_a_command_that_ends_late_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, automatic: bool, status: int
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a long command is not told whole
+    fifo, full = Path("fifo"), Path("full")
     os.mkfifo(fifo)
     os.mkfifo(full)
     with hosts(guest()) as (here,):
         here.controller.set_parameters({"x-sterna-doubt-timeout": 60_000 if automatic else 200})
-        here.controller.migrate(f"exec:cat > /dev/null; echo > '{full}'; read line < '{fifo}'; exit {status}")
+        here.controller.migrate(f"exec:cat > /dev/null; echo > full; read line < fifo; exit {status}")
         full.read_text()
         if not automatic:
             here.expire()
