@@ -36,7 +36,7 @@ def test_what_a_guest_said_cannot_command_the_terminal(
     testbedrun._show(result)
     testbedrun._summarise([result], 1.0)
     testbedrun._say(TITLE)
-    testbedrun._progress("one")(TITLE)
+    testbedrun._say(TITLE, "one")
     shown, said = capfd.readouterr()
     assert not {"\x1b", "\x07", "\x9b"} & set(shown + said)
     assert shown.count(f"{HARMLESS}\nsecond") >= 3

@@ -146,6 +146,13 @@ class _Watched:
     predicted_ms: float | None = None
     throttle_percent: int = 0
 
+    def look(self, info: Mapping[str, Any], limit_ms: int) -> None:
+        """Note what a migration under way says."""
+        expected = info.get("expected-downtime")
+        if expected is not None and (expected != limit_ms or self.predicted_ms is not None):
+            self.predicted_ms = expected
+        self.throttle_percent = max(self.throttle_percent, info.get("cpu-throttle-percentage", 0))
+
 
 def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]) -> _Watched:
     """Follow the migration to its end; past the deadline, cancel it."""
@@ -155,10 +162,7 @@ def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]
     def look(info: Mapping[str, Any]) -> None:
         nonlocal cancelled, deadline
         check()
-        expected = info.get("expected-downtime")
-        if expected is not None and (expected != limit_ms or watched.predicted_ms is not None):
-            watched.predicted_ms = expected
-        watched.throttle_percent = max(watched.throttle_percent, info.get("cpu-throttle-percentage", 0))
+        watched.look(info, limit_ms)
         now = time.monotonic()
         if cancelled and now > deadline:
             raise VmError(f"the {source.name} did not cancel its migration in {_CANCEL_SECONDS:g} s")
