@@ -115,7 +115,7 @@ def test_what_ships_has_the_name_of_its_file(registry, names) -> None:
 
 
 def test_the_kinds_of_vm_have_the_names_of_their_files() -> None:
-    assert list(VM_KINDS) == ["emulated", "kvm", "qemu", "qemu-linux"]
+    assert list(VM_KINDS) == ["emulated", "emulated-vexpress", "kvm", "qemu", "qemu-linux"]
     for name in VM_KINDS:
         kind = VM_KINDS.get(name)(KindOptions())
         assert kind.name == name
