@@ -123,7 +123,10 @@ def one_line(error: str) -> str:
             ("testbed", "run", "date", "--vm", "qemu", "--qemu", "/bin/true"),
             "does not tell that it is a QEMU",
         ),
-        (("testbed", "run", "date", "--vm", "vmware"), "'emulated', 'emulated-vexpress', 'kvm', 'qemu', 'qemu-linux'"),
+        (
+            ("testbed", "run", "date", "--vm", "vmware"),
+            "'emulated', 'emulated-vexpress', 'kvm', 'qemu', 'qemu-linux'",
+        ),
     ],
 )
 def test_wrong_calls(cli, arguments: tuple[str, ...], expected: str) -> None:

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,18 +49,18 @@ def test_a_running_guest_moves(uri: str, tmp_path: Path) -> None:
 
 def test_the_downtime_is_what_the_guests_counter_sees() -> None:
     with hosts(source_guest(), waiting_guest()) as (here, there):
-        loaded: list[int] = []
-        load, resume = there.guest.load_devices, there.guest.resume
+        times: list[int] = []
+        announce, resume = there.guest.announce, there.guest.resume
 
-        def timed_load(states: object, ignored: object) -> None:
-            load(states, ignored)  # type: ignore[arg-type]
-            loaded.append(time.time_ns())
+        def timed_announce(delays: Sequence[float]) -> None:
+            announce(delays)
+            times.append(time.time_ns())
 
         def timed_resume() -> int:
-            loaded.append(resume())
-            return loaded[-1]
+            times.append(resume())
+            return times[-1]
 
-        there.guest.load_devices = timed_load  # type: ignore[assignment,method-assign]
+        there.guest.announce = timed_announce  # type: ignore[method-assign]
         there.guest.resume = timed_resume  # type: ignore[method-assign]
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is COMPLETED
@@ -68,7 +69,7 @@ def test_the_downtime_is_what_the_guests_counter_sees() -> None:
         gap_ms = there.guest.advanced_ns / 1e6
         # The counter moves after all else and just before the first instruction, so it sees all of the downtime but that
         # moment.
-        assert gap_ms <= info.downtime_ms < gap_ms + (loaded[1] - loaded[0]) / 1e6
+        assert gap_ms <= info.downtime_ms < gap_ms + (times[1] - times[0]) / 1e6
         assert info.clock_note == ""
         answer = info.to_qmp()
         assert answer["status"] == "completed"

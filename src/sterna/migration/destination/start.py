@@ -28,20 +28,24 @@ class Start(Phase):
         self._id = greeting.id or context.own_id
         # SHUT(0) is with the kernel.
         self._told = False
+        self._clock_note = ""
 
-    def _start(self, elapsed_ns: int | None = None, *, watched: bool = False) -> int:
+    def _start(self, stopped_ns: int | None = None, *, watched: bool = False) -> int:
         """Take the guest over, and start it.
 
-        :param elapsed_ns: how long it was down, where the source tells
+        :param stopped_ns: when it was stopped, as CLOCK_REALTIME of this host, where the source tells
         :param watched: the source takes the end of this process for the guest's
         :return: CLOCK_REALTIME in ns just before its first instruction
         """
         guest = self._context.guest
         try:
             guest.ownership.apply(Event.TAKEN_OVER, self._id, watched=watched)
-            if elapsed_ns is not None:
-                guest.advance_counter(elapsed_ns)
             guest.announce(self._context.parameters.announce_delays)
+            if stopped_ns is not None:  # last of all: what comes after is no part of it
+                longest_ns = time.monotonic_ns() - self._context.accepted_ns
+                elapsed_ns = time.time_ns() - stopped_ns
+                elapsed_ns, self._clock_note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
+                guest.advance_counter(elapsed_ns)
             clock_ns = guest.resume()
         except BaseException:
             # `resume` starts all of it or nothing.
@@ -104,12 +108,10 @@ class StartOnCommit(Start):
         context.answer(PrivateMessage.READY, Ready(digest.hex if digest else "", watches))
         commit = handshake.decode(self._private_command(PrivateCommand.COMMIT), Commit)
         context.cancellation.check()
-        longest_ns = time.monotonic_ns() - context.accepted_ns
-        elapsed_ns = time.time_ns() - (commit.stop_ns + commit.clock_offset_ns)
-        elapsed_ns, note = handshake.clamp_elapsed(elapsed_ns, longest_ns)
         if not context.record.commit(self._id):
             raise Refused("the migration was given up before its COMMIT arrived")
-        clock_ns = self._start(elapsed_ns, watched=commit.watched)
+        clock_ns = self._start(commit.stop_ns + commit.clock_offset_ns, watched=commit.watched)
+        note = self._clock_note
         context.record.running(self._id, clock_ns)
         context.progress.enter(MigrationStatus.COMPLETED, clock_note=note)
         with context.last_words():
