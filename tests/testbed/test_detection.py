@@ -36,7 +36,7 @@ def test_every_fault_is_found_and_nothing_else_is() -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         check=False,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": "src"},
