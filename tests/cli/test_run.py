@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -202,7 +203,7 @@ def test_a_failed_incoming_migration_is_told_and_waited_out(tmp_path: Path) -> N
 
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(str(tmp_path / "in"))
-            peer.sendall(os.urandom(64))
+            peer.sendall(random.Random(1).randbytes(64))
         wait_for(lambda: machine.errors().count("\n") == 2)
         waiting, failed = machine.errors().splitlines()
         assert waiting == f"sterna: waiting for a guest at unix:{tmp_path}/in"
