@@ -24,7 +24,7 @@ MIGRATIONS = int(os.environ.get("STERNA_MIGRATIONS", "12"))
 MEMORY = 32 << 20
 PAGES = 5000
 STREAM_BYTES = 24 << 20
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 class Host:

@@ -22,7 +22,7 @@ from sterna.migration.errors import InDoubt, MigrationError
 from sterna.ownership import Event
 from sterna.testing.guest import DoubleGuest
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 """Seconds that nothing here takes, on any machine."""
 
 _CLONE_NEWPID = 0x20000000
