@@ -1,15 +1,19 @@
 """The proxy between two QEMUs: a running guest moves, and the digest is that of the destination's memory."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.migration.test_qemu import RAM, Qemu, qemu
+from tests.stream.test_qemu_streams import BOARDS
+from tests.stream.test_xbzrle_qemu import PAGES, SLOW, Debugger, disturb, disturb_passes
 
 from sterna.analysis.capture import survey_file
+from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.proxy.connection import Kind
 from sterna.analysis.proxy.outcome import Outcome
 from sterna.analysis.proxy.proxy import Proxy
@@ -28,16 +32,28 @@ SECONDS = 300
 
 
 @contextmanager
-def two_qemus(path: Path, *, settings: dict[str, Any], **capabilities: bool) -> Iterator[tuple[Qemu, Qemu]]:
-    """A guest that writes to memory, and a QEMU that waits for it and does not let it go on."""
+def two_stopped_qemus(
+    path: Path, *options: str, settings: dict[str, Any], **capabilities: bool
+) -> Iterator[tuple[Qemu, Qemu]]:
+    """A guest that stands still, and a QEMU that waits for it and does not let it go on.
+
+    :param options: of the first
+    """
     states = [{"capability": name.replace("_", "-"), "state": on} for name, on in capabilities.items()]
     states.append({"capability": "events", "state": True})
-    with qemu(path, *GUEST) as source, qemu(path, *GUEST, "-incoming", "defer") as destination:
+    with qemu(path, *GUEST, *options) as source, qemu(path, *GUEST, "-incoming", "defer") as destination:
         for one in (source, destination):
             one.ask("migrate-set-capabilities", capabilities=states)
             if settings:
                 one.ask("migrate-set-parameters", **settings)
         destination.ask("migrate-incoming", uri=f"unix:{path}/destination")
+        yield source, destination
+
+
+@contextmanager
+def two_qemus(path: Path, *, settings: dict[str, Any], **capabilities: bool) -> Iterator[tuple[Qemu, Qemu]]:
+    """As `two_stopped_qemus`; the guest runs, and writes to memory."""
+    with two_stopped_qemus(path, settings=settings, **capabilities) as (source, destination):
         source.ask("cont")
         # A guest that has not come to its work yet is moved in one pass.
         while not wrote_all(path, source):
@@ -67,14 +83,14 @@ def wait_forwarded(proxy: Proxy, source: Qemu, size: int) -> None:
         assert (state := source.ask("query-migrate"))["status"] in ("setup", "active"), state
 
 
-def migrate(path: Path, source: Qemu, passes: int) -> ProxyView:
-    """Migrate through a proxy, slowly until so many passes have begun."""
-    source.ask("migrate-set-parameters", **{"max-bandwidth": 12 << 20, "downtime-limit": 1})
+def migrate(path: Path, source: Qemu, bandwidth: int, wait_passes: Callable[[], None]) -> ProxyView:
+    """Migrate through a proxy, slowly until some passes have been made."""
+    source.ask("migrate-set-parameters", **{"max-bandwidth": bandwidth, "downtime-limit": 1})
     listen, destination = UnixUri(f"{path}/proxy"), UnixUri(f"{path}/destination")
     with Proxy(listen, destination, record=path / "record") as proxy:
         with forwarding(proxy):
             source.ask("migrate", uri=proxy.uri)
-            wait_pass(source, passes)
+            wait_passes()
             source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "downtime-limit": 2000})
         return proxy.view()
 
@@ -107,7 +123,6 @@ def memory(path: Path, destination: Qemu) -> BlockDigest:
     [
         ({}, {}),
         ({"return_path": True}, {}),
-        ({"return_path": True, "xbzrle": True}, {}),
         ({"return_path": True, "multifd": True}, {"multifd-channels": 3}),
         ({"multifd": True}, {"multifd-channels": 2, "multifd-compression": "zlib"}),
         ({"return_path": True, "multifd": True}, {"multifd-channels": 4, "multifd-compression": "zstd"}),
@@ -118,8 +133,41 @@ def test_the_digest_is_that_of_the_destination(
     tmp_path: Path, capabilities: dict[str, bool], settings: dict[str, Any]
 ) -> None:
     with two_qemus(tmp_path, settings=settings, **capabilities) as (source, destination):
-        view = migrate(tmp_path, source, 4)
+        view = migrate(tmp_path, source, 12 << 20, lambda: wait_pass(source, 4))
         theirs = memory(tmp_path, destination)
+    survey = check(tmp_path, view, theirs, asked="return_path" in capabilities)
+    kinds = [one.kind for one in view.connections]
+    assert kinds.count(Kind.CHANNEL) == len(survey.channels) == settings.get("multifd-channels", 0)
+    assert {one.compression for one in survey.channels} <= {settings.get("multifd-compression", "none")}
+
+
+def test_changes_are_those_of_the_destination(tmp_path: Path) -> None:
+    """The guest stands still, and its debugger writes its memory: of one that runs, next to nothing is left once only changes are
+    sent, and nothing on a busy host.
+    """
+    rng = np.random.default_rng(6)
+    debugging = ("-gdb", f"unix:{tmp_path}/gdb,server=on,wait=off")
+    with (
+        two_stopped_qemus(tmp_path, *debugging, settings={}, return_path=True, xbzrle=True) as (
+            source,
+            destination,
+        ),
+        closing(Debugger(tmp_path / "gdb")) as debugger,
+    ):
+        for command in ("cont", "stop"):  # what never ran does not arrive as paused
+            source.ask(command)
+        for number in range(PAGES):
+            disturb(debugger, BOARDS[0], rng, number)
+        view = migrate(tmp_path, source, SLOW, lambda: disturb_passes(source.ask, debugger, BOARDS[0], rng))
+        theirs = memory(tmp_path, destination)
+    assert check(tmp_path, view, theirs, asked=True).kinds.changes > 0
+
+
+def check(path: Path, view: ProxyView, theirs: BlockDigest, *, asked: bool) -> StreamSurvey:
+    """What holds of each migration.
+
+    :param asked: whether the source has asked for a return path
+    """
     survey = view.survey
     assert survey is not None
     assert survey.flaw() is None, survey.flaw()
@@ -127,7 +175,6 @@ def test_the_digest_is_that_of_the_destination(
     [ours] = (block for block in survey.digest.blocks if block.block == BLOCK)
     assert ours.hex == theirs.hex
     assert (ours.chunks == theirs.chunks).all()
-    asked = "return_path" in capabilities
     assert view.verdict.outcome is (Outcome.COMPLETED if asked else Outcome.UNCONFIRMED)
     assert view.answers.counts == ({"PONG": 1, "SHUT": 1} if asked else {})
     assert len(survey.passes) >= 3
@@ -135,16 +182,12 @@ def test_the_digest_is_that_of_the_destination(
     devices = {str(section.header): section for section in survey.sections if not section.is_ram}
     assert devices["cpu"].state is not None
     assert len(devices["cpu"].state.fields["env.regs"]) == 16
-    if "xbzrle" in capabilities:
-        assert survey.kinds.changes > 0
-    kinds = [one.kind for one in view.connections]
-    assert kinds.count(Kind.MAIN) == 1
-    assert kinds.count(Kind.CHANNEL) == len(survey.channels) == settings.get("multifd-channels", 0)
-    assert {one.compression for one in survey.channels} <= {settings.get("multifd-compression", "none")}
-    recorded = survey_file(tmp_path / "record", digests=True)
+    assert [one.kind for one in view.connections].count(Kind.MAIN) == 1
+    recorded = survey_file(path / "record", digests=True)
     assert recorded.flaw() is None
     assert recorded.digest is not None
     assert recorded.digest.hex == survey.digest.hex
+    return survey
 
 
 def test_the_destination_dies(tmp_path: Path) -> None:
