@@ -18,7 +18,7 @@ from typing import Any
 from sterna.guests.layout import STATUS_OFFSET
 from sterna.host.load import HostWatch
 from sterna.launch.command import sterna_arguments
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 from sterna.launch.watch import wait_warm, watch
 from sterna.machine.config import MachineConfig
 
@@ -30,9 +30,9 @@ CHANNELS = [0, 1, 8, 64, 255]
 def migrate(channels: int) -> Mapping[str, Any]:
     """:return: what `query-migrate` says at the end"""
     with ExitStack() as stack:
-        source = stack.enter_context(SternaVm("source", sterna_arguments(MACHINE)))
+        source = stack.enter_context(SternaProcess("source", sterna_arguments(MACHINE)))
         waiting = sterna_arguments(MACHINE, incoming="tcp:127.0.0.1:0")
-        destination = stack.enter_context(SternaVm("destination", waiting))
+        destination = stack.enter_context(SternaProcess("destination", waiting))
         for vm in (source, destination):
             vm.ready(lambda: None)
             capability = {"capability": "multifd", "state": channels > 0}

@@ -66,7 +66,7 @@ def test_the_branches_are_those_that_are_written_down(classes) -> None:
         ("sterna.host.newfile.UnsyncedError", ["HostError", "Error", "OSError"]),
         ("sterna.host.address.AddressError", ["HostError", "Error", "ValueError"]),
         ("sterna.machine.guestram.AddressError", ["MachineError", "Error", "ValueError"]),
-        ("sterna.analysis.proxy.tap.LeftBehind", ["MigrationError", "Error", "OSError"]),
+        ("sterna.analysis.proxy.tee.LeftBehind", ["MigrationError", "Error", "OSError"]),
         # Faults of this program, which no command takes for its user's.
         ("sterna.ownership.IllegalEvent", ["InternalError", "Error"]),
         ("sterna.migration.progress.IllegalTransition", ["InternalError", "Error"]),

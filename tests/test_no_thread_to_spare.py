@@ -16,12 +16,12 @@ from tests.refusal import refuse_threads
 from sterna.launch.console import Console
 from sterna.launch.errors import VmError
 from sterna.launch.host import LOCAL
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 from sterna.machine.serial import open_serial
 from sterna.machine.virtio.device import Port
 from sterna.machine.virtio.net import VirtioNet
+from sterna.testbed.auditingproxy import AuditingProxy
 from sterna.testbed.errors import BedError
-from sterna.testbed.forwarded import Forwarder
 from sterna.testbed.probes import Session
 from sterna.testbed.session import SshSession
 
@@ -45,7 +45,7 @@ MAKERS: dict[str, tuple[type[Exception], Callable[[Path], object]]] = {
     "console": (RuntimeError, lambda directory: Console()),
     "probe": (BedError, lambda directory: Session(LOCAL, "127.0.0.1", time.monotonic)),
     "ssh": (BedError, make_ssh),
-    "forwarder": (BedError, lambda directory: Forwarder(LOCAL, "tcp:127.0.0.1:1")),
+    "forwarder": (BedError, lambda directory: AuditingProxy(LOCAL, "tcp:127.0.0.1:1")),
 }
 
 
@@ -66,16 +66,16 @@ def test_a_vm_whose_console_cannot_be_read_is_not_started(monkeypatch: pytest.Mo
     before = remains()
     refuse_threads(monkeypatch, "console")
     with pytest.raises(VmError, match=f"cannot start the source: {REFUSED}"):
-        SternaVm("source", [])
+        SternaProcess("source", [])
     assert not remains() - before
 
 
 def test_a_forwarder_whose_proxy_cannot_accept_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     before = remains()
     refuse_threads(monkeypatch, "proxy-accept")
-    forwarder = Forwarder(LOCAL, "tcp:127.0.0.1:1")
+    proxy = AuditingProxy(LOCAL, "tcp:127.0.0.1:1")
     with pytest.raises(BedError, match=REFUSED):
-        forwarder.compare("ram", 0, 0)
+        proxy.compare("ram", 0, 0)
     assert not remains() - before
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from sterna.ownership import (
+    AttemptOutcome,
     Event,
     Hold,
     IllegalEvent,
     NotTheOwner,
-    Outcome,
     Ownership,
-    Standing,
+    OwnershipState,
     answer,
     may_migrate,
     next_hold,
@@ -27,9 +27,9 @@ TELLS_NOTHING = (
 )
 
 
-@pytest.mark.parametrize("standing", Standing)
+@pytest.mark.parametrize("standing", OwnershipState)
 @pytest.mark.parametrize("event", TELLS_NOTHING)
-def test_some_events_change_nothing(event: Event, standing: Standing) -> None:
+def test_some_events_change_nothing(event: Event, standing: OwnershipState) -> None:
     hold = Hold(standing, ONE)
     assert next_hold(hold, event, ONE) == hold
 
@@ -39,7 +39,7 @@ def test_some_events_change_nothing(event: Event, standing: Standing) -> None:
 )
 @pytest.mark.parametrize("migration", [OTHER, b""])
 def test_what_is_said_of_another_migration_counts_for_nothing(event: Event, migration: bytes) -> None:
-    hold = Hold(Standing.IN_DOUBT, ONE)
+    hold = Hold(OwnershipState.IN_DOUBT, ONE)
     assert next_hold(hold, event, migration) == hold
     assert next_hold(hold, event, ONE) != hold
 
@@ -47,14 +47,14 @@ def test_what_is_said_of_another_migration_counts_for_nothing(event: Event, migr
 @pytest.mark.parametrize(
     ("hold", "event"),
     [
-        (Hold(Standing.OWNER), Event.TAKEN_OVER),
-        (Hold(Standing.IN_DOUBT, ONE), Event.TAKEN_OVER),
-        (Hold(Standing.ABSENT), Event.COMMIT_SENT),
-        (Hold(Standing.IN_DOUBT, ONE), Event.COMMIT_SENT),
-        (Hold(Standing.AWAY, ONE), Event.COMMIT_SENT),
-        (Hold(Standing.OWNER, ONE, watched=True), Event.COMMIT_SENT),
-        (Hold(Standing.OWNER, ONE, watched=True), Event.SAVED),
-        (Hold(Standing.IN_DOUBT, ONE), Event.SAVED),
+        (Hold(OwnershipState.OWNER), Event.TAKEN_OVER),
+        (Hold(OwnershipState.IN_DOUBT, ONE), Event.TAKEN_OVER),
+        (Hold(OwnershipState.ABSENT), Event.COMMIT_SENT),
+        (Hold(OwnershipState.IN_DOUBT, ONE), Event.COMMIT_SENT),
+        (Hold(OwnershipState.AWAY, ONE), Event.COMMIT_SENT),
+        (Hold(OwnershipState.OWNER, ONE, watched=True), Event.COMMIT_SENT),
+        (Hold(OwnershipState.OWNER, ONE, watched=True), Event.SAVED),
+        (Hold(OwnershipState.IN_DOUBT, ONE), Event.SAVED),
     ],
 )
 def test_what_a_machine_must_not_do(hold: Hold, event: Event) -> None:
@@ -64,12 +64,12 @@ def test_what_a_machine_must_not_do(hold: Hold, event: Event) -> None:
 
 def test_what_a_machine_does_it_does_for_a_migration() -> None:
     with pytest.raises(IllegalEvent):
-        next_hold(Hold(Standing.OWNER), Event.COMMIT_SENT)
+        next_hold(Hold(OwnershipState.OWNER), Event.COMMIT_SENT)
 
 
 @pytest.mark.parametrize("event", [Event.CONFIRMED, Event.SOURCE_ENDED])
 def test_a_guest_that_came_moves_on_once_its_source_asks_no_more(event: Event) -> None:
-    hold = next_hold(Hold(Standing.ABSENT), Event.TAKEN_OVER, ONE, watched=True)
+    hold = next_hold(Hold(OwnershipState.ABSENT), Event.TAKEN_OVER, ONE, watched=True)
     assert not may_migrate(hold)
     assert not may_migrate(next_hold(hold, event, OTHER))
     assert may_migrate(next_hold(hold, event, ONE))
@@ -78,21 +78,21 @@ def test_a_guest_that_came_moves_on_once_its_source_asks_no_more(event: Event) -
 @pytest.mark.parametrize(
     ("standing", "told"),
     [
-        (Standing.ABSENT, "no guest has come here"),
-        (Standing.IN_DOUBT, "may run at the migration's destination"),
-        (Standing.AWAY, "runs at the destination"),
-        (Standing.SAVED, "was saved"),
-        (Standing.HANDED_ON, "was handed to a command or descriptor, and may run where that led"),
+        (OwnershipState.ABSENT, "no guest has come here"),
+        (OwnershipState.IN_DOUBT, "may run at the migration's destination"),
+        (OwnershipState.AWAY, "runs at the destination"),
+        (OwnershipState.SAVED, "was saved"),
+        (OwnershipState.HANDED_ON, "was handed to a command or descriptor, and may run where that led"),
     ],
 )
-def test_only_the_owner_runs(standing: Standing, told: str) -> None:
+def test_only_the_owner_runs(standing: OwnershipState, told: str) -> None:
     ownership = Ownership(standing)
     assert not ownership.may_run
     with pytest.raises(NotTheOwner, match=told):
         ownership.require_owner()
-    Ownership(Standing.OWNER).require_owner()
+    Ownership(OwnershipState.OWNER).require_owner()
 
 
 def test_a_question_during_the_start_has_no_answer_yet() -> None:
-    assert answer(Outcome.COMMITTED) is None
-    assert answer(Outcome.PENDING) is Outcome.PENDING
+    assert answer(AttemptOutcome.COMMITTED) is None
+    assert answer(AttemptOutcome.PENDING) is AttemptOutcome.PENDING

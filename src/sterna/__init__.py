@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         Vcpu,
         Vm,
     )
-    from sterna.launch.process import SternaVm as start_sterna
-    from sterna.launch.process import Vm as VmProcess
+    from sterna.launch.process import SternaProcess as start_sterna
+    from sterna.launch.process import VmProcess
     from sterna.machine.config import ConfigError, MachineConfig
     from sterna.machine.machine import Machine
     from sterna.machine.migratable import MigratableMachine
@@ -125,12 +125,12 @@ _HOMES = {
     "SwitchOver": "migration.policy",
     "Vcpu": "hypervisor.interface",
     "Vm": "hypervisor.interface",
-    "VmProcess": "launch.process:Vm",
+    "VmProcess": "launch.process",
     "compare_streams": "analysis.compare:compare",
     "open_vm": "hypervisor.accelerator",
     "page_numbers": "memory.bitmap",
     "read_stream": "analysis.capture:survey_file",
-    "start_sterna": "launch.process:SternaVm",
+    "start_sterna": "launch.process:SternaProcess",
 }
 """Modules, and what a name is there when it is another."""
 

@@ -44,7 +44,7 @@ from enum import Enum, IntEnum
 from sterna.errors import Error, InternalError
 
 
-class Standing(Enum):
+class OwnershipState(Enum):
     """What a machine has to do with its guest."""
 
     ABSENT = "absent"
@@ -93,7 +93,7 @@ class Event(Enum):
     )
 
 
-class Outcome(IntEnum):
+class AttemptOutcome(IntEnum):
     """What a destination did with a migration. UNKNOWN is no record: this process never saw it, or long ago."""
 
     UNKNOWN = 0
@@ -115,41 +115,41 @@ class AttemptEvent(Enum):
 
 
 class IllegalEvent(InternalError):
-    """A machine was to do what its standing forbids."""
+    """A machine was to do what its state forbids."""
 
 
 @dataclass(frozen=True)
 class Hold:
     """A machine's hold on its guest.
 
-    :ivar migration: id of the migration that the doubt is about, or that brought the guest here
+    :ivar migration: id of the migration that is in doubt, or that brought the guest here
     :ivar watched: the source of that migration takes the end of this process for the end of the guest, and has not confirmed
     """
 
-    standing: Standing
+    state: OwnershipState
     migration: bytes = b""
     watched: bool = False
 
 
-_NEXT: dict[tuple[Standing, Event], Standing] = {
-    (Standing.ABSENT, Event.TAKEN_OVER): Standing.OWNER,
-    (Standing.ABSENT, Event.SHUT_SENT): Standing.ARRIVED,
-    (Standing.ARRIVED, Event.SHUT_CUT): Standing.ABSENT,
-    (Standing.ARRIVED, Event.TAKEN_OVER): Standing.OWNER,
-    (Standing.ARRIVED, Event.FORCED_CONT): Standing.OWNER,
-    (Standing.OWNER, Event.GIVEN_BACK): Standing.ABSENT,
-    (Standing.OWNER, Event.COMMIT_SENT): Standing.IN_DOUBT,
-    (Standing.OWNER, Event.SAVED): Standing.SAVED,
-    (Standing.IN_DOUBT, Event.COMMIT_CUT): Standing.OWNER,
-    (Standing.IN_DOUBT, Event.RUNS): Standing.AWAY,
-    (Standing.IN_DOUBT, Event.ABANDONED): Standing.OWNER,
-    (Standing.IN_DOUBT, Event.PROCESS_ENDED): Standing.OWNER,
-    (Standing.IN_DOUBT, Event.HANDED_ON): Standing.HANDED_ON,
-    (Standing.IN_DOUBT, Event.FORCED_CONT): Standing.OWNER,
-    (Standing.AWAY, Event.FORCED_CONT): Standing.OWNER,
-    (Standing.HANDED_ON, Event.FORCED_CONT): Standing.OWNER,
-    (Standing.SAVED, Event.CONT): Standing.OWNER,
-    (Standing.SAVED, Event.FORCED_CONT): Standing.OWNER,
+_NEXT: dict[tuple[OwnershipState, Event], OwnershipState] = {
+    (OwnershipState.ABSENT, Event.TAKEN_OVER): OwnershipState.OWNER,
+    (OwnershipState.ABSENT, Event.SHUT_SENT): OwnershipState.ARRIVED,
+    (OwnershipState.ARRIVED, Event.SHUT_CUT): OwnershipState.ABSENT,
+    (OwnershipState.ARRIVED, Event.TAKEN_OVER): OwnershipState.OWNER,
+    (OwnershipState.ARRIVED, Event.FORCED_CONT): OwnershipState.OWNER,
+    (OwnershipState.OWNER, Event.GIVEN_BACK): OwnershipState.ABSENT,
+    (OwnershipState.OWNER, Event.COMMIT_SENT): OwnershipState.IN_DOUBT,
+    (OwnershipState.OWNER, Event.SAVED): OwnershipState.SAVED,
+    (OwnershipState.IN_DOUBT, Event.COMMIT_CUT): OwnershipState.OWNER,
+    (OwnershipState.IN_DOUBT, Event.RUNS): OwnershipState.AWAY,
+    (OwnershipState.IN_DOUBT, Event.ABANDONED): OwnershipState.OWNER,
+    (OwnershipState.IN_DOUBT, Event.PROCESS_ENDED): OwnershipState.OWNER,
+    (OwnershipState.IN_DOUBT, Event.HANDED_ON): OwnershipState.HANDED_ON,
+    (OwnershipState.IN_DOUBT, Event.FORCED_CONT): OwnershipState.OWNER,
+    (OwnershipState.AWAY, Event.FORCED_CONT): OwnershipState.OWNER,
+    (OwnershipState.HANDED_ON, Event.FORCED_CONT): OwnershipState.OWNER,
+    (OwnershipState.SAVED, Event.CONT): OwnershipState.OWNER,
+    (OwnershipState.SAVED, Event.FORCED_CONT): OwnershipState.OWNER,
 }
 
 _BEGINS = frozenset({Event.TAKEN_OVER, Event.SHUT_SENT, Event.COMMIT_SENT, Event.SAVED})
@@ -166,53 +166,55 @@ def next_hold(hold: Hold, event: Event, migration: bytes = b"", *, watched: bool
     :param watched: with TAKEN_OVER: the source watches this process
     :raise IllegalEvent: When the machine does what it must not do: a mistake of the caller.
     """
-    standing = _NEXT.get((hold.standing, event))
+    state = _NEXT.get((hold.state, event))
     if event in _BEGINS:
-        if standing is None or not migration or hold.watched:
+        if state is None or not migration or hold.watched:
             raise IllegalEvent(f"{event.name} of a machine that is {hold}")
-        return Hold(standing, migration, watched)
+        return Hold(state, migration, watched)
     if event not in _FROM_THE_USER and (not migration or hold.migration != migration):
         return hold
     if event in (Event.CONFIRMED, Event.SOURCE_ENDED):
         return replace(hold, watched=False)
-    if standing is None:
+    if state is None:
         return hold
-    return Hold(standing) if standing is Standing.ABSENT else replace(hold, standing=standing)
+    return Hold(state) if state is OwnershipState.ABSENT else replace(hold, state=state)
 
 
 def may_run(hold: Hold) -> bool:
     """Whether vCPUs may run guest code here."""
-    return hold.standing is Standing.OWNER
+    return hold.state is OwnershipState.OWNER
 
 
 def may_migrate(hold: Hold) -> bool:
     """Whether the guest may be offered to another machine, or saved."""
-    return hold.standing is Standing.OWNER and not hold.watched
+    return hold.state is OwnershipState.OWNER and not hold.watched
 
 
-_ATTEMPT: dict[tuple[Outcome, AttemptEvent], Outcome] = {
-    (Outcome.UNKNOWN, AttemptEvent.OFFER): Outcome.PENDING,
-    (Outcome.PENDING, AttemptEvent.COMMIT): Outcome.COMMITTED,
-    (Outcome.PENDING, AttemptEvent.GIVEN_UP): Outcome.ABANDONED,
-    (Outcome.PENDING, AttemptEvent.ASKED): Outcome.ABANDONED,
-    (Outcome.COMMITTED, AttemptEvent.STARTED): Outcome.RUNNING,
-    (Outcome.COMMITTED, AttemptEvent.START_FAILED): Outcome.ABANDONED,
+_ATTEMPT: dict[tuple[AttemptOutcome, AttemptEvent], AttemptOutcome] = {
+    (AttemptOutcome.UNKNOWN, AttemptEvent.OFFER): AttemptOutcome.PENDING,
+    (AttemptOutcome.PENDING, AttemptEvent.COMMIT): AttemptOutcome.COMMITTED,
+    (AttemptOutcome.PENDING, AttemptEvent.GIVEN_UP): AttemptOutcome.ABANDONED,
+    (AttemptOutcome.PENDING, AttemptEvent.ASKED): AttemptOutcome.ABANDONED,
+    (AttemptOutcome.COMMITTED, AttemptEvent.STARTED): AttemptOutcome.RUNNING,
+    (AttemptOutcome.COMMITTED, AttemptEvent.START_FAILED): AttemptOutcome.ABANDONED,
 }
 
 
-def next_outcome(outcome: Outcome, event: AttemptEvent) -> Outcome:
+def next_outcome(outcome: AttemptOutcome, event: AttemptEvent) -> AttemptOutcome:
     """A destination's record of a migration after an event. An event that has no arrow in the drawing changes nothing."""
     return _ATTEMPT.get((outcome, event), outcome)
 
 
-def answer(outcome: Outcome) -> Outcome | None:
+def answer(outcome: AttemptOutcome) -> AttemptOutcome | None:
     """What the source is told after it ASKED; None: not before the guest has been started, or could not be."""
-    return None if outcome is Outcome.COMMITTED else outcome
+    return None if outcome is AttemptOutcome.COMMITTED else outcome
 
 
-def told(outcome: Outcome) -> Event:
+def told(outcome: AttemptOutcome) -> Event:
     """What an answer is to the source."""
-    return {Outcome.RUNNING: Event.RUNS, Outcome.ABANDONED: Event.ABANDONED}.get(outcome, Event.UNKNOWN)
+    return {AttemptOutcome.RUNNING: Event.RUNS, AttemptOutcome.ABANDONED: Event.ABANDONED}.get(
+        outcome, Event.UNKNOWN
+    )
 
 
 class NotTheOwner(Error):
@@ -220,19 +222,19 @@ class NotTheOwner(Error):
 
 
 _WHY_NOT = {
-    Standing.ABSENT: "no guest has come here yet",
-    Standing.ARRIVED: (
+    OwnershipState.ABSENT: "no guest has come here yet",
+    OwnershipState.ARRIVED: (
         "the guest may still run at the QEMU that it came from: look there; if it does not and never will, force it: "
         "'cont -f' (QMP: cont with x-sterna-force)"
     ),
-    Standing.IN_DOUBT: (
+    OwnershipState.IN_DOUBT: (
         "the guest may run at the migration's destination: look there; 'resolve_doubt' (QMP: x-sterna-resolve-doubt) finds "
         "out what can be found out from here; "
         "if the guest does not run there and never will, force it: 'cont -f' (QMP: cont with x-sterna-force)"
     ),
-    Standing.AWAY: "the guest has migrated and runs at the destination",
-    Standing.SAVED: "the guest was saved, and stands still: 'cont' first",
-    Standing.HANDED_ON: (
+    OwnershipState.AWAY: "the guest has migrated and runs at the destination",
+    OwnershipState.SAVED: "the guest was saved, and stands still: 'cont' first",
+    OwnershipState.HANDED_ON: (
         "all of the guest was handed to a command or descriptor, and may run where that led; if it does not and never will, "
         "force it: 'cont -f' (QMP: cont with x-sterna-force)"
     ),
@@ -242,9 +244,9 @@ _WHY_NOT = {
 class Ownership:
     """What one machine holds. It changes by events only; calls may come from any thread."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, state: OwnershipState) -> None:
         self._lock = threading.Lock()
-        self._hold = Hold(standing)
+        self._hold = Hold(state)
 
     @property
     def hold(self) -> Hold:
@@ -252,9 +254,9 @@ class Ownership:
         return self._hold
 
     @property
-    def standing(self) -> Standing:
-        """The hold's standing."""
-        return self._hold.standing
+    def state(self) -> OwnershipState:
+        """The hold's state."""
+        return self._hold.state
 
     @property
     def may_run(self) -> bool:
@@ -271,13 +273,13 @@ class Ownership:
         :raise NotTheOwner: When no vCPU may run guest code here.
         """
         if not self.may_run:
-            raise NotTheOwner(_WHY_NOT[self.standing])
+            raise NotTheOwner(_WHY_NOT[self.state])
 
-    def apply(self, event: Event, migration: bytes = b"", *, watched: bool = False) -> Standing:
+    def apply(self, event: Event, migration: bytes = b"", *, watched: bool = False) -> OwnershipState:
         """An event happened; as `next_hold`.
 
-        :return: the standing after it
+        :return: the state after it
         """
         with self._lock:
             self._hold = next_hold(self._hold, event, migration, watched=watched)
-            return self._hold.standing
+            return self._hold.state

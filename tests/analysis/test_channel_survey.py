@@ -15,7 +15,7 @@ from tests.stream.streams import PieceSource
 
 from sterna.analysis import counts
 from sterna.analysis.capture import survey_file
-from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.channel_survey import ChannelInput, StoredChannels
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.survey import survey
 from sterna.stream.multifd.compression import compressor
@@ -53,7 +53,7 @@ def survey_all(
     main: bytes, *channels: Sender | bytes, step: int | None = None, digests: bool = True
 ) -> StreamSurvey:
     given = [c.data if isinstance(c, Sender) else c for c in channels]
-    sources = [ChannelSource(f"channel {i}", PieceSource(data, step)) for i, data in enumerate(given)]
+    sources = [ChannelInput(f"channel {i}", PieceSource(data, step)) for i, data in enumerate(given)]
     return survey(PieceSource(main, step), digests=digests, channels=StoredChannels(sources))
 
 
@@ -192,7 +192,7 @@ def test_nobody_waits_to_be_read_beside_a_channel_that_is_broken() -> None:
             closed.append(source.left)
 
     source = PieceSource(main, 64)
-    given = [ChannelSource("one", PieceSource(good[0].data)), ChannelSource("two", PieceSource(b""))]
+    given = [ChannelInput("one", PieceSource(good[0].data)), ChannelInput("two", PieceSource(b""))]
     found = survey(source, channels=Closing(given))
     assert found.fault is not None
     assert found.fault.section == "two"

@@ -24,11 +24,11 @@ from tests.refusal import Refusal, refuse_threads, refusing
 from sterna.analysis.capture import survey_file
 from sterna.analysis.proxy import connection as connection_module
 from sterna.analysis.proxy import proxy as proxy_module
-from sterna.analysis.proxy.connection import Connection, End, Kind
-from sterna.analysis.proxy.outcome import Outcome
+from sterna.analysis.proxy.connection import Connection, ConnectionKind, End
+from sterna.analysis.proxy.outcome import ProxyOutcome
 from sterna.analysis.proxy.proxy import Proxy
 from sterna.analysis.proxy.recording import Recording, RecordingError
-from sterna.analysis.proxy.tap import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tap
+from sterna.analysis.proxy.tee import HEAD_BYTES, PATIENCE_SECONDS, LeftBehind, Tee
 from sterna.analysis.proxy.view import ProxyView
 from sterna.analysis.survey import Surveyor
 from sterna.host.newfile import NewFile
@@ -108,7 +108,7 @@ def test_a_migration_between_two_sternas(tmp_path: Path) -> None:
             assert info.status is COMPLETED, info.error
             view = running.result()
         assert_one_runs(here.guest, there.guest)
-    assert view.verdict.outcome is Outcome.COMPLETED
+    assert view.verdict.outcome is ProxyOutcome.COMPLETED
     survey = view.survey
     assert survey is not None
     assert survey.flaw() is None
@@ -118,7 +118,7 @@ def test_a_migration_between_two_sternas(tmp_path: Path) -> None:
     assert {command.name for command in survey.commands} >= {"PING", "0x5301", "0x5302", "0x5303"}
     assert view.answers.counts.keys() >= {"HELLO", "READY", "RUNNING"}
     [main] = view.connections
-    assert (main.kind, main.forwarded) == (Kind.MAIN, survey.bytes)
+    assert (main.kind, main.forwarded) == (ConnectionKind.MAIN, survey.bytes)
     assert len(survey.passes) == len(view.pass_starts) >= 1
     assert 0 <= view.pass_starts[0] <= view.pass_starts[-1] <= view.seconds
     assert view.confirmed_seconds is not None
@@ -134,7 +134,7 @@ def test_a_migration_between_two_sternas(tmp_path: Path) -> None:
     "capabilities", [{"xbzrle": True}, {"multifd": True}, {"multifd": True, "xbzrle": True}]
 )
 def test_migrations_with_other_encodings(capabilities: dict[str, bool], tmp_path: Path) -> None:
-    with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
+    with hosts(source_guest(700, steps_per_harvest=350), waiting_guest(700)) as (here, there):
         for host in (here, there):
             host.controller.set_capabilities(capabilities)
             host.controller.set_parameters({"multifd-channels": 3})
@@ -149,7 +149,7 @@ def test_migrations_with_other_encodings(capabilities: dict[str, bool], tmp_path
             view = running.result()
         assert_one_runs(here.guest, there.guest)
     survey = view.survey
-    assert view.verdict.outcome is Outcome.COMPLETED
+    assert view.verdict.outcome is ProxyOutcome.COMPLETED
     assert survey is not None
     assert survey.flaw() is None, survey.flaw()
     assert survey.digest is not None
@@ -178,7 +178,7 @@ def test_interrupted(tmp_path: Path) -> None:
             running.proxy.interrupt()
             view = running.result()
             assert here.outcome().status is FAILED
-        assert view.verdict.outcome is Outcome.CANCELLED
+        assert view.verdict.outcome is ProxyOutcome.CANCELLED
         assert view.survey is not None
         assert view.survey.fault is not None
         assert view.survey.fault.cut
@@ -197,7 +197,7 @@ def test_cancelled_at_the_source() -> None:
             here.controller.cancel()
             assert here.outcome().status is MigrationStatus.CANCELLED
             view = running.result()
-        assert view.verdict.outcome is Outcome.FAILED
+        assert view.verdict.outcome is ProxyOutcome.FAILED
         assert "within the stream" in view.verdict.reason
         assert assert_one_runs(here.guest, there.guest) is here.guest
 
@@ -237,7 +237,7 @@ def test_refused_by_the_destination() -> None:
             view = running.result()
         assert info.status is FAILED
         assert "double.ram" in info.error
-        assert view.verdict.outcome is Outcome.FAILED
+        assert view.verdict.outcome is ProxyOutcome.FAILED
         assert "the destination refused: " in view.verdict.reason
         assert "double.ram" in view.verdict.reason
         assert view.answers.counts["HELLO"]
@@ -247,7 +247,7 @@ def test_nobody_at_the_destination() -> None:
     with held_port() as port, hosts(source_guest(16)) as (here,), through(f"tcp:127.0.0.1:{port}") as running:
         assert here.migrate(running.uri).status is FAILED
         view = running.result()
-    assert view.verdict.outcome is Outcome.UNREACHABLE
+    assert view.verdict.outcome is ProxyOutcome.UNREACHABLE
     assert "nobody listens there" in view.verdict.reason
 
 
@@ -279,10 +279,10 @@ def test_the_source_can_ask_when_the_answer_was_lost() -> None:
             assert (owner.guest.running, other.guest.running) == (True, False), (backward, info, view.verdict)
             asked = len(view.connections) > 1
             outcomes.add((info.status, view.verdict.outcome, asked))
-    assert outcomes >= {(COMPLETED, Outcome.COMPLETED, True), (COMPLETED, Outcome.COMPLETED, False)}
+    assert outcomes >= {(COMPLETED, ProxyOutcome.COMPLETED, True), (COMPLETED, ProxyOutcome.COMPLETED, False)}
     assert {(status, outcome) for status, outcome, _ in outcomes} <= {
-        (COMPLETED, Outcome.COMPLETED),
-        (FAILED, Outcome.FAILED),
+        (COMPLETED, ProxyOutcome.COMPLETED),
+        (FAILED, ProxyOutcome.FAILED),
     }
 
 
@@ -300,7 +300,7 @@ def test_a_destination_that_is_gone_leaves_source_and_proxy_in_doubt(monkeypatch
                 view = running.result()
         assert (info.status, info.in_doubt) == (FAILED, True)
         assert not here.guest.running
-    assert view.verdict.outcome is Outcome.IN_DOUBT
+    assert view.verdict.outcome is ProxyOutcome.IN_DOUBT
 
 
 def die_before_the_end(server: socket.socket, port: int) -> None:
@@ -362,12 +362,12 @@ def test_not_a_byte_is_changed(opening: bytes, tmp_path: Path) -> None:
                     answering.join()
             if opening == b"QEVM":
                 view = running.result()
-                assert view.verdict.outcome is Outcome.UNKNOWN
+                assert view.verdict.outcome is ProxyOutcome.UNKNOWN
                 assert "version" in view.verdict.reason
             else:
                 running.wait_until(lambda view: view.connections[0].returned == 3_000_000 + len(opening))
                 running.proxy.interrupt()
-                assert running.result().verdict.outcome is Outcome.NOTHING
+                assert running.result().verdict.outcome is ProxyOutcome.NOTHING
     names = {b"QEVM": "main", b"\x11\x22\x33\x44": "channel-0"}
     stem = names.get(opening, "other-0")
     assert (tmp_path / f"{stem}.stream").read_bytes() == there_and_back[0]
@@ -397,7 +397,7 @@ def test_an_end_that_dies(victim: str, reset: bool) -> None:
             survivor.close()
             view = running.result()
         assert view.forwarded == 8
-        assert view.verdict.outcome is Outcome.FAILED
+        assert view.verdict.outcome is ProxyOutcome.FAILED
         assert {"near": "source", "far": "destination"}[victim] in view.verdict.reason
         assert "within the stream" in view.verdict.reason
 
@@ -409,7 +409,7 @@ def test_a_peer_that_only_looks_does_not_count() -> None:
     ):
         socket.create_connection(("127.0.0.1", running.port)).close()
         assert here.migrate(running.uri).status is COMPLETED
-        assert running.result().verdict.outcome is Outcome.COMPLETED
+        assert running.result().verdict.outcome is ProxyOutcome.COMPLETED
 
 
 # -- others who connect ---------------------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_others_that_have_ended_cost_nothing_and_are_told_together(tmp_path: Pat
         view = running.proxy.view()
         assert view.forwarded == count * size
         assert sum(one.count for one in view.connections) == count
-        assert {one.kind for one in view.connections} == {Kind.OTHER}
+        assert {one.kind for one in view.connections} == {ConnectionKind.OTHER}
         running.wait_until(lambda view: len(os.listdir("/proc/self/fd")) <= descriptors)
         assert resident_bytes() - before < 16 << 20
     assert len(list(tmp_path.glob("*.stream"))) == len(list(tmp_path.glob("*.return"))) == 64
@@ -524,10 +524,10 @@ def test_a_thread_that_cannot_be_had_costs_no_report(
             running.proxy.interrupt()
         view = running.result()
     if name == "proxy-back":
-        assert view.verdict.outcome is Outcome.NOTHING
+        assert view.verdict.outcome is ProxyOutcome.NOTHING
         return
     assert info.status is COMPLETED
-    assert view.verdict.outcome is Outcome.COMPLETED
+    assert view.verdict.outcome is ProxyOutcome.COMPLETED
     assert "can't start new thread" in {"proxy-analysis": view.analysis_fault}.get(name, view.recording_fault)
 
 
@@ -541,7 +541,7 @@ def test_over_unix_sockets(tmp_path: Path) -> None:
             thread.join(SECONDS)
             assert not thread.is_alive()
             view = proxy.view()
-    assert view.verdict.outcome is Outcome.COMPLETED
+    assert view.verdict.outcome is ProxyOutcome.COMPLETED
     assert view.survey is not None
     assert view.survey.digest is None
 
@@ -570,7 +570,7 @@ def test_a_directory_in_which_nothing_was_recorded_is_as_it_was(there_before: bo
     with held_port() as port, through(f"tcp:127.0.0.1:{port}", record=record) as running:
         assert record.exists()
         with socket.create_connection(("127.0.0.1", running.port)):
-            assert running.result().verdict.outcome is Outcome.UNREACHABLE
+            assert running.result().verdict.outcome is ProxyOutcome.UNREACHABLE
     assert record.exists() is there_before
 
 
@@ -582,14 +582,14 @@ def test_a_recording_is_whole_and_its_owners_or_is_not_there(call: str | None, t
             stack.enter_context(SocketChannel(cancellation, "a peer", sock)) for sock in socket.socketpair()
         )
         connection = Connection(near, far, lambda connection: None)
-        connection.kind = Kind.MAIN
+        connection.kind = ConnectionKind.MAIN
         readers = []
-        for tap, parts in ((connection.tap, (b"RAM",)), (connection.back, (b"it ", b"runs"))):
-            readers.append(tap.attach())
+        for tee, parts in ((connection.tee, (b"RAM",)), (connection.back, (b"it ", b"runs"))):
+            readers.append(tee.attach())
             for part in parts:
-                tap.room()[: len(part)] = part
-                tap.commit(len(part))
-            tap.end()
+                tee.room()[: len(part)] = part
+                tee.commit(len(part))
+            tee.end()
         recording = Recording(directory)
 
         def record() -> None:
@@ -681,7 +681,7 @@ def test_a_stranger_that_begins_a_channel_and_holds_it_delays_nothing(
         running.wait_until(lambda view: view.forwarded == len(opening))
         migrate_through(running)
         view = running.result()
-    assert view.verdict.outcome is Outcome.UNCONFIRMED
+    assert view.verdict.outcome is ProxyOutcome.UNCONFIRMED
     assert view.survey is not None
     assert view.survey.complete
     assert (view.survey.fault is None) == (len(opening) == 4)
@@ -697,7 +697,9 @@ def test_a_stranger_at_a_sternas_migration_is_not_waited_for(multifd: bool) -> N
             socket.create_connection(("127.0.0.1", running.port)) as stranger,
         ):
             stranger.sendall(Init(bytes(16), 0).encode())
-            running.wait_until(lambda view: [one.kind for one in view.connections] == [Kind.CHANNEL])
+            running.wait_until(
+                lambda view: [one.kind for one in view.connections] == [ConnectionKind.CHANNEL]
+            )
             info = here.migrate(running.uri)
             stranger.shutdown(socket.SHUT_WR)
             view = running.result()
@@ -706,7 +708,7 @@ def test_a_stranger_at_a_sternas_migration_is_not_waited_for(multifd: bool) -> N
     assert view.survey.flaw() is None
     assert len(view.survey.channels) == 2 * multifd
     kinds = [one.kind for one in view.connections]
-    assert (kinds.count(Kind.OTHER), kinds.count(Kind.CHANNEL)) == (1, 2 * multifd)
+    assert (kinds.count(ConnectionKind.OTHER), kinds.count(ConnectionKind.CHANNEL)) == (1, 2 * multifd)
 
 
 def test_a_stranger_whose_channel_is_broken_does_not_hide_the_migration() -> None:
@@ -720,7 +722,7 @@ def test_a_stranger_whose_channel_is_broken_does_not_hide_the_migration() -> Non
         migrate_through(running)
         stranger.shutdown(socket.SHUT_WR)
         view = running.result()
-    assert view.verdict.outcome is Outcome.UNCONFIRMED
+    assert view.verdict.outcome is ProxyOutcome.UNCONFIRMED
     assert view.survey is not None
     assert view.survey.fault is not None
     assert "no multifd packet: it begins with 0x6a756e6b" in view.survey.fault.text
@@ -733,9 +735,9 @@ def test_channels_that_ended_before_a_migration_are_none_of_it() -> None:
             stranger.sendall(Init(bytes(16), 0).encode())
             stranger.shutdown(socket.SHUT_WR)
             assert receive(stranger) == b"no"
-        running.wait_until(lambda view: [one.kind for one in view.connections] == [Kind.OTHER])
+        running.wait_until(lambda view: [one.kind for one in view.connections] == [ConnectionKind.OTHER])
         [ended] = running.proxy._connections
-        assert len(ended.tap._view) == 0, "its ring is given back"
+        assert len(ended.tee._view) == 0, "its ring is given back"
         migrate_through(running)
         view = running.result()
     assert view.survey is not None
@@ -769,7 +771,7 @@ def test_interrupted_twice_nothing_is_waited_for(tmp_path: Path, monkeypatch: py
             released.set()
             for thread in running.proxy._workers():
                 thread.join()
-    assert view.verdict.outcome is Outcome.UNKNOWN
+    assert view.verdict.outcome is ProxyOutcome.UNKNOWN
     assert "left before its end" in view.analysis_fault
     assert "left before all was written" in view.recording_fault
 
@@ -786,14 +788,14 @@ def test_interrupted_while_strangers_keep_coming() -> None:
             port = int(proxy.uri.rpartition(":")[2])
             strangers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
             strangers[0].sendall(b"XXXX")
-            while not any(one.kind is Kind.OTHER for one in proxy.view().connections):
+            while not any(one.kind is ConnectionKind.OTHER for one in proxy.view().connections):
                 pass
 
         thread = threading.Thread(target=proxy.run, args=(watch,), daemon=True)
         thread.start()
         thread.join(SECONDS)
         assert not thread.is_alive()
-        assert proxy.view().verdict.outcome is Outcome.NOTHING
+        assert proxy.view().verdict.outcome is ProxyOutcome.NOTHING
 
 
 @contextmanager
@@ -811,16 +813,18 @@ def silent_destination(stream: bytes) -> Iterator[tuple[Running, socket.socket]]
             yield running, near
 
 
-@pytest.mark.parametrize(("stream", "expected"), [(RAM, Outcome.UNCONFIRMED), (ANSWERED, Outcome.IN_DOUBT)])
+@pytest.mark.parametrize(
+    ("stream", "expected"), [(RAM, ProxyOutcome.UNCONFIRMED), (ANSWERED, ProxyOutcome.IN_DOUBT)]
+)
 def test_a_destination_that_has_all_and_is_interrupted_may_run_the_guest(
-    stream: bytes, expected: Outcome
+    stream: bytes, expected: ProxyOutcome
 ) -> None:
     with silent_destination(stream) as (running, _):
         running.proxy.interrupt()
         running.proxy.interrupt()
         view = running.result()
     assert view.verdict.outcome is expected
-    if expected is Outcome.IN_DOUBT:
+    if expected is ProxyOutcome.IN_DOUBT:
         assert view.verdict.reason.startswith("the proxy was interrupted before the destination said")
 
 
@@ -833,7 +837,7 @@ def test_a_destination_that_does_not_close_is_said_to_be_waited_for() -> None:
         running.proxy.interrupt()
         running.proxy.interrupt()
         view = running.result()
-    assert view.verdict.outcome is Outcome.IN_DOUBT
+    assert view.verdict.outcome is ProxyOutcome.IN_DOUBT
     assert view.verdict.reason.startswith("the source closed the connection before the destination said")
     assert view.waiting == ""
 
@@ -894,44 +898,44 @@ def send_all_that_is_taken(sock: socket.socket) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 70)), max_size=60), st.integers(1, 2))
 def test_readers_of_a_tap_find_every_byte(steps: list[tuple[int, int]], count: int) -> None:
-    tap = Tap(64)
-    readers = [tap.attach() for _ in range(count)]
+    tee = Tee(64)
+    readers = [tee.attach() for _ in range(count)]
     seen = [b""] * count
     content = b""
     for who, size in steps:
         if who == 0:
             if any(len(content) - reader.position == 64 for reader in readers):
                 continue
-            room = tap.room()[:size]
+            room = tee.room()[:size]
             data = random.Random(len(content)).randbytes(len(room))
             room[:] = data
-            tap.commit(len(room))
+            tee.commit(len(room))
             content += data
         elif who <= count and readers[who - 1].ready:
             buffer = bytearray(size)
             got = readers[who - 1].readinto(memoryview(buffer))
             seen[who - 1] += buffer[:got]
-    tap.end()
+    tee.end()
     for i, reader in enumerate(readers):
         buffer = bytearray(7)
         while got := reader.readinto(memoryview(buffer)):
             seen[i] += buffer[:got]
         assert seen[i] == content
-    assert tap.head == content[:HEAD_BYTES]
-    assert tap.forwarded == len(content)
+    assert tee.head == content[:HEAD_BYTES]
+    assert tee.forwarded == len(content)
 
 
 def test_a_reader_that_stands_still_is_left_behind() -> None:
-    tap = Tap(16, patience_seconds=0.05)
-    slow, other = tap.attach(), tap.attach()
-    tap.room()[:16] = bytes(16)
-    tap.commit(16)
+    tee = Tee(16, patience_seconds=0.05)
+    slow, other = tee.attach(), tee.attach()
+    tee.room()[:16] = bytes(16)
+    tee.commit(16)
     assert other.readinto(memoryview(bytearray(16))) == 16
-    assert len(tap.room()) == 16
-    assert tap.stalled_seconds > 0
+    assert len(tee.room()) == 16
+    assert tee.stalled_seconds > 0
     with pytest.raises(LeftBehind):
         slow.readinto(memoryview(bytearray(16)))
-    tap.commit(4)
+    tee.commit(4)
     assert other.readinto(memoryview(bytearray(16))) == 4
 
 
@@ -940,9 +944,9 @@ def test_a_source_has_more_patience_than_the_proxy_has_with_its_readers() -> Non
 
 
 def test_a_tap_without_readers_never_waits() -> None:
-    tap = Tap(16)
-    tap.attach().close()
+    tee = Tee(16)
+    tee.attach().close()
     for _ in range(10):
-        tap.commit(len(tap.room()))
-    assert tap.forwarded == 160
-    assert tap.stalled_seconds == 0
+        tee.commit(len(tee.room()))
+    assert tee.forwarded == 160
+    assert tee.stalled_seconds == 0

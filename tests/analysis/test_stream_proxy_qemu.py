@@ -14,8 +14,8 @@ from tests.stream.test_xbzrle_qemu import PAGES, SLOW, Debugger, disturb, distur
 
 from sterna.analysis.capture import survey_file
 from sterna.analysis.findings import StreamSurvey
-from sterna.analysis.proxy.connection import Kind
-from sterna.analysis.proxy.outcome import Outcome
+from sterna.analysis.proxy.connection import ConnectionKind
+from sterna.analysis.proxy.outcome import ProxyOutcome
 from sterna.analysis.proxy.proxy import Proxy
 from sterna.analysis.proxy.view import ProxyView
 from sterna.guests import catalog
@@ -137,7 +137,7 @@ def test_the_digest_is_that_of_the_destination(
         theirs = memory(tmp_path, destination)
     survey = check(tmp_path, view, theirs, asked="return_path" in capabilities)
     kinds = [one.kind for one in view.connections]
-    assert kinds.count(Kind.CHANNEL) == len(survey.channels) == settings.get("multifd-channels", 0)
+    assert kinds.count(ConnectionKind.CHANNEL) == len(survey.channels) == settings.get("multifd-channels", 0)
     assert {one.compression for one in survey.channels} <= {settings.get("multifd-compression", "none")}
 
 
@@ -175,14 +175,14 @@ def check(path: Path, view: ProxyView, theirs: BlockDigest, *, asked: bool) -> S
     [ours] = (block for block in survey.digest.blocks if block.block == BLOCK)
     assert ours.hex == theirs.hex
     assert (ours.chunks == theirs.chunks).all()
-    assert view.verdict.outcome is (Outcome.COMPLETED if asked else Outcome.UNCONFIRMED)
+    assert view.verdict.outcome is (ProxyOutcome.COMPLETED if asked else ProxyOutcome.UNCONFIRMED)
     assert view.answers.counts == ({"PONG": 1, "SHUT": 1} if asked else {})
     assert len(survey.passes) >= 3
     assert survey.total_bytes == view.forwarded
     devices = {str(section.header): section for section in survey.sections if not section.is_ram}
     assert devices["cpu"].state is not None
     assert len(devices["cpu"].state.fields["env.regs"]) == 16
-    assert [one.kind for one in view.connections].count(Kind.MAIN) == 1
+    assert [one.kind for one in view.connections].count(ConnectionKind.MAIN) == 1
     recorded = survey_file(path / "record", digests=True)
     assert recorded.flaw() is None
     assert recorded.digest is not None
@@ -201,7 +201,7 @@ def test_the_destination_dies(tmp_path: Path) -> None:
             view = proxy.view()
         source.wait_event("MIGRATION", status="failed")
         assert source.ask("query-status")["running"]
-    assert view.verdict.outcome is Outcome.FAILED
+    assert view.verdict.outcome is ProxyOutcome.FAILED
     assert "the connection to the destination broke" in view.verdict.reason or "closed" in view.verdict.reason
 
 
@@ -215,4 +215,4 @@ def test_cancelled_at_the_source(tmp_path: Path) -> None:
                 source.ask("migrate_cancel")
             view = proxy.view()
         source.wait_event("MIGRATION", status="cancelled")
-    assert view.verdict.outcome is Outcome.FAILED, view.verdict
+    assert view.verdict.outcome is ProxyOutcome.FAILED, view.verdict

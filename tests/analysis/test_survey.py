@@ -16,7 +16,7 @@ from tests.hosttree import HostTree
 from tests.jit.plain import plain
 from tests.stream.streams import TOY, TOY_STATE, PieceSource, small_stream
 
-from sterna.analysis import counts, ram_survey, shadow
+from sterna.analysis import counts, ram_survey, ramimage
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.survey import DEVICE_LIMIT, survey
 from sterna.host import limits
@@ -182,8 +182,8 @@ def test_changes_are_applied() -> None:
     assert found.digest is not None
     assert other.digest is not None
     assert found.digest.hex == other.digest.hex
-    assert [ledger.digests.tolist() for ledger in found.ledgers] == [
-        ledger.digests.tolist() for ledger in other.ledgers
+    assert [block.digests.tolist() for block in found.page_surveys] == [
+        block.digests.tolist() for block in other.page_surveys
     ]
 
 
@@ -221,9 +221,9 @@ def test_three_quarters_of_what_the_host_can_spare_may_be_held(
 ) -> None:
     host = HostTree(tmp_path, available=1000 << 10)
     monkeypatch.setattr(limits, "ROOT", host.root)
-    assert shadow.free_bytes() == 750 << 10
+    assert ramimage.free_bytes() == 750 << 10
     host.write("proc/meminfo", "MemTotal:       4000 kB\n")
-    assert shadow.free_bytes() == 0
+    assert ramimage.free_bytes() == 0
 
 
 def test_the_handover_of_two_sternas_is_part_of_the_stream(block: RamBlock) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sterna.testbed.armhost import emulator, image
-from sterna.testbed.armhost.emulator import Settings
+from sterna.testbed.armhost.emulator import HostSettings
 from sterna.testbed.armhost.recipe import recipe_for
 from sterna.testbed.debian.cache import Image
 from sterna.testbed.errors import ImageError
@@ -50,7 +50,7 @@ def in_arm64_host(arm64_image: Image) -> Run:
             image.kernel,
             image.initramfs,
             command,
-            settings=Settings(**settings),  # type: ignore[arg-type]
+            settings=HostSettings(**settings),  # type: ignore[arg-type]
             tree=TREE,
             out=output,
             err=output,

@@ -7,7 +7,7 @@ from tests.arm64.conftest import TIMEOUT_S, TREE
 
 from sterna import __version__
 from sterna.testbed.armhost import emulator
-from sterna.testbed.armhost.emulator import Settings
+from sterna.testbed.armhost.emulator import HostSettings
 from sterna.testbed.errors import ImageError
 
 pytestmark = [pytest.mark.arm64host, pytest.mark.qemu]
@@ -25,7 +25,7 @@ def test_what_is_installed_runs_without_its_checkout(arm64_image) -> None:
     code = emulator.run(
         *(arm64_image.kernel, arm64_image.initramfs),
         ["sh", "-c", "ls src && python3 -m sterna --version"],
-        settings=Settings(),
+        settings=HostSettings(),
         tree=TREE / "src" / "sterna",
         out=out,
         err=out,
@@ -38,7 +38,7 @@ def test_a_host_that_takes_too_long_is_ended(arm64_image) -> None:
     with pytest.raises(ImageError, match="not done after"):
         emulator.run(
             *(arm64_image.kernel, arm64_image.initramfs, ["sleep", "1000"]),
-            settings=Settings(),
+            settings=HostSettings(),
             tree=None,
             out=io.BytesIO(),
             err=io.BytesIO(),
@@ -52,7 +52,7 @@ def test_a_kernel_that_cannot_go_on_is_an_error_with_its_last_words(arm64_image,
     with pytest.raises(ImageError, match=r"(?s)the host ended before.*Unable to mount root fs"):
         emulator.run(
             *(arm64_image.kernel, empty, ["true"]),
-            settings=Settings(),
+            settings=HostSettings(),
             tree=None,
             out=io.BytesIO(),
             err=io.BytesIO(),

@@ -15,7 +15,7 @@ import pytest
 from tests.cli.vms import TIMEOUT
 
 from sterna.cli.display import PlainDisplay, outcome_lines, outlook
-from sterna.cli.progress import ProgressTracker
+from sterna.cli.progressestimate import ProgressEstimator
 from sterna.cli.result import exit_code, summarise
 from sterna.monitor.answers import Migration
 from sterna.monitor.client import _MAX_EVENT_BYTES, _MAX_EVENTS, QmpClient
@@ -206,11 +206,11 @@ def test_what_passes_for_an_answer_can_be_shown(status: str, limit_ms: int) -> N
             msgspec.convert(info, Migration)
         except msgspec.ValidationError:
             continue
-        tracker = ProgressTracker(limit_ms)
+        estimator = ProgressEstimator(limit_ms)
         for seen in (ACTIVE, info, info):
-            picture = tracker.update(seen)
-            assert outlook(picture)
-            PlainDisplay(io.StringIO()).show(picture)
+            estimate = estimator.update(seen)
+            assert outlook(estimate)
+            PlainDisplay(io.StringIO()).show(estimate)
         summary = summarise(info)
         assert outcome_lines(summary)
         exit_code(summary, must_verify=True)

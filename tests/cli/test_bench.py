@@ -19,9 +19,9 @@ from rich.console import Console
 from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
 from sterna.bench import ceiling, workloads
-from sterna.bench.campaign import Comparison, Series, Settings, compare, guest_config
+from sterna.bench.campaign import CampaignSettings, Comparison, Series, compare, guest_config
 from sterna.bench.image import guest_image
-from sterna.bench.migration import Measurement, Outcome, _Watched
+from sterna.bench.migration import Measurement, RunOutcome, _Watched
 from sterna.bench.report import print_report, to_json
 from sterna.bench.summary import judge, summarise
 from sterna.bench.workloads import MEBIBYTE, VARIANTS, WORKLOADS, Content, Load, Who, Workload
@@ -117,10 +117,10 @@ def test_a_guest_that_outruns_the_channel_is_cancelled() -> None:
     # Its zero pages alone take eight seconds.
     slow = Workload("slow", "", 16 * MEBIBYTE, load=Load(500, 10, 5), bandwidth=4_000)
     notes: list[str] = []
-    result = compare(slow, [VARIANTS["sterna"]], Settings(runs=3, timeout=0.3), never, notes.append)
+    result = compare(slow, [VARIANTS["sterna"]], CampaignSettings(runs=3, timeout=0.3), never, notes.append)
     [series] = result.series
     # The third run would tell nothing new.
-    assert [one.outcome for one in series.measurements] == [Outcome.DIVERGED] * 2
+    assert [one.outcome for one in series.measurements] == [RunOutcome.DIVERGED] * 2
     assert notes[1].startswith("slow, run 2 of 3, sterna: did not converge; host meanwhile: ")
     assert summarise(series).outcome == "did not converge"
     # What its migration cost the guest is known all the same.
@@ -131,7 +131,7 @@ def test_what_a_hypervisor_lacks_is_told_once() -> None:
     strange = workloads.Variant("strange", Who.STERNA, ("rdma-pin-all",))
     notes: list[str] = []
     small = Workload("small", "", 16 * MEBIBYTE)
-    result = compare(small, [strange], Settings(runs=3), never, notes.append)
+    result = compare(small, [strange], CampaignSettings(runs=3), never, notes.append)
     assert result.series[0].measurements == []
     assert summarise(result.series[0]).outcome.startswith("not available: ")
     assert len(notes) == 1
@@ -239,7 +239,7 @@ def test_the_load_scales_with_memory() -> None:
 
 
 def completed(seconds: float, **more: Any) -> Measurement:
-    return Measurement(Outcome.COMPLETED, seconds, bytes=2 * 10**9, **more)
+    return Measurement(RunOutcome.COMPLETED, seconds, bytes=2 * 10**9, **more)
 
 
 def recorded(name: str, **runs: list[Measurement]) -> Comparison:
@@ -262,8 +262,8 @@ IDLE = recorded(
 HARD = recorded(
     "hard-1g",
     sterna=[completed(10.0, verified=True, downtime_ms=250.0, predicted_ms=280.0, writes_before=1e6)],
-    qemu=[Measurement(Outcome.DIVERGED, 60.0)] * 2,
-    qemu_xbzrle=[Measurement(Outcome.FAILED, 1.0, error="the pipe is broken"), completed(1.0)],
+    qemu=[Measurement(RunOutcome.DIVERGED, 60.0)] * 2,
+    qemu_xbzrle=[Measurement(RunOutcome.FAILED, 1.0, error="the pipe is broken"), completed(1.0)],
 )
 
 
@@ -299,7 +299,7 @@ def test_goals_compare_the_best_of_each() -> None:
         ([completed(1.0, verified=True, downtime_ms=301.0)], False),
         ([completed(1.0, downtime_ms=1.0)], False),
         ([completed(1.0, verified=True)], False),
-        ([Measurement(Outcome.DIVERGED, 60.0)], False),
+        ([Measurement(RunOutcome.DIVERGED, 60.0)], False),
         ([], None),
     ],
 )
@@ -309,10 +309,10 @@ def test_goals_that_are_missed(runs: list[Measurement], met: bool | None) -> Non
     assert limits.met is met
 
 
-THREE = Settings(runs=3)
+THREE = CampaignSettings(runs=3)
 
 
-def printed(width: int, *comparisons: Comparison, settings: Settings = THREE) -> str:
+def printed(width: int, *comparisons: Comparison, settings: CampaignSettings = THREE) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_report(console, comparisons, settings)
     assert isinstance(console.file, io.StringIO)
@@ -320,7 +320,7 @@ def printed(width: int, *comparisons: Comparison, settings: Settings = THREE) ->
 
 
 def test_report() -> None:
-    text = printed(110, IDLE, HARD, settings=Settings(runs=3, qemu=Qemu("/some/qemu", "10.0.2")))
+    text = printed(110, IDLE, HARD, settings=CampaignSettings(runs=3, qemu=Qemu("/some/qemu", "10.0.2")))
     for expected in (
         "QEMU 10.0.2: /some/qemu",
         "idle-random: idle, random RAM, 2.00 GiB, no bandwidth limit; medians of 3",
@@ -352,7 +352,7 @@ CELLS = ["29.00", "2.000", "0.07", "93", "101", "51", "62", "9", "5.25", "1.50",
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 143, 200, 1000])
 def test_tables_fit_and_nothing_is_cut(width: int) -> None:
-    lines = printed(width, FULL, settings=Settings(memory_bytes=MEBIBYTE)).splitlines()[1:]
+    lines = printed(width, FULL, settings=CampaignSettings(memory_bytes=MEBIBYTE)).splitlines()[1:]
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     assert "…" not in text
@@ -384,7 +384,7 @@ def test_columns_without_figures_are_left_out() -> None:
 
 def test_what_did_not_converge_says_what_it_cost() -> None:
     diverged = Measurement(
-        Outcome.DIVERGED, 60.0, writes_before=1e6, writes_during=1.2e5, throttle_percent=99, host=BUSY
+        RunOutcome.DIVERGED, 60.0, writes_before=1e6, writes_during=1.2e5, throttle_percent=99, host=BUSY
     )
     text = printed(1000, recorded("hard-1g", qemu=[diverged]))
     assert f"qemu: did not converge; its guest ran at 12 % of its speed, throttled by 99 %; {BUSY}\n" in text
@@ -407,14 +407,14 @@ def test_the_limit_that_a_qemu_begins_with_predicts_nothing(
     expected: list[int], predicted: int | None
 ) -> None:
     watched = _Watched({})
-    watched.look({}, 300)
+    watched.note({}, 300)
     for ms in expected:
-        watched.look({"expected-downtime": ms}, 300)
+        watched.note({"expected-downtime": ms}, 300)
     assert watched.predicted_ms == predicted
 
 
 def test_json_has_every_run() -> None:
-    result = json.loads(json.dumps(to_json([IDLE, HARD], Settings(runs=3))))
+    result = json.loads(json.dumps(to_json([IDLE, HARD], CampaignSettings(runs=3))))
     [idle, hard] = result["workloads"]
     assert [run["seconds"] for run in idle["results"][0]["each"]] == [2.0, 1.0, 8.0]
     assert hard["results"][1]["each"][0]["outcome"] == "did not converge"
@@ -436,7 +436,7 @@ def test_the_table_of_the_readme() -> None:
     module = figures()
     slowed = completed(6.0, downtime_ms=93.0, writes_before=100.0, writes_during=51.0, throttle_percent=62)
     quick = completed(29.0, downtime_ms=1.0, writes_before=100.0, writes_during=80.0, throttle_percent=0)
-    diverged = Measurement(Outcome.DIVERGED, 60.0)
+    diverged = Measurement(RunOutcome.DIVERGED, 60.0)
     with_both = [
         recorded(name, sterna=[completed(1.0, downtime_ms=20.0)], qemu=[completed(0.5, downtime_ms=2.0)])
         for name in module.WORKLOADS
@@ -450,7 +450,7 @@ def test_the_table_of_the_readme() -> None:
         "qemu_multifd": [diverged],
     }
     qemu = Qemu("/some/qemu", "7.2.22")
-    result = to_json([*with_both, recorded("hard-1g", **hard)], Settings(runs=1, qemu=qemu))
+    result = to_json([*with_both, recorded("hard-1g", **hard)], CampaignSettings(runs=1, qemu=qemu))
     lines = module.table([result, result | {"qemu": {"path": "/other", "version": "11.1.3"}}]).splitlines()
     assert lines[0] == "| guest | sterna | QEMU 7.2.22 | QEMU 11.1.3 |"
     assert len(lines) == 2 + len(module.WORKLOADS)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tests.cli.vms import TIMEOUT, alive, children, interrupt, wait_for
 
-from sterna.cli.trial import TrialSettings
-from sterna.cli.trialreport import report_lines
+from sterna.cli.demoreport import report_lines
+from sterna.cli.demorun import DemoSettings
 from sterna.host.load import HostLoad
 from sterna.machine.config import MEBIBYTE, MachineConfig
 
@@ -170,7 +170,7 @@ def test_a_throttled_guest_is_told() -> None:
     assert result["status"] == "completed", result
     assert result["throttle_percent"] >= 60
     assert result["guest_gap_exact"] is False
-    settings = TrialSettings(
+    settings = DemoSettings(
         MachineConfig(memory_bytes=64 * MEBIBYTE, kernel="dirtyram", append="4000 90 1"),
         bandwidth=20_000_000,
         downtime_limit_ms=300,
@@ -183,7 +183,7 @@ def test_a_throttled_guest_is_told() -> None:
     assert max(map(len, report)) <= 100
 
 
-SMALL = TrialSettings(MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="clock"), 0, 300, auto_converge=True)
+SMALL = DemoSettings(MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="clock"), 0, 300, auto_converge=True)
 HOST = HostLoad(2, 5.0, 0.75, 0.0, None)
 
 
@@ -200,7 +200,7 @@ def record(pages: int, left: int) -> dict[str, float]:
 
 
 def finished(passes: int) -> dict[str, Any]:
-    """What `run_trial` gives of a small clock that migrated in no time."""
+    """What `run_demo` gives of a small clock that migrated in no time."""
     return {
         "status": "completed", "error": None, "verified": True, "problems": [], "total_ms": 0.4,
         "transferred_bytes": 4096, "downtime_ms": 0.2, "predicted_downtime_ms": 0.3, "throttle_percent": 0,
@@ -216,7 +216,7 @@ def finished(passes: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("passes", "rows", "elided"), [(8, 8, None), (9, 9, None), (10, 8, "2 more passes")])
 def test_the_report_counts_right_and_is_not_wide(passes: int, rows: int, elided: str | None) -> None:
     config = MachineConfig(memory_bytes=16 * MEBIBYTE, kernel="clock", append="1 " * 60)
-    report = report_lines(finished(passes), TrialSettings(config, 0, 300, auto_converge=True))
+    report = report_lines(finished(passes), DemoSettings(config, 0, 300, auto_converge=True))
     text = "\n".join(report)
     assert sum(line.startswith("  pass ") for line in report) == rows
     assert ("more passes" in text) == (elided is not None)

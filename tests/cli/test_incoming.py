@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.cli.vms import TIMEOUT, children, vm, wait_for
 
-from sterna.cli.teller import Teller
-from sterna.host.complaints import Complaints
+from sterna.cli.stderrlog import StderrLog
+from sterna.host.ratelimitedlog import RateLimitedLog
 from sterna.stream import sections
 from sterna.stream.sections import Configuration
 
@@ -111,18 +111,20 @@ def test_standard_error_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> No
 def test_what_could_not_be_written_is_counted() -> None:
     reads, writes = os.pipe()
     room = fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
-    teller = Teller(writes)
-    teller.tell("first\nand \x1b last", lines=True)
+    stderr_log = StderrLog(writes)
+    stderr_log.tell("first\nand \x1b last", lines=True)
     os.write(writes, bytes(room - len(b"sterna: first\nand \\x1b last\n")))
     for _ in range(3):
-        teller.tell("lost")
+        stderr_log.tell("lost")
     assert os.read(reads, room).rstrip(b"\0") == b"sterna: first\nand \\x1b last\n"
-    teller.tell("here")
+    stderr_log.tell("here")
     assert os.read(reads, room) == b"sterna: 3 messages could not be written here\nsterna: here\n"
-    teller.handle(logging.makeLogRecord({"msg": "%s logged", "args": ("also\n",), "levelno": logging.ERROR}))
+    stderr_log.handle(
+        logging.makeLogRecord({"msg": "%s logged", "args": ("also\n",), "levelno": logging.ERROR})
+    )
     assert os.read(reads, room) == b"sterna: also\\n logged\n"
     os.close(reads)
-    teller.tell("nobody reads it")
+    stderr_log.tell("nobody reads it")
     os.close(writes)
 
 
@@ -131,9 +133,9 @@ def test_what_could_not_be_written_is_counted() -> None:
 )
 def test_complaints_become_rare(freely: int, expected: list[int]) -> None:
     told: list[str] = []
-    complaints = Complaints(told.append, freely)
+    limited = RateLimitedLog(told.append, freely)
     for number in range(1, 20):
-        complaints.tell(f"{number}")
+        limited.tell(f"{number}")
     assert [int(text.split()[0]) for text in told] == expected
     left_out = [here - before - 1 for before, here in zip([0, *expected], expected, strict=False)]
     assert [text.partition(" ")[2] for text in told] == [

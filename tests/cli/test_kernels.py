@@ -33,7 +33,7 @@ def noted(kernel, key):
     return fetch(kernel, key)
 code.fetch = noted
 for multifd in (False, True):
-    with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
+    with hosts(source_guest(700, steps_per_harvest=350), waiting_guest(700)) as (here, there):
         for host in (here, there):
             host.controller.set_capabilities({"multifd": multifd})
         info = here.migrate(there.controller.incoming(TCP))

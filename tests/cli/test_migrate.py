@@ -18,7 +18,7 @@ import pytest
 from tests.cli.vms import TIMEOUT, Vm, pair, vm, wait_for
 from tests.needs import qemu_program
 
-from sterna.cli.result import exit_code, farewell, summarise, verdict
+from sterna.cli.result import exit_code, farewell, outcome_line, summarise
 from sterna.monitor.addresses import parse_address
 from sterna.monitor.client import QmpClient
 
@@ -406,7 +406,7 @@ def test_where_the_guest_is_its_machine_says(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_says_more_than_is_known(change: dict[str, object], expected: str) -> None:
-    assert verdict(summarise({"status": "failed", "error-desc": "no", **change})).startswith(expected)
+    assert outcome_line(summarise({"status": "failed", "error-desc": "no", **change})).startswith(expected)
 
 
 OF_QEMU: dict[str, object] = {}
@@ -445,7 +445,7 @@ def test_a_destination_that_nobody_asked_is_no_success(
     info = {"status": "completed", "uri": uri, "run-state": "postmigrate", **own}
     summary = summarise(info, capabilities)
     assert exit_code(summary, must_verify=False) == code
-    assert expected in verdict(summary)
+    assert expected in outcome_line(summary)
     assert left in farewell(summary)
     assert bool(farewell(summary)) == bool(left)
 

@@ -45,7 +45,7 @@ def test_help_names_every_command_and_each_has_its_own() -> None:
 def test_a_program_that_calls_no_kernel_loads_no_compiler() -> None:
     """As the one that starts a demo's machines, or a test bed's."""
     script = (
-        "import sys, sterna.cli.demo, sterna.cli.trial, sterna.cli.testbedrun, sterna.testbed.runner\n"
+        "import sys, sterna.cli.demo, sterna.cli.demorun, sterna.cli.testbedrun, sterna.testbed.runner\n"
         "import sterna.cli.kernels\n"
         "assert 'sterna.memory.bitmap' in sys.modules\n"
         "assert 'numba' not in sys.modules\n"

@@ -10,7 +10,7 @@ import pytest
 from tests.analysis.test_survey import END, HEADER
 from tests.migration.pairs import hosts, source_guest
 
-from sterna.analysis.ram_survey import PageLedger
+from sterna.analysis.ram_survey import PageSurvey
 from sterna.cli.pagemap import page_runs, show_page_maps
 from sterna.memory.ram import RamBlock
 from sterna.migration.statistics import MigrationStatus
@@ -82,14 +82,14 @@ def test_a_page_map_of_much_ram_has_many_pages_to_a_character(capsys: pytest.Cap
     times[1000:1004] = 0
     times[2000] = 12
     times[2999] = 2
-    show_page_maps([PageLedger("ram", 3000, times, np.zeros(0, dtype=np.uint64))])
+    show_page_maps([PageSurvey("ram", 3000, times, np.zeros(0, dtype=np.uint64))])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "Pages of ram, 3 to a character"
     rows = [line.split() for line in lines[2:-2]]
     assert [int(first) for first, _ in rows] == list(range(0, 3000, 192))
-    picture = "".join(row for _, row in rows)
-    assert len(picture) == 1000
-    assert (picture[332:336], picture[666], picture[-1]) == ("1??1", "+", "2")
+    estimate = "".join(row for _, row in rows)
+    assert len(estimate) == 1000
+    assert (estimate[332:336], estimate[666], estimate[-1]) == ("1??1", "+", "2")
     assert page_runs(times) == [
         [0, 1000, 1],
         [1000, 4, 0],

@@ -6,12 +6,12 @@ import pytest
 
 from sterna.cli import testbedrun
 from sterna.launch.errors import VmError
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.testbed.armhost import image
-from sterna.testbed.checks import Verdict
+from sterna.testbed.checks import CheckVerdict
 from sterna.testbed.checks.finding import Finding
 from sterna.testbed.errors import ImageError
-from sterna.testbed.runner import Outcome, Result
+from sterna.testbed.runner import Result, ScenarioOutcome
 
 TITLE = "\x1b]0;title\x07\x9b2J\nsecond"
 """Sets a terminal's title and clears its screen."""
@@ -21,10 +21,10 @@ HARMLESS = r"\x1b]0;title\x07\x9b2J"
 @pytest.mark.parametrize(
     "result",
     [
-        Result("one", TITLE, "emulated", Outcome.ERROR, 1.0, reason=TITLE, note=TITLE),
+        Result("one", TITLE, "emulated", ScenarioOutcome.ERROR, 1.0, reason=TITLE, note=TITLE),
         Result(
-            *("two", "title", "emulated", Outcome.ERROR, 1.0),
-            [Finding("check", TITLE, Verdict.FAILED, TITLE, problems=[TITLE])],
+            *("two", "title", "emulated", ScenarioOutcome.ERROR, 1.0),
+            [Finding("check", TITLE, CheckVerdict.FAILED, TITLE, problems=[TITLE])],
             reason=TITLE,
         ),
     ],
@@ -43,7 +43,7 @@ def test_what_a_guest_said_cannot_command_the_terminal(
     assert said.count(f"{HARMLESS}\nsecond") == 2
 
 
-class Talker(Vm):
+class Talker(VmProcess):
     """Complains, and ends."""
 
     def _command(self, qmp: int, serial: int) -> Sequence[str]:

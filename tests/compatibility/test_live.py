@@ -7,7 +7,7 @@ import pytest
 from tests.cli.vms import wait_for
 from tests.compatibility.version import COMMITS, Missing, VersionVm, sources
 
-from sterna.launch.process import SternaVm, Vm
+from sterna.launch.process import SternaProcess, VmProcess
 from sterna.launch.watch import FINAL
 
 pytestmark = pytest.mark.slow
@@ -32,18 +32,18 @@ def earlier(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(params=["to it", "from it"])
-def pair(request: pytest.FixtureRequest, earlier: Path) -> Iterator[tuple[Vm, Vm]]:
+def pair(request: pytest.FixtureRequest, earlier: Path) -> Iterator[tuple[VmProcess, VmProcess]]:
     """A source and a destination, one of them of an earlier version."""
     here, there = (*MACHINE, *GUEST), (*MACHINE, "--incoming", "defer")
     if request.param == "to it":
-        with SternaVm("source", here) as source, VersionVm("destination", there, earlier) as destination:
+        with SternaProcess("source", here) as source, VersionVm("destination", there, earlier) as destination:
             yield source, destination
     else:
-        with VersionVm("source", here, earlier) as source, SternaVm("destination", there) as destination:
+        with VersionVm("source", here, earlier) as source, SternaProcess("destination", there) as destination:
             yield source, destination
 
 
-def set_up(vm: Vm, way: str) -> None:
+def set_up(vm: VmProcess, way: str) -> None:
     capabilities, parameters = WAYS[way]
     vm.ready()
     for name in capabilities:
@@ -52,7 +52,7 @@ def set_up(vm: Vm, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_guest_moves(pair: tuple[Vm, Vm], way: str, tmp_path: Path) -> None:
+def test_a_guest_moves(pair: tuple[VmProcess, VmProcess], way: str, tmp_path: Path) -> None:
     source, destination = pair
     for vm in pair:
         set_up(vm, way)

@@ -13,7 +13,7 @@ from tests.compatibility.record import CASES, MEMORY
 from tests.compatibility.version import COMMITS, ROOT
 
 from sterna.analysis.capture import CHANNEL_FILES, MAIN_FILE
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_a_machine_takes_it(capture: Path, name: str) -> None:
     if "kvm" in case.machine and not Path("/dev/kvm").exists():
         pytest.skip("no /dev/kvm")
     arguments = (*case.machine, "--memory", MEMORY, "--incoming", "defer")
-    with SternaVm("destination", arguments) as vm:
+    with SternaProcess("destination", arguments) as vm:
         vm.ready()
         for capability in case.capabilities:
             vm.command("migrate-set-capabilities", capabilities=[{"capability": capability, "state": True}])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sterna.host.pythonprogram import module_command
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 
 ROOT = Path(__file__).parents[2]
 COMMITS = {"0.1.0": "b08cbba6feaa5198859ce4cf970dec981f0070cd"}
@@ -50,7 +50,7 @@ def _extract(version: str, commit: str, directory: Path) -> None:
     subprocess.run(["tar", "-x", "-f", archive, "-C", directory], check=True)
 
 
-class VersionVm(SternaVm):
+class VersionVm(SternaProcess):
     """A `sterna run` of another version.
 
     :param source: its `src`

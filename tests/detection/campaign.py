@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from tests.detection.zygote import ForkedKind, Zygote
 
 from sterna.testbed import scenario
-from sterna.testbed.checks import Verdict
-from sterna.testbed.runner import Outcome, Result, run_scenario
+from sterna.testbed.checks import CheckVerdict
+from sterna.testbed.runner import Result, ScenarioOutcome, run_scenario
 
 DETECTORS = {
     "skip-tlb-flush": ("checksum", "audit"),
@@ -103,7 +103,7 @@ class Campaign:
         def run(number: int) -> None:
             result = run_scenario(file, kind, reduced=way.reduced)
             verdicts = {finding.check: finding.verdict for finding in result.findings}
-            found = result.outcome is Outcome.FAILED and verdicts[check] is Verdict.FAILED
+            found = result.outcome is ScenarioOutcome.FAILED and verdicts[check] is CheckVerdict.FAILED
             with self._lock:
                 score.hits += found
                 score.seconds += result.seconds
@@ -125,8 +125,8 @@ class Campaign:
             times = min(IN_A_ROW, migrations - number * IN_A_ROW)
             tables = dict(file.tables) | {"procedure": {**file.tables["procedure"], "times": times}}
             result = run_scenario(replace(file, tables=tables), kind, reduced=True)
-            audited = [passage for passage in result.evidence.passages if passage.completed]
-            sound = result.outcome is Outcome.PASSED and len(audited) == times
+            audited = [record for record in result.evidence.passages if record.completed]
+            sound = result.outcome is ScenarioOutcome.PASSED and len(audited) == times
             with self._lock:
                 score.seconds += result.seconds
                 if not sound:

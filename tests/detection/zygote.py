@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sterna.launch.host import Host
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 from sterna.testbed.kind import KindOptions
 from sterna.testbed.sternakind import SternaKind
 
@@ -103,7 +103,7 @@ class Zygote:
         self._process.wait()
 
 
-class ForkedVm(SternaVm):
+class ForkedVm(SternaProcess):
     """A `sterna run` that a zygote forked."""
 
     def __init__(self, zygote: Zygote, name: str, arguments: Sequence[str], host: Host) -> None:

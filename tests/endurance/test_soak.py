@@ -52,7 +52,7 @@ def attempts(source: Host, port: int, *, multifd: bool) -> None:
 
 @pytest.mark.parametrize("multifd", [False, True])
 def test_nothing_stays_of_a_migration_that_has_ended(multifd: bool) -> None:
-    with hosts(source_guest(512, steps_per_look=40), waiting_guest(512)) as (source, destination):
+    with hosts(source_guest(512, steps_per_harvest=40), waiting_guest(512)) as (source, destination):
         for host in (source, destination):
             host.controller.set_capabilities({"multifd": multifd})
         source.controller.set_parameters(

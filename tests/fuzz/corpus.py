@@ -99,7 +99,7 @@ def _save(directory: Path, kind: str, name: str, parts: Parts) -> None:
 
 def _guest() -> DoubleGuest:
     """A guest with pages of all kinds."""
-    guest = DoubleGuest(PAGES, steps_per_ms=1, steps_per_look=2)
+    guest = DoubleGuest(PAGES, steps_per_ms=1, steps_per_harvest=2)
     rng = np.random.default_rng(1)
     guest.block.data[:8192] = rng.integers(0, 256, 8192, dtype=np.uint8)
     guest.step_until(20)

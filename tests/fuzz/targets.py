@@ -26,14 +26,14 @@ from tests.monitor.machines import monitored
 from tests.stream.streams import PieceSource
 
 from sterna.analysis import ram_survey
-from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.channel_survey import ChannelInput, StoredChannels
 from sterna.analysis.compare import compare
 from sterna.analysis.proxy.answers import Answers
 from sterna.analysis.survey import survey
 from sterna.cli.streamreport import survey_report, to_json
 from sterna.host import units
 from sterna.memory.ram import RamBlock
-from sterna.migration import doubt, handshake, peer, verify
+from sterna.migration import handshake, outcome_query, peer, verify
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination.multifd import receiver
 from sterna.migration.errors import ChannelError, ProtocolError
@@ -43,7 +43,7 @@ from sterna.monitor.client import ConnectionLost, QmpClient
 from sterna.monitor.commands import Commands
 from sterna.monitor.framing import FramingError, JsonFramer
 from sterna.monitor.hmp import HumanMonitor
-from sterna.monitor.parameters import parse_parameter
+from sterna.monitor.hmpvalues import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions, find_description
@@ -130,7 +130,7 @@ def reader(parts: Parts, rng: random.Random) -> str:
 def surveyed(parts: Parts, rng: random.Random) -> str:
     """A survey with its channels, its report, and a comparison with itself."""
     main, *channels = parts
-    sources = [ChannelSource(f"channel {i}", PieceSource(data, 3000)) for i, data in enumerate(channels)]
+    sources = [ChannelInput(f"channel {i}", PieceSource(data, 3000)) for i, data in enumerate(channels)]
     digests = rng.random() < 0.5
     with patch.object(ram_survey, "free_bytes", lambda: 64 << 20):
         found = survey(
@@ -194,13 +194,13 @@ def delta(parts: Parts, rng: random.Random) -> str:
     other = page[4096:8192].copy()
     fault, where = (int(value) for value in coding.check(code, 4096))
     assert (fault, where) == plain(coding.check)(code, 4096)
-    if fault == coding.Fault.NONE:
+    if fault == coding.CodeFault.NONE:
         coding.apply(code, page[4096:8192])
         plain(coding.apply)(code, other)
     assert np.array_equal(other, page[4096:8192])
     assert (page[:4096] == 0xA5).all()
     assert (page[8192:] == 0xA5).all()
-    return coding.Fault(fault).text
+    return coding.CodeFault(fault).text
 
 
 def packets(parts: Parts, rng: random.Random) -> str:
@@ -385,13 +385,13 @@ def _signed(payload: bytes) -> bytes:
 
 def answer(parts: Parts, rng: random.Random) -> str:
     """The answer to the question who runs a guest."""
-    data = parts[0][: doubt.ANSWER_BYTES].ljust(doubt.ANSWER_BYTES, b"\0")
+    data = parts[0][: outcome_query.ANSWER_BYTES].ljust(outcome_query.ANSWER_BYTES, b"\0")
     if rng.random() < 0.7:
         data = b"STRNANS1" + data[8:]
     if rng.random() < 0.8:
         data = _signed(data)
     try:
-        return str(doubt.decode_answer(data, "peer")[0])
+        return str(outcome_query.decode_answer(data, "peer")[0])
     except ChannelError as error:
         return said(error)
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from tests.handover.relay import connect
 
 from sterna.migration.controller import MigrationController
-from sterna.migration.doubt import ANSWER_BYTES, QUESTION
 from sterna.migration.errors import InDoubt, MigrationError
+from sterna.migration.outcome_query import ANSWER_BYTES, QUESTION
 from sterna.ownership import Event
 from sterna.testing.guest import DoubleGuest
 

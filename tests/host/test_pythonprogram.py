@@ -13,7 +13,7 @@ import sterna
 from sterna.bench.ceiling import measure_ceiling
 from sterna.bench.errors import BenchError
 from sterna.host.pythonprogram import own_environment
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 from sterna.testbed.armhost.packages import _fetch_wheels
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ SOURCES = Path(sterna.__file__).resolve().parent.parent
 
 
 def start_a_machine(directory: Path) -> None:
-    with SternaVm("vm", ["--memory", "16M", "--kernel", "clock", "--paused"]) as vm:
+    with SternaProcess("vm", ["--memory", "16M", "--kernel", "clock", "--paused"]) as vm:
         vm.ready()
 
 

@@ -12,14 +12,14 @@ import pytest
 from sterna.bench.machines import machine_pair
 from sterna.bench.workloads import VARIANTS, WORKLOADS
 from sterna.cli import run
+from sterna.cli.demorun import DemoSettings, run_demo
 from sterna.cli.display import choose_display
-from sterna.cli.trial import TrialSettings, run_trial
 from sterna.errors import Error
 from sterna.guests.catalog import find
 from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import VmError
 from sterna.launch.host import Host
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.qemu import Qemu
 from sterna.launch.signals import Interrupts
 from sterna.machine.config import MachineConfig
@@ -49,14 +49,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What follows the program's name, descriptors as N. In its place another program runs, which ends at once."""
     found: list[str] = []
 
-    def start(vm: Vm, qmp: int, serial: int, errors: int) -> "subprocess.Popen[bytes]":
+    def start(vm: VmProcess, qmp: int, serial: int, errors: int) -> "subprocess.Popen[bytes]":
         words = [str(word) for word in vm._command(qmp, serial)]
         line = shlex.join(words[words.index("run") if "run" in words else 1 :])
         line = re.sub(rf"(fd[/:=])(?:{qmp}|{serial})\b", r"\1N", line)
         found.append(re.sub(r"/proc/\d+/fd/\d+", "/proc/P/fd/N", line))
         return subprocess.Popen(["true"])
 
-    monkeypatch.setattr(Vm, "_start", start)
+    monkeypatch.setattr(VmProcess, "_start", start)
     return found
 
 
@@ -71,9 +71,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_of_the_demo(started: list[str], config: dict[str, object], machine: str) -> None:
-    settings = TrialSettings(MachineConfig(kernel="dirtyram", append="100 10 5", **config), 0, 300, True)
+    settings = DemoSettings(MachineConfig(kernel="dirtyram", append="100 10 5", **config), 0, 300, True)
     with choose_display(json=True) as display, suppress(Error):
-        run_trial(settings, display, Interrupts())
+        run_demo(settings, display, Interrupts())
     assert started == [
         f"run {machine} --kernel dirtyram --append '100 10 5' --name source {CONSOLE} --qmp fd:N",
         f"run {machine} --incoming tcp:127.0.0.1:0 --name destination {CONSOLE} --qmp fd:N",
@@ -143,7 +143,7 @@ def test_of_a_measurement_of_qemu(started: list[str]) -> None:
     ],
 )
 def test_of_a_test_bed_of_sternas(
-    started: list[str], options: KindOptions, make: Callable[[VmKind], Vm], expected: str
+    started: list[str], options: KindOptions, make: Callable[[VmKind], VmProcess], expected: str
 ) -> None:
     with make(SternaKind("emulated", options)):
         assert started == [f"run {expected} --qmp fd:N"]
@@ -174,7 +174,7 @@ def test_of_a_test_bed_of_sternas(
     ],
 )
 def test_of_a_test_bed_of_qemus(
-    started: list[str], options: KindOptions, make: Callable[[VmKind], Vm], expected: str
+    started: list[str], options: KindOptions, make: Callable[[VmKind], VmProcess], expected: str
 ) -> None:
     kind = QemuKind(options)
     kind._qemu = Qemu("/usr/bin/qemu-system-arm", "9.0.0")

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tests.machine.virtiodriver import MAC, Rig, SocketNetwork, rig
 
 from sterna.machine import devicetree
-from sterna.machine.absent import judge_section
 from sterna.machine.board import BOARDS
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.migratable import MigratableMachine as Guest
 from sterna.machine.nicconfig import NicConfig, NicConfigError, parse_nic
 from sterna.machine.tap import Tap, TapError
+from sterna.machine.unmatched import judge_section
 from sterna.machine.virtio.mmio import VERSION_1, Status, TransportState
 from sterna.machine.virtio.net import VirtioNet, card_config, card_fields
 from sterna.machine.virtio.queue import QueueError, QueueState

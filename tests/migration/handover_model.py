@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sterna import ownership
-from sterna.ownership import AttemptEvent, Event, Hold, Outcome, Standing
+from sterna.ownership import AttemptEvent, AttemptOutcome, Event, Hold, OwnershipState
 
 ON = b"passed on"
 
@@ -32,9 +32,9 @@ class Rules:
     """The decisions. A test puts a wrong one in."""
 
     next_hold: Callable[..., Hold] = ownership.next_hold
-    next_outcome: Callable[[Outcome, AttemptEvent], Outcome] = ownership.next_outcome
-    answer: Callable[[Outcome], Outcome | None] = ownership.answer
-    told: Callable[[Outcome], Event] = ownership.told
+    next_outcome: Callable[[AttemptOutcome, AttemptEvent], AttemptOutcome] = ownership.next_outcome
+    answer: Callable[[AttemptOutcome], AttemptOutcome | None] = ownership.answer
+    told: Callable[[AttemptOutcome], Event] = ownership.told
     may_migrate: Callable[[Hold], bool] = ownership.may_migrate
 
 
@@ -47,7 +47,7 @@ class Message(NamedTuple):
     kind: str
     migration: int
     flag: bool = False
-    outcome: Outcome = Outcome.UNKNOWN
+    outcome: AttemptOutcome = AttemptOutcome.UNKNOWN
 
 
 class State(NamedTuple):
@@ -68,7 +68,7 @@ class State(NamedTuple):
     watching: bool
     destination_alive: bool
     destination: Hold
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[AttemptOutcome, ...]
     taking: tuple[int, str, bool]
     third: bool
     network: frozenset[Message]
@@ -97,13 +97,13 @@ class Model:
     def first(self) -> State:
         return State(
             True,
-            Hold(Standing.OWNER),
+            Hold(OwnershipState.OWNER),
             0,
             "idle",
             False,
             True,
-            Hold(Standing.ABSENT),
-            (Outcome.UNKNOWN,) * (self.attempts + 1),
+            Hold(OwnershipState.ABSENT),
+            (AttemptOutcome.UNKNOWN,) * (self.attempts + 1),
             (0, "", False),
             False,
             frozenset(),
@@ -205,7 +205,7 @@ class Model:
         """The address may lead to the destination, to nobody, or to a second sterna there, at each try anew."""
         question = Message("destination", "ASK", state.attempt)
         yield "the source asks", state._replace(network=state.network | {question}), True
-        second = self.rules.told(self.rules.answer(Outcome.UNKNOWN) or Outcome.UNKNOWN)
+        second = self.rules.told(self.rules.answer(AttemptOutcome.UNKNOWN) or AttemptOutcome.UNKNOWN)
         for event in (
             Event.CONNECTION_REFUSED,
             Event.NO_ANSWER,
@@ -227,7 +227,7 @@ class Model:
 
     def _settled(self, state: State, event: Event) -> State:
         after = self._hold(state.source, event, state.attempt)
-        return state._replace(source=after, doing="ask" if after.standing is Standing.IN_DOUBT else "idle")
+        return state._replace(source=after, doing="ask" if after.state is OwnershipState.IN_DOUBT else "idle")
 
     def _to_source(self, state: State, message: Message) -> State | None:
         waits = message.migration == state.attempt
@@ -245,7 +245,7 @@ class Model:
             case "NACK" if state.doing == "RUNNING":
                 # It may be of an earlier migration: whether it counts is not decided here.
                 hold = self._hold(state.source, Event.ABANDONED, message.migration)
-                if hold.standing is Standing.IN_DOUBT:
+                if hold.state is OwnershipState.IN_DOUBT:
                     return self._unheard(state)._replace(doing="ask")
                 return state._replace(source=hold, doing="idle")
             case "RUNNING" if waits and state.doing == "RUNNING":
@@ -256,7 +256,7 @@ class Model:
             case "ANSWER" if state.doing == "ask":
                 event = self.rules.told(message.outcome)
                 hold = self._hold(state.source, event, message.migration)
-                if hold.standing is Standing.IN_DOUBT:
+                if hold.state is OwnershipState.IN_DOUBT:
                     return state
                 confirm = {Message("destination", "CONFIRM", state.attempt)} if event is Event.RUNS else set()
                 return state._replace(source=hold, doing="idle", network=state.network | confirm)
@@ -268,7 +268,7 @@ class Model:
     def _destination(self, state: State) -> Iterator[tuple[str, State, bool]]:
         number, step, watched = state.taking
         yield "the destination is killed", state._replace(destination_alive=False, end=""), False
-        here = step in ("committed", "taken over") or state.destination.standing is not Standing.ABSENT
+        here = step in ("committed", "taken over") or state.destination.state is not OwnershipState.ABSENT
         if not state.end and not here:
             yield "the destination is told to end", self._end(state), False
         if state.end and step in ("", "started"):
@@ -337,7 +337,7 @@ class Model:
                 state = state._replace(outcomes=self._record(state, number, AttemptEvent.GIVEN_UP))
         return state._replace(end="told")
 
-    def _record(self, state: State, number: int, event: AttemptEvent) -> tuple[Outcome, ...]:
+    def _record(self, state: State, number: int, event: AttemptEvent) -> tuple[AttemptOutcome, ...]:
         outcomes = list(state.outcomes)
         outcomes[number] = self.rules.next_outcome(outcomes[number], event)
         return tuple(outcomes)
@@ -345,7 +345,7 @@ class Model:
     def _give_up(self, state: State) -> State:
         number = state.taking[0]
         outcomes = self._record(state, number, AttemptEvent.GIVEN_UP)
-        if outcomes[number] is not Outcome.ABANDONED:
+        if outcomes[number] is not AttemptOutcome.ABANDONED:
             return state
         nack = {Message("source", "NACK", number, True)} if self.says_so or not state.end else set()
         taking = (0, "", False) if state.taking[1] != "taken over" else state.taking
@@ -366,7 +366,7 @@ class Model:
                 return state._replace(outcomes=outcomes, taking=(number, "loading", False))
             case "COMMIT":
                 outcomes = self._record(state, number, AttemptEvent.COMMIT)
-                if outcomes[number] is Outcome.ABANDONED:
+                if outcomes[number] is AttemptOutcome.ABANDONED:
                     gone = state.taking[0] == number
                     taking = (0, "", False) if gone else state.taking
                     return state._replace(taking=taking, network=state.network | {nack._replace(flag=True)})
@@ -380,7 +380,7 @@ class Model:
                     return None  # the guest is being started
                 answer = Message("source", "ANSWER", number, outcome=outcome)
                 return asked._replace(network=asked.network | {answer})
-            case "CONFIRM" if state.outcomes[number] is Outcome.RUNNING:
+            case "CONFIRM" if state.outcomes[number] is AttemptOutcome.RUNNING:
                 return state._replace(destination=self._hold(state.destination, Event.CONFIRMED, number))
             case _:
                 return state
@@ -399,11 +399,16 @@ def _matters(state: State, message: Message) -> bool:
         return False
     match message.kind:
         case "OFFER":
-            return state.outcomes[message.migration] is Outcome.UNKNOWN
+            return state.outcomes[message.migration] is AttemptOutcome.UNKNOWN
         case "CONFIRM":
-            return state.destination.watched or state.outcomes[message.migration] is not Outcome.RUNNING
+            return (
+                state.destination.watched or state.outcomes[message.migration] is not AttemptOutcome.RUNNING
+            )
         case "ASK":
-            return message.migration == state.attempt or state.outcomes[message.migration] is Outcome.PENDING
+            return (
+                message.migration == state.attempt
+                or state.outcomes[message.migration] is AttemptOutcome.PENDING
+            )
         case _:
             return True
 
@@ -427,7 +432,7 @@ class QemuModel:
     rules: Rules = field(default_factory=Rules)
 
     def first(self) -> QemuState:
-        return QemuState(Hold(Standing.OWNER), "loading", "loading", frozenset())
+        return QemuState(Hold(OwnershipState.OWNER), "loading", "loading", frozenset())
 
     def owners(self, state: QemuState) -> list[str]:
         names = (("source", ownership.may_run(state.source)), ("QEMU", state.qemu == "running"))
@@ -515,7 +520,7 @@ class QemuSourceModel:
     late_cancel: bool = False
 
     def first(self) -> QemuSourceState:
-        return QemuSourceState("waits", "", True, True, Hold(Standing.ABSENT), "loaded", frozenset())
+        return QemuSourceState("waits", "", True, True, Hold(OwnershipState.ABSENT), "loaded", frozenset())
 
     def owners(self, state: QemuSourceState) -> list[str]:
         here = state.destination_alive and ownership.may_run(state.destination)

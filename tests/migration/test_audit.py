@@ -36,7 +36,7 @@ class InjuredGuest(DoubleGuest):
     """
 
     def __init__(self) -> None:
-        super().__init__(PAGES, steps_per_ms=20, steps_per_look=100)
+        super().__init__(PAGES, steps_per_ms=20, steps_per_harvest=100)
         self.after_harvest: Callable[[int], None] = lambda number: None
         self.harvests = 0
         self.looks: list[bool] = []

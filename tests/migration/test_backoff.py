@@ -35,7 +35,7 @@ def test_a_cancel_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff_module, "_AT_ONCE", 0)
     for name in ("_SHORT_SECONDS", "_FIRST_SECONDS", "_LONGEST_SECONDS"):
         monkeypatch.setattr(backoff_module, name, 1000.0)
-    with hosts(DoubleGuest(64, steps_per_ms=0, steps_per_look=1), waiting_guest()) as (here, there):
+    with hosts(DoubleGuest(64, steps_per_ms=0, steps_per_harvest=1), waiting_guest()) as (here, there):
         here.controller.set_parameters({"downtime-limit": 0, "x-sterna-max-throttle": 0})
         here.controller.migrate(there.controller.incoming(TCP))
         # The prediction is the last that is told before the wait; until then a cancel would be seen elsewhere.
@@ -47,7 +47,7 @@ def test_a_cancel_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_guest_that_always_writes_a_little_does_not_cost_a_processor() -> None:
-    with hosts(DoubleGuest(64, steps_per_ms=0, steps_per_look=1), waiting_guest()) as (here, there):
+    with hosts(DoubleGuest(64, steps_per_ms=0, steps_per_harvest=1), waiting_guest()) as (here, there):
         here.controller.set_parameters({"downtime-limit": 0, "x-sterna-max-throttle": 0})
         started = time.monotonic()
         here.controller.migrate(there.controller.incoming(TCP))

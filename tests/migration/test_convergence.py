@@ -13,7 +13,7 @@ from sterna.machine.throttle import Throttle
 from sterna.migration.controller import MigrationController
 from sterna.migration.parameters import Parameters
 from sterna.migration.policies.fixed import AutoConverge
-from sterna.migration.policy import Sending, Situation
+from sterna.migration.policy import ConvergenceState, PassProgress
 from sterna.migration.statistics import MigrationStatus
 from sterna.testing.guest import DoubleGuest
 
@@ -70,7 +70,7 @@ def test_tailslow_stops_where_the_threshold_would_be_met():
 
 def greedy_guest() -> DoubleGuest:
     """A guest that has written all of its memory, and does so again in each pass, as far as it is not throttled."""
-    guest = DoubleGuest(2000, steps_per_ms=0, steps_per_look=2000)
+    guest = DoubleGuest(2000, steps_per_ms=0, steps_per_harvest=2000)
     guest.advance_steps(2000)
     return guest
 
@@ -124,7 +124,7 @@ class ThrottledGuest(DoubleGuest):
     def __init__(self):
         self.was_held = threading.Event()
         self._throttle = Throttle(self)
-        super().__init__(2000, steps_per_ms=0, steps_per_look=2000)
+        super().__init__(2000, steps_per_ms=0, steps_per_harvest=2000)
         self.advance_steps(2000)
 
     def throttle(self, percent):
@@ -250,10 +250,10 @@ def test_fixed_stops_by_the_bandwidth_alone() -> None:
 
 def test_a_policy_of_ones_own_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own:
-        def after_pass(self, situation: Situation) -> sterna.Continue | sterna.GiveUp:
-            return sterna.GiveUp("three are enough") if situation.last.number == 3 else sterna.Continue()
+        def after_pass(self, state: ConvergenceState) -> sterna.Continue | sterna.GiveUp:
+            return sterna.GiveUp("three are enough") if state.last.number == 3 else sterna.Continue()
 
-        def during_pass(self, sending: Sending) -> None:
+        def during_pass(self, progress: PassProgress) -> None:
             return None
 
     monkeypatch.setitem(sterna.POLICIES._items, "own", sterna.PolicyType("own", lambda parameters: Own()))

@@ -17,7 +17,7 @@ from sterna.memory.digest import (
 from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import digest_ram
 from sterna.migration import verify
-from sterna.migration.transport.work import PageHeat, SentPages
+from sterna.migration.transport.work import HeatMap, SentPages
 from sterna.stream.ram.encoder import Batch
 from sterna.stream.vmstate import StreamError
 
@@ -115,7 +115,7 @@ def test_a_difference_is_located_to_block_page_and_pass() -> None:
         page = 2 * 512 + 100
         theirs.data[page * PAGE_SIZE + 5] = 4
         different = verify.compare(digest_ram([theirs]), digest_ram([ours]))
-        assert different == verify.Mismatch("ram", 2)
+        assert different == verify.DigestMismatch("ram", 2)
         last = SentPages([ours])
         last.record(Batch(ours, np.arange(0, 2048)), 1)
         last.record(Batch(ours, np.array([page])), 6)
@@ -128,9 +128,9 @@ def test_a_difference_is_located_to_block_page_and_pass() -> None:
 def test_blocks_that_are_not_the_same_differ() -> None:
     with RamBlock("a", PAGE_SIZE) as a, RamBlock("b", PAGE_SIZE) as b:
         one, other = digest_ram([a]), digest_ram([b])
-        assert verify.compare(one, other) == verify.Mismatch("b", -1)
+        assert verify.compare(one, other) == verify.DigestMismatch("b", -1)
         both = RamDigest((*one.blocks, *other.blocks))
-        assert verify.compare(both, one) == verify.Mismatch("b", -1)
+        assert verify.compare(both, one) == verify.DigestMismatch("b", -1)
 
 
 def test_pages_that_are_sent_again_are_counted():
@@ -138,9 +138,13 @@ def test_pages_that_are_sent_again_are_counted():
         sent = SentPages([block])
         for number, pages in enumerate(([0, 1, 2, 3, 4], [1, 4], [4]), 1):
             sent.record(Batch(block, np.array(pages, dtype=np.int64)), number)
-        assert sent.heat(2) == [PageHeat("ram", 5, 3, [4, 4], [2, 3])]
-        assert sent.heat(5) == sent.heat(1000) == [PageHeat("ram", 5, 1, [1, 2, 1, 1, 3], [1, 2, 1, 1, 3])]
+        assert sent.heat_maps(2) == [HeatMap("ram", 5, 3, [4, 4], [2, 3])]
+        assert (
+            sent.heat_maps(5)
+            == sent.heat_maps(1000)
+            == [HeatMap("ram", 5, 1, [1, 2, 1, 1, 3], [1, 2, 1, 1, 3])]
+        )
         assert (sent.pass_of("ram", 1), sent.pass_of("ram", 2)) == (2, 1)
         for number in range(0x10002):
             sent.record(Batch(block, np.array([0], dtype=np.int64)), number)
-        assert sent.heat(5)[0].most[0] == sent.pass_of("ram", 0) == 0xFFFF
+        assert sent.heat_maps(5)[0].most[0] == sent.pass_of("ram", 0) == 0xFFFF

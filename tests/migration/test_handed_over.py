@@ -23,7 +23,7 @@ from sterna.migration.channels import exec as channels_exec
 from sterna.migration.peer import Peer
 from sterna.migration.process import ProcessWatch
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import NotTheOwner, Standing
+from sterna.ownership import NotTheOwner, OwnershipState
 from sterna.stream import sections
 from sterna.stream.vmstate import DeviceState, VmStateDescription, u8
 from sterna.testing.guest import DoubleGuest
@@ -58,15 +58,15 @@ def machine_host(
 
 
 @pytest.mark.parametrize(
-    ("uri", "standing"),
+    ("uri", "state"),
     [
-        (TCP, Standing.AWAY),
-        ("file:{0}/saved", Standing.SAVED),
-        ("exec:cat > {0}/piped", Standing.HANDED_ON),
+        (TCP, OwnershipState.AWAY),
+        ("file:{0}/saved", OwnershipState.SAVED),
+        ("exec:cat > {0}/piped", OwnershipState.HANDED_ON),
     ],
 )
 def test_a_log_that_cannot_be_stopped_does_not_say_that_the_guest_is_here(
-    uri: str, standing: Standing, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    uri: str, state: OwnershipState, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with machine_host(Refusing) as here, machine_host(incoming=True) as there:
         here.machine.cont()
@@ -76,14 +76,14 @@ def test_a_log_that_cannot_be_stopped_does_not_say_that_the_guest_is_here(
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
             "its throttle and dirty log cannot be ended after the guest has left: Cannot allocate memory"
         ]
-        assert (here.machine.run_state, here.guest.ownership.standing) == (RunState.POSTMIGRATE, standing)
-        if standing is Standing.SAVED:
+        assert (here.machine.run_state, here.guest.ownership.state) == (RunState.POSTMIGRATE, state)
+        if state is OwnershipState.SAVED:
             here.machine.cont()
             assert here.machine.run_state is RunState.RUNNING
         else:
             with pytest.raises(NotTheOwner):
                 here.machine.cont()
-        if standing is Standing.AWAY:
+        if state is OwnershipState.AWAY:
             assert there.outcome().status is COMPLETED
             assert there.machine.run_state is RunState.RUNNING
 

@@ -27,9 +27,9 @@ from sterna.migration.channels import uri as uris
 from sterna.migration.errors import InDoubt, MigrationError, StateError
 from sterna.migration.handshake import GREETING, PrivateMessage
 from sterna.migration.process import OwnProcess, ProcessIdentity, ProcessWatch, watch
-from sterna.migration.source.doubt import Doubt
+from sterna.migration.source.outcome_query import OutcomeQuery
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.ownership import Event, NotTheOwner, Outcome, Ownership, Standing
+from sterna.ownership import AttemptOutcome, Event, NotTheOwner, Ownership, OwnershipState
 from sterna.stream import sections
 from sterna.stream.return_path import pong, shut
 from sterna.stream.wire import Command
@@ -85,7 +85,7 @@ def elsewhere(
 
 def in_doubt(here: Host, info: MigrationInfo) -> None:
     assert (info.status, info.in_doubt) == (FAILED, True), info.error
-    assert here.guest.ownership.standing is Standing.IN_DOUBT
+    assert here.guest.ownership.state is OwnershipState.IN_DOUBT
     assert not here.guest.running
     assert not here.guest.logging
     with pytest.raises(NotTheOwner):
@@ -110,16 +110,16 @@ def test_a_stopped_destination_whose_address_refuses_is_not_taken_for_dead(tmp_p
         assert there.line() == "running"
         found = here.controller.resolve_doubt(f"unix:{tmp_path / 'moved'}")
         assert found == "the guest runs at the destination"
-        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+        assert (here.guest.away, here.guest.ownership.state) == (True, OwnershipState.AWAY)
         assert not here.controller.info().in_doubt
         with pytest.raises(StateError, match="no migration is in doubt"):
             here.controller.resolve_doubt()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("says", [Outcome.RUNNING, Outcome.ABANDONED])
+@pytest.mark.parametrize("says", [AttemptOutcome.RUNNING, AttemptOutcome.ABANDONED])
 def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
-    tmp_path: Path, says: Outcome
+    tmp_path: Path, says: AttemptOutcome
 ) -> None:
     path, asked = tmp_path / "d", tmp_path / "asked"
     with (
@@ -149,7 +149,7 @@ def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
             data = struct.pack(">8sBQ", b"STRNANS1", says, 5)
             connection.sendall(data + xxhash.xxh32_digest(data))
             assert found.result().startswith("the guest was made to run here by force meanwhile")
-        assert ("it runs there too" in found.result()) is (says is Outcome.RUNNING)
+        assert ("it runs there too" in found.result()) is (says is AttemptOutcome.RUNNING)
         assert here.guest.running
         assert here.migrate("exec:cat > /dev/null").status is COMPLETED
 
@@ -157,21 +157,21 @@ def test_a_question_holds_nobody_up_and_a_guest_that_is_forced_meanwhile_stays(
 def test_a_question_that_is_given_up_says_nothing_of_a_destination_that_did_not_answer() -> None:
     """The guest was forced to run here while nobody answered; the destination may have started it all the same."""
     migration = bytes(range(16))
-    ownership = Ownership(Standing.OWNER)
+    ownership = Ownership(OwnershipState.OWNER)
     ownership.apply(Event.COMMIT_SENT, migration)
     ownership.apply(Event.FORCED_CONT)
-    doubt = Doubt(ownership, migration, uris.parse("tcp:127.0.0.1:1"))
+    query = OutcomeQuery(ownership, migration, uris.parse("tcp:127.0.0.1:1"))
     with Cancellation() as ended:
         ended.set()
         with pytest.raises(MigrationError, match=r"was made to run here by force meanwhile$"):
-            doubt.resolve(60, ended)
+            query.resolve(60, ended)
 
 
 def test_a_second_sterna_at_the_address_tells_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "d"
-    monkeypatch.setattr("sterna.migration.doubt._RETRY_SECONDS", SECONDS)  # it is asked once
+    monkeypatch.setattr("sterna.migration.outcome_query._RETRY_SECONDS", SECONDS)  # it is asked once
     with (
         hosts(guest(), DoubleGuest(PAGES, running=False)) as (here, second),
         elsewhere("stop", "advance_counter", f"unix:{path}") as there,
@@ -240,12 +240,12 @@ class EndsAtTheSecondLook(ProcessWatch):
 
 def test_a_doubt_that_the_last_look_ends_was_not_ended_by_force() -> None:
     migration = bytes(range(16))
-    ownership = Ownership(Standing.OWNER)
+    ownership = Ownership(OwnershipState.OWNER)
     ownership.apply(Event.COMMIT_SENT, migration)
-    doubt = Doubt(ownership, migration, uris.parse(ANYWHERE), EndsAtTheSecondLook())
+    query = OutcomeQuery(ownership, migration, uris.parse(ANYWHERE), EndsAtTheSecondLook())
     with Cancellation() as closing, pytest.raises(MigrationError, match="process has ended, and with it"):
-        doubt.resolve(0.1, closing)
-    assert ownership.standing is Standing.OWNER
+        query.resolve(0.1, closing)
+    assert ownership.state is OwnershipState.OWNER
 
 
 # -- over an inherited socket, where nobody can be asked -----------------------------------------------------
@@ -265,11 +265,11 @@ def inherited(how: str) -> Iterator[tuple[Host, Elsewhere, str, threading.Event]
         given_up = threading.Event()
         apply = here.guest.ownership.apply
 
-        def noted(event: Event, *arguments: Any, **options: Any) -> Standing:
-            standing = apply(event, *arguments, **options)
+        def noted(event: Event, *arguments: Any, **options: Any) -> OwnershipState:
+            state = apply(event, *arguments, **options)
             if event is Event.CONNECTION_LOST:
                 given_up.set()
-            return standing
+            return state
 
         here.guest.ownership.apply = noted  # type: ignore[method-assign]
         yield here, there, f"fd:{near.fileno()}", given_up
@@ -316,7 +316,7 @@ def test_a_destination_that_starts_late_is_heard_over_an_inherited_socket(automa
             assert here.outcome().status is COMPLETED
         else:
             assert here.controller.resolve_doubt() == "the guest runs at the destination"
-        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+        assert (here.guest.away, here.guest.ownership.state) == (True, OwnershipState.AWAY)
 
 
 def test_a_destination_that_dies_where_nobody_sees_it_leaves_the_doubt(root: None) -> None:
@@ -334,7 +334,7 @@ def test_a_start_that_fails_gives_the_guest_back() -> None:
         assert "no tap" in info.error
         assert here.guest.running
         there.controller.wait(30)
-        assert there.guest.ownership.standing is Standing.ABSENT
+        assert there.guest.ownership.state is OwnershipState.ABSENT
         del there.guest.fail["resume"]
         assert here.migrate(there.controller.incoming_info().socket_address).status is COMPLETED
 
@@ -593,7 +593,7 @@ def test_a_qemu_that_says_late_that_it_runs_the_guest_is_heard(automatic: bool) 
             assert here.outcome().status is COMPLETED
         else:
             assert here.controller.resolve_doubt() == "the guest runs at the destination"
-        assert (here.guest.away, here.guest.ownership.standing) == (True, Standing.AWAY)
+        assert (here.guest.away, here.guest.ownership.state) == (True, OwnershipState.AWAY)
         thread.join(30)
 
 
@@ -715,7 +715,7 @@ def test_a_qemu_gives_its_guest_up_before_that_runs_here(tmp_path: Path) -> None
             there.wait_status(COMPLETED)
         assert heard == [shut(0).encode()]
         assert there.guest.running
-        assert there.guest.ownership.standing is Standing.OWNER
+        assert there.guest.ownership.state is OwnershipState.OWNER
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -739,7 +739,7 @@ def test_a_qemu_that_is_not_told_keeps_its_guest(tmp_path: Path, reset: bool) ->
             may_load.set()
             there.wait_status(FAILED)
         assert not there.guest.running
-        assert there.guest.ownership.standing is Standing.ABSENT
+        assert there.guest.ownership.state is OwnershipState.ABSENT
         assert not there.controller.info().in_doubt
         assert here.migrate(there.controller.info().socket_address).status is COMPLETED
 
@@ -755,7 +755,7 @@ def test_a_guest_whose_qemu_may_go_on_with_it_waits_for_its_user(tmp_path: Path)
         assert info.in_doubt
         assert "was told that the guest runs here: it stays paused. Look there" in info.error
         assert there.guest.left_in_doubt
-        assert there.guest.ownership.apply(Event.CONT) is Standing.ARRIVED
+        assert there.guest.ownership.apply(Event.CONT) is OwnershipState.ARRIVED
         with pytest.raises(NotTheOwner, match="may still run at the QEMU that it came from"):
             there.guest.resume()
         with pytest.raises(StateError, match="has been started already"):
@@ -793,7 +793,7 @@ def test_a_guest_that_was_saved_goes_on_here(tmp_path: Path) -> None:
     with hosts(guest()) as (here,):
         info = here.migrate(f"file:{tmp_path / 'saved'}")
         assert info.status is COMPLETED, info.error
-        assert here.guest.ownership.standing is Standing.SAVED
+        assert here.guest.ownership.state is OwnershipState.SAVED
         with pytest.raises(StateError, match="'cont' first"):
             here.controller.migrate(f"file:{tmp_path / 'saved'}")
         here.guest.ownership.apply(Event.CONT)
@@ -803,25 +803,25 @@ def test_a_guest_that_was_saved_goes_on_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "standing"),
+    ("command", "state"),
     [
-        ("exit 3", Standing.OWNER),
-        ("head -c 10 > /dev/null", Standing.OWNER),
-        ("cat > /dev/null", Standing.HANDED_ON),
-        ("cat > /dev/null; exit 3", Standing.IN_DOUBT),
-        ("cat > /dev/null; kill -9 $$", Standing.IN_DOUBT),
+        ("exit 3", OwnershipState.OWNER),
+        ("head -c 10 > /dev/null", OwnershipState.OWNER),
+        ("cat > /dev/null", OwnershipState.HANDED_ON),
+        ("cat > /dev/null; exit 3", OwnershipState.IN_DOUBT),
+        ("cat > /dev/null; kill -9 $$", OwnershipState.IN_DOUBT),
     ],
 )
-def test_a_command_may_be_a_hand_over(command: str, standing: Standing) -> None:
+def test_a_command_may_be_a_hand_over(command: str, state: OwnershipState) -> None:
     with hosts(guest()) as (here,):
         info = here.migrate(f"exec:{command}")
-        assert here.guest.ownership.standing is standing, info.error
-        assert info.in_doubt is (standing is Standing.IN_DOUBT)
-        assert here.guest.running is (standing is Standing.OWNER)
-        assert (info.status is COMPLETED) is (standing is Standing.HANDED_ON)
-        if standing is not Standing.OWNER:
-            assert here.guest.ownership.apply(Event.CONT) is standing, "only by an explicit word"
-            assert here.guest.ownership.apply(Event.FORCED_CONT) is Standing.OWNER
+        assert here.guest.ownership.state is state, info.error
+        assert info.in_doubt is (state is OwnershipState.IN_DOUBT)
+        assert here.guest.running is (state is OwnershipState.OWNER)
+        assert (info.status is COMPLETED) is (state is OwnershipState.HANDED_ON)
+        if state is not OwnershipState.OWNER:
+            assert here.guest.ownership.apply(Event.CONT) is state, "only by an explicit word"
+            assert here.guest.ownership.apply(Event.FORCED_CONT) is OwnershipState.OWNER
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -854,8 +854,8 @@ def test_a_command_that_ends_late_is_heard(
         else:
             assert here.controller.resolve_doubt() == "the command has all of the guest, and may run it"
             assert here.guest.away
-        standing = Standing.IN_DOUBT if status else Standing.HANDED_ON
-        assert here.guest.ownership.standing is standing
+        state = OwnershipState.IN_DOUBT if status else OwnershipState.HANDED_ON
+        assert here.guest.ownership.state is state
         for thread in threading.enumerate():
             if thread.name == "exec-exit":
                 thread.join(30)

@@ -16,13 +16,13 @@ from tests.migration.pairs import TCP, Host, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 from tests.refusal import refuse_threads
 
-from sterna.migration import doubt, handshake, verify
+from sterna.migration import handshake, outcome_query, verify
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.controller import MigrationController
 from sterna.migration.destination import listen
 from sterna.migration.destination.context import DestinationContext, Wait
-from sterna.migration.destination.multifd.lobby import Lobby
+from sterna.migration.destination.multifd.pending import PendingChannels
 from sterna.migration.destination.run import Destination
 from sterna.migration.errors import ChannelError, StateError
 from sterna.migration.parameters import Parameters
@@ -70,7 +70,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
 
 
 def ask(connection: socket.socket) -> bytes:
-    connection.sendall(doubt.QUESTION + bytes(doubt.ID_BYTES))
+    connection.sendall(outcome_query.QUESTION + bytes(outcome_query.ID_BYTES))
     return connection.recv(8)
 
 
@@ -117,7 +117,7 @@ def test_a_listener_that_fails_stays_until_the_source_has_confirmed(
         info = here.migrate(str(uri))
         assert info.status is COMPLETED, info.error
         with Cancellation() as cancellation:
-            event, _ = doubt.ask(
+            event, _ = outcome_query.ask(
                 uri, uuid.UUID(info.migration_id).bytes, 10, cancellation, lambda event: event is Event.RUNS
             )
         assert event is Event.RUNS
@@ -235,7 +235,7 @@ def test_whatever_fails_after_the_start_the_guest_keeps_its_memory(
         progress = FailsAtTheEnd(lambda name, data: None, "", incoming=True)
         progress.enter(MigrationStatus.SETUP)
         with uris.parse(f"file:{tmp_path}/stream").open_incoming(cancellation) as channel:
-            wait = Wait(moved, Parameters(), doubt.OutcomeRecord(), uuid.uuid4(), cancellation)
+            wait = Wait(moved, Parameters(), outcome_query.OutcomeRecord(), uuid.uuid4(), cancellation)
             Destination(DestinationContext(wait, channel, b"", progress)).run()
         assert progress.snapshot().status is MigrationStatus.ACTIVE, "no failure is told of a guest that runs"
         assert_guest_lives(moved, 5)
@@ -332,10 +332,10 @@ def test_a_second_stream_is_turned_away_whatever_fails_after_the_start(
 ) -> None:
     """Its pages would be written into the guest that runs, and whatever failed then would take all of its RAM away."""
 
-    shut = Lobby.shut
+    shut = PendingChannels.shut
 
-    def fail(lobby: Lobby) -> None:
-        monkeypatch.setattr(Lobby, "shut", shut)
+    def fail(pending_channels: PendingChannels) -> None:
+        monkeypatch.setattr(PendingChannels, "shut", shut)
         raise OSError("the door is jammed")
 
     monkeypatch.setattr(Peer, "confirm", lambda self: None)
@@ -343,7 +343,7 @@ def test_a_second_stream_is_turned_away_whatever_fails_after_the_start(
     one.advance_steps(5)
     with hosts(one, two, DoubleGuest(PAGES, running=False, steps_per_ms=0)) as (here, other, there):
         address = there.controller.incoming(TCP)
-        monkeypatch.setattr(Lobby, "shut", fail)
+        monkeypatch.setattr(PendingChannels, "shut", fail)
         assert here.migrate(address).status is COMPLETED
         there.wait_status(COMPLETED)
         info = other.migrate(address)
@@ -362,7 +362,7 @@ def test_a_guest_that_is_here_is_not_waited_for(tmp_path: Path) -> None:
             here.controller.incoming(TCP)
 
 
-@pytest.mark.parametrize("said", [b"", b"QEV", bytes(Init(NO_UUID, 0).encode()[:40]), doubt.QUESTION])
+@pytest.mark.parametrize("said", [b"", b"QEV", bytes(Init(NO_UUID, 0).encode()[:40]), outcome_query.QUESTION])
 def test_connections_that_do_not_say_what_they_want_make_room(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

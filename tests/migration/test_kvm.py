@@ -12,7 +12,7 @@ from sterna.guests.check import check_ram
 from sterna.guests.layout import DirtyramWord, StatusError, read_status_of_ram
 from sterna.hypervisor.interface import DirtyLogMode
 from sterna.jit.ahead import fetch_kernels
-from sterna.launch.process import SternaVm
+from sterna.launch.process import SternaProcess
 from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import RunState
@@ -143,7 +143,7 @@ def test_a_guest_that_dirties_faster_than_it_is_sent_is_throttled(make):
 def test_a_destination_that_runs_out_of_memory_leaves_the_guest_here(make):
     """And takes it once it has memory."""
     here = running(make)
-    with SternaVm("destination", ["--accel", "kvm", "--memory", "64M", "--incoming", "defer"]) as there:
+    with SternaProcess("destination", ["--accel", "kvm", "--memory", "64M", "--incoming", "defer"]) as there:
         there.ready(lambda: None)
         there.command("migrate-incoming", uri="tcp:127.0.0.1:0")
         uri = there.incoming_uri()

@@ -18,7 +18,7 @@ from sterna.migration import handshake
 from sterna.migration.errors import ChannelError, MigrationError, StateError, UriError
 from sterna.migration.statistics import MigrationStatus
 from sterna.migration.transport.ratelimit import RateLimiter
-from sterna.ownership import Ownership, Standing
+from sterna.ownership import Ownership, OwnershipState
 from sterna.testing.guest import DoubleGuest
 
 COMPLETED, CANCELLED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.CANCELLED, MigrationStatus.FAILED
@@ -93,7 +93,7 @@ def test_what_a_destination_says_of_the_clocks_is_one_line(
 
 def test_a_paused_guest_arrives_paused() -> None:
     guest = DoubleGuest(16, running=False)
-    guest.ownership = Ownership(Standing.OWNER)
+    guest.ownership = Ownership(OwnershipState.OWNER)
     guest.advance_steps(50)
     with hosts(guest, waiting_guest(16)) as (here, there):
         assert here.migrate(there.controller.incoming(TCP)).status is COMPLETED
@@ -281,7 +281,7 @@ def test_verification_can_be_off_and_must_be_possible_when_on() -> None:
 
 
 def test_a_lost_dirty_bit_is_found_and_located() -> None:
-    guest = source_guest(2000, steps_per_ms=100, steps_per_look=100)
+    guest = source_guest(2000, steps_per_ms=100, steps_per_harvest=100)
     guest.lose_write_at = 1234
     with hosts(guest, waiting_guest(2000)) as (here, there):
         here.controller.set_parameters({"max-bandwidth": 40_000_000, "downtime-limit": 0})
@@ -328,7 +328,7 @@ def test_cancel_in_setup() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_cancel_in_any_pass(number: int) -> None:
-    with hosts(source_guest(2000, steps_per_ms=200, steps_per_look=100), waiting_guest(2000)) as (
+    with hosts(source_guest(2000, steps_per_ms=200, steps_per_harvest=100), waiting_guest(2000)) as (
         here,
         there,
     ):
@@ -429,7 +429,10 @@ def test_the_bandwidth_limit_holds_and_can_be_lifted(monkeypatch: pytest.MonkeyP
         "sterna.migration.source.context.RateLimiter",
         lambda rate, sleep: RateLimiter(rate, clock=lambda: waited[0], sleep=wait),
     )
-    with hosts(source_guest(2000, steps_per_ms=1, steps_per_look=100), waiting_guest(2000)) as (here, there):
+    with hosts(source_guest(2000, steps_per_ms=1, steps_per_harvest=100), waiting_guest(2000)) as (
+        here,
+        there,
+    ):
         for page in range(2000):
             here.guest.block.data[page * 4096 : page * 4096 + 3000] = np.arange(3000) % 251
         here.controller.set_parameters({"max-bandwidth": 8_000_000, "downtime-limit": 0})

@@ -37,7 +37,7 @@ SLOW = {"max-bandwidth": 4 << 20, "downtime-limit": 0}
 @pytest.mark.parametrize("compression", ["none", "zlib", "zstd"])
 @pytest.mark.parametrize("channels", [1, 2, 16])
 def test_a_running_guest_moves(channels: int, compression: str) -> None:
-    with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
+    with hosts(source_guest(700, steps_per_harvest=350), waiting_guest(700)) as (here, there):
         switch_on(here, there, channels=channels, compression=compression)
         here.controller.set_parameters(SLOW)
         here.controller.migrate(there.controller.incoming(TCP))
@@ -53,7 +53,7 @@ def test_a_running_guest_moves(channels: int, compression: str) -> None:
 
 
 def test_over_unix_sockets_with_pages_of_1_kib(tmp_path: Path) -> None:
-    guests = source_guest(300, steps_per_look=100), waiting_guest(300)
+    guests = source_guest(300, steps_per_harvest=100), waiting_guest(300)
     for guest in guests:
         guest.page_bits = None  # as QEMU's vexpress-a15
     with hosts(*guests) as (here, there):
@@ -70,7 +70,7 @@ def test_over_unix_sockets_with_pages_of_1_kib(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_with_xbzrle(compression: str) -> None:
     """Changes go on the main channel, whole pages on the others."""
-    with hosts(source_guest(700, steps_per_look=350), waiting_guest(700)) as (here, there):
+    with hosts(source_guest(700, steps_per_harvest=350), waiting_guest(700)) as (here, there):
         switch_on(here, there, channels=3, compression=compression)
         here.controller.set_capabilities({"xbzrle": True})
         here.controller.set_parameters({**SLOW, "xbzrle-cache-size": 1 << 20})
@@ -159,7 +159,7 @@ def test_the_limit_holds_for_all_channels_together() -> None:
 
 
 def test_a_migration_can_be_cancelled_and_repeated() -> None:
-    with hosts(source_guest(400, steps_per_look=100), waiting_guest(400)) as (here, there):
+    with hosts(source_guest(400, steps_per_harvest=100), waiting_guest(400)) as (here, there):
         switch_on(here, there, channels=4)
         here.controller.set_parameters(SLOW)
         uri = there.controller.incoming(TCP)

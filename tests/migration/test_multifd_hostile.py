@@ -22,11 +22,11 @@ from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.destination import listen
-from sterna.migration.destination.multifd import lobby, receiver
+from sterna.migration.destination.multifd import pending, receiver
 from sterna.migration.destination.multifd.channel import ReceiveChannel
 from sterna.migration.handshake import Offer
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 from sterna.stream import sections
 from sterna.stream.multifd.compression import compressor
 from sterna.stream.multifd.format import NO_UUID, Compression, Init, Packet, PacketFormat
@@ -263,7 +263,7 @@ def test_channels_of_a_source_that_states_another_token_are_not_taken(
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is FAILED
         assert "multifd" in info.error
-        assert here.guest.ownership.standing is Standing.OWNER
+        assert here.guest.ownership.state is OwnershipState.OWNER
 
 
 def test_a_sterna_that_gives_its_channels_no_token_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,8 +328,9 @@ def test_pages_after_the_last_sync_stay_out_of_the_guest() -> None:
 
 
 def test_channels_whose_peers_have_gone_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as may connect wait in the lobby, and go: a source that comes right after does not wait for the lobby to look."""
-    monkeypatch.setattr(lobby, "_LOOK_SECONDS", 600.0)
+    """As many as may connect wait for their migration, and go: a source that comes right after does not wait for the next
+    poll."""
+    monkeypatch.setattr(pending, "_POLL_SECONDS", 600.0)
     waiting = threading.Semaphore(0)
     hung_up = SocketChannel.hung_up
 
@@ -372,7 +373,7 @@ def test_channels_that_nobody_needs_are_let_go() -> None:
 @pytest.mark.parametrize("goes", [True, False])
 def test_a_channel_without_a_main_channel_is_let_go(goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an attempt that is over, say: at once when its peer has gone, otherwise after a while, whatever else happens."""
-    monkeypatch.setattr(lobby, "WAIT_SECONDS", 600.0 if goes else 0.3)
+    monkeypatch.setattr(pending, "WAIT_SECONDS", 600.0 if goes else 0.3)
     with attempt() as (there, source):
         channel = source.channel(0)
         wait_for_thread("incoming-connection")

@@ -6,7 +6,7 @@ import pytest
 from tests.migration.handover_model import Model, QemuModel, QemuSourceModel, Rules, search
 
 from sterna import ownership
-from sterna.ownership import AttemptEvent, Event, Hold, Outcome, Standing
+from sterna.ownership import AttemptEvent, AttemptOutcome, Event, Hold, OwnershipState
 
 SOUND = Rules()
 
@@ -32,27 +32,27 @@ def test_a_qemu_as_source_and_its_destination_never_both_run() -> None:
     assert found.states > 30
 
 
-def holds(event: Event, before: Standing, after: Standing) -> Rules:
+def holds(event: Event, before: OwnershipState, after: OwnershipState) -> Rules:
     """A wrong arrow for a machine's hold."""
 
     def next_hold(hold: Hold, happened: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
-        if (hold.standing, happened) == (before, event):
-            return replace(hold, standing=after)
+        if (hold.state, happened) == (before, event):
+            return replace(hold, state=after)
         return ownership.next_hold(hold, happened, migration, watched=watched)
 
     return replace(SOUND, next_hold=next_hold)
 
 
-def records(event: AttemptEvent, before: Outcome, after: Outcome) -> Rules:
+def records(event: AttemptEvent, before: AttemptOutcome, after: AttemptOutcome) -> Rules:
     """A wrong arrow for a destination's record."""
 
-    def next_outcome(outcome: Outcome, happened: AttemptEvent) -> Outcome:
+    def next_outcome(outcome: AttemptOutcome, happened: AttemptEvent) -> AttemptOutcome:
         return after if (outcome, happened) == (before, event) else ownership.next_outcome(outcome, happened)
 
     return replace(SOUND, next_outcome=next_outcome)
 
 
-def answers(before: Outcome, told: Outcome) -> Rules:
+def answers(before: AttemptOutcome, told: AttemptOutcome) -> Rules:
     return replace(SOUND, answer=lambda outcome: told if outcome is before else ownership.answer(outcome))
 
 
@@ -93,28 +93,40 @@ def test_a_destination_that_ends_says_that_it_abandons() -> None:
 
 WRONG = {
     # What was the rule once: a refused connection means that the process is gone.
-    "a refusal is taken for death": holds(Event.CONNECTION_REFUSED, Standing.IN_DOUBT, Standing.OWNER),
-    "a stranger at the address is taken for death": holds(Event.UNKNOWN, Standing.IN_DOUBT, Standing.OWNER),
-    "a lost connection gives the guest back": holds(Event.CONNECTION_LOST, Standing.IN_DOUBT, Standing.OWNER),
-    "a deadline gives the guest back": holds(Event.DEADLINE, Standing.IN_DOUBT, Standing.OWNER),
-    "a user's cancel gives the guest back": holds(Event.CANCELLED, Standing.IN_DOUBT, Standing.OWNER),
-    "cont in doubt": holds(Event.CONT, Standing.IN_DOUBT, Standing.OWNER),
-    "cont of a guest that is away": holds(Event.CONT, Standing.AWAY, Standing.OWNER),
-    "the source stays the owner after COMMIT": holds(Event.COMMIT_SENT, Standing.OWNER, Standing.OWNER),
+    "a refusal is taken for death": holds(
+        Event.CONNECTION_REFUSED, OwnershipState.IN_DOUBT, OwnershipState.OWNER
+    ),
+    "a stranger at the address is taken for death": holds(
+        Event.UNKNOWN, OwnershipState.IN_DOUBT, OwnershipState.OWNER
+    ),
+    "a lost connection gives the guest back": holds(
+        Event.CONNECTION_LOST, OwnershipState.IN_DOUBT, OwnershipState.OWNER
+    ),
+    "a deadline gives the guest back": holds(Event.DEADLINE, OwnershipState.IN_DOUBT, OwnershipState.OWNER),
+    "a user's cancel gives the guest back": holds(
+        Event.CANCELLED, OwnershipState.IN_DOUBT, OwnershipState.OWNER
+    ),
+    "cont in doubt": holds(Event.CONT, OwnershipState.IN_DOUBT, OwnershipState.OWNER),
+    "cont of a guest that is away": holds(Event.CONT, OwnershipState.AWAY, OwnershipState.OWNER),
+    "the source stays the owner after COMMIT": holds(
+        Event.COMMIT_SENT, OwnershipState.OWNER, OwnershipState.OWNER
+    ),
     "a question leaves the attempt pending": replace(
-        records(AttemptEvent.ASKED, Outcome.PENDING, Outcome.PENDING),
-        answer=lambda o: Outcome.ABANDONED if o is Outcome.PENDING else ownership.answer(o),
+        records(AttemptEvent.ASKED, AttemptOutcome.PENDING, AttemptOutcome.PENDING),
+        answer=lambda o: AttemptOutcome.ABANDONED if o is AttemptOutcome.PENDING else ownership.answer(o),
     ),
-    "a question does not wait for the start": answers(Outcome.COMMITTED, Outcome.ABANDONED),
+    "a question does not wait for the start": answers(AttemptOutcome.COMMITTED, AttemptOutcome.ABANDONED),
     "a lost connection abandons what is committed": records(
-        AttemptEvent.GIVEN_UP, Outcome.COMMITTED, Outcome.ABANDONED
+        AttemptEvent.GIVEN_UP, AttemptOutcome.COMMITTED, AttemptOutcome.ABANDONED
     ),
-    "COMMIT revives what was abandoned": records(AttemptEvent.COMMIT, Outcome.ABANDONED, Outcome.COMMITTED),
+    "COMMIT revives what was abandoned": records(
+        AttemptEvent.COMMIT, AttemptOutcome.ABANDONED, AttemptOutcome.COMMITTED
+    ),
     "a watched destination passes the guest on": replace(SOUND, next_hold=unwatched),
     "one migration's end counts for another": replace(SOUND, next_hold=any_migration),
-    "a failed start is not given back": holds(Event.GIVEN_BACK, Standing.OWNER, Standing.OWNER),
+    "a failed start is not given back": holds(Event.GIVEN_BACK, OwnershipState.OWNER, OwnershipState.OWNER),
     "an answer that it was abandoned is not believed": holds(
-        Event.ABANDONED, Standing.IN_DOUBT, Standing.IN_DOUBT
+        Event.ABANDONED, OwnershipState.IN_DOUBT, OwnershipState.IN_DOUBT
     ),
 }
 
@@ -147,16 +159,16 @@ def test_the_counterexample_of_the_old_rule_is_a_time_line() -> None:
 @pytest.mark.parametrize(
     ("event", "before"),
     [
-        (Event.SHUT_WITH_ERROR, Standing.IN_DOUBT),
-        (Event.CONNECTION_LOST, Standing.IN_DOUBT),
-        (Event.DEADLINE, Standing.IN_DOUBT),
-        (Event.CANCELLED, Standing.IN_DOUBT),
-        (Event.COMMIT_SENT, Standing.OWNER),
-        (Event.CONT, Standing.IN_DOUBT),
+        (Event.SHUT_WITH_ERROR, OwnershipState.IN_DOUBT),
+        (Event.CONNECTION_LOST, OwnershipState.IN_DOUBT),
+        (Event.DEADLINE, OwnershipState.IN_DOUBT),
+        (Event.CANCELLED, OwnershipState.IN_DOUBT),
+        (Event.COMMIT_SENT, OwnershipState.OWNER),
+        (Event.CONT, OwnershipState.IN_DOUBT),
     ],
 )
-def test_a_wrong_rule_with_a_qemu_is_found(event: Event, before: Standing) -> None:
-    found = search(QemuModel(holds(event, before, Standing.OWNER)))
+def test_a_wrong_rule_with_a_qemu_is_found(event: Event, before: OwnershipState) -> None:
+    found = search(QemuModel(holds(event, before, OwnershipState.OWNER)))
     assert found.problem == "the guest runs at source and QEMU"
 
 
@@ -165,9 +177,9 @@ def test_a_wrong_rule_with_a_qemu_is_found(event: Event, before: Standing) -> No
     [
         # What was the order once: the guest was started, and its source told.
         QemuSourceModel(starts_last=False),
-        QemuSourceModel(holds(Event.SHUT_SENT, Standing.ABSENT, Standing.OWNER)),
-        QemuSourceModel(holds(Event.SHUT_CUT, Standing.ARRIVED, Standing.OWNER)),
-        QemuSourceModel(holds(Event.CONT, Standing.ARRIVED, Standing.OWNER)),
+        QemuSourceModel(holds(Event.SHUT_SENT, OwnershipState.ABSENT, OwnershipState.OWNER)),
+        QemuSourceModel(holds(Event.SHUT_CUT, OwnershipState.ARRIVED, OwnershipState.OWNER)),
+        QemuSourceModel(holds(Event.CONT, OwnershipState.ARRIVED, OwnershipState.OWNER)),
         # Nothing can be done about it here: QEMU has no word for having read SHUT.
         QemuSourceModel(late_cancel=True),
     ],

@@ -13,7 +13,7 @@ from sterna.migration.source.context import Link, SourceContext
 from sterna.migration.source.handover import HandOver
 from sterna.migration.source.switchover import SwitchOver
 from sterna.migration.statistics import MigrationStatus, Timeline
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 from sterna.testing import DoubleGuest
 
 PAGES = 8
@@ -76,7 +76,7 @@ def test_a_phase_that_follows_the_switchover_goes_before_the_handover(
                 raise GivenUp("nothing was done")
             return self.last
 
-        def undo(self, standing: Standing) -> None:
+        def undo(self, standing: OwnershipState) -> None:
             told.append(f"undone: {standing.value}")
             raise GivenUp("that failed too")
 

@@ -13,12 +13,12 @@ from sterna.migration.policies.fixed import Fixed
 from sterna.migration.policy import (
     LAST_PASS_MS,
     Continue,
+    ConvergenceState,
     Decision,
     GiveUp,
     Limits,
+    PassProgress,
     Policy,
-    Sending,
-    Situation,
     SwitchOver,
 )
 from sterna.migration.statistics import DowntimeParts, Pass
@@ -55,7 +55,7 @@ HOPELESS = [
 """Recorded: `dirtyram 409600 8192 5`, likewise."""
 
 
-def situation(
+def state_after(
     passes: list[Pass],
     *,
     page_bytes: float = PAGE,
@@ -64,13 +64,13 @@ def situation(
     limit: float = 0.3,
     throttle: int = 99,
     elapsed: float | None = None,
-) -> Situation:
+) -> ConvergenceState:
     """After the last of `passes`, on a link that is no faster when the guest is stopped."""
     rest = passes[-1].dirty_pages * page_bytes
     parts = DowntimeParts(last_pass=LAST_PASS_MS + rest / rate * 1000, destination_load=fixed_ms)
     seconds = sum(p.seconds for p in passes) if elapsed is None else elapsed
     whole = passes[-1].dirty_pages * PAGE / rate
-    return Situation(passes, rest, rest / rate, whole, rate, parts, seconds, Limits(limit, throttle))
+    return ConvergenceState(passes, rest, rest / rate, whole, rate, parts, seconds, Limits(limit, throttle))
 
 
 def replay(policy: Policy, recorded: list[tuple[int, int, float, int]], **options: float) -> list[Decision]:
@@ -80,7 +80,7 @@ def replay(policy: Policy, recorded: list[tuple[int, int, float, int]], **option
     throttle = 0
     for number, (pages, size, seconds, dirty) in enumerate(recorded, 1):
         passes.append(Pass(number, pages, size, seconds, dirty, throttle))
-        decisions.append(policy.after_pass(situation(passes, **options)))  # type: ignore[arg-type]
+        decisions.append(policy.after_pass(state_after(passes, **options)))  # type: ignore[arg-type]
         if not isinstance(decisions[-1], Continue):
             break
         throttle = decisions[-1].throttle_percent
@@ -101,7 +101,7 @@ def simulate(
         passes.append(
             Pass(len(passes) + 1, round(to_send), round(to_send * page_bytes), duration, dirty, throttle)
         )
-        decision = policy.after_pass(situation(passes, **options))  # type: ignore[arg-type]
+        decision = policy.after_pass(state_after(passes, **options))  # type: ignore[arg-type]
         if not isinstance(decision, Continue):
             return decision, passes
         to_send, throttle = dirty, decision.throttle_percent
@@ -225,15 +225,15 @@ def test_deadline_without_throttle_stops_a_guest_that_fits_before_time_runs_out(
 
 def test_deadline_gives_up_within_a_pass_that_cannot_be_in_time() -> None:
     policy = Deadline(10)
-    sending = Sending(1, 1.0, 1e9, GIGABIT)
-    assert policy.during_pass(sending) is None, "8 s to go, 9 left"
-    assert policy.during_pass(dataclasses.replace(sending, bytes_per_second=0.0)) is None
-    late = policy.during_pass(dataclasses.replace(sending, remaining_bytes=2e9))
+    progress = PassProgress(1, 1.0, 1e9, GIGABIT)
+    assert policy.during_pass(progress) is None, "8 s to go, 9 left"
+    assert policy.during_pass(dataclasses.replace(progress, bytes_per_second=0.0)) is None
+    late = policy.during_pass(dataclasses.replace(progress, remaining_bytes=2e9))
     assert late is not None
     assert "pass 1 has 2000 MB to go at 125.0 MB/s" in late.reason
-    assert policy.during_pass(dataclasses.replace(sending, remaining_bytes=0, elapsed_seconds=10.0))
+    assert policy.during_pass(dataclasses.replace(progress, remaining_bytes=0, elapsed_seconds=10.0))
     for other in (Adaptive(), fixed()):
-        assert other.during_pass(dataclasses.replace(sending, elapsed_seconds=1e6)) is None
+        assert other.during_pass(dataclasses.replace(progress, elapsed_seconds=1e6)) is None
 
 
 # -- verdicts --------------------------------------------------------------------------------------------------
@@ -241,19 +241,19 @@ def test_deadline_gives_up_within_a_pass_that_cannot_be_in_time() -> None:
 
 def test_the_verdict_says_what_would_do() -> None:
     passes = [Pass(1, 400_000, 1_600_000_000, 13.0, 400_000), Pass(2, 400_000, 1_600_000_000, 13.0, 380_000)]
-    text = verdict(situation(passes))
+    text = verdict(state_after(passes))
     assert text == (
         "the guest dirties 119.7 MB/s (29231 pages/s), and 125.0 MB/s go through; what would do: a downtime limit "
         "of 13000 ms, a bandwidth above 133.3 MB/s or a throttle of 7 %"
     )
-    assert "as encoded" in explain(situation(passes, page_bytes=1000.0))
-    assert verdict(situation(passes, page_bytes=1000.0)) == ""
+    assert "as encoded" in explain(state_after(passes, page_bytes=1000.0))
+    assert verdict(state_after(passes, page_bytes=1000.0)) == ""
 
 
 @pytest.mark.parametrize("remedy", ["bandwidth", "throttle", "downtime"])
 def test_what_the_verdict_recommends_does_help(remedy: str) -> None:
     passes = [Pass(1, 100_000, 410_400_000, 3.3, 100_000), Pass(2, 100_000, 410_400_000, 3.3, 99_000)]
-    text = verdict(situation(passes))
+    text = verdict(state_after(passes))
     words = text.replace(",", "").split()
     value = {
         "bandwidth": lambda: float(words[words.index("above") + 1]) * 1e6,
@@ -305,10 +305,10 @@ def test_only_a_policy_of_our_own_chooses_xbzrle(policy: str, own: bool) -> None
 
 def test_a_policy_of_ones_own_is_named_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class AtOnce:
-        def after_pass(self, situation: Situation) -> Decision:
+        def after_pass(self, state: ConvergenceState) -> Decision:
             return SwitchOver()
 
-        def during_pass(self, sending: Sending) -> GiveUp | None:
+        def during_pass(self, progress: PassProgress) -> GiveUp | None:
             return None
 
     parameters = Parameters()

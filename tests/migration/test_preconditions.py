@@ -23,7 +23,7 @@ from sterna.migration.channels.unix import UnixUri
 from sterna.migration.controller import MigrationController
 from sterna.migration.errors import ChannelError, StateError, UriError
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Event, NotTheOwner, Standing
+from sterna.ownership import Event, NotTheOwner, OwnershipState
 from sterna.stream.vmstate import DeviceState
 from sterna.testing.guest import DoubleGuest
 
@@ -115,12 +115,12 @@ def test_a_save_whose_directory_cannot_be_synced_is_there_all_the_same(tmp_path:
             f"completing file:{saved}: it is in its place, but a power failure may undo that: its directory cannot be written "
             "to the disk: input/output error; the guest was saved, and stands still: 'cont' runs it",
         )
-        assert here.guest.ownership.standing is Standing.SAVED
+        assert here.guest.ownership.state is OwnershipState.SAVED
         assert (here.guest.running, here.guest.away, here.guest.logging) == (False, True, False)
         there.controller.incoming(f"file:{saved}")
         assert there.outcome().status is COMPLETED
         there.guest.check_ram()
-        assert here.guest.ownership.apply(Event.CONT) is Standing.OWNER
+        assert here.guest.ownership.apply(Event.CONT) is OwnershipState.OWNER
     assert names(tmp_path) == {"saved"}
 
 

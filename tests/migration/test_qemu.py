@@ -19,12 +19,12 @@ from sterna.memory.bitmap import DirtyBatch, new_bitmap
 from sterna.memory.ram import RamBlock
 from sterna.migration.controller import MigrationController
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Ownership, Standing
+from sterna.ownership import Ownership, OwnershipState
 from sterna.stream.description import Descriptions, find_description
-from sterna.stream.leftover import Judgement, RamUse
 from sterna.stream.ram.setup import read_setup
 from sterna.stream.reader import SectionPiece, StreamReader
 from sterna.stream.sections import Configuration
+from sterna.stream.unmatched import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState
 from sterna.testing.guest import DoubleGuest
 
@@ -134,7 +134,7 @@ class Carrier:
         found = Descriptions(text)
         self.descriptions = {name: found[name, instance] for name, instance in found}
         self.states: Sequence[DeviceState] = ()
-        self.ownership = Ownership(Standing.ABSENT)
+        self.ownership = Ownership(OwnershipState.ABSENT)
         self.resumed = 0
         self.away = False
 

@@ -349,7 +349,7 @@ SLOW = {"max-bandwidth": 4 << 20, "downtime-limit": 0}
 
 
 def test_a_running_guest_moves_with_xbzrle() -> None:
-    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200)) as (here, there):
+    with hosts(source_guest(200, steps_per_harvest=200), waiting_guest(200)) as (here, there):
         switch_on(here, **SLOW)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(5)
@@ -407,7 +407,7 @@ def test_the_policy_chooses_encoding_from_the_start() -> None:
 
 def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sterna.migration.policies.adaptive._is_encoding_worth_it", lambda situation: False)
-    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200)) as (here, there):
+    with hosts(source_guest(200, steps_per_harvest=200), waiting_guest(200)) as (here, there):
         here.controller.set_parameters(SLOW)
         here.controller.migrate(there.controller.incoming(TCP))
         here.wait_pass(4)
@@ -423,7 +423,7 @@ def test_encoding_that_costs_more_than_it_saves_is_given_up(monkeypatch: pytest.
 
 def test_small_changes_converge_where_whole_pages_would_not() -> None:
     """The guest dirties all of its pages in every pass; as changes they fit the downtime limit."""
-    with hosts(source_guest(400, steps_per_look=400), waiting_guest(400)) as (here, there):
+    with hosts(source_guest(400, steps_per_harvest=400), waiting_guest(400)) as (here, there):
         switch_on(here, **{"max-bandwidth": 40_000, "downtime-limit": 60, "xbzrle-cache-size": 2 << 20})
         info = here.migrate(there.controller.incoming(TCP))
         assert info.status is MigrationStatus.COMPLETED, info.error
@@ -432,7 +432,7 @@ def test_small_changes_converge_where_whole_pages_would_not() -> None:
 
 
 def test_a_cancelled_migration_and_the_next_one_begin_with_an_empty_cache() -> None:
-    with hosts(source_guest(200, steps_per_look=200), waiting_guest(200), waiting_guest(200)) as (
+    with hosts(source_guest(200, steps_per_harvest=200), waiting_guest(200), waiting_guest(200)) as (
         here,
         there,
         elsewhere,

@@ -10,9 +10,18 @@ from sterna.report import plots
 from sterna.report.figures import PassFigures, downtime_parts, passes, remaining
 from sterna.report.page import Run, render
 from sterna.report.svg import Scale, number
-from sterna.testbed.checks import Finding, Verdict
-from sterna.testbed.evidence import Blackout, Cancelled, Evidence, Heat, HugePages, Injured, Moment, Passage
-from sterna.testbed.runner import Outcome, Result
+from sterna.testbed.checks import CheckVerdict, Finding
+from sterna.testbed.evidence import (
+    Blackout,
+    CancelRecord,
+    Evidence,
+    FaultCase,
+    HeatMapRecord,
+    HugePages,
+    MigrationRecord,
+    ProgressSample,
+)
+from sterna.testbed.runner import Result, ScenarioOutcome
 
 NASTY = "<script>alert('x')</script> & \"quoted\" \x00\udcff"
 PAGE = 4096
@@ -31,13 +40,13 @@ INFO = {
 }
 
 
-def passage(**changes: Any) -> Passage:
-    return Passage("guest", "load", "host1", "host2", 0.0, **({"info": INFO} | changes))
+def record(**changes: Any) -> MigrationRecord:
+    return MigrationRecord("guest", "load", "host1", "host2", 0.0, **({"info": INFO} | changes))
 
 
-def moments(*rows: tuple[float, int, int, int, int]) -> list[Moment]:
+def moments(*rows: tuple[float, int, int, int, int]) -> list[ProgressSample]:
     return [
-        Moment(at, "active", number, transferred, remaining, rate, 0.0)
+        ProgressSample(at, "active", number, transferred, remaining, rate, 0.0)
         for at, number, transferred, remaining, rate in rows
     ]
 
@@ -82,21 +91,21 @@ def checked(page: str) -> Checker:
 
 
 def full(text: str) -> Result:
-    heat = Heat(text, 8, 4, [4, 12], [1, 5])
+    heat = HeatMapRecord(text, 8, 4, [4, 12], [1, 5])
     evidence = Evidence(
         passages=[
-            passage(heat=[heat], blackout=Blackout(1, 2, 3, 0.5)),
-            Passage(text, text, text, text, 0.0, info=INFO),
-            passage(info={"status": "failed", "error-desc": text}),
+            record(heat=[heat], blackout=Blackout(1, 2, 3, 0.5)),
+            MigrationRecord(text, text, text, text, 0.0, info=INFO),
+            record(info={"status": "failed", "error-desc": text}),
         ],
         huge_pages=[HugePages(0, 5, 0), HugePages(1, 1, 9), HugePages(2, 5, 0)],
         blocks_before=5,
-        cancelled=[Cancelled(0.5, 0.5, 100, text, 3.0, True, None, 5)],
-        injured=[Injured(text, text, text, [text], [text], False, 5, [text], text)],
+        cancelled=[CancelRecord(0.5, 0.5, 100, text, 3.0, True, None, 5)],
+        injured=[FaultCase(text, text, text, [text], [text], False, 5, [text], text)],
         reclaimed={text: 5.0},
     )
-    finding = Finding(text, text, Verdict.FAILED, text, {}, [text])
-    return Result("x", text, "emulated", Outcome.FAILED, 2.0, [finding], evidence, text, text)
+    finding = Finding(text, text, CheckVerdict.FAILED, text, {}, [text])
+    return Result("x", text, "emulated", ScenarioOutcome.FAILED, 2.0, [finding], evidence, text, text)
 
 
 def test_whatever_it_says_the_page_is_whole_and_harmless() -> None:
@@ -109,16 +118,16 @@ def test_whatever_it_says_the_page_is_whole_and_harmless() -> None:
 
 def test_every_claim_is_there_with_its_figure_and_outcome() -> None:
     findings = [
-        Finding("a", "claim one", Verdict.PASSED, "figure one"),
-        Finding("b", "claim two", Verdict.FAILED, "figure two", {}, ["what was wrong"]),
+        Finding("a", "claim one", CheckVerdict.PASSED, "figure one"),
+        Finding("b", "claim two", CheckVerdict.FAILED, "figure two", {}, ["what was wrong"]),
     ]
     results = [
-        Result("first", "title one", "kvm", Outcome.FAILED, 1.0, findings),
+        Result("first", "title one", "kvm", ScenarioOutcome.FAILED, 1.0, findings),
         Result(
             "second",
             "title two",
             "kvm",
-            Outcome.SKIPPED,
+            ScenarioOutcome.SKIPPED,
             1.0,
             reason="no such device",
             note="all on loopback",
@@ -134,21 +143,21 @@ def test_every_claim_is_there_with_its_figure_and_outcome() -> None:
 
 def test_a_run_of_nothing_has_a_page() -> None:
     checked(render([], Run(0.0, 0.0)))
-    checked(render([Result("x", "t", "qemu", Outcome.ERROR, 0.0, reason="broke")], Run(0.0, 0.0)))
+    checked(render([Result("x", "t", "qemu", ScenarioOutcome.ERROR, 0.0, reason="broke")], Run(0.0, 0.0)))
 
 
 def test_the_sources_own_passes() -> None:
-    first, second, last = passes(passage())
+    first, second, last = passes(record())
     assert first == PassFigures(1, 0.0, 0.2, 2000 * PAGE, 2000 * PAGE, 8_000_000, 300 * PAGE)
     assert first.bandwidth == pytest.approx(40e6)
     assert first.page_rate == pytest.approx(10_000 * PAGE)
     assert first.dirty_rate == pytest.approx(1500 * PAGE)
     assert (second.number, second.began) == (2, pytest.approx(0.2))
     assert (last.number, last.dirtied, last.dirty_rate) == (3, None, None)
-    points = remaining(passage())
+    points = remaining(record())
     assert points[:3] == [(0.0, 2000 * PAGE), (0.2, 0.0), (0.2, 300 * PAGE)]
     # Of more passes than are remembered, the last ones.
-    assert passes(passage(info=INFO | {"ram": {"dirty-sync-count": 1003}}))[0].number == 1001
+    assert passes(record(info=INFO | {"ram": {"dirty-sync-count": 1003}}))[0].number == 1001
 
 
 def test_passes_seen_from_outside() -> None:
@@ -159,7 +168,7 @@ def test_passes_seen_from_outside() -> None:
         (1.6, 2, 9000, 800, 7),
         (1.7, 2, 9500, 300, 7),
     )
-    seen = passage(info={"status": "completed"}, moments=looked)
+    seen = record(info={"status": "completed"}, moments=looked)
     first, last = passes(seen)
     assert (first.number, first.due, first.sent) == (1, 9000, 9000)
     assert first.seconds == pytest.approx(0.5)
@@ -168,7 +177,7 @@ def test_passes_seen_from_outside() -> None:
     assert (first.done, last.done) == (9000, 500)
     assert remaining(seen)[0] == (0.0, 9000.0)
     assert len(remaining(seen)) == 4
-    assert passes(passage(info={}, moments=[])) == []
+    assert passes(record(info={}, moments=[])) == []
 
 
 def rectangles(svg: str, kind: str) -> list[dict[str, float]]:
@@ -179,11 +188,11 @@ def rectangles(svg: str, kind: str) -> list[dict[str, float]]:
 
 
 def test_bars_are_as_high_as_their_rates() -> None:
-    svg = plots.rates_plot(passes(passage()))
+    svg = plots.rates_plot(passes(record()))
     sent, wire = rectangles(svg, "bar s1"), rectangles(svg, "bar s3")
     assert len(sent) == len(wire) == 3
     assert len(rectangles(svg, "bar s2")) == 2
-    first, second, _ = passes(passage())
+    first, second, _ = passes(record())
     assert wire[0]["height"] / wire[1]["height"] == pytest.approx(40 / 30, rel=0.02)
     assert sent[0]["height"] / wire[0]["height"] == pytest.approx(first.page_rate / 40e6, rel=0.02)
     assert sent[0]["height"] / sent[1]["height"] == pytest.approx(
@@ -195,7 +204,7 @@ def test_bars_are_as_high_as_their_rates() -> None:
 
 
 def test_downtimes_are_cut_to_scale() -> None:
-    parts = downtime_parts(passage())
+    parts = downtime_parts(record())
     assert parts == {"devices stopped": 1.0, "last pages": 10.0, "device state": 2.0, "start": 0.5}
     svg = plots.downtime_plot([("a", parts), ("b", {"last pages": 5.0}), ("gone", {})])
     widths = [rectangle["width"] for rectangle in rectangles(svg, "bar s2")]
@@ -227,13 +236,13 @@ def test_lost_pings_are_marked() -> None:
 
 
 def test_the_heat_map_shows_what_was_sent_again() -> None:
-    svg = plots.heat_plot(Heat("ram", 10, 4, [4, 12, 10], [1, 4, 5]))
+    svg = plots.heat_plot(HeatMapRecord("ram", 10, 4, [4, 12, 10], [1, 4, 5]))
     cells = rectangles(svg, "heat")
     assert [cell["fill-opacity"] for cell in cells] == [0.07, pytest.approx(0.535, abs=0.006), 1.0]
     assert "pages 8 to 9: sent 5 times, a page at most 5 times" in svg
-    calm = plots.heat_plot(Heat("ram", 4096, 4, [4] * 1024, [1] * 1024))
+    calm = plots.heat_plot(HeatMapRecord("ram", 4096, 4, [4] * 1024, [1] * 1024))
     assert len(rectangles(calm, "heat")) == 16  # rows; neighbours alike are one
-    assert plots.heat_plot(Heat("ram", 0, 1, [], [])) == ""
+    assert plots.heat_plot(HeatMapRecord("ram", 0, 1, [], [])) == ""
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 
 from sterna.hypervisor.architecture import ARCHITECTURES
 from sterna.memory.address import Ipa
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.format import DescriptorFormat
 from sterna.stage2.tables import Stage2
 
@@ -104,16 +104,16 @@ def access(stage2, ipa, *, write):
     """Make an access: the outcome, RESUME when it went through. More than three faults in a row are a refault storm."""
     for _ in range(4):
         if allowed(stage2, ipa, write=write):
-            return Outcome.RESUME
+            return FaultResult.RESUME
         outcome = stage2.fault(Ipa(ipa & ~(stage2.format.page_size - 1)))
-        if outcome is not Outcome.RESUME:
+        if outcome is not FaultResult.RESUME:
             return outcome
     raise AssertionError(f"the access to {ipa:#x} faults for ever")
 
 
 def write(stage2, ipa):
-    assert access(stage2, ipa, write=True) is Outcome.RESUME
+    assert access(stage2, ipa, write=True) is FaultResult.RESUME
 
 
 def read(stage2, ipa):
-    assert access(stage2, ipa, write=False) is Outcome.RESUME
+    assert access(stage2, ipa, write=False) is FaultResult.RESUME

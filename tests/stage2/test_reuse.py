@@ -6,7 +6,7 @@ from tests.stage2.support import RAM_PA, access, write
 from sterna.memory.address import Ipa
 from sterna.stage2 import pool, tables
 from sterna.stage2.dirtylog import DirtyLog
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.tables import OutOfTablesError
 from sterna.stage2.walk import find_leaf
 from sterna.testing.flush import RecordingFlush
@@ -132,11 +132,11 @@ def small(geometry):
 
 def test_a_flush_is_for_what_was_taken_out_before_it_began(small):
     small.flush_tlbs(RecordingFlush(lambda: use_a_table(small, 1)))
-    assert use_a_table(small, 2) is Outcome.RESUME
-    assert use_a_table(small, 3) is Outcome.NO_MEMORY
+    assert use_a_table(small, 2) is FaultResult.RESUME
+    assert use_a_table(small, 3) is FaultResult.NO_MEMORY
     small.flush_tlbs(RecordingFlush())
-    assert use_a_table(small, 4) is Outcome.RESUME
-    assert use_a_table(small, 5) is Outcome.RESUME
+    assert use_a_table(small, 4) is FaultResult.RESUME
+    assert use_a_table(small, 5) is FaultResult.RESUME
 
 
 def test_a_flush_that_fails_frees_nothing_and_loses_nothing(small):
@@ -146,12 +146,12 @@ def test_a_flush_that_fails_frees_nothing_and_loses_nothing(small):
     use_a_table(small, 1)
     with pytest.raises(InterruptedError):
         small.flush_tlbs(RecordingFlush(fail))
-    assert use_a_table(small, 2) is Outcome.RESUME
-    assert use_a_table(small, 3) is Outcome.NO_MEMORY
+    assert use_a_table(small, 2) is FaultResult.RESUME
+    assert use_a_table(small, 3) is FaultResult.NO_MEMORY
     small.validate()
     small.flush_tlbs(RecordingFlush())
-    assert use_a_table(small, 4) is Outcome.RESUME
-    assert use_a_table(small, 5) is Outcome.RESUME
+    assert use_a_table(small, 4) is FaultResult.RESUME
+    assert use_a_table(small, 5) is FaultResult.RESUME
 
 
 def test_without_a_free_page_a_flush_gives_those_taken_out(geometry, small):
@@ -175,14 +175,14 @@ def test_without_a_free_page_a_flush_gives_those_taken_out(geometry, small):
 def test_others_may_be_faster_and_their_pages_come_next(small, monkeypatch):
     def end_flush(*arguments):
         pool.end_flush(*arguments)
-        assert use_a_table(small, 3) is Outcome.RESUME
-        assert use_a_table(small, 4) is Outcome.RESUME
+        assert use_a_table(small, 3) is FaultResult.RESUME
+        assert use_a_table(small, 4) is FaultResult.RESUME
 
     use_a_table(small, 1)
     use_a_table(small, 2)
     monkeypatch.setattr(tables, "end_flush", end_flush)
     assert small.reclaim(RecordingFlush())
-    assert use_a_table(small, 5) is Outcome.NO_MEMORY
+    assert use_a_table(small, 5) is FaultResult.NO_MEMORY
     monkeypatch.undo()
     assert small.reclaim(RecordingFlush())
-    assert use_a_table(small, 6) is Outcome.RESUME
+    assert use_a_table(small, 6) is FaultResult.RESUME

@@ -6,7 +6,7 @@ from tests.stage2.support import RAM_PA, access, read, write
 from sterna.memory.address import Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.stage2.dirtylog import DirtyLog
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.tables import OutOfTablesError
 from sterna.testing.flush import RecordingFlush
 
@@ -129,9 +129,9 @@ def test_readonly_slot(geometry, stage2):
     stage2.insert_slot(0, RAM, geometry.block, RAM_PA, readonly=True)
     read(stage2, RAM)
     assert not geometry.writable(stage2, RAM)
-    assert access(stage2, RAM, write=True) is Outcome.READONLY
+    assert access(stage2, RAM, write=True) is FaultResult.READONLY
     logged(stage2, geometry.pages)
-    assert access(stage2, RAM, write=True) is Outcome.READONLY
+    assert access(stage2, RAM, write=True) is FaultResult.READONLY
 
 
 def test_readonly_slot_keeps_its_blocks_while_logging(geometry, stage2):
@@ -143,7 +143,7 @@ def test_readonly_slot_keeps_its_blocks_while_logging(geometry, stage2):
 
 
 def test_no_slot_no_mapping(stage2):
-    assert stage2.fault(RAM) is Outcome.NO_SLOT
+    assert stage2.fault(RAM) is FaultResult.NO_SLOT
     assert stage2.statistics()["faults_unhandled"] == 1
 
 
@@ -189,7 +189,7 @@ def test_deleted_slot_leaves_no_table(geometry, stage2):
     stage2.remove_slot(0)
     assert geometry.counts(stage2) == [0, 0, 0]
     assert stage2.statistics()["tables"] == 0
-    assert stage2.fault(RAM) is Outcome.NO_SLOT
+    assert stage2.fault(RAM) is FaultResult.NO_SLOT
 
 
 def test_neighbouring_slots_in_one_block_keep_apart(geometry, stage2):
@@ -240,7 +240,7 @@ def test_pool_used_up(geometry):
     stage2.insert_slot(0, RAM, 4 * geometry.block, RAM_PA + geometry.page, readonly=False)
     write(stage2, RAM)
     write(stage2, RAM + geometry.block)
-    assert access(stage2, RAM + 2 * geometry.block, write=True) is Outcome.NO_MEMORY
+    assert access(stage2, RAM + 2 * geometry.block, write=True) is FaultResult.NO_MEMORY
     stage2.validate()
     with pytest.raises(OutOfTablesError, match="0x9000000"):
         stage2.map_device(Ipa(0x900_0000), geometry.page, 0)

@@ -19,7 +19,7 @@ from sterna.stream.ram.setup import END_OF_RECORDS
 from sterna.stream.reader import StreamReader
 from sterna.stream.wire import StreamError
 from sterna.stream.xbzrle import coding
-from sterna.stream.xbzrle.coding import OVERFLOW, UNCHANGED, Fault
+from sterna.stream.xbzrle.coding import OVERFLOW, UNCHANGED, CodeFault
 
 Bytes = NDArray[np.uint8]
 PAGE = 4096
@@ -42,17 +42,17 @@ def encode(old: bytes, new: bytes, room: int = PAGE) -> bytes | int:
     return codes[0]
 
 
-def decode(code: bytes, page: bytes) -> tuple[Fault, int, bytes]:
+def decode(code: bytes, page: bytes) -> tuple[CodeFault, int, bytes]:
     """What becomes of a page, compiled and not; memory around the page stays as it is."""
-    results: list[tuple[Fault, int, bytes]] = []
+    results: list[tuple[CodeFault, int, bytes]] = []
     for check, apply in ((coding.check, coding.apply), (plain(coding.check), plain(coding.apply))):
         memory = np.full(len(page) + (2 << 14), GUARD, dtype=np.uint8)
         target = memory[1 << 14 :][: len(page)]
         target[:] = array(page)
         fault, at = check(array(code), target.size)
-        if fault == Fault.NONE:
+        if fault == CodeFault.NONE:
             apply(array(code), target)
-        results.append((Fault(fault), int(at), target.tobytes()))
+        results.append((CodeFault(fault), int(at), target.tobytes()))
         target[:] = GUARD
         assert (memory == GUARD).all()
     assert results[0] == results[1]
@@ -89,7 +89,7 @@ def test_what_is_encoded_is_decoded(size: int, data: st.DataObject) -> None:
     else:
         assert isinstance(code, bytes)
         assert len(code) <= size
-        assert decode(code, old) == (Fault.NONE, len(code), new)
+        assert decode(code, old) == (CodeFault.NONE, len(code), new)
         # The bytes are the new ones, so another time does no harm.
         assert decode(code, new)[2] == new
 
@@ -146,30 +146,30 @@ def test_a_code_that_does_not_fit_overflows() -> None:
 
 
 BAD = [
-    ("", Fault.EMPTY, 0),
-    ("00", Fault.CUT, 1),
-    ("80", Fault.CUT, 0),
-    ("01 01", Fault.CUT, 1),
-    ("01 02 ff", Fault.CUT, 1),
-    ("01 80", Fault.CUT, 1),
-    ("01 01 ff 01", Fault.CUT, 4),
-    ("01 01 ff 81", Fault.CUT, 3),
-    ("80 80 01 01 ff", Fault.LONG, 0),
-    ("01 ff ff 01 ff", Fault.LONG, 1),
-    ("00 00", Fault.NO_RUN, 1),
-    ("01 00 ff", Fault.NO_RUN, 1),
-    ("01 80 00 ff", Fault.NO_RUN, 1),
-    ("00 01 ff 00 01 ff", Fault.NO_RUN, 3),
-    ("81 20 01 ff", Fault.OUTSIDE, 0),
-    ("80 20 01 ff", Fault.OUTSIDE, 2),
-    ("ff 7f 01 ff", Fault.OUTSIDE, 0),
-    ("ff 1f 02 ff ff", Fault.OUTSIDE, 2),
-    ("00 01 ff fe 1f 02 ff ff", Fault.OUTSIDE, 5),
+    ("", CodeFault.EMPTY, 0),
+    ("00", CodeFault.CUT, 1),
+    ("80", CodeFault.CUT, 0),
+    ("01 01", CodeFault.CUT, 1),
+    ("01 02 ff", CodeFault.CUT, 1),
+    ("01 80", CodeFault.CUT, 1),
+    ("01 01 ff 01", CodeFault.CUT, 4),
+    ("01 01 ff 81", CodeFault.CUT, 3),
+    ("80 80 01 01 ff", CodeFault.LONG, 0),
+    ("01 ff ff 01 ff", CodeFault.LONG, 1),
+    ("00 00", CodeFault.NO_RUN, 1),
+    ("01 00 ff", CodeFault.NO_RUN, 1),
+    ("01 80 00 ff", CodeFault.NO_RUN, 1),
+    ("00 01 ff 00 01 ff", CodeFault.NO_RUN, 3),
+    ("81 20 01 ff", CodeFault.OUTSIDE, 0),
+    ("80 20 01 ff", CodeFault.OUTSIDE, 2),
+    ("ff 7f 01 ff", CodeFault.OUTSIDE, 0),
+    ("ff 1f 02 ff ff", CodeFault.OUTSIDE, 2),
+    ("00 01 ff fe 1f 02 ff ff", CodeFault.OUTSIDE, 5),
 ]
 
 
 @pytest.mark.parametrize(("text", "fault", "at"), BAD)
-def test_bad_codes_leave_the_page_alone(text: str, fault: Fault, at: int) -> None:
+def test_bad_codes_leave_the_page_alone(text: str, fault: CodeFault, at: int) -> None:
     page = bytes(range(256)) * 16
     assert decode(bytes.fromhex(text), page) == (fault, at, page)
 
@@ -178,7 +178,7 @@ def test_bad_codes_leave_the_page_alone(text: str, fault: Fault, at: int) -> Non
 def test_codes_that_qemu_takes_are_taken(text: str) -> None:
     """A first run of no bytes, and lengths longer than they need be."""
     fault, at, page = decode(bytes.fromhex(text), bytes(PAGE))
-    assert (fault, at) == (Fault.NONE, len(bytes.fromhex(text)))
+    assert (fault, at) == (CodeFault.NONE, len(bytes.fromhex(text)))
     assert page.count(0xFF) == 1
 
 
@@ -188,7 +188,7 @@ def test_any_bytes_are_an_error_or_a_page(code: bytes, size: int) -> None:
     page = bytes([3]) * size
     fault, at, after = decode(code, page)
     assert 0 <= at <= len(code)
-    assert (fault is Fault.NONE) or after == page
+    assert (fault is CodeFault.NONE) or after == page
 
 
 def test_every_flip_and_every_cut_of_a_code() -> None:
@@ -199,13 +199,13 @@ def test_every_flip_and_every_cut_of_a_code() -> None:
     assert isinstance(code, bytes)
     for cut in range(len(code)):
         fault, _, page = decode(code[:cut], old)
-        assert fault is not Fault.NONE or page != new
+        assert fault is not CodeFault.NONE or page != new
     for at in range(len(code)):
         for bit in range(8):
             damaged = bytearray(code)
             damaged[at] ^= 1 << bit
             fault, _, page = decode(bytes(damaged), old)
-            assert page == old if fault is not Fault.NONE else page != new
+            assert page == old if fault is not CodeFault.NONE else page != new
 
 
 @settings(max_examples=200, deadline=None)
@@ -325,4 +325,4 @@ def test_codes_are_qemus(case: Any) -> None:
     old = changed(bytes(PAGE), case["old"])
     new, code = changed(old, case["changes"]), bytes.fromhex(case["code"])
     assert encode(old, new) == code
-    assert decode(code, old) == (Fault.NONE, len(code), new)
+    assert decode(code, old) == (CodeFault.NONE, len(code), new)

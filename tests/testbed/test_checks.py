@@ -7,7 +7,7 @@ import pytest
 
 from sterna.host.load import HostLoad
 from sterna.launch.console import Line
-from sterna.testbed.checks import Check, Verdict
+from sterna.testbed.checks import Check, CheckVerdict
 from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
 from sterna.testbed.checks.finding import BaseCheck
@@ -17,13 +17,13 @@ from sterna.testbed.checks.network import ConversationCheck, PingCheck, SessionC
 from sterna.testbed.checks.outcome import CancelledCheck, CompletedCheck, DowntimeCheck, OneSideCheck
 from sterna.testbed.evidence import (
     Blackout,
-    Cancelled,
+    CancelRecord,
     Conversation,
     Evidence,
     Exchange,
+    FaultCase,
     HugePages,
-    Injured,
-    Passage,
+    MigrationRecord,
     Ping,
     Reachability,
 )
@@ -35,12 +35,12 @@ DONE = {
     "downtime": 80,
     "ram": {"transferred": 1000, "dirty-sync-count": 3},
 }
-INJURED = Injured("cut", "setup", "failed", ["host1"], ["host1"], False, 10, [])
-CANCELLED = Cancelled(1.0, 0.5, 1000, "cancelled", 30.0, True, 3, 10)
+FAULT_CASE = FaultCase("cut", "setup", "failed", ["host1"], ["host1"], False, 10, [])
+CANCELLED = CancelRecord(1.0, 0.5, 1000, "cancelled", 30.0, True, 3, 10)
 
 
-def passage(**changes: Any) -> Passage:
-    return Passage("guest", "load", "host1", "host2", 0.0, **({"info": DONE} | changes))
+def record(**changes: Any) -> MigrationRecord:
+    return MigrationRecord("guest", "load", "host1", "host2", 0.0, **({"info": DONE} | changes))
 
 
 LOST_WRITE = {"address": 0x40200000, "slot": 0, "sent-in-pass": 2, "found-after-pass": 4}
@@ -70,10 +70,10 @@ def clock(*readings: tuple[int, int]) -> list[Line]:
 
 
 def console(*readings: tuple[int, int]) -> Evidence:
-    return Evidence(passages=[passage()], lines={"guest": clock(*readings)})
+    return Evidence(passages=[record()], lines={"guest": clock(*readings)})
 
 
-MOVED = replace(Passage("guest", "load", "host1", "host2", 1.0, info=DONE), ended=1.4)
+MOVED = replace(MigrationRecord("guest", "load", "host1", "host2", 1.0, info=DONE), ended=1.4)
 LOST = {120, 121, 122, 123}
 """Pings while the guest moves, of one each 10 ms."""
 
@@ -122,8 +122,8 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
     ),
     (
         CompletedCheck(),
-        Evidence(passages=[passage()]),
-        Evidence(passages=[passage(), passage(info={"status": "failed", "error-desc": "no route"})]),
+        Evidence(passages=[record()]),
+        Evidence(passages=[record(), record(info={"status": "failed", "error-desc": "no route"})]),
         "no route",
     ),
     (
@@ -185,62 +185,62 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
     ),
     (
         CompletedCheck(),
-        Evidence(passages=[passage()]),
-        Evidence(passages=[passage(problems=["it does not run"])]),
+        Evidence(passages=[record()]),
+        Evidence(passages=[record(problems=["it does not run"])]),
         "it does not run",
     ),
     (
         DowntimeCheck(limit_ms=100),
-        Evidence(passages=[passage()]),
-        Evidence(passages=[passage(info=DONE | {"downtime": 101})]),
+        Evidence(passages=[record()]),
+        Evidence(passages=[record(info=DONE | {"downtime": 101})]),
         "101.0 ms",
     ),
     (
         ContentCheck(),
-        Evidence(passages=[passage(pages_checked=7)]),
-        Evidence(passages=[passage(pages_checked=7, content=["page 3 is stale"])]),
+        Evidence(passages=[record(pages_checked=7)]),
+        Evidence(passages=[record(pages_checked=7, content=["page 3 is stale"])]),
         "page 3",
     ),
     (
         AuditCheck(),
-        Evidence(passages=[passage(info=audited())]),
-        Evidence(passages=[passage(info=audited(LOST_WRITE))]),
+        Evidence(passages=[record(info=audited())]),
+        Evidence(passages=[record(info=audited(LOST_WRITE))]),
         "page 0x40200000 (slot 0), sent in pass 2, was written and is not in the log after pass 4",
     ),
     (
         AuditCheck(),
-        Evidence(passages=[passage(chunks_forwarded=3)]),
-        Evidence(passages=[passage(chunks_forwarded=3, lost=["of the 512 pages at 0x40600000"])]),
+        Evidence(passages=[record(chunks_forwarded=3)]),
+        Evidence(passages=[record(chunks_forwarded=3, lost=["of the 512 pages at 0x40600000"])]),
         "0x40600000",
     ),
     (
         DigestCheck(),
-        Evidence(passages=[passage(chunks_compared=7)]),
-        Evidence(passages=[passage(chunks_compared=7, digest=["RAM at 0x40000000 differs"])]),
+        Evidence(passages=[record(chunks_compared=7)]),
+        Evidence(passages=[record(chunks_compared=7, digest=["RAM at 0x40000000 differs"])]),
         "0x40000000",
     ),
     (
         ClocksCheck(slack_ms=20),
-        Evidence(passages=[passage(blackout=Blackout(90, 80, 95, 5))]),
-        Evidence(passages=[passage(blackout=Blackout(101, 80, 95, 5))]),
+        Evidence(passages=[record(blackout=Blackout(90, 80, 95, 5))]),
+        Evidence(passages=[record(blackout=Blackout(101, 80, 95, 5))]),
         "counter saw 101.0 ms",
     ),
     (
         ClocksCheck(slack_ms=20),
-        Evidence(passages=[passage(blackout=Blackout(100, 80, 106, 5), jitter_ms=2)]),
-        Evidence(passages=[passage(blackout=Blackout(0, 80, 80, 5), jitter_ms=2)]),
+        Evidence(passages=[record(blackout=Blackout(100, 80, 106, 5), jitter_ms=2)]),
+        Evidence(passages=[record(blackout=Blackout(0, 80, 80, 5), jitter_ms=2)]),
         "counter saw 0.0 ms",
     ),
     (
         ClocksCheck(slack_ms=20),
-        Evidence(passages=[passage(blackout=Blackout(80, 80, 104, 5))]),
-        Evidence(passages=[passage(blackout=Blackout(80, 80, 106, 5))]),
+        Evidence(passages=[record(blackout=Blackout(80, 80, 104, 5))]),
+        Evidence(passages=[record(blackout=Blackout(80, 80, 106, 5))]),
         "the observer saw 106.0 ms",
     ),
     (
         ClocksCheck(slack_ms=20, counter="stops"),
-        Evidence(passages=[passage(blackout=Blackout(22, 80, 80, 5), jitter_ms=2)]),
-        Evidence(passages=[passage(blackout=Blackout(23, 80, 80, 5), jitter_ms=2)]),
+        Evidence(passages=[record(blackout=Blackout(22, 80, 80, 5), jitter_ms=2)]),
+        Evidence(passages=[record(blackout=Blackout(23, 80, 80, 5), jitter_ms=2)]),
         "its counter, which is to stop with it, has gone on for 23.0 ms",
     ),
     (
@@ -264,7 +264,7 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
     (
         ConsoleCheck(period_ms=50, slack_ms=10),
         console((1, 0), (2, 50)),
-        Evidence(passages=[passage()], lines={"guest": [*clock((1, 0)), Line("clock: 00:0clock: 00", 0.1)]}),
+        Evidence(passages=[record()], lines={"guest": [*clock((1, 0)), Line("clock: 00:0clock: 00", 0.1)]}),
         "not a line",
     ),
     (
@@ -306,26 +306,26 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
     ),
     (
         OneSideCheck(),
-        Evidence(injured=[INJURED]),
-        Evidence(injured=[replace(INJURED, runs_at=["host1", "host2"])]),
+        Evidence(injured=[FAULT_CASE]),
+        Evidence(injured=[replace(FAULT_CASE, runs_at=["host1", "host2"])]),
         "runs on host1 and host2",
     ),
     (
         OneSideCheck(),
-        Evidence(injured=[INJURED]),
-        Evidence(injured=[replace(INJURED, runs_at=[])]),
+        Evidence(injured=[FAULT_CASE]),
+        Evidence(injured=[replace(FAULT_CASE, runs_at=[])]),
         "runs nowhere",
     ),
     (
         OneSideCheck(),
-        Evidence(injured=[replace(INJURED, runs_at=[], may_be_gone=True)]),
-        Evidence(injured=[replace(INJURED, runs_at=["host2"], may_be_gone=True)]),
+        Evidence(injured=[replace(FAULT_CASE, runs_at=[], may_be_gone=True)]),
+        Evidence(injured=[replace(FAULT_CASE, runs_at=["host2"], may_be_gone=True)]),
         "runs on host2",
     ),
     (
         OneSideCheck(),
-        Evidence(injured=[INJURED]),
-        Evidence(injured=[replace(INJURED, problems=["page 3 is stale"])]),
+        Evidence(injured=[FAULT_CASE]),
+        Evidence(injured=[replace(FAULT_CASE, problems=["page 3 is stale"])]),
         "page 3 is stale",
     ),
     (
@@ -340,11 +340,11 @@ CASES: list[tuple[BaseCheck, Evidence, Evidence, str]] = [
 @pytest.mark.parametrize(("check", "good", "bad", "told"), CASES)
 def test_it_holds_and_it_fails(check: BaseCheck, good: Evidence, bad: Evidence, told: str) -> None:
     held = check.judge(good)
-    assert held.verdict is Verdict.PASSED, held
+    assert held.verdict is CheckVerdict.PASSED, held
     assert held.figure
     assert held.values
     failed = check.judge(bad)
-    assert failed.verdict is Verdict.FAILED
+    assert failed.verdict is CheckVerdict.FAILED
     assert any(told in problem for problem in failed.problems), failed.problems
 
 
@@ -357,12 +357,12 @@ TIMED = (
 @pytest.mark.parametrize("check", {type(check): check for check, *_ in CASES}.values())
 def test_nothing_seen_is_nothing_passed(check: BaseCheck) -> None:
     finding = check.judge(Evidence())
-    assert finding.verdict is Verdict.SKIPPED
+    assert finding.verdict is CheckVerdict.SKIPPED
     assert finding.figure
 
 
 def test_many_problems_are_counted() -> None:
-    finding = ContentCheck().judge(Evidence(passages=[passage(pages_checked=1, content=["x"] * 50)]))
+    finding = ContentCheck().judge(Evidence(passages=[record(pages_checked=1, content=["x"] * 50)]))
     assert len(finding.problems) == 21
     assert finding.problems[-1] == "and 30 more"
 

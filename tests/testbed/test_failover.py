@@ -12,7 +12,7 @@ import pytest
 from sterna.guests.layout import STATUS_OFFSET, NetWord
 from sterna.launch.guestview import guest_status
 from sterna.launch.host import Host
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.machine.virtio.net import announcement
 from sterna.testbed.kind import KindOptions
 from sterna.testbed.kinds import VM_KINDS
@@ -34,11 +34,11 @@ def network(root: None) -> Iterator[NamespaceNetwork]:
 
 
 @pytest.fixture
-def start(network: NamespaceNetwork) -> Iterator[Callable[..., Vm]]:
+def start(network: NamespaceNetwork) -> Iterator[Callable[..., VmProcess]]:
     """Starts VMs with the first guest's card: `start(kind, host, port)`; without a port, with the guest."""
     with ExitStack() as stack:
 
-        def make(kind: str, host: int, port: int = 0, *, nic: GuestNic | None = NIC) -> Vm:
+        def make(kind: str, host: int, port: int = 0, *, nic: GuestNic | None = NIC) -> VmProcess:
             where = network.hosts[host]
             network.attach(where, NIC)
             maker = VM_KINDS.get(kind)(KindOptions())
@@ -53,7 +53,7 @@ def start(network: NamespaceNetwork) -> Iterator[Callable[..., Vm]]:
         yield make
 
 
-def migrate(source: Vm, destination: Vm, uri: str) -> dict[str, Any]:
+def migrate(source: VmProcess, destination: VmProcess, uri: str) -> dict[str, Any]:
     """The outcome at the source; the destination is not waited for."""
     states = [{"capability": "return-path", "state": True}]
     source.command("migrate-set-capabilities", capabilities=states)
@@ -72,14 +72,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def count(vm: Vm, word: NetWord) -> int:
+def count(vm: VmProcess, word: NetWord) -> int:
     status = guest_status(vm, RAM + STATUS_OFFSET)
     assert status is not None
     return status.word(0, word)
 
 
 @pytest.mark.usefixtures("qemu")
-def test_to_qemu_and_back(network: NamespaceNetwork, start: Callable[..., Vm]) -> None:
+def test_to_qemu_and_back(network: NamespaceNetwork, start: Callable[..., VmProcess]) -> None:
     """By way of a destination that has no card and so cannot take the guest; and it is announced where it comes in the end."""
     address = NIC.address
     source = start("emulated", 0)

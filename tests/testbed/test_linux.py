@@ -17,7 +17,7 @@ from tests.cli.vms import alive, children, wait_for
 
 from sterna.guests.layout import WORK_OFFSET, DirtyramWord
 from sterna.launch.errors import Unsupported, VmError
-from sterna.testbed.bed import Bed, Stage
+from sterna.testbed.bed import Bed, ScenarioContext
 from sterna.testbed.checks.network import PingCheck
 from sterna.testbed.debian.cpio import Entry
 from sterna.testbed.errors import BedError, ImageError
@@ -177,16 +177,16 @@ def test_linux_boots_from_nfs_and_migrates_with_an_ssh_session(bed: Bed) -> None
     # pass: after each there are more left than go within QEMU's least downtime.
     slow = {"max-bandwidth": 8 << 20}
     settings = MigrationSettings(passes=3, downtime_limit_ms=20_000, parameters=slow)
-    Ssh().run(Stage(bed, GUEST, settings), evidence)
-    [passage], [conversation] = evidence.passages, evidence.conversations
-    assert passage.completed, passage.info
-    assert passage.pass_count > 3
-    assert passage.problems == []
-    assert passage.content == []
-    assert passage.pages_checked == 2000
+    Ssh().run(ScenarioContext(bed, GUEST, settings), evidence)
+    [record], [conversation] = evidence.passages, evidence.conversations
+    assert record.completed, record.info
+    assert record.pass_count > 3
+    assert record.problems == []
+    assert record.content == []
+    assert record.pages_checked == 2000
     assert conversation.answers > 3
     assert conversation.problems == []
-    assert passage.transferred > 2000 * 4096
+    assert record.transferred > 2000 * 4096
 
 
 @pytest.mark.slow
@@ -237,10 +237,10 @@ def test_a_guest_that_does_not_boot_shows_its_console(
 def test_a_linux_guest_is_pinged_and_talked_to_across_the_route_switch(bed: Bed) -> None:
     evidence = Evidence()
     failover = Failover(session="ssh", answers=20)
-    failover.run(Stage(bed, GUEST, MigrationSettings(downtime_limit_ms=20_000)), evidence)
-    [passage], [reached], [conversation] = evidence.passages, evidence.reachability, evidence.conversations
-    assert passage.completed, passage.info
-    assert passage.problems == passage.content == conversation.problems == []
+    failover.run(ScenarioContext(bed, GUEST, MigrationSettings(downtime_limit_ms=20_000)), evidence)
+    [record], [reached], [conversation] = evidence.passages, evidence.reachability, evidence.conversations
+    assert record.completed, record.info
+    assert record.problems == record.content == conversation.problems == []
     assert len(reached.switched) == 1
     assert PingCheck().judge(evidence).problems == []
     late = [ping for ping in reached.pings if ping.answers and ping.sent > reached.switched[0]]
@@ -307,21 +307,21 @@ def test_a_qemu_without_nfs_is_told(tmp_path: Path) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(linux: QemuLinuxKind, root: None, tmp_path: Path) -> None:
-    with Bed(unfurnished(), 0) as bed, pytest.raises(BedError, match=r"ganesha\.nfsd"):
+    with Bed(without_set_up(), 0) as bed, pytest.raises(BedError, match=r"ganesha\.nfsd"):
         NfsServer(bed.network.server, tmp_path / "nothing", tmp_path)
 
 
-def unfurnished() -> QemuLinuxKind:
+def without_set_up() -> QemuLinuxKind:
     """One that furnishes nothing."""
     from contextlib import nullcontext
 
     alone = QemuLinuxKind(KindOptions())
-    alone.furnish = lambda network, directory: nullcontext()  # type: ignore[method-assign,assignment]
+    alone.set_up = lambda network, directory: nullcontext()  # type: ignore[method-assign,assignment]
     return alone
 
 
 def test_without_root_the_disk_is_a_file(linux: QemuLinuxKind, tmp_path: Path) -> None:
-    with linux.furnish(LoopbackNetwork(0, "no root"), tmp_path):
+    with linux.set_up(LoopbackNetwork(0, "no root"), tmp_path):
         store = linux._store
         assert "file.driver=file" in store.blockdev(store.new_disk(linux.image))
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.vms import wait_for
 
 from sterna.launch.errors import Unsupported
-from sterna.testbed.remains import Kind, Remains, clean_stale
+from sterna.testbed.journal import EntryKind, Journal, clean_stale
 from sterna.testbed.resources import FullDisk, MemoryGroup, swapped_bytes, use_swap_file
 
 HOG = """
@@ -48,15 +48,15 @@ os._exit(0)
 
 
 @pytest.fixture
-def remains(tmp_path: Path, root: None) -> Iterator[Remains]:
-    with Remains(tmp_path / "runs") as made:
+def journal(tmp_path: Path, root: None) -> Iterator[Journal]:
+    with Journal(tmp_path / "runs") as made:
         yield made
 
 
 @pytest.fixture
-def group(remains: Remains) -> MemoryGroup:
+def group(journal: Journal) -> MemoryGroup:
     try:
-        return MemoryGroup(remains)
+        return MemoryGroup(journal)
     except Unsupported as error:
         pytest.skip(str(error))
 
@@ -101,9 +101,9 @@ def test_a_squeezed_group_keeps_what_cannot_be_reclaimed(group: MemoryGroup) -> 
 
 
 def test_a_squeezed_group_swaps(
-    group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
+    group: MemoryGroup, journal: Journal, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    use_swap_file(remains, tmp_path, 128 << 20)
+    use_swap_file(journal, tmp_path, 128 << 20)
     group.add(hog.pid)
     group.squeeze(32 << 20)
     assert go(hog) == "all touched\n"
@@ -114,9 +114,9 @@ def test_a_squeezed_group_swaps(
 
 
 def test_a_group_with_swap_swaps(
-    group: MemoryGroup, remains: Remains, hog: "subprocess.Popen[str]", tmp_path: Path
+    group: MemoryGroup, journal: Journal, hog: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    use_swap_file(remains, tmp_path, 128 << 20)
+    use_swap_file(journal, tmp_path, 128 << 20)
     assert str(tmp_path / "swap") in Path("/proc/swaps").read_text()
     group.add(hog.pid)
     group.limit(32 << 20)
@@ -124,27 +124,27 @@ def test_a_group_with_swap_swaps(
     wait_for(lambda: swapped_bytes(hog.pid) > 16 << 20)
     hog.kill()
     hog.wait(300)
-    remains.undo(Kind.SWAP, tmp_path / "swap")
+    journal.undo(EntryKind.SWAP, tmp_path / "swap")
     assert str(tmp_path) not in Path("/proc/swaps").read_text()
     assert not (tmp_path / "swap").exists()
 
 
 def test_a_swap_file_says_what_it_lacks(
-    remains: Remains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = FullDisk(remains, tmp_path)
+    disk = FullDisk(journal, tmp_path)
     with pytest.raises(Unsupported, match="no room for a swap file of 64 MiB: No space left on device"):
-        use_swap_file(remains, disk.path, 64 << 20)
+        use_swap_file(journal, disk.path, 64 << 20)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
         with pytest.raises(Unsupported, match="mkswap is missing: apt install util-linux"):
-            use_swap_file(remains, tmp_path, 1 << 20)
-    remains.close()
+            use_swap_file(journal, tmp_path, 1 << 20)
+    journal.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
-def test_a_full_disk_takes_no_byte_more(remains: Remains, tmp_path: Path) -> None:
-    disk = FullDisk(remains, tmp_path)
+def test_a_full_disk_takes_no_byte_more(journal: Journal, tmp_path: Path) -> None:
+    disk = FullDisk(journal, tmp_path)
     with (disk.path / "log").open("wb", buffering=0) as log:
         log.write(b"room")
         disk.fill()
@@ -160,10 +160,10 @@ def test_all_go_with_a_killed_run(tmp_path: Path, root: None) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from sterna.testbed.remains import Remains\n"
+        "from sterna.testbed.journal import Journal\n"
         "from sterna.testbed.resources import FullDisk, MemoryGroup, use_swap_file\n"
         "directory = Path(sys.argv[1])\n"
-        "remains = Remains(directory / 'runs')\n"
+        "remains = Journal(directory / 'runs')\n"
         "FullDisk(remains, directory)\n"
         "use_swap_file(remains, directory, 1 << 20)\n"
         "MemoryGroup(remains)\n"
@@ -193,12 +193,12 @@ def test_without_root_it_says_so(tmp_path: Path) -> None:
         "import os, sys\n"
         "from pathlib import Path\n"
         "from sterna.launch.errors import Unsupported\n"
-        "from sterna.testbed.remains import Remains\n"
+        "from sterna.testbed.journal import Journal\n"
         "from sterna.testbed.resources import FullDisk, MemoryGroup, use_swap_file\n"
         "directory = Path(sys.argv[1])\n"
         "os.chmod(directory, 0o777)\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
-        "with Remains(directory / 'runs') as remains:\n"
+        "with Journal(directory / 'runs') as remains:\n"
         "    for make in (lambda: MemoryGroup(remains), lambda: use_swap_file(remains, directory, 4096),\n"
         "                 lambda: FullDisk(remains, directory)):\n"
         "        try: make()\n"

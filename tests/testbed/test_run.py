@@ -15,7 +15,7 @@ import pytest
 from tests.cli.vms import TIMEOUT, alive, children, wait_for
 
 from sterna.testbed import scenario
-from sterna.testbed.remains import default_directory
+from sterna.testbed.journal import default_directory
 
 pytestmark = pytest.mark.slow
 
@@ -136,12 +136,12 @@ def test_every_breakage_has_a_detector() -> None:
 
 def test_a_lost_write_is_told_and_the_guest_stays() -> None:
     _, report = run("checksum", "--breakage", "protect-short")
-    [passage] = report["results"][0]["evidence"]["passages"]
-    assert passage["info"]["status"] == "failed"
+    [record] = report["results"][0]["evidence"]["passages"]
+    assert record["info"]["status"] == "failed"
     assert (
-        "a write was lost: page 0x404ff000 (mach-virt.ram page 1279, slot 0)" in passage["info"]["error-desc"]
+        "a write was lost: page 0x404ff000 (mach-virt.ram page 1279, slot 0)" in record["info"]["error-desc"]
     )
-    [lost] = passage["info"]["x-sterna"]["audit"]["lost"]
+    [lost] = record["info"]["x-sterna"]["audit"]["lost"]
     assert lost["positions"]
     checks = {finding["check"]: finding for finding in report["results"][0]["findings"]}
     assert checks["completed"]["verdict"] == "failed"
@@ -152,7 +152,7 @@ def test_a_lost_write_is_told_and_the_guest_stays() -> None:
 def test_any_scenario_can_be_audited(audit: bool) -> None:
     _, report = run("timer", *(["--audit"] if audit else []))
     [result] = report["results"]
-    audits = [passage["info"]["x-sterna"].get("audit") for passage in result["evidence"]["passages"]]
+    audits = [record["info"]["x-sterna"].get("audit") for record in result["evidence"]["passages"]]
     assert [told is not None for told in audits] == [audit] * len(audits)
 
 

@@ -11,7 +11,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import cast
 
-from sterna.analysis.channel_survey import ChannelSource, StoredChannels
+from sterna.analysis.channel_survey import ChannelInput, StoredChannels
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.survey import survey
 from sterna.stream.description import find_description
@@ -44,7 +44,7 @@ def survey_file(
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb", buffering=0))
         sources = [
-            ChannelSource(str(channel), _source(stack.enter_context(channel.open("rb", buffering=0))))
+            ChannelInput(str(channel), _source(stack.enter_context(channel.open("rb", buffering=0))))
             for channel in channels
         ]
         text = None

@@ -22,7 +22,7 @@ from sterna.stream.wire import StreamError
 
 
 @dataclass(frozen=True)
-class ChannelSource:
+class ChannelInput:
     """Where a channel comes from.
 
     :ivar label: names it in errors
@@ -39,7 +39,7 @@ class Channels(Protocol):
         """The main stream has a command, which may tell something of them."""
         return
 
-    def sources(self) -> Sequence[ChannelSource]:
+    def sources(self) -> Sequence[ChannelInput]:
         """Those that there are by now; when the first part of the ram section has ended, all of them."""
         ...
 
@@ -63,10 +63,10 @@ class StoredChannels(Channels):
     :param sources: the channels
     """
 
-    def __init__(self, sources: Sequence[ChannelSource]) -> None:
+    def __init__(self, sources: Sequence[ChannelInput]) -> None:
         self._sources = sources
 
-    def sources(self) -> Sequence[ChannelSource]:
+    def sources(self) -> Sequence[ChannelInput]:
         return self._sources
 
     def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
@@ -100,7 +100,7 @@ class _Channel:
     :ivar syncs: packets with SYNC so far
     """
 
-    def __init__(self, given: ChannelSource, format: PacketFormat) -> None:
+    def __init__(self, given: ChannelInput, format: PacketFormat) -> None:
         self.label = given.label
         self.id = -1
         self.syncs = 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sterna.analysis.findings import SectionSurvey, StreamSurvey
-from sterna.analysis.ram_survey import PageLedger
+from sterna.analysis.ram_survey import PageSurvey
 from sterna.stream.vmstate import SUBSECTIONS, DeviceState
 
 RANGE_LIMIT = 1000
@@ -85,8 +85,8 @@ def compare(left: StreamSurvey, right: StreamSurvey) -> StreamDifference:
 
 
 def _compare_ram(left: StreamSurvey, right: StreamSurvey) -> Iterator[BlockDifference]:
-    ours = {ledger.name: ledger for ledger in left.ledgers}
-    theirs = {ledger.name: ledger for ledger in right.ledgers}
+    ours = {block.name: block for block in left.page_surveys}
+    theirs = {block.name: block for block in right.page_surveys}
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = ours.get(name), theirs.get(name)
         if one is None or other is None:
@@ -101,7 +101,7 @@ def _compare_ram(left: StreamSurvey, right: StreamSurvey) -> Iterator[BlockDiffe
             yield difference
 
 
-def _compare_pages(one: PageLedger, other: PageLedger) -> BlockDifference | None:
+def _compare_pages(one: PageSurvey, other: PageSurvey) -> BlockDifference | None:
     differ = (one.digests != other.digests) | ((one.times > 0) != (other.times > 0))
     pages = np.flatnonzero(differ)
     if not pages.size:

@@ -1,7 +1,7 @@
 """What a stream's records and packets add up to, and how often each page came, in which passes: compiled kernels.
 
 A *sweep* is a run of records whose places in RAM (blocks in the stream's order, then pages) only go up. A page that comes
-again within a pass proves that the source has looked for dirty pages anew: the pass that the page belongs to began where
+again within a pass proves that the source has synced its dirty log: the pass that the page belongs to began where
 the current sweep did.
 """
 

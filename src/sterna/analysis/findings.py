@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sterna.analysis.channel_survey import ChannelSurvey
-from sterna.analysis.ram_survey import PageLedger, PassSurvey, RamBlockSurvey, missing
+from sterna.analysis.ram_survey import PageSurvey, PassSurvey, RamBlockSurvey, missing
 from sterna.memory.digest import RamDigest
 from sterna.stream.reader import SectionHeader
 from sterna.stream.sections import Configuration
@@ -12,7 +12,7 @@ from sterna.stream.wire import RAM_SECTION, Command, StreamCut, StreamError, Str
 
 
 @dataclass(frozen=True)
-class Fault:
+class StreamFault:
     """Where a stream is broken.
 
     :ivar text: the whole error, in one line
@@ -33,9 +33,11 @@ class Fault:
     unsupported: bool = False
 
     @staticmethod
-    def of(error: StreamError) -> "Fault":
+    def of(error: StreamError) -> "StreamFault":
         cut, unsupported = isinstance(error, StreamCut), isinstance(error, StreamUnsupported)
-        return Fault(str(error), error.message, error.section, error.field, error.offset, cut, unsupported)
+        return StreamFault(
+            str(error), error.message, error.section, error.field, error.offset, cut, unsupported
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class StreamSurvey:
     :ivar complete: whether the byte came that ends the stream; only its description may follow
     :ivar described: whether the stream describes its devices
     :ivar absent: devices that it describes but does not have
-    :ivar ledgers: what is remembered of each page, by block
+    :ivar page_surveys: what is remembered of each page, by block
     :ivar channels: of multifd, by number
     :ivar digest: of RAM as the destination ends up with it; None without digests, or when the stream broke
     """
@@ -139,19 +141,19 @@ class StreamSurvey:
     kinds: ByteKinds
     described: bool
     absent: tuple[tuple[str, int], ...]
-    fault: Fault | None
-    ledgers: tuple[PageLedger, ...] = field(repr=False, compare=False)
+    fault: StreamFault | None
+    page_surveys: tuple[PageSurvey, ...] = field(repr=False, compare=False)
     digest: RamDigest | None = field(default=None, repr=False, compare=False)
     channels: tuple[ChannelSurvey, ...] = ()
     complete: bool = False
-    main_fault: Fault | None = None
+    main_fault: StreamFault | None = None
 
     @property
     def total_bytes(self) -> int:
         """Bytes of the stream and of its channels."""
         return self.bytes + sum(channel.bytes for channel in self.channels)
 
-    def flaw(self) -> Fault | None:
+    def flaw(self) -> StreamFault | None:
         """The first thing that is wrong with the stream: its fault, or that something is not in it that a
         destination needs.
         """
@@ -159,7 +161,7 @@ class StreamSurvey:
             return self.fault
         end = self.bytes
         if not self.blocks:
-            return Fault.of(StreamError("there is no guest RAM in the stream", RAM_SECTION, end))
+            return StreamFault.of(StreamError("there is no guest RAM in the stream", RAM_SECTION, end))
         block = missing(self.blocks)
         if block is not None:
             assert block.first_missing is not None
@@ -167,13 +169,13 @@ class StreamSurvey:
             text = f"RAM block {block.name!r}: page at {where:#x} never came"
             if not self.channels and not any(one.normal for one in self.blocks):
                 text += "; with multifd it came on a channel, which must be given too"
-            return Fault.of(StreamError(text, RAM_SECTION, end))
+            return StreamFault.of(StreamError(text, RAM_SECTION, end))
         for section in self.sections:
             if self.described and section.state is None and not section.is_ram and section.parts == 1:
                 text = "the stream's description does not describe it"
-                return Fault.of(StreamError(text, str(section.header), section.offset))
+                return StreamFault.of(StreamError(text, str(section.header), section.offset))
         if self.absent:
             name, instance = self.absent[0]
             text = f"described is {name!r}, instance {instance}, but the stream has no such section"
-            return Fault.of(StreamError(text, "vmdesc", end))
+            return StreamFault.of(StreamError(text, "vmdesc", end))
         return None

@@ -7,7 +7,7 @@ more passes than are found, never fewer (a source that starts a pass in the midd
 the part before the wrap counted to the pass before).
 
 Memory: 8 bytes for each page of guest RAM that is sent. Where digests are wanted pages are held as well, as the
-destination has them (`sterna.analysis.shadow`).
+destination has them (`sterna.analysis.ramimage`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sterna.analysis import counts
 from sterna.analysis.counts import NEW_PASS, BlockCounts, PageCounts
-from sterna.analysis.shadow import ShadowBlock, free_bytes
+from sterna.analysis.ramimage import ImageBlock, free_bytes
 from sterna.memory.bitmap import Words
 from sterna.memory.content import Bytes
 from sterna.memory.digest import RamDigest
@@ -93,7 +93,7 @@ class PassSurvey:
 
 
 @dataclass(frozen=True, eq=False)
-class PageLedger:
+class PageSurvey:
     """What is remembered of the pages of a block.
 
     :ivar times: how often each was sent: `shape (pages,)`, dtype uint32
@@ -137,7 +137,7 @@ class RamSurveyor:
     def __init__(self, page_bits: int, digests: bool) -> None:
         self._page_bits = page_bits
         self._keep_digests = digests
-        self._shadow: dict[str, ShadowBlock] | None = None
+        self._image: dict[str, ImageBlock] | None = None
         self._most_held = 0
         self._blocks: dict[str, _Block] = {}
         self._part = Part(self._blocks, page_bits, _refused)
@@ -160,22 +160,22 @@ class RamSurveyor:
 
     def digest(self) -> RamDigest | None:
         """Of RAM as the destination has it now; None where pages are not held."""
-        if self._shadow is None:
+        if self._image is None:
             return None
-        return digest_ram([block.ram for block in self._shadow.values()])
+        return digest_ram([block.ram for block in self._image.values()])
 
-    def ledgers(self, *, digests: bool) -> tuple[PageLedger, ...]:
-        """The blocks' ledgers, in the stream's order.
+    def page_surveys(self, *, digests: bool) -> tuple[PageSurvey, ...]:
+        """What is remembered of each block's pages, in the stream's order.
 
         :param digests: whether to digest the pages, if they are held
         """
-        shadow = self._shadow if digests else None
+        image = self._image if digests else None
         return tuple(
-            PageLedger(
+            PageSurvey(
                 block.name,
                 block.pages.size,
                 block.pages["times"],
-                shadow[block.name].page_digests() if shadow else _NO_DIGESTS,
+                image[block.name].page_digests() if image else _NO_DIGESTS,
             )
             for block in self._blocks.values()
         )
@@ -195,21 +195,21 @@ class RamSurveyor:
         if self._keep_digests:
             self._most_held = free_bytes() >> self._page_bits
             try:
-                self._shadow = {name: ShadowBlock(name, size, self._page_bits) for name, size in blocks}
+                self._image = {name: ImageBlock(name, size, self._page_bits) for name, size in blocks}
             except RamError as error:
                 text = f"guest RAM cannot be held for its digests: {error}"
                 raise StreamUnsupported(text, reader.section, at) from error
         for name, size in blocks:
             pages = size >> self._page_bits
-            shadow = self._shadow[name] if self._shadow else None
+            image = self._image[name] if self._image else None
             # Memory that is all zero costs nothing before it is written to.
             self._blocks[name] = _Block(
                 name,
                 size,
                 np.array([(first, 0, 0, 0)], dtype=counts.BLOCK_COUNTS),
                 np.zeros(pages, dtype=counts.PAGE_COUNTS),
-                shadow.data if shadow else _NO_RAM,
-                shadow.held if shadow else _NOT_HELD,
+                image.data if image else _NO_RAM,
+                image.held if image else _NOT_HELD,
             )
             first += pages
 
@@ -289,7 +289,7 @@ class RamSurveyor:
         self._check_room()
 
     def _check_room(self, section: str | None = None, offset: int | None = None) -> None:
-        if self._shadow and self._counts[0]["held"] > self._most_held:
+        if self._image and self._counts[0]["held"] > self._most_held:
             limit = self._most_held << self._page_bits
             raise StreamUnsupported(
                 f"more guest RAM than can be held here for its digests: {limit} bytes are free",

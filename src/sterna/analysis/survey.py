@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import xxhash
 
 from sterna.analysis.channel_survey import Channels, ChannelSurveyor
-from sterna.analysis.findings import ByteKinds, CommandSurvey, Fault, SectionSurvey, StreamSurvey
+from sterna.analysis.findings import ByteKinds, CommandSurvey, SectionSurvey, StreamFault, StreamSurvey
 from sterna.analysis.ram_survey import RamSurveyor
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions
@@ -151,8 +151,8 @@ class Surveyor:
         channels: Channels | None = None,
         watch: Callable[["Surveyor"], None] = lambda surveyor: None,
     ) -> None:
-        self._fault: Fault | None = None
-        self._channel_fault: Fault | None = None
+        self._fault: StreamFault | None = None
+        self._channel_fault: StreamFault | None = None
         self.complete = self._ended = False
         self._watch = watch
         self._given_channels = channels
@@ -214,7 +214,7 @@ class Surveyor:
             self._described,
             self._absent,
             fault,
-            ram.ledgers(digests=whole and page_digests) if ram else (),
+            ram.page_surveys(digests=whole and page_digests) if ram else (),
             ram.digest() if ram and whole else None,
             channels,
             self.complete,
@@ -233,7 +233,7 @@ class Surveyor:
         try:
             action(self._channels)
         except StreamError as error:
-            self._channel_fault = Fault.of(error)
+            self._channel_fault = StreamFault.of(error)
             self._channels.close()
 
     @contextmanager
@@ -249,7 +249,7 @@ class Surveyor:
         try:
             self._read()
         except StreamError as error:
-            self._fault = Fault.of(error)
+            self._fault = StreamFault.of(error)
         self._ended = True
 
     def _read(self) -> None:
@@ -278,7 +278,7 @@ class Surveyor:
         self._read_end()
         if self._ram is None and self._given_channels and (unread := self._given_channels.sources()):
             text = "nothing of it was read: the main stream has no guest RAM"
-            self._channel_fault = Fault.of(StreamError(text, unread[0].label))
+            self._channel_fault = StreamFault.of(StreamError(text, unread[0].label))
         self._beside(ChannelSurveyor.read_end)
 
     def _configure(self, configuration: Configuration) -> None:

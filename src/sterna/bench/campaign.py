@@ -7,7 +7,7 @@ from sterna.bench.ceiling import measure_ceiling
 from sterna.bench.errors import BenchError
 from sterna.bench.image import guest_image
 from sterna.bench.machines import Unavailable, machine_pair
-from sterna.bench.migration import Measurement, Outcome, migrate
+from sterna.bench.migration import Measurement, RunOutcome, migrate
 from sterna.bench.workloads import MEBIBYTE, Variant, Who, Workload
 from sterna.guests.catalog import GuestError, validate
 from sterna.guests.layout import WORK_OFFSET
@@ -21,7 +21,7 @@ _ROUND = 2 * MEBIBYTE
 
 
 @dataclass(frozen=True)
-class Settings:
+class CampaignSettings:
     """:ivar memory_bytes: of the guests; None leaves each workload its own
     :ivar timeout: seconds after which a migration is cancelled
     :ivar accel: the hypervisor of the guests that are sterna's
@@ -49,7 +49,7 @@ class Series:
     @property
     def hopeless(self) -> bool:
         """Whether more runs would tell nothing new."""
-        diverged = sum(one.outcome is Outcome.DIVERGED for one in self.measurements)
+        diverged = sum(one.outcome is RunOutcome.DIVERGED for one in self.measurements)
         return bool(self.unavailable) or diverged >= _GIVE_UP_AFTER
 
 
@@ -82,7 +82,7 @@ def guest_config(workload: Workload, memory_bytes: int | None, accel: str = "emu
 def compare(
     workload: Workload,
     variants: Sequence[Variant],
-    settings: Settings,
+    settings: CampaignSettings,
     check: Callable[[], None],
     note: Callable[[str], None],
 ) -> Comparison:
@@ -121,7 +121,7 @@ def _measure(
     workload: Workload,
     config: MachineConfig,
     path: str,
-    settings: Settings,
+    settings: CampaignSettings,
     check: Callable[[], None],
 ) -> Measurement | None:
     check()
@@ -139,13 +139,13 @@ def _measure(
         series.unavailable = str(error)
         return None
     except (BenchError, LaunchError) as error:
-        measured = Measurement(Outcome.FAILED, 0.0, error=str(error))
+        measured = Measurement(RunOutcome.FAILED, 0.0, error=str(error))
     series.measurements.append(measured)
     return measured
 
 
 def _in_words(measured: Measurement) -> str:
-    if measured.outcome is Outcome.COMPLETED:
+    if measured.outcome is RunOutcome.COMPLETED:
         return f"{measured.seconds:.2f} s, {measured.bytes / measured.seconds / 1e9:.2f} GB/s"
     reason = f": {measured.error}" if measured.error else ""
     return f"{measured.outcome.value}{reason}{f'; {measured.host}' if measured.host else ''}"

@@ -23,7 +23,7 @@ from itertools import pairwise
 import numpy as np
 
 from sterna.bench.errors import BenchError
-from sterna.bench.migration import Measurement, Outcome
+from sterna.bench.migration import Measurement, RunOutcome
 from sterna.host.load import HostWatch
 from sterna.host.pythonprogram import module_command, own_environment
 from sterna.launch.process import die_with_parent
@@ -55,7 +55,7 @@ def measure_ceiling(size: int, channels: int, check: Callable[[], None]) -> Meas
         seconds, source_cpu = _line(sender, check).split()
         destination_cpu = _line(receiver, check)
     return Measurement(
-        Outcome.COMPLETED,
+        RunOutcome.COMPLETED,
         float(seconds),
         bytes=size,
         source_cpu_s=float(source_cpu),

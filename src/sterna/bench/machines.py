@@ -9,7 +9,7 @@ from sterna.bench.errors import BenchError
 from sterna.bench.workloads import Variant, Who, Workload
 from sterna.launch.command import qemu_arguments, sterna_arguments
 from sterna.launch.errors import VmError
-from sterna.launch.process import QemuVm, SternaVm, Vm
+from sterna.launch.process import QemuProcess, SternaProcess, VmProcess
 from sterna.machine.config import MachineConfig
 
 # What stands for no limit: QEMU takes 0 as it is meant since 8.2 only.
@@ -23,7 +23,7 @@ class Unavailable(BenchError):
 @contextmanager
 def machine_pair(
     variant: Variant, workload: Workload, config: MachineConfig, qemu: str, check: Callable[[], None]
-) -> Iterator[tuple[Vm, Vm]]:
+) -> Iterator[tuple[VmProcess, VmProcess]]:
     """A source whose guest runs, and a destination that waits for it, with their capabilities and parameters set.
 
     Where the guest has memory, so has the destination in advance: what it costs the host to give memory for the first time
@@ -58,8 +58,8 @@ def machine_pair(
         yield source, destination
 
 
-def _start(qemu: str, name: str, config: MachineConfig) -> Vm:
+def _start(qemu: str, name: str, config: MachineConfig) -> VmProcess:
     incoming = "defer" if config.incoming else None
     if qemu:
-        return QemuVm(f"QEMU {name}", qemu, qemu_arguments(config, incoming=incoming, serial="null"))
-    return SternaVm(name, sterna_arguments(config, incoming=incoming, serial="null"))
+        return QemuProcess(f"QEMU {name}", qemu, qemu_arguments(config, incoming=incoming, serial="null"))
+    return SternaProcess(name, sterna_arguments(config, incoming=incoming, serial="null"))

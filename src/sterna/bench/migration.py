@@ -21,12 +21,12 @@ from sterna.guests.layout import STATUS_OFFSET, ProgramId
 from sterna.host.load import HostLoad, HostWatch, cpu_seconds
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import known_status, pages_written
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.watch import FINAL, wait_for, wait_warm, watch
 from sterna.monitor.client import ConnectionLost
 
 _WARM_UP_SECONDS = 300.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 """How often the migration is asked how it goes: often enough for a prediction, too rarely to be felt."""
 _PAUSE_SECONDS = 0.05
 _RATE_SECONDS = 1.0
@@ -37,7 +37,7 @@ _ARRIVES_SECONDS = 30.0
 _ARRIVES_PAUSE_SECONDS = 0.002
 
 
-class Outcome(Enum):
+class RunOutcome(Enum):
     COMPLETED = "completed"
     DIVERGED = "did not converge"
     FAILED = "failed"
@@ -55,7 +55,7 @@ class Measurement:
     :ivar host: how busy the host was meanwhile
     """
 
-    outcome: Outcome
+    outcome: RunOutcome
     seconds: float
     bytes: int = 0
     total_ms: float | None = None
@@ -83,7 +83,12 @@ class Measurement:
 
 
 def migrate(
-    source: Vm, destination: Vm, ram_base: int, limit_ms: int, timeout: float, check: Callable[[], None]
+    source: VmProcess,
+    destination: VmProcess,
+    ram_base: int,
+    limit_ms: int,
+    timeout: float,
+    check: Callable[[], None],
 ) -> Measurement:
     """Wait until the guest works at its steady pace, and migrate it.
 
@@ -118,13 +123,15 @@ def migrate(
     own = info.get("x-sterna", {})
     throttles = [watched.throttle_percent, *(one["throttle_percent"] for one in own.get("passes", []))]
     ram = info.get("ram", {})
-    outcome = {"completed": Outcome.COMPLETED, "cancelled": Outcome.DIVERGED}.get(str(status), Outcome.FAILED)
+    outcome = {"completed": RunOutcome.COMPLETED, "cancelled": RunOutcome.DIVERGED}.get(
+        str(status), RunOutcome.FAILED
+    )
     return Measurement(
         outcome,
         seconds,
         bytes=ram.get("transferred", 0),
         total_ms=own.get("total-ms", info.get("total-time")),
-        downtime_ms=own.get("downtime-ms", info.get("downtime")) if outcome is Outcome.COMPLETED else None,
+        downtime_ms=own.get("downtime-ms", info.get("downtime")) if outcome is RunOutcome.COMPLETED else None,
         predicted_ms=own.get("predicted-downtime-ms", watched.predicted_ms),
         passes=ram.get("dirty-sync-count"),
         source_cpu_s=source_cpu,
@@ -146,7 +153,7 @@ class _Watched:
     predicted_ms: float | None = None
     throttle_percent: int = 0
 
-    def look(self, info: Mapping[str, Any], limit_ms: int) -> None:
+    def note(self, info: Mapping[str, Any], limit_ms: int) -> None:
         """Note what a migration under way says."""
         expected = info.get("expected-downtime")
         if expected is not None and (expected != limit_ms or self.predicted_ms is not None):
@@ -154,15 +161,15 @@ class _Watched:
         self.throttle_percent = max(self.throttle_percent, info.get("cpu-throttle-percentage", 0))
 
 
-def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]) -> _Watched:
+def _watch(source: VmProcess, limit_ms: int, deadline: float, check: Callable[[], None]) -> _Watched:
     """Follow the migration to its end; past the deadline, cancel it."""
     watched = _Watched({})
     cancelled = False
 
-    def look(info: Mapping[str, Any]) -> None:
+    def note(info: Mapping[str, Any]) -> None:
         nonlocal cancelled, deadline
         check()
-        watched.look(info, limit_ms)
+        watched.note(info, limit_ms)
         now = time.monotonic()
         if cancelled and now > deadline:
             raise VmError(f"the {source.name} did not cancel its migration in {_CANCEL_SECONDS:g} s")
@@ -170,17 +177,17 @@ def _watch(source: Vm, limit_ms: int, deadline: float, check: Callable[[], None]
             cancelled, deadline = True, now + _CANCEL_SECONDS
             source.command("migrate_cancel")
 
-    watched.info = watch(lambda: source.command("query-migrate"), look, lambda: _wait_for_end(source))
+    watched.info = watch(lambda: source.command("query-migrate"), note, lambda: _wait_for_end(source))
     return watched
 
 
-def _wait_for_end(source: Vm) -> None:
+def _wait_for_end(source: VmProcess) -> None:
     """Wait for the event that tells of the outcome, but not for long."""
     with suppress(TimeoutError):
         try:
             source.qmp.wait_event(
                 lambda event: event["event"] == "MIGRATION" and event["data"]["status"] in FINAL,
-                _LOOK_SECONDS,
+                _POLL_SECONDS,
             )
         except ConnectionLost as error:
             raise VmError(f"the {source.name} was lost during the migration: {error}") from error
@@ -189,7 +196,7 @@ def _wait_for_end(source: Vm) -> None:
 # -- the guest -----------------------------------------------------------------------------------------------
 
 
-def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
+def _write_rate(source: VmProcess, ram_base: int, check: Callable[[], None]) -> float:
     """
     :raise WaitedTooLong: When the guest writes nothing at all.
     """
@@ -210,6 +217,6 @@ def _write_rate(source: Vm, ram_base: int, check: Callable[[], None]) -> float:
     return written / (time.monotonic() - started)
 
 
-def _writes(vm: Vm, ram_base: int) -> int:
+def _writes(vm: VmProcess, ram_base: int) -> int:
     """Pages that its guest has written so far; 0 of one that does not count them."""
     return pages_written(known_status(vm, ram_base + STATUS_OFFSET))

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from sterna.bench.campaign import Comparison, Series, Settings
-from sterna.bench.summary import Judgement, Summary, judge, summarise_all
+from sterna.bench.campaign import CampaignSettings, Comparison, Series
+from sterna.bench.summary import GoalResult, Summary, judge, summarise_all
 from sterna.bench.table import print_table
 from sterna.host.limits import usable_cpus
 from sterna.host.units import format_rate, format_size
@@ -16,7 +16,7 @@ from sterna.host.units import format_rate, format_size
 _DASH = "—"
 
 
-def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, Any]:
+def to_json(comparisons: Sequence[Comparison], settings: CampaignSettings) -> dict[str, Any]:
     """Everything: settings, each run, medians, goals."""
     summaries = {one.workload.name: summarise_all(one) for one in comparisons}
     return {
@@ -45,7 +45,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings) -> dict[str, 
     }
 
 
-def print_report(console: Console, comparisons: Sequence[Comparison], settings: Settings) -> None:
+def print_report(console: Console, comparisons: Sequence[Comparison], settings: CampaignSettings) -> None:
     """Tables for each workload, and one of the goals."""
 
     def line(text: str) -> None:
@@ -70,7 +70,7 @@ def print_report(console: Console, comparisons: Sequence[Comparison], settings: 
             line(f"{comparison.workload.name}, at the busiest: {max(loads, key=lambda load: load.taken)}")
 
 
-def _title(comparison: Comparison, settings: Settings) -> str:
+def _title(comparison: Comparison, settings: CampaignSettings) -> str:
     workload, config = comparison.workload, comparison.config
     limit = f"{format_rate(workload.bandwidth)}" if workload.bandwidth else "no bandwidth limit"
     runs = "1 run" if settings.runs == 1 else f"medians of {settings.runs}"
@@ -80,7 +80,7 @@ def _title(comparison: Comparison, settings: Settings) -> str:
     return f"{workload.name}: {guest}{content}, {format_size(config.memory_bytes)}, {limit}; {runs}"
 
 
-def _judged(summaries: Mapping[str, Sequence[Summary]], settings: Settings) -> list[Judgement]:
+def _judged(summaries: Mapping[str, Sequence[Summary]], settings: CampaignSettings) -> list[GoalResult]:
     return judge(summaries) if settings.memory_bytes is None and settings.accel == "emulated" else []
 
 
@@ -135,7 +135,7 @@ _COLUMNS = (
 )
 
 
-def print_goals(console: Console, judgements: Sequence[Judgement]) -> None:
+def print_goals(console: Console, judgements: Sequence[GoalResult]) -> None:
     """A table of goals, and of what was measured; nothing when there are none."""
     met = {True: "met", False: "missed", None: _DASH}
     rows = [[one.workload, one.goal, one.measured, met[one.met]] for one in judgements]

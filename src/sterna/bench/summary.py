@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sterna.bench.campaign import Comparison, Series
-from sterna.bench.migration import Outcome
+from sterna.bench.migration import RunOutcome
 from sterna.bench.workloads import Who
 
 _MEDIANS = (
@@ -62,12 +62,12 @@ class Summary:
 
 def summarise(series: Series) -> Summary:
     """Medians over the runs that completed, if most did; otherwise how the others ended."""
-    done = [one for one in series.measurements if one.outcome is Outcome.COMPLETED]
+    done = [one for one in series.measurements if one.outcome is RunOutcome.COMPLETED]
     outcome = "completed"
     if series.unavailable:
         outcome = f"not available: {series.unavailable}"
     elif 2 * len(done) <= len(series.measurements):
-        others = [one for one in series.measurements if one.outcome is not Outcome.COMPLETED]
+        others = [one for one in series.measurements if one.outcome is not RunOutcome.COMPLETED]
         last = others[-1] if others else None
         outcome = (
             "not run" if last is None else last.outcome.value + (f": {last.error}" if last.error else "")
@@ -92,7 +92,7 @@ def summarise_all(comparison: Comparison) -> list[Summary]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GoalResult:
     """:ivar measured: the figures that decide, with the variants they are of
     :ivar met: None when what it takes was not measured
     """
@@ -103,26 +103,26 @@ class Judgement:
     met: bool | None
 
 
-def judge(summaries: Mapping[str, Sequence[Summary]]) -> list[Judgement]:
+def judge(summaries: Mapping[str, Sequence[Summary]]) -> list[GoalResult]:
     """All goals of the workloads that were measured. They hold for guests of the workloads' own size.
 
     :param summaries: by workload
     """
     return [
-        Judgement(goal.workload, goal.text, *goal.judge(summaries[goal.workload]))
+        GoalResult(goal.workload, goal.text, *goal.judge(summaries[goal.workload]))
         for goal in GOALS
         if goal.workload in summaries
     ]
 
 
-Verdict = tuple[str, bool | None]
+Measured = tuple[str, bool | None]
 
 
 @dataclass(frozen=True)
 class Goal:
     workload: str
     text: str
-    judge: Callable[[Sequence[Summary]], Verdict]
+    judge: Callable[[Sequence[Summary]], Measured]
 
 
 def _best(summaries: Sequence[Summary], who: Who) -> Summary | None:
@@ -131,8 +131,8 @@ def _best(summaries: Sequence[Summary], who: Who) -> Summary | None:
     return min(done, key=lambda one: one.medians["seconds"] or 0.0, default=None)
 
 
-def _times_qemu(least: float) -> Callable[[Sequence[Summary]], Verdict]:
-    def judge(summaries: Sequence[Summary]) -> Verdict:
+def _times_qemu(least: float) -> Callable[[Sequence[Summary]], Measured]:
+    def judge(summaries: Sequence[Summary]) -> Measured:
         ours, theirs = _best(summaries, Who.STERNA), _best(summaries, Who.QEMU)
         if ours is None or theirs is None:
             return "not measured on both sides", None
@@ -145,8 +145,8 @@ def _times_qemu(least: float) -> Callable[[Sequence[Summary]], Verdict]:
     return judge
 
 
-def _of_ceiling(least: float) -> Callable[[Sequence[Summary]], Verdict]:
-    def judge(summaries: Sequence[Summary]) -> Verdict:
+def _of_ceiling(least: float) -> Callable[[Sequence[Summary]], Measured]:
+    def judge(summaries: Sequence[Summary]) -> Measured:
         ours, raw = _best(summaries, Who.STERNA), _best(summaries, Who.RAW)
         if ours is None or raw is None:
             return "not measured on both sides", None
@@ -158,10 +158,10 @@ def _of_ceiling(least: float) -> Callable[[Sequence[Summary]], Verdict]:
     return judge
 
 
-def _within(verified: bool = False, **most: float) -> Callable[[Sequence[Summary]], Verdict]:
+def _within(verified: bool = False, **most: float) -> Callable[[Sequence[Summary]], Measured]:
     """Limits on medians of the quickest sterna, by their names."""
 
-    def judge(summaries: Sequence[Summary]) -> Verdict:
+    def judge(summaries: Sequence[Summary]) -> Measured:
         tried = [one for one in summaries if one.who is Who.STERNA and one.runs]
         ours = _best([one for one in tried if one.verified or not verified], Who.STERNA)
         if not tried:
@@ -176,8 +176,8 @@ def _within(verified: bool = False, **most: float) -> Callable[[Sequence[Summary
     return judge
 
 
-def _predicted(within: float) -> Callable[[Sequence[Summary]], Verdict]:
-    def judge(summaries: Sequence[Summary]) -> Verdict:
+def _predicted(within: float) -> Callable[[Sequence[Summary]], Measured]:
+    def judge(summaries: Sequence[Summary]) -> Measured:
         ours = _best(summaries, Who.STERNA)
         if ours is None:
             return "not measured", None

@@ -71,7 +71,7 @@ def command(
 
     With --accel kvm: some minutes. WORKLOAD may also be dirty-log; its memory is its own.
     """
-    from sterna.bench.campaign import Settings, compare, guest_config
+    from sterna.bench.campaign import CampaignSettings, compare, guest_config
     from sterna.bench.report import print_report, to_json
     from sterna.bench.workloads import KVM_VARIANTS, VARIANTS, WORKLOADS, Who
     from sterna.cli.kernels import compile_kernels
@@ -106,7 +106,7 @@ def command(
         variants = [one for one in variants if one.quick or only]
     try:
         size = _QUICK_MEMORY if memory is None and quick else memory
-        settings = Settings(
+        settings = CampaignSettings(
             runs or (1 if quick else 5),
             None if size is None else parse_memory(size),
             timeout or (_QUICK_TIMEOUT if quick else 60.0),

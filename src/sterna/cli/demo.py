@@ -59,11 +59,11 @@ def command(
     A guest that dirties memory faster than this host or --bandwidth lets it be sent is throttled, and the report
     says so; --no-auto-converge leaves it alone, and such a migration may never end.
     """
+    from sterna.cli.demoreport import report_lines
+    from sterna.cli.demorun import DemoSettings, run_demo
     from sterna.cli.display import choose_display
     from sterna.cli.kernels import compile_kernels
-    from sterna.cli.settings import bandwidth_value, duration_value, policy_values
-    from sterna.cli.trial import TrialSettings, run_trial
-    from sterna.cli.trialreport import report_lines
+    from sterna.cli.migrationoptions import bandwidth_value, duration_value, policy_values
     from sterna.guests.catalog import PROGRAMS, GuestError, validate
     from sterna.hypervisor.accelerator import ACCELERATORS, check_arch, open_vm
     from sterna.hypervisor.interface import DirtyLogMode
@@ -88,7 +88,7 @@ def command(
         validate(kernel, append, cpus=smp, memory_bytes=config.memory_bytes, board=config.machine)
     except (ConfigError, GuestError) as error:
         raise UsageError(str(error)) from error
-    settings = TrialSettings(
+    settings = DemoSettings(
         config,
         bandwidth_value(bandwidth),
         duration_value(downtime_limit),
@@ -102,7 +102,7 @@ def command(
             open_vm(accel, config.board.arch, vcpus=smp, dirty_log=DirtyLogMode(dirty_log)).close()
     with choose_display(json=json) as display, Interrupts().caught() as interrupts:
         compile_kernels(accel, interrupts.check)
-        result = run_trial(settings, display, interrupts)
+        result = run_demo(settings, display, interrupts)
     if json:
         click.echo(json_module.dumps(result))
     else:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sterna.cli.progress import Picture
-from sterna.cli.result import farewell, verdict
+from sterna.cli.progressestimate import ProgressEstimate
+from sterna.cli.result import farewell, outcome_line
 from sterna.host.closing import Closing
 from sterna.host.printable import printable
 from sterna.host.units import format_rate, format_size
@@ -35,31 +35,31 @@ def format_measured(rate: float | None) -> str:
     return "—" if rate is None else format_rate(rate)
 
 
-def outlook(picture: Picture) -> str:
+def outlook(estimate: ProgressEstimate) -> str:
     """When it will end, or why not."""
-    throttle = picture.throttle_percent
-    if picture.status == "cancelling":
+    throttle = estimate.throttle_percent
+    if estimate.status == "cancelling":
         return "cancelling"
-    if picture.status == "device":
+    if estimate.status == "device":
         return "switchover: the guest is stopped"
-    if picture.converges is False:
+    if estimate.converges is False:
         if throttle:
             return f"throttling the guest by {throttle} %"
-        return f"will not converge: {picture.verdict}" if picture.verdict else "will not converge"
-    if picture.eta_seconds is None:
+        return f"will not converge: {estimate.verdict}" if estimate.verdict else "will not converge"
+    if estimate.eta_seconds is None:
         return "measuring"
-    if picture.pass_number <= 1:
-        return f"pass 1 done in {format_seconds(picture.eta_seconds)}"
-    text = f"switchover in {format_seconds(picture.eta_seconds)}"
-    if picture.expected_downtime_ms is not None:
-        text += f"; stopped now, a downtime of {format_seconds(picture.expected_downtime_ms / 1000)}"
+    if estimate.pass_number <= 1:
+        return f"pass 1 done in {format_seconds(estimate.eta_seconds)}"
+    text = f"switchover in {format_seconds(estimate.eta_seconds)}"
+    if estimate.expected_downtime_ms is not None:
+        text += f"; stopped now, a downtime of {format_seconds(estimate.expected_downtime_ms / 1000)}"
     return text + (f"; guest throttled by {throttle} %" if throttle else "")
 
 
 class Display(Closing):
     """Shows nothing; the other displays are made from it."""
 
-    def show(self, picture: Picture) -> None:
+    def show(self, estimate: ProgressEstimate) -> None:
         """The migration as it is now."""
 
     def note(self, text: str) -> None:
@@ -80,20 +80,20 @@ class PlainDisplay(Display):
         self._last = ""
         self._next = 0.0
 
-    def show(self, picture: Picture) -> None:
+    def show(self, estimate: ProgressEstimate) -> None:
         now = time.monotonic()
-        if picture.status == self._last and now < self._next:
+        if estimate.status == self._last and now < self._next:
             return
-        self._last, self._next = picture.status, now + _LINE_SECONDS
-        if picture.pass_number:
+        self._last, self._next = estimate.status, now + _LINE_SECONDS
+        if estimate.pass_number:
             self.note(
-                f"{picture.fraction:4.0%}  {picture.status}, pass {picture.pass_number}, "
-                f"{format_size(picture.remaining)} remaining, dirtying {format_measured(picture.dirty_rate)}, "
-                f"sending {format_measured(picture.page_rate)} ({format_rate(picture.wire_rate)} on the wire), "
-                f"{outlook(picture)}"
+                f"{estimate.fraction:4.0%}  {estimate.status}, pass {estimate.pass_number}, "
+                f"{format_size(estimate.remaining)} remaining, dirtying {format_measured(estimate.dirty_rate)}, "
+                f"sending {format_measured(estimate.page_rate)} ({format_rate(estimate.wire_rate)} on the wire), "
+                f"{outlook(estimate)}"
             )
         else:
-            self.note(f"{picture.fraction:4.0%}  {picture.status}")
+            self.note(f"{estimate.fraction:4.0%}  {estimate.status}")
 
     def note(self, text: str) -> None:
         print(printable(text), file=self._out, flush=True)
@@ -112,13 +112,13 @@ class LiveDisplay(Display):
         self._console = Console(stderr=True, highlight=False, markup=False)
         self._live: Live | None = None
 
-    def show(self, picture: Picture) -> None:
+    def show(self, estimate: ProgressEstimate) -> None:
         from rich.live import Live
 
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=10, transient=True)
             self._live.start()
-        self._live.update(self._render(picture))
+        self._live.update(self._render(estimate))
 
     def note(self, text: str) -> None:
         self._console.print(printable(text))
@@ -136,7 +136,7 @@ class LiveDisplay(Display):
             self._live.stop()
             self._live = None
 
-    def _render(self, picture: Picture) -> Any:
+    def _render(self, estimate: ProgressEstimate) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -146,16 +146,16 @@ class LiveDisplay(Display):
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text("migrating", style="bold"),
-            ProgressBar(total=1.0, completed=picture.fraction, width=_BAR_WIDTH),
-            f"{picture.fraction:4.0%}",
+            ProgressBar(total=1.0, completed=estimate.fraction, width=_BAR_WIDTH),
+            f"{estimate.fraction:4.0%}",
         )
-        dirty_rate, page_rate = picture.dirty_rate or 0.0, picture.page_rate or 0.0
+        dirty_rate, page_rate = estimate.dirty_rate or 0.0, estimate.page_rate or 0.0
         scale = max(dirty_rate, page_rate, 1.0)
-        losing = picture.converges is False
+        losing = estimate.converges is False
         rates = Table.grid(padding=(0, 1))
         for name, rate, text, colour in (
-            ("dirtying", dirty_rate, format_measured(picture.dirty_rate), "red" if losing else "yellow"),
-            ("sending", page_rate, format_measured(picture.page_rate), "green"),
+            ("dirtying", dirty_rate, format_measured(estimate.dirty_rate), "red" if losing else "yellow"),
+            ("sending", page_rate, format_measured(estimate.page_rate), "green"),
         ):
             rates.add_row(
                 name,
@@ -169,16 +169,16 @@ class LiveDisplay(Display):
                 text,
             )
         figures = (
-            f"pass {picture.pass_number}",
-            f"{format_size(picture.remaining)} of {format_size(picture.total)} remaining",
+            f"pass {estimate.pass_number}",
+            f"{format_size(estimate.remaining)} of {format_size(estimate.total)} remaining",
         )
         wire = (
-            f"on the wire: {format_size(picture.transferred)} sent",
-            f"{format_rate(picture.wire_rate)} now",
+            f"on the wire: {format_size(estimate.transferred)} sent",
+            f"{format_rate(estimate.wire_rate)} now",
         )
         lines = [Text(line) for line in (_fitted(figures, width), _fitted(wire, width))]
         style = "bold red" if losing else "dim"
-        return Group(bar, lines[0], rates, lines[1], Text(outlook(picture), style=style))
+        return Group(bar, lines[0], rates, lines[1], Text(outlook(estimate), style=style))
 
 
 def _fitted(parts: tuple[str, ...], width: int) -> str:
@@ -188,8 +188,8 @@ def _fitted(parts: tuple[str, ...], width: int) -> str:
 
 
 def outcome_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The verdict and, of a completed migration, its figures. Each is one line, whatever a VM says."""
-    lines = [verdict(summary)]
+    """The outcome and, of a completed migration, its figures. Each is one line, whatever a VM says."""
+    lines = [outcome_line(summary)]
     if summary["status"] == "completed":
         passes = f"{len(summary['passes'])} passes, " if summary["passes"] else ""
         lines.append(

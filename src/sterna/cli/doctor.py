@@ -15,7 +15,7 @@ def command(json: bool) -> int:
 
     Exit code 0 when guests can run and migrate here, 1 when something they need is missing.
     """
-    from sterna.cli.checks import run_checks
+    from sterna.cli.hostchecks import run_checks
 
     checks = run_checks()
     usable = all(check.ok for check in checks if check.needed)

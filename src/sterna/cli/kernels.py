@@ -15,7 +15,7 @@ _MIGRATION = (
     "sterna.memory.bitmap",
     "sterna.memory.shadow",
     "sterna.migration.channels.gather",
-    "sterna.migration.destination.multifd.intake",
+    "sterna.migration.destination.multifd.receiveloop",
     "sterna.stream.multifd.kernels",
     "sterna.stream.xbzrle.changes",
     "sterna.stream.ram.records",

@@ -74,10 +74,10 @@ def command(
     6 the VM was lost on the way, or does not say how it went,
     8 completed for the source, and nobody has asked the destination.
     """
+    from sterna.cli.appliedsettings import applied, asked_parameters, asked_settings
     from sterna.cli.display import choose_display
-    from sterna.cli.follow import follow
     from sterna.cli.result import exit_code, summarise
-    from sterna.cli.tries import applied, asked_parameters, asked_settings
+    from sterna.cli.watch import watch_migration
     from sterna.launch.signals import Interrupts
     from sterna.migration.channels.uri import parse_destination
     from sterna.migration.errors import UriError
@@ -97,21 +97,21 @@ def command(
     with client, choose_display(json=json) as display, Interrupts().caught() as interrupts:
         _check_source(client)
         wanted.capabilities = _return_path(client, uri) | wanted.capabilities
-        with applied(client, wanted) as in_force:
+        with applied(client, wanted) as applied_settings:
             _begin(client, uri)
             if detach:
-                in_force.keep = True
+                applied_settings.keep = True
                 if json:
                     click.echo(json_module.dumps({"status": "started"}))
-                elif in_force.changed:
-                    click.echo(f"started; these settings stay: {', '.join(sorted(in_force.changed))}")
+                elif applied_settings.changed:
+                    click.echo(f"started; these settings stay: {', '.join(sorted(applied_settings.changed))}")
                 return ExitCode.OK
-            display.note(f"settings: {in_force.text()}")
-            info = follow(client, display, interrupts)
-            summary = summarise({**info, "uri": uri}, in_force.capabilities)
+            display.note(f"settings: {applied_settings.text()}")
+            info = watch_migration(client, display, interrupts)
+            summary = summarise({**info, "uri": uri}, applied_settings.capabilities)
         display.outcome(summary)
     if json:
-        told = in_force.parameters | {"capabilities": in_force.capabilities}
+        told = applied_settings.parameters | {"capabilities": applied_settings.capabilities}
         click.echo(json_module.dumps(summary | {"settings": told}))
     return exit_code(summary, must_verify=bool(verify))
 

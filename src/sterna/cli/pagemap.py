@@ -1,4 +1,4 @@
-"""Which pages of a RAM block were sent, and how often: as runs for machines, as a picture for people."""
+"""Which pages of a RAM block were sent, and how often: as runs for machines, as a map for people."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sterna.analysis.ram_survey import PageLedger
+    from sterna.analysis.ram_survey import PageSurvey
 
 _COLUMNS = 64
 _LINES = 16
@@ -30,18 +30,18 @@ def page_runs(times: "NDArray[np.uint32]") -> list[list[int]]:
     return [[int(at), int(size), int(times[at])] for at, size in zip(starts, lengths, strict=True)]
 
 
-def show_page_maps(ledgers: "Sequence[PageLedger]") -> None:
-    """A picture of each block: one character for so many pages, the most that one of them was sent."""
+def show_page_maps(page_surveys: "Sequence[PageSurvey]") -> None:
+    """A map of each block: one character for so many pages, the most that one of them was sent."""
     from sterna.host.printable import printable
 
-    for ledger in ledgers:
-        scale = max(1, -(-ledger.pages // (_COLUMNS * _LINES)))
-        click.echo(f"\nPages of {printable(ledger.name)}, {scale} to a character")
-        for first in range(0, ledger.pages, scale * _COLUMNS):
-            cells = ledger.times[first : first + scale * _COLUMNS]
+    for block in page_surveys:
+        scale = max(1, -(-block.pages // (_COLUMNS * _LINES)))
+        click.echo(f"\nPages of {printable(block.name)}, {scale} to a character")
+        for first in range(0, block.pages, scale * _COLUMNS):
+            cells = block.times[first : first + scale * _COLUMNS]
             row = "".join(_cell(cells[at : at + scale]) for at in range(0, cells.size, scale))
             click.echo(f"{first:>9}  {row}")
-    if ledgers:
+    if page_surveys:
         click.echo(
             f"\n1 to 9: how often the page was sent that was sent most often; {_MANY}: more often; {_NEVER}: never; "
             f"{_SOME_NEVER}: some of the pages never"

@@ -262,17 +262,17 @@ def _show(view: "ProxyView") -> None:
 
 def _exit(view: "ProxyView") -> int:
     """:raise CliError: With the exit code, when not all is well."""
-    from sterna.analysis.proxy.outcome import Outcome
+    from sterna.analysis.proxy.outcome import ProxyOutcome
 
     codes = {
-        Outcome.COMPLETED: ExitCode.OK,
-        Outcome.UNCONFIRMED: ExitCode.OK,
-        Outcome.FAILED: ExitCode.MIGRATION_FAILED,
-        Outcome.CANCELLED: ExitCode.CANCELLED,
-        Outcome.UNREACHABLE: ExitCode.FAILURE,
-        Outcome.IN_DOUBT: ExitCode.LOST,
-        Outcome.UNKNOWN: ExitCode.LOST,
-        Outcome.NOTHING: ExitCode.INTERRUPTED,
+        ProxyOutcome.COMPLETED: ExitCode.OK,
+        ProxyOutcome.UNCONFIRMED: ExitCode.OK,
+        ProxyOutcome.FAILED: ExitCode.MIGRATION_FAILED,
+        ProxyOutcome.CANCELLED: ExitCode.CANCELLED,
+        ProxyOutcome.UNREACHABLE: ExitCode.FAILURE,
+        ProxyOutcome.IN_DOUBT: ExitCode.LOST,
+        ProxyOutcome.UNKNOWN: ExitCode.LOST,
+        ProxyOutcome.NOTHING: ExitCode.INTERRUPTED,
     }
     code = codes[view.verdict.outcome]
     flaw = view.survey.flaw() if view.survey else None

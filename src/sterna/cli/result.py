@@ -63,7 +63,7 @@ def _is_store(summary: Mapping[str, Any]) -> bool:
     return str(summary["uri"] or "").startswith("file:")
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def outcome_line(summary: Mapping[str, Any]) -> str:
     """The outcome in one line."""
     status, error = summary["status"], summary["error"]
     if status == "cancelled":

@@ -15,7 +15,7 @@ import click
 from sterna.cli import heap, machineoptions
 from sterna.cli.errors import CliError, ExitCode, UsageError, hypervisor_refusals, write_file
 from sterna.cli.paths import NamedPath
-from sterna.cli.teller import Teller
+from sterna.cli.stderrlog import StderrLog
 from sterna.host import logs
 from sterna.launch.signals import heard_hangup
 from sterna.version import VERSION
@@ -174,9 +174,9 @@ def _run(
         machine = _make_machine(config, prepare if ACCELERATORS.get(config.accel).compiled else lambda: None)
         stack.callback(machine.close)
         prepare()
-        teller = Teller()
-        stack.enter_context(logs.told_by(teller))
-        session = _RunningMachine(machine, listening, console, teller, one_try=_is_one_way(incoming))
+        stderr_log = StderrLog()
+        stack.enter_context(logs.told_by(stderr_log))
+        session = _RunningMachine(machine, listening, console, stderr_log, one_try=_is_one_way(incoming))
         guest = MigratableMachine(machine)
         migration = stack.enter_context(MigrationController(guest, session.emit, session.observe))
         if incoming is not None:
@@ -187,7 +187,7 @@ def _run(
                 raise CliError(f"--incoming: {error}") from error
             where = f"a guest {'from' if _is_one_way(incoming) else 'at'} {address}"
             what = "'migrate_incoming URI' to say where" if incoming == DEFER else where
-            teller.tell(f"waiting for {what}")
+            stderr_log.tell(f"waiting for {what}")
         return asyncio.run(session.main(migration, start=not config.paused and incoming is None))
 
 
@@ -254,11 +254,11 @@ class _RunningMachine:
         machine: "Machine",
         listening: "list[Listening]",
         console: bool,
-        teller: Teller,
+        stderr_log: StderrLog,
         *,
         one_try: bool,
     ) -> None:
-        self._teller = teller
+        self._stderr_log = stderr_log
         self._machine = machine
         self._listening = listening
         self._console = console
@@ -299,30 +299,32 @@ class _RunningMachine:
         match status:
             case "active" if info.incoming:
                 self._comes_in = True
-                self._teller.tell_often("comes in", f"a guest comes in from {info.source}")
+                self._stderr_log.tell_rate_limited("comes in", f"a guest comes in from {info.source}")
             case "failed":
                 self._tell_failure(info)
             case "completed" if info.incoming:
-                self._teller.tell(f"the guest from {info.source} is here: {self._machine.run_state.value}")
-                for leftover in info.left_behind:
-                    self._teller.tell(f"left behind: {leftover}")
+                self._stderr_log.tell(
+                    f"the guest from {info.source} is here: {self._machine.run_state.value}"
+                )
+                for part in info.left_behind:
+                    self._stderr_log.tell(f"left behind: {part}")
             case "completed" if info.peer:
-                self._teller.tell(f"the guest has migrated to {info.uri}: end this one with 'quit'")
+                self._stderr_log.tell(f"the guest has migrated to {info.uri}: end this one with 'quit'")
 
     def _tell_failure(self, info: "MigrationInfo") -> None:
         if not info.incoming:
-            self._teller.tell(f"migration failed: {info.error}")
+            self._stderr_log.tell(f"migration failed: {info.error}")
             return
         whence = f" from {info.source}" if info.socket_address and info.source else ""
         if self._machine.run_state.value != "inmigrate":
             # It is here, and stands still: only its user knows what is to become of it.
-            self._teller.tell(f"incoming migration{whence} failed: {info.error}")
+            self._stderr_log.tell(f"incoming migration{whence} failed: {info.error}")
             return
         waiting = f"; waiting for another at {info.socket_address}" if info.socket_address else ""
         # Those that bring no guest hide none that do.
         kind = "failed guest" if self._comes_in else "failed"
         self._comes_in = False
-        self._teller.tell_often(kind, f"incoming migration{whence} failed: {info.error}{waiting}")
+        self._stderr_log.tell_rate_limited(kind, f"incoming migration{whence} failed: {info.error}{waiting}")
         if self._one_try and self._is_unattended:
             self._incoming_failed = True
             self._quit("host-error")
@@ -400,7 +402,7 @@ class _RunningMachine:
         self.emit(name, data)
         if self._machine.run_state.value == "internal-error" and not self._reported:
             self._reported = True
-            self._teller.tell(
+            self._stderr_log.tell(
                 f"error: the guest stopped: {self._machine.error}", lines=True
             )  # and its registers
             if self._is_unattended:
@@ -429,7 +431,7 @@ class _RunningMachine:
         except OSError as error:
             if not self._unanswered:
                 self._unanswered = True
-                self._teller.tell(
+                self._stderr_log.tell(
                     f"error: standard output: {error.strerror}; what the monitor answers is lost"
                 )
 

@@ -24,7 +24,7 @@ from sterna.host.printable import printable
 from sterna.host.units import counted
 
 if TYPE_CHECKING:
-    from sterna.analysis.findings import Fault, StreamSurvey
+    from sterna.analysis.findings import StreamFault, StreamSurvey
 
 
 @click.group("stream")
@@ -68,7 +68,7 @@ def info(file: Path, channels: tuple[Path, ...], digests: bool, pages: bool, jso
     elif survey.configuration is not None:
         show_survey(str(file), survey)
         if pages:
-            show_page_maps(survey.ledgers)
+            show_page_maps(survey.page_surveys)
     if survey.fault is not None:
         raise _failure(file, survey, survey.fault)
     return ExitCode.OK
@@ -193,7 +193,7 @@ def _survey(
 
 
 def _failure(
-    file: Path, survey: "StreamSurvey", fault: "Fault", broken: ExitCode = ExitCode.FAILURE
+    file: Path, survey: "StreamSurvey", fault: "StreamFault", broken: ExitCode = ExitCode.FAILURE
 ) -> CliError:
     text = "the file is empty" if fault.cut and not survey.bytes else printable(fault.text)
     return CliError(f"{printable(str(file))}: {text}", ExitCode.UNSUPPORTED if fault.unsupported else broken)

@@ -32,7 +32,7 @@ def survey_report(survey: "StreamSurvey", *, pages: bool = False) -> dict[str, A
     :param pages: whether to say of each page how often it was sent
     """
     configuration = survey.configuration
-    maps = {ledger.name: {"page_runs": page_runs(ledger.times)} for ledger in survey.ledgers if pages}
+    maps = {block.name: {"page_runs": page_runs(block.times)} for block in survey.page_surveys if pages}
     return {
         "bytes": survey.total_bytes,
         "machine": configuration.machine if configuration else None,

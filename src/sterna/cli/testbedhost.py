@@ -70,7 +70,7 @@ def host(
     """
     from sterna.machine.config import ConfigError, parse_memory
     from sterna.testbed.armhost import emulator, image
-    from sterna.testbed.armhost.emulator import Settings
+    from sterna.testbed.armhost.emulator import HostSettings
     from sterna.testbed.armhost.recipe import recipe_for
     from sterna.testbed.errors import ImageError
 
@@ -86,7 +86,7 @@ def host(
     for port in taken:
         if taken.count(port) > 1:
             raise UsageError(f"--forward: port {port} here is given twice")
-    settings = Settings(cpu, smp, memory_bytes >> 20, int(gic), forwards)
+    settings = HostSettings(cpu, smp, memory_bytes >> 20, int(gic), forwards)
 
     def progress(text: str) -> None:
         print(f"sterna: {architecture} host: {text}", file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ def clean(json: bool) -> int:
 
     `run` does so itself before it begins. Processes and networks never outlive the run that made them.
     """
-    from sterna.testbed.remains import clean_stale
+    from sterna.testbed.journal import clean_stale
 
     removed = clean_stale(say=_say)
     if json:
@@ -118,8 +118,8 @@ def run(
     from sterna.launch.qemu import find_qemu
     from sterna.testbed import scenario
     from sterna.testbed.errors import ScenarioError
+    from sterna.testbed.journal import clean_stale
     from sterna.testbed.kind import KindOptions
-    from sterna.testbed.remains import clean_stale
     from sterna.testbed.runner import run_scenario
 
     if qemu is not None and not kind.startswith("qemu"):

@@ -4,7 +4,7 @@ import fcntl
 import time
 from collections.abc import Callable
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def lock(
@@ -22,7 +22,7 @@ def lock(
     # Not in the kernel, where nothing would be checked.
     while not try_lock(file):
         check()
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def try_lock(file: int) -> bool:

@@ -72,11 +72,11 @@ class HostWatch:
 
     def __init__(self, proc: Path = _PROC) -> None:
         self._proc = proc
-        self._cpu, self._own, self._pressure = self._look()
+        self._cpu, self._own, self._pressure = self._sample()
 
     def load(self) -> HostLoad:
         """How busy the host has been so far."""
-        cpu, own, pressure = self._look()
+        cpu, own, pressure = self._sample()
         others = stolen = waiting = None
         if cpu is not None and self._cpu is not None:
             spent = [now - before for now, before in zip(cpu, self._cpu, strict=True)]
@@ -88,7 +88,7 @@ class HostWatch:
             waiting = min(1.0, stalled / at) if at > 0 else None
         return HostLoad(os.cpu_count() or 1, self._load_average(), others, stolen, waiting)
 
-    def _look(self) -> tuple[list[int] | None, int, tuple[float, float] | None]:
+    def _sample(self) -> tuple[list[int] | None, int, tuple[float, float] | None]:
         """Ticks of all CPUs by kind, ticks of this process and its children, and seconds of stalls with when that was."""
         cpu = self._cpu_ticks()
         return cpu, 0 if cpu is None else sum(self._own_ticks()), self._stalled()

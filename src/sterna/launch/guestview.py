@@ -21,7 +21,7 @@ from sterna.guests.layout import (
     read_status,
 )
 from sterna.launch.errors import VmError
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 
 PAGE_WRITERS = (ProgramId.DIRTYRAM, ProgramId.NET)
 """Programs with the words of `DirtyramWord`."""
@@ -38,7 +38,7 @@ class GuestGap:
     exact: bool
 
 
-def guest_status(vm: Vm, address: int | None) -> Status | None:
+def guest_status(vm: VmProcess, address: int | None) -> Status | None:
     """The status page, as of now; None until the program has filled it.
 
     :param address: where it is; None: not known yet
@@ -52,7 +52,7 @@ def guest_status(vm: Vm, address: int | None) -> Status | None:
         return None
 
 
-def known_status(vm: Vm, address: int | None) -> Status:
+def known_status(vm: VmProcess, address: int | None) -> Status:
     """The status page of a program that has filled it.
 
     :raise VmError: When there is none, or the process is gone.
@@ -63,7 +63,7 @@ def known_status(vm: Vm, address: int | None) -> Status:
     return status
 
 
-def warm_status(vm: Vm, address: int | None) -> Status | None:
+def warm_status(vm: VmProcess, address: int | None) -> Status | None:
     """The status page of a program that works at its steady pace; None as long as it does not.
 
     :param address: as of `guest_status`
@@ -166,7 +166,7 @@ def pages_written(status: Status) -> int:
     return sum(status.word(cpu, DirtyramWord.WRITES) for cpu in range(status.cpus))
 
 
-def check_content(vm: Vm, ram_base: int, ram_bytes: int, status: Status) -> list[str]:
+def check_content(vm: VmProcess, ram_base: int, ram_bytes: int, status: Status) -> list[str]:
     """Compare the program's pages with what it must have written. The guest is stopped meanwhile.
 
     :return: problems, one line each

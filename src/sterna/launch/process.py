@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _SAVE_BYTES = 256 << 20
 
 
-class Vm(Closing):
+class VmProcess(Closing):
     """Starts when made; `ready` waits for its monitor. A context manager: the process is gone at its end.
 
     To be made by a thread that outlives it: the kernel ends the process with the thread that made it.
@@ -268,7 +268,7 @@ class SharedRam:
             self.fd = -1
 
 
-class SternaVm(Vm):
+class SternaProcess(VmProcess):
     """A `sterna run`.
 
     :param arguments: without its monitor and serial line
@@ -296,7 +296,7 @@ class SternaVm(Vm):
         return own_environment()
 
 
-class QemuVm(Vm):
+class QemuProcess(VmProcess):
     """A QEMU.
 
     :param binary: its program

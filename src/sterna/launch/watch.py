@@ -8,7 +8,7 @@ from sterna.guests.layout import Status
 from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
 from sterna.launch.guestview import warm_status
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
 """Statuses of query-migrate that do not change any more."""
@@ -44,7 +44,7 @@ def wait_for(
 
 
 def wait_warm(
-    vm: Vm, address: int, seconds: float, host: HostWatch, check: Callable[[], None] = lambda: None
+    vm: VmProcess, address: int, seconds: float, host: HostWatch, check: Callable[[], None] = lambda: None
 ) -> Status:
     """Wait until a guest program works at its steady pace; parameters as of `wait_for`.
 
@@ -57,15 +57,17 @@ def wait_warm(
     return wait_for(lambda: warm_status(vm, address), seconds, problem, host, check=check)
 
 
-def watch(query: Callable[[], Info], look: Callable[[Info], None], pause: Callable[[], object]) -> Info:
+def watch(
+    query: Callable[[], Info], on_progress: Callable[[Info], None], pause: Callable[[], object]
+) -> Info:
     """Follow a migration to its outcome.
 
     :param query: asks query-migrate
-    :param look: called with each answer that is no outcome
+    :param on_progress: called with each answer that is no outcome
     :param pause: called after that
     :return: the outcome
     """
     while (info := query()).get("status") not in FINAL:
-        look(info)
+        on_progress(info)
         pause()
     return info

@@ -15,7 +15,7 @@ from sterna.machine.devices.device import Stopped
 from sterna.machine.hardware import Hardware
 from sterna.machine.runstate import RunState, require, transition
 from sterna.memory.ram import RamBlock
-from sterna.ownership import Event, Ownership, Standing
+from sterna.ownership import Event, Ownership, OwnershipState
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Machine:
     def __init__(self, config: MachineConfig, prepare: Callable[[], None] = lambda: None) -> None:
         self.config = config
         self.error: str | None = None
-        self.ownership = Ownership(Standing.ABSENT if config.incoming else Standing.OWNER)
+        self.ownership = Ownership(OwnershipState.ABSENT if config.incoming else OwnershipState.OWNER)
         self.lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._run_state = RunState.INMIGRATE if config.incoming else RunState.PRELAUNCH

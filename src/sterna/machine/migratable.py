@@ -1,17 +1,17 @@
-"""A machine as its migration sees it: what `sterna.migration.guest.Guest` asks."""
+"""A machine as its migration sees it: what `sterna.migration.guest.MigratableGuest` asks."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sterna.hypervisor.traits import Trait
-from sterna.machine import absent, sections
+from sterna.machine import sections, unmatched
 from sterna.machine.clock import ns_to_counter
 from sterna.machine.devices.device import Stopped
 from sterna.machine.machine import Machine
 from sterna.machine.runstate import MIGRATABLE, RunState, RunStateError, require
 from sterna.memory.bitmap import DirtyBatch
-from sterna.stream.leftover import Judgement, RamUse
+from sterna.stream.unmatched import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 
@@ -57,11 +57,11 @@ class MigratableMachine:
 
     def judge_section(self, state: DeviceState) -> Judgement:
         """Whether the guest can do without a device of the source's."""
-        return absent.judge_section(state)
+        return unmatched.judge_section(state)
 
     def judge_ram_block(self, name: str, size: int) -> RamUse | None:
         """What the guest sees of a RAM block of the source's that is not here; None when it cannot do without it."""
-        return absent.judge_ram_block(name, size)
+        return unmatched.judge_ram_block(name, size)
 
     # -- its RAM -----------------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class MigratableMachine:
         return [self._hardware.ram.harvest()]
 
     def peek_dirty_log(self) -> list[DirtyBatch]:
-        """Look at the dirty log and leave it."""
+        """What the dirty log holds, which stays there."""
         return [self._hardware.ram.peek()]
 
     def locate(self, block: str, page: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ A thread digests pieces that were written, and whoever learns of a write marks i
 right: a mark is set *after* the write that it tells of, and cleared *before* the piece is read. A digest that was made of
 a piece while that was being written is thus marked again, and once nobody writes any more `finish` has them all.
 
-Writes are learnt of late, by a look at the dirty log: one that has happened and is in no mark yet is in the log, and gets
+Writes are learnt of late, by a harvest of the dirty log: one that has happened and is in no mark yet is in the log, and gets
 its mark with the next harvest. So the last harvest comes before `finish`.
 """
 
@@ -47,7 +47,7 @@ _PAGES_OF_A_PIECE = np.dtype(f"u{(1 << PIECE_SHIFT - PAGE_SHIFT) // 8}")
 _CATCH_UP_SHARE = 0.25
 _CATCH_UP_SECONDS = 0.5
 """How long digests may take after a pass: this share of it, but no longer than that."""
-_LOOK_SECONDS = 0.03
+_POLL_SECONDS = 0.03
 _THREADS = 2
 """Most threads that `finish` has, where this process may use as many processors."""
 _FEW = 64
@@ -218,7 +218,7 @@ class RollingDigest(Closing):
                 self._changed.notify_all()
                 if self._patient:
                     # Nobody tells of marks that are set in compiled code.
-                    self._changed.wait_for(lambda: self._ended or self._hurried, _LOOK_SECONDS)
+                    self._changed.wait_for(lambda: self._ended or self._hurried, _POLL_SECONDS)
                 else:
                     self._changed.wait_for(lambda: self._ended or self.stale_pieces)
 

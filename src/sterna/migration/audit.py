@@ -1,8 +1,8 @@
 """The audit of the dirty log: is every write since a page was sent in a harvest, or in the log?
 
 With it pages are sent from a copy, the *shadow*: they are copied from guest RAM, and that copy is what the destination gets. So
-the shadow is what has been sent, to the byte. After a harvest, which is the same as ever, the guest is held, the log looked at
-without taking anything from it, and RAM compared with the shadow.
+the shadow is what has been sent, to the byte. After a harvest, which is the same as ever, the guest is held, the
+log peeked at, and RAM compared with the shadow.
 
 Why a page that differs and is excused by nobody is a lost write: it was copied after the harvest that had it was over, so the
 write that makes it differ came later than that harvest. A dirty log that keeps its promise has such a write in one of the
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from sterna.memory.bitmap import DirtyBatch, Words, count, new_bitmap
 from sterna.memory.shadow import Shadow
 from sterna.migration.errors import LostWriteError
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
 from sterna.migration.lostwrites import SHOWN, AuditReport, LostWrite
 from sterna.migration.progress import Progress
 from sterna.migration.transport.work import PassWork, SentPages
@@ -34,7 +34,7 @@ class Audit:
         """These pages are about to be sent: what is to be sent in their place, from now until the pass is over."""
         return batch
 
-    def look(self, work: PassWork, number: int) -> None:
+    def check_harvest(self, work: PassWork, number: int) -> None:
         """A harvest has returned.
 
         :param work: all that is to be sent after it: the harvest, and what was left from before
@@ -50,7 +50,7 @@ class ShadowAudit(Audit):
     :raise RamError: When the host refuses the memory, as much as the guest has, or has too little left.
     """
 
-    def __init__(self, guest: Guest, progress: Progress, sent_pages: SentPages) -> None:
+    def __init__(self, guest: MigratableGuest, progress: Progress, sent_pages: SentPages) -> None:
         self._guest = guest
         self._progress = progress
         self._sent_pages = sent_pages
@@ -64,7 +64,7 @@ class ShadowAudit(Audit):
             self._shadow.keep(name, batch.pages)
         return Batch(self._shadow.block(name), batch.pages, batch.untouched)
 
-    def look(self, work: PassWork, number: int) -> None:
+    def check_harvest(self, work: PassWork, number: int) -> None:
         excused = {block.name: new_bitmap(block.pages) for block in self._guest.ram_blocks}
         work.merge_into(excused)
         started = time.monotonic()

@@ -9,16 +9,16 @@ from sterna.host.closing import Closing
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.destination.listen import Incoming
-from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import MigrationError, StateError
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
+from sterna.migration.outcome_query import OutcomeRecord
 from sterna.migration.parameters import Parameters, Value
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.source.context import SourceContext
 from sterna.migration.source.run import Source
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.migration.transport.work import PageHeat
-from sterna.ownership import Standing
+from sterna.migration.transport.work import HeatMap
+from sterna.ownership import OwnershipState
 
 DEFER = "defer"
 """What `incoming` takes instead of a URI: the URI comes later."""
@@ -34,7 +34,7 @@ class MigrationController(Closing):
 
     def __init__(
         self,
-        guest: Guest,
+        guest: MigratableGuest,
         emit: Emit = lambda name, data: None,
         observe: Emit = lambda name, data: None,
     ) -> None:
@@ -77,7 +77,7 @@ class MigrationController(Closing):
                 raise StateError("there is a migration process in progress")
             if self._deferred or (
                 self._incoming is not None
-                and self._guest.ownership.standing is Standing.ABSENT
+                and self._guest.ownership.state is OwnershipState.ABSENT
                 and not self._incoming.finished
             ):
                 raise StateError("guest is waiting for an incoming migration")
@@ -130,12 +130,12 @@ class MigrationController(Closing):
             self._check_open()
             if self._incoming is not None:
                 info = self._incoming.info()
-                here = self._guest.ownership.standing is not Standing.ABSENT
+                here = self._guest.ownership.state is not OwnershipState.ABSENT
                 if here or info.status is MigrationStatus.COMPLETED or not self._incoming.finished:
                     raise StateError(
                         f"the incoming migration from {self._incoming.uri} has been started already"
                     )
-            if self._guest.ownership.standing is not Standing.ABSENT:
+            if self._guest.ownership.state is not OwnershipState.ABSENT:
                 raise StateError(
                     "this machine has a guest already, or had one: only a new one can wait for another"
                 )
@@ -170,10 +170,10 @@ class MigrationController(Closing):
             return incoming.info()
         return MigrationInfo()
 
-    def page_heat(self, cells: int) -> list[PageHeat]:
+    def heat_maps(self, cells: int) -> list[HeatMap]:
         """How often the outgoing migration sent each part of RAM, at most so many cells a block; empty without one."""
         source = self._source
-        return [] if source is None else source.context.sent_pages.heat(cells)
+        return [] if source is None else source.context.sent_pages.heat_maps(cells)
 
     def incoming_info(self) -> MigrationInfo:
         """The incoming migration."""
@@ -253,15 +253,15 @@ class MigrationController(Closing):
         """
         ownership = self._guest.ownership
         if self._incoming is not None:
-            self._incoming.look_at_source()
-        if ownership.may_migrate or ownership.standing is Standing.ABSENT:
+            self._incoming.check_source()
+        if ownership.may_migrate or ownership.state is OwnershipState.ABSENT:
             return  # a machine that waits for a guest says so itself
         if ownership.hold.watched:
             raise StateError(
                 "the source that the guest came from has not confirmed that it knows, and takes the end of this process for the "
                 "guest's end: end that source ('quit' there), then migrate"
             )
-        if ownership.standing is Standing.SAVED:
+        if ownership.state is OwnershipState.SAVED:
             raise StateError("the guest was saved, and stands still; 'cont' first, then migrate")
         ownership.require_owner()
 
@@ -297,7 +297,7 @@ class MigrationController(Closing):
         if self._thread is not None:
             self._thread.join()
         if self._source is not None:
-            self._source.context.doubt.stop_watching()
+            self._source.context.outcome_query.stop_watching()
 
     def _check_open(self) -> None:
         if self._closed:

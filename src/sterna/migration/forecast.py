@@ -2,7 +2,7 @@
 
 Every part of the downtime is predicted apart (`DowntimeParts`), so that a wrong prediction tells which part it was:
 
-- *last pass*: a look at the dirty log takes as long as the last one; each page the processor's time to encode, and the least
+- *last pass*: a sync of the dirty log takes as long as the last one; each page the processor's time to encode, and the least
   that it has taken lately, since the guest then leaves its own processors and caches; each byte its time to be handed over,
   pacing left out, since the limit does not hold then; or what the link needs for the bytes, if that is longer.
 - *digest* and *destination load*: what remains of the digests of both ends beyond that, and the way through the destination.
@@ -125,7 +125,7 @@ class Forecast:
         self.round_trip_seconds = min(self.round_trip_seconds, seconds)
 
     def finish_pass(self, paced_seconds: float, harvest_seconds: float) -> None:
-        """The pass and the look at the dirty log after it are over.
+        """The pass and the sync of the dirty log after it are over.
 
         :param paced_seconds: how long the pass waited for its limit
         """

@@ -8,11 +8,11 @@ from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch
 from sterna.memory.ram import RamBlock
 from sterna.ownership import Ownership
-from sterna.stream.leftover import Judgement, RamUse
+from sterna.stream.unmatched import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, VmStateDescription
 
 
-class Guest(Protocol):
+class MigratableGuest(Protocol):
     """A machine as its migration sees it. The calls may come from any thread, one at a time.
 
     :ivar machine_type: the name in the stream's configuration section, such as ``virt-7.2``

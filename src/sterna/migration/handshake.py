@@ -24,10 +24,10 @@ messages on the return path. A peer that does not answer the greeting with `Hell
 - Before COMMIT was handed to the kernel whole, the source owns the guest: on any failure or cancel it
 resumes, and the destination never starts, because it starts on COMMIT only.
 - COMMIT is the point of no return for cancelling. If RUNNING does not arrive, the source asks on a fresh
-connection to the same URI (`sterna.migration.doubt`). The destination decides each id once, under one lock:
+connection to the same URI (`sterna.migration.outcome_query`). The destination decides each id once, under one lock:
 an id that is still pending when the question comes is abandoned, and a COMMIT that arrives later is refused.
 - A connection that is refused or lost, silence, and a sterna that does not know the id tell nothing. Besides the destination's
-word only the end of its process ends the doubt: where both run on one host, each holds a descriptor of the other's process
+word only the end of its process resolves the doubt: where both run on one host, each holds a descriptor of the other's process
 (`sterna.migration.process`). The source says in COMMIT that it watches, and READY says that the destination does; a destination
 that is watched does not migrate the guest on before CONFIRM, or before the source has ended.
 - Else the source stays paused. It says who may run, and `x-sterna-resolve-doubt` asks again, or hears what has been said since on

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 
 
 class Phase(ABC):
@@ -19,10 +19,10 @@ class Phase(ABC):
         :return: the phase that follows, None after the last
         """
 
-    def undo(self, standing: Standing) -> None:  # noqa: B027, few phases have something to undo
+    def undo(self, state: OwnershipState) -> None:  # noqa: B027, few phases have something to undo
         """The migration has failed: take back what the phase has done to the guest. Phases undo in the order in which they began.
 
-        :param standing: whose the guest is
+        :param state: whose the guest is
         """
 
 

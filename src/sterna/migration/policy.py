@@ -24,7 +24,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Situation:
+class ConvergenceState:
     """Where a migration is after a pass.
 
     :ivar passes: the passes so far, or the last thousand; at least one, the latest last
@@ -128,7 +128,7 @@ Decision = Continue | SwitchOver | GiveUp
 
 
 @dataclass(frozen=True)
-class Sending:
+class PassProgress:
     """Where a migration is within a pass.
 
     :ivar number: of the pass
@@ -145,10 +145,10 @@ class Sending:
 class Policy(Protocol):
     """Decides how one migration goes on."""
 
-    def after_pass(self, situation: Situation) -> Decision:
+    def after_pass(self, state: ConvergenceState) -> Decision:
         """A pass has ended while the guest runs."""
         ...
 
-    def during_pass(self, sending: Sending) -> GiveUp | None:
+    def during_pass(self, progress: PassProgress) -> GiveUp | None:
         """Asked now and then while a pass is sent: go on, or give up?"""
         return None

@@ -75,7 +75,7 @@ class Progress:
         self._started = self.clock()
         self._pass: Pass | None = None
         self._pass_began = self._started
-        self._looked_at = self._started
+        self._synced_at = self._started
 
     def snapshot(self) -> MigrationInfo:
         """The migration as it is now."""
@@ -95,7 +95,7 @@ class Progress:
             self._change(status, **changes)
         self._announce("MIGRATION", {"status": status.value})
 
-    def settle(self, error: str) -> None:
+    def resolve(self, error: str) -> None:
         """A migration that failed in doubt is in doubt no more.
 
         :param error: what was found out, in one line
@@ -197,7 +197,7 @@ class Progress:
             )
 
     def finish_pass(self, dirty_pages: int) -> None:
-        """A look at the dirty log ended the pass, and found so many pages."""
+        """A sync of the dirty log ended the pass, and found so many pages."""
         with self._lock:
             now = self.clock()
             finished = replace(
@@ -206,8 +206,8 @@ class Progress:
                 dirty_pages=dirty_pages,
                 throttle_percent=self._info.throttle_percent,
             )
-            rate = dirty_pages / (now - self._looked_at) if now > self._looked_at else 0.0
-            self._looked_at = now
+            rate = dirty_pages / (now - self._synced_at) if now > self._synced_at else 0.0
+            self._synced_at = now
             self.note(
                 passes=(*self._info.passes[1 - PASS_LIMIT :], finished),
                 dirty_pages_rate=rate,
@@ -215,14 +215,14 @@ class Progress:
             )
             self._pass = None
 
-    def looked(self, dirty_pages: int) -> None:
-        """Between two passes there was another look at the dirty log; so many pages are to be sent now."""
+    def synced(self, dirty_pages: int) -> None:
+        """Between two passes there was another sync of the dirty log; so many pages are to be sent now."""
         with self._lock:
-            self._looked_at = self.clock()
+            self._synced_at = self.clock()
             self.note(remaining=dirty_pages * PAGE_SIZE)
 
     def predict(self, downtime: DowntimeParts) -> None:
-        """The downtime if the guest had stopped at the last look at the dirty log."""
+        """The downtime if the guest had stopped at the last sync of the dirty log."""
         with self._lock:
             *before, last = self._info.passes
             passes = (*before, replace(last, predicted_downtime_ms=downtime.total))

@@ -2,17 +2,17 @@
 
 Bytes are those of the stream, headers included. Times that QEMU reports in ms are whole ms in `to_qmp`.
 
-- **Pass**: from one look at the dirty log to the next. Pass 1 sends every page. Its `dirty_pages` are
-what the look at its end found: the work of the next pass. The last pass runs while the guest is stopped.
+- **Pass**: from one sync of the dirty log to the next. Pass 1 sends every page. Its `dirty_pages` are
+what the sync at its end found: the work of the next pass. The last pass runs while the guest is stopped.
 - **Transferred**: bytes of the stream handed to the kernel. **Remaining**: bytes of RAM in pages not sent
-since they were last dirtied, as known at the last look. **Total**: bytes of guest RAM.
+since they were last dirtied, as known at the last sync. **Total**: bytes of guest RAM.
 - **Multifd bytes**: those of transferred that went on multifd channels, packet headers included.
 - **Duplicate** pages held only zeros and went as a mark; **normal** pages went whole.
 With XBZRLE, pages that went as what changed, and pages that had not changed, are neither; they are **saved**.
 - **mbps**: stream bits per microsecond over the last 100 ms or so spent sending pages that are not zero.
-- **Dirty rate**: pages found dirty at the last look, over the time since the look before.
+- **Dirty rate**: pages found dirty by the last sync, over the time since the sync before.
 - **Setup time**: from the command to the first page. **Total time**: from the command to the outcome.
-- **Expected downtime**, or predicted: what stopping at the last look at the dirty log was predicted to cost, by
+- **Expected downtime**, or predicted: what stopping at the last sync of the dirty log was predicted to cost, by
 the same parts as the downtime (`sterna.migration.forecast`). Once there is a downtime, `predicted-
 downtime-ms` over `downtime-ms` says how good the prediction was that the guest was stopped on.
 - **Downtime**: from the moment the last vCPU left guest mode at the source to the moment before the first
@@ -29,7 +29,7 @@ from typing import Any
 from sterna.host.address import parse_inet
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.lostwrites import AuditReport
-from sterna.stream.leftover import Leftover
+from sterna.stream.unmatched import UnmatchedPart
 from sterna.stream.xbzrle.statistics import XbzrleStatistics
 
 
@@ -80,8 +80,8 @@ class Pass:
     :ivar number: counted from 1
     :ivar pages: pages sent
     :ivar bytes: bytes of the stream that they took
-    :ivar seconds: from one look at the dirty log to the next; 0 while it runs
-    :ivar dirty_pages: pages that the look at its end found; 0 for the last pass
+    :ivar seconds: from one sync of the dirty log to the next; 0 while it runs
+    :ivar dirty_pages: pages that the sync at its end found; 0 for the last pass
     :ivar throttle_percent: how much of its time the guest was kept from running
     :ivar zero_pages: how many pages held only zeros
     :ivar predicted_downtime_ms: of a stop right after the pass; None for the last pass
@@ -113,7 +113,7 @@ class DowntimeParts:
     """Where the downtime went, in ms; the parts follow each other and add up to it.
 
     :ivar stop: devices quiesced after the last vCPU had left guest mode
-    :ivar last_pass: last look at the dirty log, and its pages handed to the channel
+    :ivar last_pass: last sync of the dirty log, and its pages handed to the channel
     :ivar device_state: devices saved and handed to the channel
     :ivar digest: waiting for the source's digest beyond that, and handing it over
     :ivar destination_load: until the destination had received, verified and loaded everything
@@ -161,7 +161,7 @@ class MigrationInfo:
     :ivar uri: where to, or where from
     :ivar policy: what decides when the guest is stopped (`sterna.migration.policy`)
     :ivar verdict: why it is not expected to converge, and what would do; empty when it is
-    :ivar predicted_downtime: by part, as of the last look at the dirty log
+    :ivar predicted_downtime: by part, as of the last sync of the dirty log
     :ivar least_downtime_ms: what a switchover is predicted to take when nothing is left to send; None before the first pass
     :ivar error: why it failed, one line
     :ivar peer: what the other end is: ``sterna``, ``qemu`` or empty while unknown or on one-way channels
@@ -221,7 +221,7 @@ class MigrationInfo:
     in_doubt: bool = False
     socket_address: str = ""
     source: str = ""
-    left_behind: tuple[Leftover, ...] = ()
+    left_behind: tuple[UnmatchedPart, ...] = ()
 
     def to_qmp(self) -> dict[str, Any]:
         """As QMP's query-migrate answers (QEMU 7.2, MigrationInfo); our own fields are under ``x-sterna``."""
@@ -305,7 +305,7 @@ class MigrationInfo:
         if self.source:
             extras["source"] = self.source
         if self.left_behind:
-            extras["left-behind"] = [leftover.to_qmp() for leftover in self.left_behind]
+            extras["left-behind"] = [part.to_qmp() for part in self.left_behind]
         if self.clock_note:
             extras["clock-note"] = self.clock_note
         return extras

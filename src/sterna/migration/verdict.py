@@ -3,7 +3,7 @@
 import math
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration.policy import Situation
+from sterna.migration.policy import ConvergenceState
 
 LOSING = 0.9
 """A pass that is followed by one this long compared with it gains little: two in a row do not converge."""
@@ -12,23 +12,23 @@ _LOST = 0.98
 _FULL_THROTTLE = 99
 
 
-def is_losing(situation: Situation) -> bool:
+def is_losing(state: ConvergenceState) -> bool:
     """Whether passes do not get shorter. Pass 1 sends all of RAM: what follows it says little."""
-    if situation.last.number == 1 or situation.fits:
+    if state.last.number == 1 or state.fits:
         return False
-    before, last = situation.passes[-2:]
-    twice = situation.ratio >= LOSING and last.seconds >= LOSING * before.seconds
-    return twice or situation.ratio >= _LOST
+    before, last = state.passes[-2:]
+    twice = state.ratio >= LOSING and last.seconds >= LOSING * before.seconds
+    return twice or state.ratio >= _LOST
 
 
-def verdict(situation: Situation) -> str:
+def verdict(state: ConvergenceState) -> str:
     """One line; empty when the migration converges."""
-    return explain(situation) if is_losing(situation) else ""
+    return explain(state) if is_losing(state) else ""
 
 
-def explain(situation: Situation) -> str:
+def explain(state: ConvergenceState) -> str:
     """What the guest does, what the link carries, and which downtime limit, bandwidth or throttle would do."""
-    s = situation
+    s = state
     dirty = s.dirty_pages / s.last.seconds if s.last.seconds else 0.0
     text = f"the guest dirties {dirty * PAGE_SIZE / 1e6:.1f} MB/s ({dirty:.0f} pages/s"
     if s.page_bytes < 0.9 * PAGE_SIZE:

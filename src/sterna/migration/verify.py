@@ -162,7 +162,7 @@ def from_state(state: DeviceState) -> tuple[RamDigest, int]:
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class DigestMismatch:
     """The first chunk whose digest differs.
 
     :ivar chunk: -1 when the blocks themselves differ in name or size
@@ -178,18 +178,20 @@ class Mismatch:
         return f"RAM block {self.block!r}, pages {first} to {first + PAGES_PER_PMD - 1} differ"
 
 
-def compare(theirs: RamDigest, ours: RamDigest) -> Mismatch | None:
+def compare(theirs: RamDigest, ours: RamDigest) -> DigestMismatch | None:
     """The first difference, or None when all of RAM is equal."""
     by_name = {block.block: block for block in theirs.blocks}
     for block in ours.blocks:
         other = by_name.get(block.block)
         if other is None or other.size != block.size or other.chunks.shape != block.chunks.shape:
-            return Mismatch(block.block, -1)
+            return DigestMismatch(block.block, -1)
         different = np.flatnonzero(other.chunks != block.chunks)
         if different.size:
-            return Mismatch(block.block, int(different[0]))
+            return DigestMismatch(block.block, int(different[0]))
     if len(theirs.blocks) != len(ours.blocks):
-        return Mismatch(next(name for name in by_name if name not in {b.block for b in ours.blocks}), -1)
+        return DigestMismatch(
+            next(name for name in by_name if name not in {b.block for b in ours.blocks}), -1
+        )
     return None
 
 
@@ -207,10 +209,10 @@ def locate(
         return f"{differs}, in a place that does not exist: block {block_name!r:.100}, chunk {chunk}"
     ours: Digests = page_digests(block, chunk)
     if len(theirs) != ours.size * 8:
-        return f"{differs}: {Mismatch(block_name, chunk)}"
+        return f"{differs}: {DigestMismatch(block_name, chunk)}"
     different = np.flatnonzero(ours != np.frombuffer(theirs, dtype=">u8"))
     if not different.size:
-        return f"{differs}: {Mismatch(block_name, chunk)}, but page by page they are equal"
+        return f"{differs}: {DigestMismatch(block_name, chunk)}, but page by page they are equal"
     pages = [int(page) + chunk * PAGES_PER_PMD for page in different]
     shown = ", ".join(
         f"{page} (last sent in pass {sent_pages.pass_of(block_name, page)})" for page in pages[:4]

@@ -15,7 +15,7 @@ from sterna.stream.wire import ReturnPathType, StreamError
 
 
 class Said(NamedTuple):
-    """What a witness has told: its last word, whether or not that ends the doubt.
+    """What a witness has told: its last word, whether or not that resolves the doubt.
 
     :ivar text: the same in a few words
     :ivar clock_ns: with RUNS, the destination's CLOCK_REALTIME before the first guest instruction, where that is told
@@ -40,7 +40,7 @@ class Witness(Protocol):
         """The descriptor to poll for POLLIN."""
         ...
 
-    def look(self) -> Said | None:
+    def poll(self) -> Said | None:
         """What there is to hear by now; None when nothing. Not to be called after that.
 
         :raise Cancelled: When the program ends.
@@ -73,7 +73,7 @@ class ConnectionWitness(Witness):
     def fileno(self) -> int:
         return self._channel.descriptors()[0]
 
-    def look(self) -> Said | None:
+    def poll(self) -> Said | None:
         try:
             message = self._peer.next_now()
             if message is None:
@@ -114,7 +114,7 @@ class CommandWitness(Witness):
     def fileno(self) -> int:
         return self._fd
 
-    def look(self) -> Said | None:
+    def poll(self) -> Said | None:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(0):

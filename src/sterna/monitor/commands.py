@@ -201,8 +201,8 @@ class Commands:
         if not 1 <= cells <= _MOST_CELLS:
             raise QmpError(f"Parameter 'cells' expects a number from 1 to {_MOST_CELLS}")
         return [
-            {name.replace("_", "-"): value for name, value in vars(heat).items()}
-            for heat in self._control.migration.page_heat(cells)
+            {name.replace("_", "-"): value for name, value in vars(heat_map).items()}
+            for heat_map in self._control.migration.heat_maps(cells)
         ]
 
     def _set_capabilities(self, capabilities: list[CapabilityStatus]) -> None:

@@ -7,7 +7,7 @@ from sterna.host.printable import printable
 from sterna.monitor import protocol
 from sterna.monitor.control import Control
 from sterna.monitor.dump import DumpFormat, dump, parse_expression
-from sterna.monitor.parameters import parse_parameter
+from sterna.monitor.hmpvalues import parse_parameter
 from sterna.monitor.protocol import QmpError
 from sterna.monitor.report import migration_report, parameter_lines
 

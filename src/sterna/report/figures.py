@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.testbed.evidence import Moment, Passage
+from sterna.testbed.evidence import MigrationRecord, ProgressSample
 
 DOWNTIME_PARTS = {
     "stop": "devices stopped",
@@ -53,39 +53,39 @@ class PassFigures:
         return None if self.dirtied is None or not self.seconds else self.dirtied / self.seconds
 
 
-def passes(passage: Passage) -> list[PassFigures]:
+def passes(record: MigrationRecord) -> list[PassFigures]:
     """The passes, as the source counted them; from what was seen from outside where it does not tell."""
-    told = passage.info.get("x-sterna", {}).get("passes", [])
+    told = record.info.get("x-sterna", {}).get("passes", [])
     if not told:
-        return _passes_seen(passage.moments)
+        return _passes_seen(record.moments)
     found: list[PassFigures] = []
     began = 0.0
-    count = int(passage.info.get("ram", {}).get("dirty-sync-count", len(told)))
-    for number, record in enumerate(told, max(1, count - len(told) + 1)):
-        seconds = float(record["ms"]) / 1000
-        last = number == count and passage.completed
+    count = int(record.info.get("ram", {}).get("dirty-sync-count", len(told)))
+    for number, row in enumerate(told, max(1, count - len(told) + 1)):
+        seconds = float(row["ms"]) / 1000
+        last = number == count and record.completed
         found.append(
             PassFigures(
                 number,
                 began,
                 seconds,
-                int(record["pages"]) * PAGE_SIZE,
-                int(record["pages"]) * PAGE_SIZE,
-                int(record["bytes"]),
-                None if last else int(record["dirty_pages_after"]) * PAGE_SIZE,
+                int(row["pages"]) * PAGE_SIZE,
+                int(row["pages"]) * PAGE_SIZE,
+                int(row["bytes"]),
+                None if last else int(row["dirty_pages_after"]) * PAGE_SIZE,
             )
         )
         began += seconds
     return found
 
 
-def _passes_seen(moments: Sequence[Moment]) -> list[PassFigures]:
-    """What looks at query-migrate tell of each pass; passes shorter than the time between looks are not seen."""
+def _passes_seen(samples: Sequence[ProgressSample]) -> list[PassFigures]:
+    """What samples of query-migrate tell of each pass; passes shorter than the time between samples are not seen."""
     found = []
     groups = [
         (number, list(group))
         for number, group in itertools.groupby(
-            (moment for moment in moments if moment.pass_number), key=lambda moment: moment.pass_number
+            (sample for sample in samples if sample.pass_number), key=lambda sample: sample.pass_number
         )
     ]
     if not groups:
@@ -96,7 +96,7 @@ def _passes_seen(moments: Sequence[Moment]) -> list[PassFigures]:
         seconds = end.at - begin.at
         if seconds <= 0:
             continue
-        rate = next((moment.dirty_pages_rate for moment in following if moment.dirty_pages_rate), None)
+        rate = next((sample.dirty_pages_rate for sample in following if sample.dirty_pages_rate), None)
         dirtied = None if rate is None else round(rate * PAGE_SIZE * seconds)
         sent = end.transferred - begin.transferred
         left = end.remaining if end is group[-1] else 0
@@ -105,19 +105,19 @@ def _passes_seen(moments: Sequence[Moment]) -> list[PassFigures]:
     return found
 
 
-def remaining(passage: Passage) -> list[tuple[float, float]]:
+def remaining(record: MigrationRecord) -> list[tuple[float, float]]:
     """Seconds since the first pass began, and bytes of RAM still to be sent."""
-    if passage.info.get("x-sterna", {}).get("passes"):
+    if record.info.get("x-sterna", {}).get("passes"):
         # From exact times: each pass sends what was due when it began, and what it finds at its end is due in the next.
         points: list[tuple[float, float]] = []
-        for one in passes(passage):
+        for one in passes(record):
             points += [(one.began, float(one.due)), (one.began + one.seconds, 0.0)]
         return points
-    seen = [moment for moment in passage.moments if moment.pass_number]
-    return [(moment.at - seen[0].at, float(moment.remaining)) for moment in seen]
+    seen = [sample for sample in record.moments if sample.pass_number]
+    return [(sample.at - seen[0].at, float(sample.remaining)) for sample in seen]
 
 
-def downtime_parts(passage: Passage) -> dict[str, float]:
+def downtime_parts(record: MigrationRecord) -> dict[str, float]:
     """The parts of the downtime in ms, by the names people know; empty when the VM does not tell."""
-    told = passage.info.get("x-sterna", {}).get("downtime-parts", {})
+    told = record.info.get("x-sterna", {}).get("downtime-parts", {})
     return {label: float(told[name]) for name, label in DOWNTIME_PARTS.items() if name in told}

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from sterna.report import plots
 from sterna.report.figures import DOWNTIME_PARTS, downtime_parts, passes, remaining
 from sterna.report.svg import number
-from sterna.testbed.evidence import Evidence, Passage
+from sterna.testbed.evidence import Evidence, MigrationRecord
 from sterna.testbed.runner import Result
 
 _DOWNTIME_ROWS = 24
-_OPEN_PASSAGES = 2
+_OPEN_MIGRATIONS = 2
 _POINTS_SHOWN = 40
 _DASH = "—"
 
@@ -57,7 +57,7 @@ def render(results: Sequence[Result], run: Run) -> str:
     kind = results[0].vm if results else "nothing"
     return environment.get_template("page.html").render(
         kind=kind,
-        tally=_tally(results),
+        tally=_counts(results),
         facts={
             "VM": kind + (", reduced scenarios" if run.reduced else ""),
             "Begun": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(run.began)),
@@ -67,15 +67,15 @@ def render(results: Sequence[Result], run: Run) -> str:
         },
         notes=dict.fromkeys(result.note for result in results if result.note),
         results=results,
-        open_passages=_OPEN_PASSAGES,
+        open_migrations=_OPEN_MIGRATIONS,
         downtimes=_downtimes,
         over_time=_over_time,
         tables=_tables,
-        passage_figures=_passage_figures,
+        migration_figures=_migration_figures,
     )
 
 
-def _tally(results: Sequence[Result]) -> str:
+def _counts(results: Sequence[Result]) -> str:
     counts = Counter(result.outcome.value for result in results)
     claims = sum(len(result.findings) for result in results)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
@@ -89,11 +89,11 @@ def _shown(figures: Sequence[_Figure]) -> list[_Figure]:
     return [figure for figure in figures if figure.svg]
 
 
-def _downtimes(passages: Sequence[Passage]) -> list[_Figure]:
+def _downtimes(passages: Sequence[MigrationRecord]) -> list[_Figure]:
     rows = [
-        (f"{passage.guest}, {index}" if len(passages) > 1 else passage.guest, downtime_parts(passage))
-        for index, passage in enumerate(passages, 1)
-        if passage.completed
+        (f"{record.guest}, {index}" if len(passages) > 1 else record.guest, downtime_parts(record))
+        for index, record in enumerate(passages, 1)
+        if record.completed
     ]
     rows.sort(key=lambda row: -sum(row[1].values()))
     note = f"the longest {_DOWNTIME_ROWS} of {len(rows)}" if len(rows) > _DOWNTIME_ROWS else ""
@@ -112,36 +112,36 @@ def _over_time(evidence: Evidence) -> list[_Figure]:
             (ping.sent, None if ping.answered is None else ping.answered - ping.sent)
             for ping in reached.pings
         ]
-        svg = plots.ping_plot(pings, [(passage.began, passage.ended) for passage in reached.passages])
+        svg = plots.ping_plot(pings, [(record.began, record.ended) for record in reached.passages])
         note = "shaded: migrations; strokes at the bottom: lost"
         figures.append(_Figure(svg, f"Pings to {reached.guest}", note))
     return _shown(figures)
 
 
-def _passage_figures(passage: Passage) -> list[_Figure]:
-    rates = plots.rates_plot(passes(passage))
+def _migration_figures(record: MigrationRecord) -> list[_Figure]:
+    rates = plots.rates_plot(passes(record))
     legend = {"dirtied": 2, "sent": 1, "on the wire": 3}
     figures = [
-        _Figure(plots.remaining_plot(remaining(passage)), "Remaining RAM", _speed(passage)),
+        _Figure(plots.remaining_plot(remaining(record)), "Remaining RAM", _speed(record)),
         _Figure(rates, "RAM dirtied and sent per pass", legend=legend),
     ]
-    for heat in passage.heat:
+    for heat in record.heat:
         most = max(heat.most, default=0)
         note = f"{heat.block} from its start; faint: once, strong: most often (a page at most {most} times)"
         figures.append(_Figure(plots.heat_plot(heat), "How often pages were sent", note))
     return _shown(figures)
 
 
-def _speed(passage: Passage) -> str:
-    if not passage.transferred:
+def _speed(record: MigrationRecord) -> str:
+    if not record.transferred:
         return ""
-    text = f"{number(passage.transferred / 1e6)} MB on the wire in {number(passage.total_ms / 1000)} s"
-    return text + (f", {passage.pass_count} passes" if passage.pass_count else "")
+    text = f"{number(record.transferred / 1e6)} MB on the wire in {number(record.total_ms / 1000)} s"
+    return text + (f", {record.pass_count} passes" if record.pass_count else "")
 
 
 def _tables(evidence: Evidence) -> dict[Sequence[str], list[list[object]]]:
     """Rows by the heads of their columns; no table without rows."""
-    clocks = [(passage.guest, passage.blackout) for passage in evidence.passages if passage.blackout]
+    clocks = [(record.guest, record.blackout) for record in evidence.passages if record.blackout]
     observed = any(blackout.observer is not None for _, blackout in clocks)
     tables: dict[Sequence[str], list[list[object]]] = {
         ("Cancelled at", "MB sent", "Status", "ms to cancel", "Fewest huge pages", "Huge pages after"): [

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from sterna.report.figures import PassFigures
 from sterna.report.svg import WIDTH, Chart, Scale, drawing, element, label, number
-from sterna.testbed.evidence import Heat, HugePages
+from sterna.testbed.evidence import HeatMapRecord, HugePages
 
 _MB = 1e6
 _PASSES_SHOWN = 40
@@ -103,20 +103,22 @@ def downtime_plot(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
     return drawing("Downtime by part", summary, height, body)
 
 
-def huge_pages_plot(looks: Sequence[HugePages], before: int | None, cancels: Sequence[float] = ()) -> Markup:
+def huge_pages_plot(
+    samples: Sequence[HugePages], before: int | None, cancels: Sequence[float] = ()
+) -> Markup:
     """:param cancels: when migrations were cancelled"""
-    if len(looks) < 2:
+    if len(samples) < 2:
         return Markup()
-    zero = looks[0].at
+    zero = samples[0].at
     points: list[tuple[float, float]] = []
-    for look in looks:
+    for sample in samples:
         if points:
-            points.append((look.at - zero, points[-1][1]))
-        points.append((look.at - zero, look.blocks))
-    least = min(look.blocks for look in looks)
+            points.append((sample.at - zero, points[-1][1]))
+        points.append((sample.at - zero, sample.blocks))
+    least = min(sample.blocks for sample in samples)
     chart = Chart(
         "Huge pages over time",
-        f"{looks[0].blocks} at first, {least} at the least, {looks[-1].blocks} at last, in {len(looks)} looks",
+        f"{samples[0].blocks} at first, {least} at the least, {samples[-1].blocks} at last, in {len(samples)} looks",
         Scale.over([points[-1][0]]),
         Scale.over([*(y for _, y in points), before or 0], whole=True),
         "seconds",
@@ -160,7 +162,7 @@ def ping_plot(
     return chart.render()
 
 
-def heat_plot(heat: Heat) -> Markup:
+def heat_plot(heat: HeatMapRecord) -> Markup:
     """A cell for each stretch of RAM, from its start, row by row: the stronger, the more often its pages were sent."""
     if not heat.sent:
         return Markup()

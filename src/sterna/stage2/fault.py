@@ -26,7 +26,7 @@ from sterna.stage2.walk import (
 )
 
 
-class Outcome(IntEnum):
+class FaultResult(IntEnum):
     """What became of a fault."""
 
     RESUME = 0
@@ -166,7 +166,7 @@ def _resolve(s2: State, slots: Slots, tables: Words, ipa: int, seen: int) -> int
 
 @kernel()
 def handle_fault(s2: State, slots: Slots, tables: Words, ipa: int, cpu: int) -> int:
-    """Resolve a stage-2 abort of a CPU at `ipa`: an `Outcome`. Takes mmu_lock; runs on that vCPU's thread."""
+    """Resolve a stage-2 abort of a CPU at `ipa`: a `FaultResult`. Takes mmu_lock; runs on that vCPU's thread."""
     seen = s2[0].seen_address + 8 * cpu
     lock(s2[0].lock_address, s2[0].sched_yield)
     outcome = _resolve(s2, slots, tables, ipa, atomic_load(seen))

@@ -14,7 +14,7 @@ from sterna.errors import Error
 from sterna.jit.atomics import lock, unlock
 from sterna.memory.address import PAGE_SIZE, Ipa
 from sterna.stage2.change import map_device, unmap_range
-from sterna.stage2.fault import Outcome, handle_fault
+from sterna.stage2.fault import FaultResult, handle_fault
 from sterna.stage2.format import LAST_LEVEL, DescriptorFormat
 from sterna.stage2.pool import LINK_SHIFT, begin_flush, end_flush
 from sterna.stage2.protect import age_range, clear, harvest, mark_range, protect_range
@@ -232,9 +232,9 @@ class Stage2:
         """Set bits of a dirty bitmap for a write by the host; vCPUs may be setting others at the same time."""
         mark_range(bitmap.ctypes.data, first_page, num_pages)
 
-    def fault(self, ipa: Ipa, cpu: int = 0) -> Outcome:
+    def fault(self, ipa: Ipa, cpu: int = 0) -> FaultResult:
         """Resolve a stage-2 abort of a CPU at `ipa`, as its abort handler does."""
-        return Outcome(handle_fault(self.state, self.slots, self.tables, ipa, cpu))
+        return FaultResult(handle_fault(self.state, self.slots, self.tables, ipa, cpu))
 
     def entry(self, ipa: Ipa) -> tuple[int, int]:
         """The leaf descriptor and its level for `ipa`; descriptor 0 when nothing is mapped."""

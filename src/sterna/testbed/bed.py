@@ -14,14 +14,14 @@ from sterna.host.load import HostWatch
 from sterna.launch.errors import WaitedTooLong
 from sterna.launch.guestview import runs_beyond
 from sterna.launch.host import Host
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.signals import ENDING
 from sterna.launch.watch import wait_for
 from sterna.testbed.errors import BedError
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
+from sterna.testbed.journal import Journal
 from sterna.testbed.kind import VmKind
 from sterna.testbed.network import GuestNic, Network, guest_nic, make_network
-from sterna.testbed.remains import Remains
 from sterna.testbed.settings import MigrationSettings, VmSettings
 
 PORT = 4321
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Stage:
+class ScenarioContext:
     """What a procedure plays on."""
 
     bed: "Bed"
@@ -40,7 +40,7 @@ class Stage:
     migration: MigrationSettings
 
     @property
-    def guest(self) -> Guest:
+    def guest(self) -> ObservedGuest:
         """How its guests are asked."""
         return self.bed.kind.guest(self.vm)
 
@@ -66,10 +66,10 @@ class Bed(Closing):
         self._ports = itertools.count(PORT)
         self._cards: dict[str, GuestNic] = {}
         with self._stack as stack:
-            self.remains = stack.enter_context(Remains(say=say))
-            self.directory: Path = self.remains.make_directory()
+            self.journal = stack.enter_context(Journal(say=say))
+            self.directory: Path = self.journal.make_directory()
             self.network: Network = stack.enter_context(make_network(rate))
-            stack.enter_context(kind.furnish(self.network, self.directory))
+            stack.enter_context(kind.set_up(self.network, self.directory))
             self._stack = stack.pop_all()
         if self.network.note:
             say(self.network.note)
@@ -93,7 +93,7 @@ class Bed(Closing):
         name: str = "guest",
         *,
         nic: GuestNic | None = None,
-    ) -> Vm:
+    ) -> VmProcess:
         """A VM with a guest, started; not waited for."""
         host = host or self.hosts[0]
         nic = self._attach(host, name, nic)
@@ -109,7 +109,7 @@ class Bed(Closing):
         hold: bool = False,
         log: str | None = None,
         nic: GuestNic | None = None,
-    ) -> Vm:
+    ) -> VmProcess:
         """A VM that waits for a guest, started; not waited for."""
         host = host or self.hosts[1]
         nic = self._attach(host, name, nic)
@@ -119,7 +119,7 @@ class Bed(Closing):
         )
         return self._stack.enter_context(vm)
 
-    def warm_up(self, vm: Vm, guest: Guest) -> None:
+    def warm_up(self, vm: VmProcess, guest: ObservedGuest) -> None:
         """Wait until the VM's guest works at its steady pace."""
         vm.ready()
         problem = f"the guest of the {vm.name} did not touch all its memory"
@@ -142,7 +142,7 @@ class Bed(Closing):
         """
         return wait_for(ask, seconds, otherwise, self.watch, poll_seconds=poll_seconds)
 
-    def see_it_run(self, vm: Vm, guest: Guest) -> None:
+    def see_it_run(self, vm: VmProcess, guest: ObservedGuest) -> None:
         """
         :raise WaitedTooLong: When the VM's guest stands still.
         """

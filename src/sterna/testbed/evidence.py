@@ -11,8 +11,8 @@ from sterna.launch.console import Line
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One look at a migration under way.
+class ProgressSample:
+    """A migration under way, as query-migrate shows it once.
 
     :ivar transferred: bytes of the stream so far
     :ivar remaining: bytes of RAM still to send
@@ -35,7 +35,7 @@ class Blackout:
     :ivar guest: by the guest's own counter
     :ivar vmm: the downtime that the source reports
     :ivar observer: from the last sign of life at the source to the first at the destination, seen from outside
-    :ivar resolution: how far apart the observer's looks were at those two points, together
+    :ivar resolution: how far apart the observer's samples were at those two points, together
     """
 
     guest: float
@@ -45,7 +45,7 @@ class Blackout:
 
 
 @dataclass(frozen=True)
-class Heat:
+class HeatMapRecord:
     """How often the pages of a RAM block were sent, in cells of neighbouring pages.
 
     :ivar sent: times that pages of each cell were sent, all together
@@ -60,7 +60,7 @@ class Heat:
 
 
 @dataclass
-class Passage:
+class MigrationRecord:
     """One migration of one guest.
 
     :ivar load: what the guest did, for people
@@ -85,8 +85,8 @@ class Passage:
     ended: float = 0.0
     jitter_ms: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
-    moments: list[Moment] = field(default_factory=list)
-    heat: list[Heat] = field(default_factory=list)
+    moments: list[ProgressSample] = field(default_factory=list)
+    heat: list[HeatMapRecord] = field(default_factory=list)
     blackout: Blackout | None = None
     guest_exact: bool = True
     pages_checked: int | None = None
@@ -121,7 +121,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class HugePages:
-    """One look at stage 2: how much of guest RAM is mapped in huge pages."""
+    """One sample of stage 2: how much of guest RAM is mapped in huge pages."""
 
     at: float
     blocks: int
@@ -129,7 +129,7 @@ class HugePages:
 
 
 @dataclass(frozen=True)
-class Cancelled:
+class CancelRecord:
     """One migration that was cancelled.
 
     :ivar at: when
@@ -153,7 +153,7 @@ class Cancelled:
 
 
 @dataclass(frozen=True)
-class Injured:
+class FaultCase:
     """One migration that something was done to.
 
     :ivar fault: what
@@ -216,7 +216,7 @@ class Reachability:
 
     :ivar pings: at a steady pace
     :ivar session: over one socket
-    :ivar passages: the migrations meanwhile
+    :ivar passages: the migrations meanwhile (`passages` is their key in JSON)
     :ivar switched: when the router's route followed the guest, for each migration that completed
     :ivar answered_by_guest: how many requests the guest says it answered, by protocol (`icmp`, `udp`), and what it missed
         of the session (`lost`); empty when it does not count
@@ -226,7 +226,7 @@ class Reachability:
     address: str
     pings: list[Ping] = field(default_factory=list)
     session: list[Exchange] = field(default_factory=list)
-    passages: list[Passage] = field(default_factory=list)
+    passages: list[MigrationRecord] = field(default_factory=list)
     switched: list[float] = field(default_factory=list)
     answered_by_guest: dict[str, int] = field(default_factory=dict)
 
@@ -249,7 +249,7 @@ class Conversation:
 class Evidence:
     """Everything of one run of one scenario.
 
-    :ivar passages: in the order they began
+    :ivar passages: the migrations, in the order they began
     :ivar lines: the console of each guest, by its name, across its hosts
     :ivar huge_pages: over time
     :ivar blocks_before: huge pages when the guest had settled, before anything was done to it
@@ -261,13 +261,13 @@ class Evidence:
     :ivar host: how busy the machine was from the beginning to the end
     """
 
-    passages: list[Passage] = field(default_factory=list)
+    passages: list[MigrationRecord] = field(default_factory=list)
     lines: dict[str, list[Line]] = field(default_factory=dict)
     huge_pages: list[HugePages] = field(default_factory=list)
     blocks_before: int | None = None
     speeds: list[float] = field(default_factory=list)
-    cancelled: list[Cancelled] = field(default_factory=list)
-    injured: list[Injured] = field(default_factory=list)
+    cancelled: list[CancelRecord] = field(default_factory=list)
+    injured: list[FaultCase] = field(default_factory=list)
     reachability: list[Reachability] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
     reclaimed: dict[str, float] = field(default_factory=dict)

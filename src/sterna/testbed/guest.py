@@ -13,11 +13,11 @@ from sterna.launch.guestview import (
     pages_written,
     warm_status,
 )
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 
 
 @dataclass(frozen=True)
-class Guest:
+class ObservedGuest:
     """A guest program that ships with sterna, seen through its status page: its own account of itself at one time. Its memory or
     its console is looked at; it is not disturbed.
 
@@ -28,18 +28,18 @@ class Guest:
     ram_bytes: int
     written_by_host: Sequence[range] = ()
 
-    def status_address(self, vm: Vm) -> int | None:
+    def status_address(self, vm: VmProcess) -> int | None:
         """Where the status page is; None: not known yet."""
         return self.ram_base + STATUS_OFFSET
 
-    def warmed_up(self, vm: Vm) -> bool:
+    def warmed_up(self, vm: VmProcess) -> bool:
         """Whether it works at its steady pace.
 
         :raise VmError: When it never will.
         """
         return warm_status(vm, self.status_address(vm)) is not None
 
-    def mark(self, vm: Vm) -> Status:
+    def mark(self, vm: VmProcess) -> Status:
         """Its account as of now."""
         return known_status(vm, self.status_address(vm))
 
@@ -65,7 +65,7 @@ class Guest:
         words = {"icmp": NetWord.ICMP, "udp": NetWord.UDP, "lost": NetWord.LOST}
         return {name: mark.word(0, word) for name, word in words.items()}
 
-    def pulse(self, vm: Vm) -> int:
+    def pulse(self, vm: VmProcess) -> int:
         """A number that changes while it runs, cheap to look at often: the counter as CPU 0 has read it last."""
         fields = STATUS.fields, CPU_RECORD.fields
         assert fields[0] is not None
@@ -74,7 +74,7 @@ class Guest:
         address = self.status_address(vm)
         return 0 if address is None else int.from_bytes(vm.memory(address + offset, 8), "little")
 
-    def check(self, vm: Vm) -> tuple[int, list[str]]:
+    def check(self, vm: VmProcess) -> tuple[int, list[str]]:
         """Compare its memory with what it must have written: pages compared, problems. It is stopped meanwhile if it runs."""
         status = self.mark(vm)
         return pages_in_use(status), check_content(vm, self.ram_base, self.ram_bytes, status)
@@ -83,6 +83,6 @@ class Guest:
         """Of what came from its console, what its program said."""
         return list(lines)
 
-    def last_words(self, vm: Vm) -> str:
+    def last_words(self, vm: VmProcess) -> str:
         """To add to an error: what it said last; empty when that tells nothing."""
         return ""

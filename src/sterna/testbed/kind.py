@@ -11,12 +11,12 @@ from typing import Any
 from sterna.guests.catalog import PROGRAMS, GuestError, validate
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import Host
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.machine.board import Board
 from sterna.machine.config import ConfigError, MachineConfig
 from sterna.machine.nicconfig import NicConfig
 from sterna.testbed.errors import ScenarioError
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.network import GuestNic, Network
 from sterna.testbed.session import SshSession
 from sterna.testbed.settings import VmSettings
@@ -71,7 +71,7 @@ class VmKind(ABC):
         :raise BedError: When what it needs cannot be made.
         """
 
-    def furnish(self, network: Network, directory: Path) -> AbstractContextManager[None]:
+    def set_up(self, network: Network, directory: Path) -> AbstractContextManager[None]:
         """What its VMs need beside the hosts, for one bed at a time.
 
         :param directory: for files; it goes with the bed
@@ -95,7 +95,7 @@ class VmKind(ABC):
         """
         raise Unsupported(f"guests of the kind {self.name} have no ssh server")
 
-    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> Vm:
+    def source(self, name: str, host: Host, settings: VmSettings, nic: GuestNic | None = None) -> VmProcess:
         """A VM with a guest.
 
         :param nic: its network card, whose tap is there on the host; None: it has none
@@ -113,7 +113,7 @@ class VmKind(ABC):
         hold: bool,
         log: str | None = None,
         nic: GuestNic | None = None,
-    ) -> Vm:
+    ) -> VmProcess:
         """A VM that waits for a guest.
 
         :param port: where; 0 for any
@@ -150,17 +150,17 @@ class VmKind(ABC):
     @abstractmethod
     def _start_vm(
         self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
-    ) -> Vm:
+    ) -> VmProcess:
         """:param line: `incoming` and `serial`, as `sterna.launch.command` takes them, of a VM that waits for a guest"""
 
-    def settle(self, vm: Vm) -> None:  # noqa: B027 - most need nothing
+    def settle(self, vm: VmProcess) -> None:  # noqa: B027 - most need nothing
         """What is done to a VM once its guest works at its steady pace, before anything is measured.
 
         :raise BedError: When it cannot be done.
         """
 
     @abstractmethod
-    def guest(self, settings: VmSettings) -> Guest:
+    def guest(self, settings: VmSettings) -> ObservedGuest:
         """How to ask the guest."""
 
 

@@ -9,25 +9,25 @@ import numpy as np
 from sterna.guests.layout import Status
 from sterna.launch.errors import LaunchError
 from sterna.launch.guestview import migration_gap, runs_beyond
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.watch import FINAL
 from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE
-from sterna.testbed.bed import Bed, Stage
-from sterna.testbed.evidence import Blackout, Heat, Moment, Passage
-from sterna.testbed.guest import Guest
+from sterna.testbed.bed import Bed, ScenarioContext
+from sterna.testbed.evidence import Blackout, HeatMapRecord, MigrationRecord, ProgressSample
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.settings import MigrationSettings
 
 if TYPE_CHECKING:
-    from sterna.testbed.forwarded import Forwarder
+    from sterna.testbed.auditingproxy import AuditingProxy
 
-_LOOK_SECONDS = 0.05
+_SAMPLE_SECONDS = 0.05
 _ARRIVES_SECONDS = 30.0
 _CANCEL_SECONDS = 10.0
 _HEAT_CELLS = 1024
 
 
-def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool = False) -> None:
+def prepare(bed: Bed, source: VmProcess, settings: MigrationSettings, *, endless: bool = False) -> None:
     """Set a source's capabilities and parameters.
 
     :param endless: let it not end before its downtime limit is changed
@@ -48,28 +48,28 @@ def prepare(bed: Bed, source: Vm, settings: MigrationSettings, *, endless: bool 
 
 
 class Observer:
-    """Looks at both ends' memory in turn, often: when did the guest stop at one, when did it start at the other?"""
+    """Samples both ends' memory in turn, often: when did the guest stop at one, when did it start at the other?"""
 
-    def __init__(self, guest: Guest, source: Vm, destination: Vm) -> None:
+    def __init__(self, guest: ObservedGuest, source: VmProcess, destination: VmProcess) -> None:
         self._guest = guest
         self._vms = source, destination
-        self._looks: tuple[list[tuple[float, int]], ...] = ([], [])
+        self._samples: tuple[list[tuple[float, int]], ...] = ([], [])
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Once at each end."""
-        for vm, looks in zip(self._vms, self._looks, strict=True):
-            looks.append((time.monotonic(), self._guest.pulse(vm)))
+        for vm, samples in zip(self._vms, self._samples, strict=True):
+            samples.append((time.monotonic(), self._guest.pulse(vm)))
 
     def blackout_ms(self) -> tuple[float, float] | None:
-        """How long no life was seen, and how far apart the looks were at its ends; None when it was not seen to go on."""
-        at_source, at_destination = self._looks
+        """How long no life was seen, and how far apart the samples were at its ends; None when it was not seen to go on."""
+        at_source, at_destination = self._samples
         last = at_source[-1][1]
         stopped = next((index for index, (_, pulse) in enumerate(at_source) if pulse == last), 0)
         started = next((index for index, (_, pulse) in enumerate(at_destination) if pulse > last), None)
         if started is None or not stopped or not started:
             return None
         end, begin = at_destination[started][0], at_source[stopped][0]
-        # It stopped between two looks at the source, and started between two at the destination.
+        # It stopped between two samples of the source, and started between two at the destination.
         apart = (begin - at_source[stopped - 1][0]) + (end - at_destination[started - 1][0])
         middle = (begin + at_source[stopped - 1][0]) / 2, (end + at_destination[started - 1][0]) / 2
         return (middle[1] - middle[0]) * 1000, apart / 2 * 1000
@@ -79,85 +79,85 @@ class Migration:
     """From `start` until `poll` says that it is over; then `arrive`. Made when the guest works at its steady pace: from
     then to `start` it is measured how long this machine keeps it waiting without a migration.
 
-    :ivar passage: what was seen
+    :ivar record: what was seen
 
     :param load: what the guest does, for people; empty: as the settings have it
-    :param observe: look at both ends' memory often
+    :param observe: sample both ends' memory often
     :param endless: let the guest not be stopped before `let_end`
-    :param watch: called with each look at query-migrate
+    :param watch: called with each sample of query-migrate
     """
 
     def __init__(
         self,
-        stage: Stage,
-        source: Vm,
-        destination: Vm,
+        context: ScenarioContext,
+        source: VmProcess,
+        destination: VmProcess,
         *,
         name: str = "guest",
         load: str = "",
         observe: bool = False,
         endless: bool = False,
-        watch: Callable[[Moment], None] = lambda moment: None,
+        watch: Callable[[ProgressSample], None] = lambda sample: None,
     ) -> None:
-        self._bed = stage.bed
-        self._guest = stage.guest
+        self._bed = context.bed
+        self._guest = context.guest
         self.source = source
         self.destination = destination
-        self._settings = settings = stage.migration
+        self._settings = settings = context.migration
         self._watch = watch
         self._observer = Observer(self._guest, source, destination) if observe else None
         self._endless = endless or settings.passes > 0
         self._passes = 0 if endless else settings.passes
-        self._next_look = 0.0
+        self._next_sample = 0.0
         self._deadline = 0.0
-        self._forwarder: Forwarder | None = None
+        self._auditing_proxy: AuditingProxy | None = None
         self._settled = self._guest.mark(source)
         hosts = source.host.name, destination.host.name
-        self.passage = Passage(name, load or stage.vm.load, *hosts, self._bed.now())
+        self.record = MigrationRecord(name, load or context.vm.load, *hosts, self._bed.now())
 
     def start(self) -> None:
         """Give the command."""
         prepare(self._bed, self.source, self._settings, endless=self._endless)
-        self.passage.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
-        self.passage.began = self._bed.now()
+        self.record.jitter_ms = self._guest.jitter_ms(self._settled, self._guest.mark(self.source))
+        self.record.began = self._bed.now()
         self._deadline = time.monotonic() + self._settings.timeout_s
         uri = self.destination.incoming_uri()
         if self._settings.audit and self.source.shared_ram is not None:
             # The proxy brings the compiler along, which other migrations do without.
-            from sterna.testbed.forwarded import Forwarder
+            from sterna.testbed.auditingproxy import AuditingProxy
 
-            self._forwarder = Forwarder(self.destination.host, uri)
-            uri = self._forwarder.uri
+            self._auditing_proxy = AuditingProxy(self.destination.host, uri)
+            uri = self._auditing_proxy.uri
         self.source.command("migrate", uri=uri)
 
     def poll(self) -> bool:
-        """Look once.
+        """Take a sample.
 
         :return: whether it is over
         """
         if self._observer is not None:
-            self._observer.look()
-        if time.monotonic() < self._next_look:
+            self._observer.sample()
+        if time.monotonic() < self._next_sample:
             return False
-        self._next_look = time.monotonic() + _LOOK_SECONDS
-        self.look()
+        self._next_sample = time.monotonic() + _SAMPLE_SECONDS
+        self.sample()
         # QEMU says that it is completed a moment before it has counted how long it took.
-        counted = not self.passage.completed or self.passage.total_ms > 0
-        if self.passage.info.get("status") in FINAL and counted:
-            self.passage.ended = self._bed.now()
-            self._ask_heat()
+        counted = not self.record.completed or self.record.total_ms > 0
+        if self.record.info.get("status") in FINAL and counted:
+            self.record.ended = self._bed.now()
+            self._ask_heat_maps()
             return True
         if time.monotonic() > self._deadline:
             self._give_up()
             return True
         return False
 
-    def look(self) -> Moment:
+    def sample(self) -> ProgressSample:
         """What query-migrate says now."""
         info = self.source.command("query-migrate")
-        self.passage.info = info
+        self.record.info = info
         ram = info.get("ram", {})
-        moment = Moment(
+        sample = ProgressSample(
             self._bed.now(),
             info.get("status", "none"),
             int(ram.get("dirty-sync-count", 0)),
@@ -166,19 +166,19 @@ class Migration:
             int(ram.get("dirty-pages-rate", 0)),
             float(ram.get("mbps", 0)),
         )
-        self.passage.moments.append(moment)
-        if self._passes and moment.pass_number > self._passes:
+        self.record.moments.append(sample)
+        if self._passes and sample.pass_number > self._passes:
             self._passes = 0
             self.let_end(self._settings.downtime_limit_ms)
-        self._watch(moment)
-        return moment
+        self._watch(sample)
+        return sample
 
-    def run(self) -> Passage:
+    def run(self) -> MigrationRecord:
         """`start`, and `poll` to the end."""
         self.start()
         while not self.poll():
-            time.sleep(0.0005 if self._observer else _LOOK_SECONDS / 2)
-        return self.passage
+            time.sleep(0.0005 if self._observer else _SAMPLE_SECONDS / 2)
+        return self.record
 
     def let_end(self, limit_ms: int) -> None:
         """Stop the guest as soon as the downtime is within `limit_ms`."""
@@ -189,10 +189,10 @@ class Migration:
         began = time.monotonic()
         self.source.command("migrate_cancel")
         self._bed.wait(
-            lambda: self.look().status in FINAL, _CANCEL_SECONDS, "the migration is not cancelled", 0.005
+            lambda: self.sample().status in FINAL, _CANCEL_SECONDS, "the migration is not cancelled", 0.005
         )
-        self.passage.ended = self._bed.now()
-        return str(self.passage.info["status"]), (time.monotonic() - began) * 1000
+        self.record.ended = self._bed.now()
+        return str(self.record.info["status"]), (time.monotonic() - began) * 1000
 
     def arrive(self, *, hold: bool = False, check: bool = True) -> None:
         """After it completed: the guest goes on at the destination, as what it was.
@@ -200,17 +200,17 @@ class Migration:
         :param hold: the destination holds the guest back until RAM has been compared
         :param check: compare its memory with what its program must have written
         """
-        passage = self.passage
-        if not passage.completed:
-            if self._forwarder is not None:
-                self._forwarder.cancel()
+        record = self.record
+        if not record.completed:
+            if self._auditing_proxy is not None:
+                self._auditing_proxy.cancel()
             return
         last = self._guest.mark(self.source)
         # A source without a way back is done when it has sent everything, not when that has arrived.
         late = "the destination did not take in the whole stream"
         self._bed.wait(self._taken_in, _ARRIVES_SECONDS, late, 0.002)
-        if self._forwarder is not None and (ram := self.source.shared_ram) is not None:
-            passage.chunks_forwarded, passage.lost = self._forwarder.compare(
+        if self._auditing_proxy is not None and (ram := self.source.shared_ram) is not None:
+            record.chunks_forwarded, record.lost = self._auditing_proxy.compare(
                 ram.block, ram.fd, self._guest.ram_base
             )
         if hold:
@@ -222,24 +222,26 @@ class Migration:
         gap = migration_gap(last, now)
         if not hold:
             observed = self._observer.blackout_ms() if self._observer is not None else None
-            passage.blackout = Blackout(gap.ms, passage.downtime_ms, *(observed or (None, 0.0)))
-            passage.guest_exact = gap.exact
+            record.blackout = Blackout(gap.ms, record.downtime_ms, *(observed or (None, 0.0)))
+            record.guest_exact = gap.exact
         if check:
-            passage.pages_checked, passage.content = self._guest.check(self.destination)
+            record.pages_checked, record.content = self._guest.check(self.destination)
             if self._await(self._guest.mark(self.destination)) is None:
-                passage.problems.append("it does not go on after its memory was looked at")
+                record.problems.append("it does not go on after its memory was looked at")
 
-    def _ask_heat(self) -> None:
+    def _ask_heat_maps(self) -> None:
         if not self._bed.kind.counts_pages:
             return
         for told in self.source.command("x-sterna-query-page-heat", cells=_HEAT_CELLS):
-            self.passage.heat.append(
-                Heat(told["block"], told["pages"], told["pages-per-cell"], told["sent"], told["most"])
+            self.record.heat.append(
+                HeatMapRecord(
+                    told["block"], told["pages"], told["pages-per-cell"], told["sent"], told["most"]
+                )
             )
 
     def _taken_in(self) -> bool:
         if self._observer is not None:
-            self._observer.look()
+            self._observer.sample()
         return bool(self.destination.command("query-status")["status"] != "inmigrate")
 
     def _await(self, last: Status) -> Status | None:
@@ -247,7 +249,7 @@ class Migration:
 
         def beyond() -> Status | None:
             if self._observer is not None:
-                self._observer.look()
+                self._observer.sample()
             now = self._guest.mark(self.destination)
             return now if runs_beyond(last, now) else None
 
@@ -255,20 +257,20 @@ class Migration:
         try:
             now = self._bed.wait(beyond, _ARRIVES_SECONDS, stays, 0.002)
         except LaunchError as error:
-            self.passage.problems.append(str(error))
+            self.record.problems.append(str(error))
             return None
         if self._observer is not None:
-            self._observer.look()
+            self._observer.sample()
         return now
 
     def _compare(self) -> None:
         """Digests of RAM at both ends, where no guest runs; and where they differ, which pages."""
         base, size = self._guest.ram_base, self._guest.ram_bytes
         ends = [vm.digest(base, size).chunks for vm in (self.source, self.destination)]
-        self.passage.chunks_compared = len(ends[0])
+        self.record.chunks_compared = len(ends[0])
         for chunk in (ends[0] != ends[1]).nonzero()[0]:
             start = base + int(chunk) * CHUNK_SIZE
-            self.passage.digest += self._differences(start, min(CHUNK_SIZE, base + size - start))
+            self.record.digest += self._differences(start, min(CHUNK_SIZE, base + size - start))
 
     def _differences(self, address: int, size: int) -> Iterator[str]:
         ends = [np.frombuffer(vm.memory(address, size), np.uint8) for vm in (self.source, self.destination)]
@@ -285,7 +287,7 @@ class Migration:
         seconds = self._settings.timeout_s
         status, _ = self.cancel()
         if status == "cancelled":
-            self.passage.info |= {
+            self.record.info |= {
                 "status": "failed",
                 "error-desc": f"not done after {seconds:g} s; cancelled",
             }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sterna.launch.errors import Unsupported
 from sterna.testbed.errors import BedError
-from sterna.testbed.remains import Kind, Remains
+from sterna.testbed.journal import EntryKind, Journal
 
 _PREFIX = "sterna-testbed-"
 _DISK_BYTES = 1 << 20
@@ -26,13 +26,13 @@ class MemoryGroup:
     :raise Unsupported: When this process may not make one.
     """
 
-    def __init__(self, remains: Remains) -> None:
+    def __init__(self, journal: Journal) -> None:
         self._squeezed = threading.Event()
         self._squeezer: threading.Thread | None = None
         parent, self._unified = _memory_controller()
         self._path = parent / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
-        self._remains = remains
-        remains.add(Kind.CGROUP, self._path)
+        self._journal = journal
+        journal.add(EntryKind.CGROUP, self._path)
         try:
             self._path.mkdir()
             if not (self._path / self._limit_file).exists():
@@ -79,7 +79,7 @@ class MemoryGroup:
         self._squeezed.set()
         if self._squeezer is not None:
             self._squeezer.join()
-        self._remains.undo(Kind.CGROUP, self._path)
+        self._journal.undo(EntryKind.CGROUP, self._path)
 
     def _squeeze(self, size: int) -> None:
         """On a thread of its own: what waits for memory may keep the bed's own thread waiting."""
@@ -118,7 +118,7 @@ class MemoryGroup:
             file.write(text)
 
 
-def use_swap_file(remains: Remains, directory: Path, size: int) -> None:
+def use_swap_file(journal: Journal, directory: Path, size: int) -> None:
     """Make a swap file, which is in use until it is undone.
 
     :raise Unsupported: When this process may not, a tool is missing, or the file system cannot hold one.
@@ -128,7 +128,7 @@ def use_swap_file(remains: Remains, directory: Path, size: int) -> None:
     if shutil.which("mkswap") is None:
         raise Unsupported("mkswap is missing: apt install util-linux")
     path = directory / "swap"
-    remains.add(Kind.SWAP, path)
+    journal.add(EntryKind.SWAP, path)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -151,10 +151,10 @@ class FullDisk:
     :raise Unsupported: When this process may not mount one.
     """
 
-    def __init__(self, remains: Remains, directory: Path) -> None:
+    def __init__(self, journal: Journal, directory: Path) -> None:
         self.path = directory / f"disk-{uuid.uuid4().hex[:8]}"
-        self._remains = remains
-        remains.add(Kind.MOUNT, self.path)
+        self._journal = journal
+        journal.add(EntryKind.MOUNT, self.path)
         self.path.mkdir()
         options = f"size={_DISK_BYTES}".encode()
         if _libc.mount(b"sterna-testbed", os.fsencode(self.path), b"tmpfs", 0, options) != 0:
@@ -174,7 +174,7 @@ class FullDisk:
                     raise BedError(f"cannot fill {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._remains.undo(Kind.MOUNT, self.path)
+        self._journal.undo(EntryKind.MOUNT, self.path)
 
 
 def swapped_bytes(pid: int) -> int:

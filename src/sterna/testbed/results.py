@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sterna.testbed.checks import Verdict
-from sterna.testbed.runner import Outcome, Result
+from sterna.testbed.checks import CheckVerdict
+from sterna.testbed.runner import Result, ScenarioOutcome
 
 
 def to_json(results: Sequence[Result]) -> str:
     """One object; `evidence` is `sterna.testbed.evidence.Evidence`."""
-    counts = {outcome.value: sum(result.outcome is outcome for result in results) for outcome in Outcome}
+    counts = {
+        outcome.value: sum(result.outcome is outcome for result in results) for outcome in ScenarioOutcome
+    }
     return msgspec.json.encode({"outcomes": counts, "results": results}).decode()
 
 
@@ -22,15 +24,15 @@ def to_junit(results: Sequence[Result]) -> bytes:
         suite = ElementTree.SubElement(root, "testsuite", name=f"{result.scenario} ({result.vm})")
         cases = [_case(suite, result, finding.check) for finding in result.findings]
         for case, finding in zip(cases, result.findings, strict=True):
-            if finding.verdict is Verdict.FAILED:
+            if finding.verdict is CheckVerdict.FAILED:
                 failure = ElementTree.SubElement(case, "failure", message=_clean(finding.figure))
                 failure.text = _clean("\n".join(finding.problems))
-            elif finding.verdict is Verdict.SKIPPED:
+            elif finding.verdict is CheckVerdict.SKIPPED:
                 ElementTree.SubElement(case, "skipped", message=_clean(finding.figure))
             ElementTree.SubElement(case, "system-out").text = _clean(f"{finding.claim}: {finding.figure}")
-        if result.outcome is Outcome.ERROR:
+        if result.outcome is ScenarioOutcome.ERROR:
             ElementTree.SubElement(_case(suite, result, "run"), "error", message=_clean(result.reason))
-        elif result.outcome is Outcome.SKIPPED and not cases:
+        elif result.outcome is ScenarioOutcome.SKIPPED and not cases:
             ElementTree.SubElement(_case(suite, result, "run"), "skipped", message=_clean(result.reason))
         for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))

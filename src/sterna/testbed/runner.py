@@ -10,15 +10,15 @@ import msgspec
 
 from sterna.host.load import HostWatch
 from sterna.launch.errors import LaunchError, Unsupported
-from sterna.testbed.bed import Bed, Stage
-from sterna.testbed.checks import Check, Finding, Verdict
+from sterna.testbed.bed import Bed, ScenarioContext
+from sterna.testbed.checks import Check, CheckVerdict, Finding
 from sterna.testbed.errors import ScenarioError
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.kind import VmKind
 from sterna.testbed.scenario import ScenarioFile
 
 
-class Outcome(Enum):
+class ScenarioOutcome(Enum):
     """PASSED: every check held, those skipped apart. FAILED: one did not. SKIPPED: this machine or VM cannot. ERROR: the
     bed could not do it.
     """
@@ -40,7 +40,7 @@ class Result:
     scenario: str
     title: str
     vm: str
-    outcome: Outcome
+    outcome: ScenarioOutcome
     seconds: float
     findings: list[Finding] = field(default_factory=list)
     evidence: Evidence = field(default_factory=Evidence)
@@ -66,7 +66,7 @@ def run_scenario(
     began, watch = time.monotonic(), HostWatch()
     note = ""
 
-    def result(outcome: Outcome, findings: list[Finding], reason: str = "") -> Result:
+    def result(outcome: ScenarioOutcome, findings: list[Finding], reason: str = "") -> Result:
         seconds = time.monotonic() - began
         evidence.host = evidence.host or watch.load()
         return Result(
@@ -80,28 +80,28 @@ def run_scenario(
             migration = scenario.migration
             if audit:
                 migration = msgspec.structs.replace(migration, audit=True)
-            scenario.procedure.run(Stage(bed, scenario.vm, migration), evidence)
+            scenario.procedure.run(ScenarioContext(bed, scenario.vm, migration), evidence)
     except ScenarioError:
         raise
     except Unsupported as error:
-        return result(Outcome.SKIPPED, [], str(error))
+        return result(ScenarioOutcome.SKIPPED, [], str(error))
     except LaunchError as error:
         # What was seen before it broke may tell why.
         evidence.host = watch.load()
         findings = judge(scenario.check, evidence) if evidence.passages else []
-        return result(Outcome.ERROR, findings, str(error))
+        return result(ScenarioOutcome.ERROR, findings, str(error))
     except Exception as error:  # a fault of ours must not hide the scenarios that follow
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        return result(Outcome.ERROR, [], text)
+        return result(ScenarioOutcome.ERROR, [], text)
     evidence.host = watch.load()
     findings = judge(scenario.check, evidence)
     verdicts = {finding.verdict for finding in findings}
-    if Verdict.FAILED in verdicts:
-        return result(Outcome.FAILED, findings)
-    if Verdict.PASSED not in verdicts:
-        return result(Outcome.SKIPPED, findings, findings[0].figure)
-    return result(Outcome.PASSED, findings)
+    if CheckVerdict.FAILED in verdicts:
+        return result(ScenarioOutcome.FAILED, findings)
+    if CheckVerdict.PASSED not in verdicts:
+        return result(ScenarioOutcome.SKIPPED, findings, findings[0].figure)
+    return result(ScenarioOutcome.PASSED, findings)
 
 
 def judge(checks: Sequence[Check], evidence: Evidence) -> list[Finding]:

@@ -28,7 +28,7 @@ from sterna.testbed.checks import Check
 from sterna.testbed.errors import ScenarioError
 from sterna.testbed.kinds import VM_KINDS
 from sterna.testbed.procedures import Procedure
-from sterna.testbed.settings import MigrationSettings, NetworkSettings, Settings, VmSettings
+from sterna.testbed.settings import MigrationSettings, NetworkSettings, ScenarioTable, VmSettings
 
 _MAX_BYTES = 1 << 20
 _REDUCED, _FOR = "reduced", "for"
@@ -41,7 +41,7 @@ GROUPS = {"seed": SEED, "all": ORDER}
 """Names for several."""
 
 
-class Scenario(Settings, frozen=True):
+class Scenario(ScenarioTable, frozen=True):
     """One scenario, variants applied."""
 
     title: str

@@ -18,11 +18,11 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
 """What numbers in a scenario file may be."""
 
 
-class Settings(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+class ScenarioTable(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
     """A table in a scenario file."""
 
 
-class VmSettings(Settings, frozen=True):
+class VmSettings(ScenarioTable, frozen=True):
     """The VM under test.
 
     :ivar memory: size of RAM, such as ``1792M``
@@ -65,7 +65,7 @@ class VmSettings(Settings, frozen=True):
         return f"{self.program} {self.arguments}".strip() + cpus
 
 
-class NetworkSettings(Settings, frozen=True):
+class NetworkSettings(ScenarioTable, frozen=True):
     """The links.
 
     :ivar rate: between any two hosts, such as ``1Gbit`` or ``unlimited``
@@ -82,7 +82,7 @@ class NetworkSettings(Settings, frozen=True):
         return parse_bandwidth(self.rate)
 
 
-class MigrationSettings(Settings, frozen=True):
+class MigrationSettings(ScenarioTable, frozen=True):
     """How migrations are done.
 
     :ivar passes: the guest is not stopped before so many, so that each page has had its chance to be missed

@@ -11,10 +11,10 @@ from sterna.hypervisor.accelerator import ACCELERATORS, check_arch
 from sterna.launch.command import sterna_arguments
 from sterna.launch.errors import Unsupported, VmError
 from sterna.launch.host import LOCAL, Host
-from sterna.launch.process import SternaVm, Vm
+from sterna.launch.process import SternaProcess, VmProcess
 from sterna.machine.board import Board
 from sterna.machine.config import MachineConfig
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.kind import KindOptions, VmKind, checked_arguments
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
@@ -32,12 +32,12 @@ class SternaKind(VmKind):
     def __init__(self, accel: str, options: KindOptions) -> None:
         super().__init__(options)
         self.name = self.accel = accel
-        self._start: Callable[[str, Sequence[str], Host], Vm] = SternaVm
+        self._start: Callable[[str, Sequence[str], Host], VmProcess] = SternaProcess
         self._machine_accel = accel
         if options.breakage:
             from sterna.testing.breakages import LAUNCHER, accel_name
 
-            self._start = partial(SternaVm, module=LAUNCHER)
+            self._start = partial(SternaProcess, module=LAUNCHER)
             self._machine_accel = accel_name(options.breakage)
             self.note = f"the emulated hypervisor has a fault: {options.breakage}"
 
@@ -59,9 +59,9 @@ class SternaKind(VmKind):
             except VmError as error:
                 raise Unsupported(str(error)) from error
 
-    def guest(self, settings: VmSettings) -> Guest:
+    def guest(self, settings: VmSettings) -> ObservedGuest:
         board = self._board()
-        return Guest(int(board.ram_base), settings.memory_bytes, board.written_by_host)
+        return ObservedGuest(int(board.ram_base), settings.memory_bytes, board.written_by_host)
 
     def _board(self) -> Board:
         """The one that this hypervisor runs by default."""
@@ -77,6 +77,6 @@ class SternaKind(VmKind):
 
     def _start_vm(
         self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
-    ) -> Vm:
+    ) -> VmProcess:
         accel, extra = self._machine_accel, self.options.arguments
         return self._start(name, sterna_arguments(config, accel=accel, extra=extra, **line), host)

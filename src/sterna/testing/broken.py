@@ -163,8 +163,8 @@ class _ForgetsOffset(EmulatedVm):
 
 
 class _DropsLastPass(_WatchedVm):
-    """The last look at the dirty log, with all vCPUs stopped, finds nothing. After each other look there is something for the
-    next one.
+    """The last harvest of the dirty log, with all vCPUs stopped, finds nothing. After each other harvest there is something for
+    the next one.
     """
 
     def get_dirty_log(self, slot: int) -> Words:

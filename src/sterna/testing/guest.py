@@ -15,8 +15,8 @@ from sterna.host.closing import Closing
 from sterna.hypervisor.traits import Trait
 from sterna.memory.bitmap import DirtyBatch, full_bitmap, new_bitmap
 from sterna.memory.ram import RamBlock
-from sterna.ownership import Ownership, Standing
-from sterna.stream.leftover import Judgement, RamUse
+from sterna.ownership import Ownership, OwnershipState
+from sterna.stream.unmatched import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState, StreamError, VmStateDescription, array, u8, u32, u64
 
 CPU = VmStateDescription("cpu", 1, (u64("steps"), u64("counter"), u32("running")))
@@ -27,8 +27,8 @@ WORDS_PER_PAGE = 512
 
 class DoubleGuest(Closing):
     """
-    :param steps_per_look: steps that the running guest makes at each look at its dirty log, besides those of its thread, and
-        fewer when it is throttled: pages are dirty after every pass, however short the pass was and whatever else the machine
+    :param steps_per_harvest: steps that the running guest makes at each harvest of its dirty log, besides those of its thread,
+        and fewer when it is throttled: pages are dirty after every pass, however short the pass was and whatever else the machine
         did meanwhile
     """
 
@@ -37,12 +37,12 @@ class DoubleGuest(Closing):
     uuid: bytes | None = None
 
     def __init__(
-        self, pages: int = 64, *, running: bool = True, steps_per_ms: int = 20, steps_per_look: int = 0
+        self, pages: int = 64, *, running: bool = True, steps_per_ms: int = 20, steps_per_harvest: int = 0
     ) -> None:
         self.block = RamBlock("double.ram", pages * 4096)
         self.ram_blocks: Sequence[RamBlock] = (self.block,)
         self.descriptions = {"cpu": CPU, "disk": DISK}
-        self.ownership = Ownership(Standing.OWNER if running else Standing.ABSENT)
+        self.ownership = Ownership(OwnershipState.OWNER if running else OwnershipState.ABSENT)
         self.steps = 0
         self.counter = 0
         self.advanced_ns: int | None = None
@@ -58,7 +58,7 @@ class DoubleGuest(Closing):
         self.host: dict[str, int] = {}
         self._was_running = running
         self._steps_per_ms = self._full_speed = steps_per_ms
-        self._steps_per_look = self._full_look = steps_per_look
+        self._steps_per_harvest = self._full_steps = steps_per_harvest
         self.throttled: list[int] = []
         self._log = new_bitmap(pages)
         self._lock = threading.Condition()
@@ -151,7 +151,7 @@ class DoubleGuest(Closing):
         self._may_fail("harvest")
         with self._lock:
             assert self.logging
-            for _ in range(self._steps_per_look if self.running else 0):
+            for _ in range(self._steps_per_harvest if self.running else 0):
                 self._step()
             words, self._log = self._log, new_bitmap(self.block.pages)
         assert not (words & ~full_bitmap(self.block.pages)).any()
@@ -174,7 +174,7 @@ class DoubleGuest(Closing):
     def throttle(self, percent: int) -> None:
         with self._lock:
             self._steps_per_ms = max(1, self._full_speed * (100 - percent) // 100)
-            self._steps_per_look = self._full_look * (100 - percent) // 100
+            self._steps_per_harvest = self._full_steps * (100 - percent) // 100
             self.throttled.append(percent)
 
     def stop_for_migration(self) -> int:

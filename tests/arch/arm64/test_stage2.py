@@ -15,7 +15,7 @@ from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.memory.bitmap import page_numbers
 from sterna.memory.ram import RamBlock
 from sterna.stage2.dirtylog import DirtyLog
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.tables import Stage2
 from sterna.testing.flush import RecordingFlush
 
@@ -123,7 +123,7 @@ def test_there_are_48_bits_and_no_more():
     stage2.insert_slot(0, Ipa(0), 1 << 39, 0x80_0000_0000, readonly=False)
     write(stage2, 0)
     assert walk(stage2, 0) == normal(0x80_0000_0000, 1), "half a TiB is at level 0, where there are no blocks"
-    assert stage2.fault(Ipa(1 << 48)) is Outcome.NO_SLOT
+    assert stage2.fault(Ipa(1 << 48)) is FaultResult.NO_SLOT
     stage2.validate()
 
 
@@ -168,7 +168,7 @@ class Cpu:
         ipa = uc.reg_read(arm64_registers.UC_ARM64_REG_CP_REG, self.key(HPFAR_EL2)) << 8
         self.faults.append((number, ipa))
         storm = self.faults[-4:] == [(number, ipa)] * 4
-        if number not in ABORTS or storm or self.stage2.fault(Ipa(ipa)) is not Outcome.RESUME:
+        if number not in ABORTS or storm or self.stage2.fault(Ipa(ipa)) is not FaultResult.RESUME:
             uc.emu_stop()
 
     def store(self, code, first, pages, stride, value):

@@ -5,7 +5,7 @@ from tests.stage2.support import POOL_PA, RAM_PA, write
 from sterna.arch.armv7 import stage2 as armv7
 from sterna.memory.address import PAGE_SIZE, PMD_SIZE, PUD_SIZE, Ipa
 from sterna.stage2.dirtylog import DirtyLog
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.tables import Stage2
 from sterna.testing.flush import RecordingFlush
 
@@ -47,7 +47,7 @@ def test_root_is_two_concatenated_tables():
     write(stage2, last)
     assert stage2.entry(last)[1] == 2
     assert int(stage2.tables[1023]) == POOL_PA + 2 * PAGE_SIZE | 0b11
-    assert stage2.fault(Ipa(1 << 40)) is Outcome.NO_SLOT
+    assert stage2.fault(Ipa(1 << 40)) is FaultResult.NO_SLOT
 
 
 def test_registers_are_the_architecture_s():

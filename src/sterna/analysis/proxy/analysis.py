@@ -6,7 +6,7 @@ import time
 
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.proxy.livechannels import LiveChannels
-from sterna.analysis.proxy.tap import TapReader
+from sterna.analysis.proxy.tee import TeeReader
 from sterna.analysis.survey import Surveyor
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Analysis:
         """Whether it has begun and not come to its end."""
         return self.thread is not None and self.thread.is_alive()
 
-    def start(self, reader: TapReader, channels: LiveChannels) -> bool:
+    def start(self, reader: TeeReader, channels: LiveChannels) -> bool:
         """Begin, with the lock held.
 
         :return: False when there is no thread to spare, which is its fault then
@@ -53,7 +53,7 @@ class Analysis:
         self.thread = thread
         return True
 
-    def _run(self, reader: TapReader, channels: LiveChannels) -> None:
+    def _run(self, reader: TeeReader, channels: LiveChannels) -> None:
         try:
             surveyor = Surveyor(reader, None, self._digests, channels, self._note)
             surveyor.read()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from sterna.analysis.proxy.answers import Answers
-from sterna.analysis.proxy.tap import HEAD_BYTES, RING_BYTES, Tap
-from sterna.migration import doubt
+from sterna.analysis.proxy.tee import HEAD_BYTES, RING_BYTES, Tee
+from sterna.migration import outcome_query
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.stream import wire
@@ -19,7 +19,7 @@ LAST_WORD_SECONDS = 60.0
 """How long one end may take for its last word when the other has said its own."""
 
 
-class Kind(Enum):
+class ConnectionKind(Enum):
     """What a connection carries, by its first bytes."""
 
     UNKNOWN = "unknown"
@@ -28,23 +28,23 @@ class Kind(Enum):
     CHANNEL = "channel"
     """A channel of multifd, which has said its whole initial packet."""
     QUESTION = "question"
-    """A sterna asks who runs a guest (`sterna.migration.doubt`)."""
+    """A sterna asks who runs a guest (`sterna.migration.outcome_query`)."""
     OTHER = "other"
     """Nothing that is known here, such as TLS."""
 
 
 _OPENINGS = {
-    wire.MAGIC.to_bytes(4, "big"): Kind.MAIN,
-    MAGIC.to_bytes(4, "big"): Kind.CHANNEL,
-    doubt.QUESTION[:4]: Kind.QUESTION,
+    wire.MAGIC.to_bytes(4, "big"): ConnectionKind.MAIN,
+    MAGIC.to_bytes(4, "big"): ConnectionKind.CHANNEL,
+    outcome_query.QUESTION[:4]: ConnectionKind.QUESTION,
 }
 
 
-def _kind_of(head: bytes) -> Kind:
+def _kind_of(head: bytes) -> ConnectionKind:
     if len(head) < 4:
-        return Kind.UNKNOWN
-    kind = _OPENINGS.get(head[:4], Kind.OTHER)
-    return Kind.UNKNOWN if kind is Kind.CHANNEL and len(head) < INIT_BYTES else kind
+        return ConnectionKind.UNKNOWN
+    kind = _OPENINGS.get(head[:4], ConnectionKind.OTHER)
+    return ConnectionKind.UNKNOWN if kind is ConnectionKind.CHANNEL and len(head) < INIT_BYTES else kind
 
 
 class End(Enum):
@@ -61,10 +61,10 @@ class Connection:
     """Forwards between `near`, the source's side, and `far`, the destination's.
 
     :param identified: called once, in the forwarding thread, when the kind is known
-    :param bell: called when there is something to read on the tap
+    :param bell: called when there is something to read on the tee
     :param ring_bytes: how far those who look at what goes forward may fall behind it
 
-    :ivar tap: what goes forward
+    :ivar tee: what goes forward
     :ivar opening: its first bytes, as many as it took to tell the kind
     :ivar back: what comes back
     :ivar answers: the messages in that
@@ -84,10 +84,10 @@ class Connection:
         ring_bytes: int = RING_BYTES,
     ) -> None:
         self.near, self.far = near, far
-        self.tap = Tap(ring_bytes, bell=bell)
-        self.back = Tap(_BACK_RING_BYTES)
+        self.tee = Tee(ring_bytes, bell=bell)
+        self.back = Tee(_BACK_RING_BYTES)
         self.answers = Answers()
-        self.kind = Kind.UNKNOWN
+        self.kind = ConnectionKind.UNKNOWN
         self.opening = b""
         self.started_ns = time.monotonic_ns()
         self.forward_end: End | None = None
@@ -105,7 +105,7 @@ class Connection:
         try:
             back.start()
         except RuntimeError:  # the operating system has no thread to spare
-            self.tap.end()
+            self.tee.end()
             self.back.end()
             self.near.close()
             self.far.close()
@@ -113,9 +113,9 @@ class Connection:
         try:
             self._forward()
         finally:
-            self.tap.end()
-            if self.kind is Kind.UNKNOWN and self.tap.head:
-                self._identify(Kind.OTHER)
+            self.tee.end()
+            if self.kind is ConnectionKind.UNKNOWN and self.tee.head:
+                self._identify(ConnectionKind.OTHER)
             self._forwarded.set()
             if self.forward_end is not End.CANCELLED:
                 self.far.end_writing()
@@ -137,7 +137,7 @@ class Connection:
     def _forward(self) -> None:
         end = End.CANCELLED
         try:
-            end = self._pump("forward_end", self.near, self.far, self.tap, self._recognise)
+            end = self._pump("forward_end", self.near, self.far, self.tee, self._recognise)
         finally:
             self._note_end("forward_end", end)
 
@@ -146,7 +146,7 @@ class Connection:
         name: str,
         sender: SocketChannel,
         receiver: SocketChannel,
-        tap: Tap,
+        tee: Tee,
         look: Callable[[memoryview], None],
     ) -> End:
         """Hand on what one end sends.
@@ -156,7 +156,7 @@ class Connection:
         """
         try:
             while True:
-                room = tap.room()
+                room = tee.room()
                 try:
                     got = sender.readinto(room)
                 except ChannelError:
@@ -172,19 +172,19 @@ class Connection:
                 except ChannelError:
                     return End.RECEIVER_LOST
                 finally:
-                    tap.commit(receiver.transferred - before)
+                    tee.commit(receiver.transferred - before)
         except Cancelled:
             return End.CANCELLED
 
     def _recognise(self, data: memoryview) -> None:
         """Before the destination can answer."""
-        if self.kind is Kind.UNKNOWN:
-            self.opening = (self.tap.head + bytes(data[:HEAD_BYTES]))[:HEAD_BYTES]
+        if self.kind is ConnectionKind.UNKNOWN:
+            self.opening = (self.tee.head + bytes(data[:HEAD_BYTES]))[:HEAD_BYTES]
             kind = _kind_of(self.opening)
-            if kind is not Kind.UNKNOWN:
+            if kind is not ConnectionKind.UNKNOWN:
                 self._identify(kind)
 
-    def _identify(self, kind: Kind) -> None:
+    def _identify(self, kind: ConnectionKind) -> None:
         self.kind = kind
         self._identified(self)
 
@@ -205,8 +205,8 @@ class Connection:
     def _await_source(self) -> None:
         """The destination has said its last word: see that the source, if it sends nothing more, ends its direction too."""
         before = -1
-        while before != self.tap.forwarded:
-            before = self.tap.forwarded
+        while before != self.tee.forwarded:
+            before = self.tee.forwarded
             if self._forwarded.wait(LAST_WORD_SECONDS):
                 return
         self.near.stop_reading()

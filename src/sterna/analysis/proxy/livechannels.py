@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sterna.analysis.channel_survey import ChannelSource
-from sterna.analysis.proxy.tap import TapReader
+from sterna.analysis.channel_survey import ChannelInput
+from sterna.analysis.proxy.tee import TeeReader
 from sterna.migration import handshake
 from sterna.migration.errors import ProtocolError
 from sterna.migration.handshake import Offer, PrivateCommand
@@ -16,26 +16,26 @@ from sterna.stream.wire import StreamError
 class Connected(Protocol):
     """The connections of a proxy."""
 
-    def channels(self, is_own: Callable[[bytes], bool]) -> Sequence[tuple[str, TapReader]]: ...
+    def channels(self, is_own: Callable[[bytes], bool]) -> Sequence[tuple[str, TeeReader]]: ...
 
-    def wait_ready(self, readers: Sequence[TapReader]) -> TapReader: ...
+    def wait_ready(self, readers: Sequence[TeeReader]) -> TeeReader: ...
 
     def close_channels(self) -> None: ...
 
 
 class LiveChannels:
-    """Those that have connected, but for a stranger's: a sterna's source has said on the main stream what its own begin with,
+    """Those that have connected, but for foreign ones: a sterna's source has said on the main stream what its own begin with,
     and any other would be waited for in vain.
 
     :param main: reads the main stream
     """
 
-    def __init__(self, proxy: Connected, main: TapReader) -> None:
+    def __init__(self, proxy: Connected, main: TeeReader) -> None:
         self._proxy = proxy
         self._main = main
         self._offer: Offer | None = None
         self._begun = False
-        self._readers: dict[str, TapReader] = {}
+        self._readers: dict[str, TeeReader] = {}
 
     def note(self, command: CommandPiece) -> None:
         # Before guest RAM: what has been taken for a channel stays one.
@@ -45,10 +45,10 @@ class LiveChannels:
             except ProtocolError:
                 pass  # the destination refuses it
 
-    def sources(self) -> list[ChannelSource]:
+    def sources(self) -> list[ChannelInput]:
         self._begun = True
         self._readers = dict(self._proxy.channels(self._is_own))
-        return [ChannelSource(label, reader) for label, reader in self._readers.items()]
+        return [ChannelInput(label, reader) for label, reader in self._readers.items()]
 
     def wait(self, labels: Sequence[str], *, main: bool) -> str | None:
         candidates = {self._readers[label]: label for label in labels}

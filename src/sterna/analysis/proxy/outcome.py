@@ -6,11 +6,11 @@ from enum import Enum
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.proxy.answers import Answers
 from sterna.migration.handshake import PrivateCommand
-from sterna.ownership import Outcome as Answered
+from sterna.ownership import AttemptOutcome
 from sterna.stream.wire import Command
 
 
-class Outcome(Enum):
+class ProxyOutcome(Enum):
     """What became of the guest, as far as it can be told."""
 
     COMPLETED = "completed"
@@ -32,10 +32,10 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProxyVerdict:
     """:ivar reason: why, in one line; empty where the outcome says it all"""
 
-    outcome: Outcome
+    outcome: ProxyOutcome
     reason: str = ""
 
 
@@ -51,8 +51,8 @@ def judge(
     *,
     closed_first: bool,
     interrupted: bool,
-    answer: Answered | None,
-) -> Verdict:
+    answer: AttemptOutcome | None,
+) -> ProxyVerdict:
     """
     :param survey: of the main stream; None when it could not be looked at to its end
     :param first_end: what ended the connection, in words
@@ -61,37 +61,45 @@ def judge(
     :param answer: what the destination said when the source asked afterwards who runs the guest
     """
     if answers.runs:
-        return Verdict(Outcome.COMPLETED)
+        return ProxyVerdict(ProxyOutcome.COMPLETED)
     if answers.refusal and not closed_first:
-        return Verdict(Outcome.FAILED, f"the destination refused: {answers.refusal}")
+        return ProxyVerdict(ProxyOutcome.FAILED, f"the destination refused: {answers.refusal}")
     if answers.shut and not closed_first:
-        return Verdict(Outcome.FAILED, "the destination could not load the guest")
+        return ProxyVerdict(ProxyOutcome.FAILED, "the destination could not load the guest")
     if was_committed(survey):
-        if answer is Answered.RUNNING:
-            return Verdict(
-                Outcome.COMPLETED, f"{first_end}; asked again, the destination said that it runs the guest"
+        if answer is AttemptOutcome.RUNNING:
+            return ProxyVerdict(
+                ProxyOutcome.COMPLETED,
+                f"{first_end}; asked again, the destination said that it runs the guest",
             )
-        if answer is Answered.ABANDONED:
-            return Verdict(
-                Outcome.FAILED, f"{first_end}; asked again, the destination said that it gave the guest up"
+        if answer is AttemptOutcome.ABANDONED:
+            return ProxyVerdict(
+                ProxyOutcome.FAILED,
+                f"{first_end}; asked again, the destination said that it gave the guest up",
             )
-        return Verdict(Outcome.IN_DOUBT, f"{first_end} before the destination said that it runs the guest")
+        return ProxyVerdict(
+            ProxyOutcome.IN_DOUBT, f"{first_end} before the destination said that it runs the guest"
+        )
     if answers.shut == 0:
-        return Verdict(Outcome.COMPLETED)
+        return ProxyVerdict(ProxyOutcome.COMPLETED)
     if survey is None:
-        return Verdict(Outcome.UNKNOWN, first_end)
+        return ProxyVerdict(ProxyOutcome.UNKNOWN, first_end)
     if survey.main_fault is not None and not survey.main_fault.cut:
         # Whatever came behind it may have been the rest of the guest, and the word to run it.
-        return Verdict(Outcome.UNKNOWN, f"{first_end}; the stream cannot be read: {survey.main_fault.text}")
+        return ProxyVerdict(
+            ProxyOutcome.UNKNOWN, f"{first_end}; the stream cannot be read: {survey.main_fault.text}"
+        )
     if survey.complete:
         kinds = {command.kind for command in survey.commands}
         if PrivateCommand.OFFER in kinds:
-            return Verdict(Outcome.FAILED, f"{first_end} before the destination was told to run the guest")
-        if Command.OPEN_RETURN_PATH in kinds:
-            return Verdict(
-                Outcome.IN_DOUBT, f"{first_end} before the destination said that it loaded the guest"
+            return ProxyVerdict(
+                ProxyOutcome.FAILED, f"{first_end} before the destination was told to run the guest"
             )
-        return Verdict(Outcome.UNCONFIRMED, "the source did not open the return path")
+        if Command.OPEN_RETURN_PATH in kinds:
+            return ProxyVerdict(
+                ProxyOutcome.IN_DOUBT, f"{first_end} before the destination said that it loaded the guest"
+            )
+        return ProxyVerdict(ProxyOutcome.UNCONFIRMED, "the source did not open the return path")
     if interrupted:
-        return Verdict(Outcome.CANCELLED, "the proxy was interrupted")
-    return Verdict(Outcome.FAILED, f"{first_end} within the stream")
+        return ProxyVerdict(ProxyOutcome.CANCELLED, "the proxy was interrupted")
+    return ProxyVerdict(ProxyOutcome.FAILED, f"{first_end} within the stream")

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from sterna.analysis.proxy.analysis import Analysis
 from sterna.analysis.proxy.answers import Answers
-from sterna.analysis.proxy.connection import LAST_WORD_SECONDS, Connection, Kind
+from sterna.analysis.proxy.connection import LAST_WORD_SECONDS, Connection, ConnectionKind
 from sterna.analysis.proxy.livechannels import LiveChannels
-from sterna.analysis.proxy.outcome import Outcome, Verdict, judge, was_committed
+from sterna.analysis.proxy.outcome import ProxyOutcome, ProxyVerdict, judge, was_committed
 from sterna.analysis.proxy.recording import Recording
-from sterna.analysis.proxy.tap import RING_BYTES, TapReader
+from sterna.analysis.proxy.tee import RING_BYTES, TeeReader
 from sterna.analysis.proxy.view import ConnectionView, ProxyView
 from sterna.host.closing import Closing
-from sterna.migration import doubt
+from sterna.migration import outcome_query
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.sockets import SocketChannel
 from sterna.migration.channels.uri import ListeningUri
 from sterna.migration.errors import Cancelled, ChannelError, UriError
-from sterna.ownership import Outcome as Answered
+from sterna.ownership import AttemptOutcome
 from sterna.stream.multifd.format import CHANNEL_LIMIT
 
 DOUBT_SECONDS = 60.0
@@ -85,16 +85,16 @@ class Proxy(Closing):
         # Held from when a connection is taken until the destination has its like: a QEMU takes the first for the main channel.
         self._turn = threading.Semaphore()
         self._connections: list[Connection] = []
-        self._ended_others: dict[Kind, ConnectionView] = {}
+        self._ended_others: dict[ConnectionKind, ConnectionView] = {}
         self._turned_away = 0
-        self._readers: dict[Connection, tuple[TapReader, Sequence[TapReader]]] = {}
+        self._readers: dict[Connection, tuple[TeeReader, Sequence[TeeReader]]] = {}
         self._threads: list[threading.Thread] = []
         self._main: Connection | None = None
         self._main_ended = 0.0
         self._channels_known = self._channels_over = False
         self._unreachable = ""
         self._bell = threading.Event()
-        self._answer: Answered | None = None
+        self._answer: AttemptOutcome | None = None
         self._interrupts = 0
         self._cut_by_user = False
         self._started_ns = self._ended_ns = 0
@@ -187,18 +187,18 @@ class Proxy(Closing):
         with self._changed:
             main, survey, fault = self._main, self._analysis.survey, self._analysis.fault
             connections = [
-                ConnectionView(one.kind, one.tap.forwarded, one.back.forwarded) for one in self._connections
+                ConnectionView(one.kind, one.tee.forwarded, one.back.forwarded) for one in self._connections
             ]
             connections += self._ended_others.values()
-            stalled = sum(tap.stalled_seconds for one in self._connections for tap in (one.tap, one.back))
+            stalled = sum(tee.stalled_seconds for one in self._connections for tee in (one.tee, one.back))
         started = self._started_ns
         starts: tuple[float, ...] = ()
         confirmed = None
         if main and survey:
-            times = [main.tap.time_at(one.offset) for one in survey.passes]
+            times = [main.tee.time_at(one.offset) for one in survey.passes]
             starts = tuple(max(0.0, (at - started) / 1e9) for at in times)
         if main and main.answers.decided_ns:
-            confirmed = max(0.0, (main.answers.decided_ns - main.tap.last_ns) / 1e9)
+            confirmed = max(0.0, (main.answers.decided_ns - main.tee.last_ns) / 1e9)
         ended = self._ended_ns or time.monotonic_ns()
         return ProxyView(
             self._verdict(),
@@ -227,12 +227,12 @@ class Proxy(Closing):
             return f"the source to ask who runs the guest, at most {DOUBT_SECONDS:g} s"
         return next((text for name, text in _WORK.items() if name in working), "")
 
-    def _verdict(self) -> Verdict:
+    def _verdict(self) -> ProxyVerdict:
         main = self._main
         if main is None:
             if self._unreachable:
-                return Verdict(Outcome.UNREACHABLE, self._unreachable)
-            return Verdict(Outcome.NOTHING, "no migration came")
+                return ProxyVerdict(ProxyOutcome.UNREACHABLE, self._unreachable)
+            return ProxyVerdict(ProxyOutcome.NOTHING, "no migration came")
         return judge(
             self._analysis.survey if not self._analysis.fault else None,
             main.answers,
@@ -329,26 +329,26 @@ class Proxy(Closing):
             self._bell.set,
             RING_BYTES if is_one_of_few else _SMALL_RING_BYTES,
         )
-        records = [tap.attach() for tap in (connection.tap, connection.back) if self._recording]
+        records = [tee.attach() for tee in (connection.tee, connection.back) if self._recording]
         with self._changed:
-            self._readers[connection] = connection.tap.attach(), records
+            self._readers[connection] = connection.tee.attach(), records
             self._connections.append(connection)
         return connection
 
     def _identified(self, connection: Connection) -> None:
         reader, records = self._readers[connection]
         with self._changed:
-            channels = sum(one.kind is Kind.CHANNEL for one in self._connections)
-            if channels > CHANNEL_LIMIT and connection.kind is Kind.CHANNEL:
-                connection.kind = Kind.OTHER
+            channels = sum(one.kind is ConnectionKind.CHANNEL for one in self._connections)
+            if channels > CHANNEL_LIMIT and connection.kind is ConnectionKind.CHANNEL:
+                connection.kind = ConnectionKind.OTHER
         if self._recording:
             self._recording.start(connection, *records)
         with self._changed:
-            if connection.kind is Kind.MAIN and self._main is None:
+            if connection.kind is ConnectionKind.MAIN and self._main is None:
                 self._main = connection
                 if not self._analysis.start(reader, LiveChannels(self, reader)):
                     self._channels_over = True
-            elif connection.kind is not Kind.CHANNEL or self._channels_over:
+            elif connection.kind is not ConnectionKind.CHANNEL or self._channels_over:
                 reader.close()
             if self._is_foreign(connection) and len(self._foreign(ended=False)) > MOST_FOREIGN:
                 self._turned_away += 1
@@ -357,7 +357,10 @@ class Proxy(Closing):
 
     def _is_foreign(self, connection: Connection) -> bool:
         """Whether it is known to be neither the main stream nor one of its channels."""
-        return connection is not self._main and connection.kind not in (Kind.UNKNOWN, Kind.CHANNEL)
+        return connection is not self._main and connection.kind not in (
+            ConnectionKind.UNKNOWN,
+            ConnectionKind.CHANNEL,
+        )
 
     def _foreign(self, *, ended: bool) -> list[Connection]:
         return [one for one in self._connections if self._is_foreign(one) and one.over is ended]
@@ -373,15 +376,15 @@ class Proxy(Closing):
                 # What a channel still owes when the main stream is over, the analysis would wait for in vain.
                 and (
                     is_late
-                    if one.kind is Kind.CHANNEL
-                    else one.kind is Kind.UNKNOWN and one.started_ns < before
+                    if one.kind is ConnectionKind.CHANNEL
+                    else one.kind is ConnectionKind.UNKNOWN and one.started_ns < before
                 )
             ]
         for connection in silent:
             connection.cut()
 
     def _finish(self, connection: Connection) -> None:
-        if connection.kind is Kind.UNKNOWN:  # it said nothing
+        if connection.kind is ConnectionKind.UNKNOWN:  # it said nothing
             analysed, recorded = self._readers[connection]
             for reader in (analysed, *recorded):
                 reader.close()
@@ -389,23 +392,26 @@ class Proxy(Closing):
             connection.over = True
             if connection is self._main:
                 self._main_ended = time.monotonic()
-            elif connection.kind is Kind.QUESTION and len(connection.back.head) >= doubt.ANSWER_BYTES:
-                answer = connection.back.head[: doubt.ANSWER_BYTES]
+            elif (
+                connection.kind is ConnectionKind.QUESTION
+                and len(connection.back.head) >= outcome_query.ANSWER_BYTES
+            ):
+                answer = connection.back.head[: outcome_query.ANSWER_BYTES]
                 try:
-                    self._answer, _ = doubt.decode_answer(answer, str(self._destination))
+                    self._answer, _ = outcome_query.decode_answer(answer, str(self._destination))
                 except ChannelError:
                     pass
-            elif connection.kind is Kind.UNKNOWN:
+            elif connection.kind is ConnectionKind.UNKNOWN:
                 self._forget(connection)
-            elif connection.kind is Kind.CHANNEL and self._main is None:
+            elif connection.kind is ConnectionKind.CHANNEL and self._main is None:
                 # It was none of the migration that is to come.
-                connection.kind = Kind.OTHER
+                connection.kind = ConnectionKind.OTHER
                 self._readers[connection][0].close()
             for other in self._foreign(ended=True)[:-MOST_REMEMBERED]:
                 known = self._ended_others.get(other.kind, ConnectionView(other.kind, 0, 0, 0))
                 self._ended_others[other.kind] = ConnectionView(
                     other.kind,
-                    known.forwarded + other.tap.forwarded,
+                    known.forwarded + other.tee.forwarded,
                     known.returned + other.back.forwarded,
                     known.count + 1,
                 )
@@ -415,7 +421,7 @@ class Proxy(Closing):
         self._connections.remove(connection)
         del self._readers[connection]
 
-    def channels(self, is_own: Callable[[bytes], bool]) -> list[tuple[str, TapReader]]:
+    def channels(self, is_own: Callable[[bytes], bool]) -> list[tuple[str, TeeReader]]:
         """What the channels of multifd send, each with a name. The source has connected all of them before its first
         part ends; the first call waits a little for those of which it is not known yet what they are.
 
@@ -425,29 +431,31 @@ class Proxy(Closing):
             if not self._channels_known:
                 self._changed.wait_for(
                     lambda: (
-                        all(one.kind is not Kind.UNKNOWN for one in self._connections)
+                        all(one.kind is not ConnectionKind.UNKNOWN for one in self._connections)
                         and not self._listener.pending
                     ),
                     _CHANNELS_SECONDS,
                 )
                 self._channels_known = True
-            channels = [one for one in self._connections if one.kind is Kind.CHANNEL]
-            for stranger in [one for one in channels if not is_own(one.opening)]:
-                channels.remove(stranger)
-                stranger.kind = Kind.OTHER
-                self._readers[stranger][0].close()
+            channels = [one for one in self._connections if one.kind is ConnectionKind.CHANNEL]
+            for foreign in [one for one in channels if not is_own(one.opening)]:
+                channels.remove(foreign)
+                foreign.kind = ConnectionKind.OTHER
+                self._readers[foreign][0].close()
             return [(f"multifd connection {i}", self._readers[one][0]) for i, one in enumerate(channels)]
 
     def close_channels(self) -> None:
         """Read no more of any channel."""
         with self._changed:
             self._channels_over = True
-            unread = [self._readers[one][0] for one in self._connections if one.kind is Kind.CHANNEL]
+            unread = [
+                self._readers[one][0] for one in self._connections if one.kind is ConnectionKind.CHANNEL
+            ]
             self._changed.notify_all()
         for channel in unread:
             channel.close()
 
-    def wait_ready(self, readers: Sequence[TapReader]) -> TapReader:
+    def wait_ready(self, readers: Sequence[TeeReader]) -> TeeReader:
         """Wait until one of the readers has something to read."""
         while True:
             self._bell.clear()

@@ -7,15 +7,20 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from sterna.analysis.proxy.connection import Connection, Kind
-from sterna.analysis.proxy.tap import TapReader
+from sterna.analysis.proxy.connection import Connection, ConnectionKind
+from sterna.analysis.proxy.tee import TeeReader
 from sterna.host.newfile import NewFile
 from sterna.migration.errors import MigrationError
 from sterna.stream.multifd.format import CHANNEL_LIMIT
 
-_NAMES = {Kind.MAIN: "main", Kind.CHANNEL: "channel", Kind.QUESTION: "question", Kind.OTHER: "other"}
+_NAMES = {
+    ConnectionKind.MAIN: "main",
+    ConnectionKind.CHANNEL: "channel",
+    ConnectionKind.QUESTION: "question",
+    ConnectionKind.OTHER: "other",
+}
 _CHUNK = 256 << 10
-_MOST = {Kind.CHANNEL: CHANNEL_LIMIT}
+_MOST = {ConnectionKind.CHANNEL: CHANNEL_LIMIT}
 _MOST_OTHERS = 64
 """Connections of a kind that are recorded: a migration has one main stream; what else connects need not end."""
 
@@ -42,11 +47,11 @@ class Recording:
         self.fault = ""
         self._directory = directory
         self._made = _make(directory)
-        self._counts: Counter[Kind] = Counter()
+        self._counts: Counter[ConnectionKind] = Counter()
         self.threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
-    def start(self, connection: Connection, forward: TapReader, back: TapReader) -> None:
+    def start(self, connection: Connection, forward: TeeReader, back: TeeReader) -> None:
         """Record a connection whose kind is known.
 
         :param forward: of all that goes forward
@@ -60,7 +65,7 @@ class Recording:
                 return
             self._counts[connection.kind] += 1
             stem = _NAMES[connection.kind]
-            if connection.kind is not Kind.MAIN:
+            if connection.kind is not ConnectionKind.MAIN:
                 stem += f"-{number}"
             elif number:
                 stem += f"-{number + 1}"
@@ -77,7 +82,7 @@ class Recording:
                 else:
                     self.threads.append(thread)
 
-    def _write(self, name: str, reader: TapReader) -> None:
+    def _write(self, name: str, reader: TeeReader) -> None:
         buffer = memoryview(bytearray(_CHUNK))
         try:
             if not (got := reader.readinto(buffer)):

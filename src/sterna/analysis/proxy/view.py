@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from sterna.analysis.findings import StreamSurvey
 from sterna.analysis.proxy.answers import Answers
-from sterna.analysis.proxy.connection import Kind
-from sterna.analysis.proxy.outcome import Verdict
+from sterna.analysis.proxy.connection import ConnectionKind
+from sterna.analysis.proxy.outcome import ProxyVerdict
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ConnectionView:
     :ivar count: how many connections these figures are of
     """
 
-    kind: Kind
+    kind: ConnectionKind
     forwarded: int
     returned: int
     count: int = 1
@@ -32,13 +32,13 @@ class ProxyView:
     :ivar answers: what came back on the main connection
     :ivar seconds: from the first connection until now, or the end
     :ivar pass_starts: for each pass of the survey, seconds from the first connection
-    :ivar confirmed_seconds: from the last byte of the stream to the destination's verdict
+    :ivar confirmed_seconds: from the last byte of the stream to the destination's answer
     :ivar stalled_seconds: how long forwarding waited for analysis or recording
     :ivar turned_away: connections that were refused because there were too many
     :ivar waiting: what the proxy waits for once all has gone through; empty before, and in the end
     """
 
-    verdict: Verdict
+    verdict: ProxyVerdict
     survey: StreamSurvey | None
     analysis_fault: str
     answers: Answers

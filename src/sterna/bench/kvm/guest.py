@@ -23,7 +23,7 @@ _CODE, _TABLES, _PROGRAM_BYTES = Ipa(0x1000_0000), Ipa(0x1001_0000), 1 << 20
 _END = Ipa(0x0A00_0000)
 _WORK = Ipa(0x1_0000_0000)
 _GIB = 1 << 30
-_LOOK_SECONDS = 0.001
+_POLL_SECONDS = 0.001
 
 # p0: address of the first page, p1: pages, p2: the value of the first pass, p3: bytes between two pages, p4: passes. Each
 # pass writes a number that is one more; a store to p5 ends the program.
@@ -115,7 +115,7 @@ class WritingGuest(Closing):
             if harvest_every is not None and now >= (harvests + 1) * harvest_every:
                 self.vm.harvest_dirty_log(WORK_SLOT)
                 harvests += 1
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         self.cpu.kick()
         thread.join()
         elapsed = time.perf_counter() - started

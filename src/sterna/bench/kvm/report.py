@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sterna.bench.kvm.measure import QUICK, ModeFigures, Sizes, Times, measure
 from sterna.bench.report import print_goals
-from sterna.bench.summary import Judgement
+from sterna.bench.summary import GoalResult
 from sterna.bench.table import print_table
 from sterna.host.load import HostLoad, HostWatch
 from sterna.host.units import format_size
@@ -77,14 +77,14 @@ class Modes:
             note(f"dirty log, {mode}: measured")
         return replace(self, sizes=sizes, figures=figures, host=watch.load())
 
-    def goals(self) -> list[Judgement]:
+    def goals(self) -> list[GoalResult]:
         """What our calls are to take above the kernel's own time, on full-sized memory."""
         judged = []
         for one in self.figures if self.sizes != QUICK else ():
             sparse = one.calls[_SPARSE]
             above = sparse.ms("own")
             judged.append(
-                Judgement(
+                GoalResult(
                     f"dirty log, {one.mode}",
                     f"harvest of {format_size(sparse.bytes)}, 1 % dirty: under {_MOST_MS:g} ms above the ioctl",
                     f"{above:.2f} ms",
@@ -96,7 +96,7 @@ class Modes:
                     continue  # most of such a ring has been emptied when it was full
                 times = one.calls[name]
                 judged.append(
-                    Judgement(
+                    GoalResult(
                         f"dirty log, {one.mode}",
                         f"{name}: under {_MOST_PERCENT:g} % above the ioctl",
                         f"{times.overhead_percent:.1f} %, {times.ms('own'):.2f} ms",

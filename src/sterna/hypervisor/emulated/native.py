@@ -29,7 +29,7 @@ VCPU = np.dtype(
             # The level of the CPU's interrupt line: 1 is high.
             "interrupt",
             "timer_wakes",
-            # What made guest code stop: an ExitKind, the exception's number, the faulting IPA, a stage-2 Outcome.
+            # What made guest code stop: an ExitKind, the exception's number, the faulting IPA, a stage-2 FaultResult.
             "exit_kind",
             "exit_exception",
             "exit_ipa",

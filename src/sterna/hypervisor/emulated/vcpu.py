@@ -16,7 +16,7 @@ from sterna.hypervisor.emulated.guestmode import ExitKind
 from sterna.hypervisor.emulated.tlbsize import TlbSizing
 from sterna.hypervisor.interface import Exit, ExitReason
 from sterna.memory.address import Ipa
-from sterna.stage2.fault import Outcome
+from sterna.stage2.fault import FaultResult
 from sterna.stage2.tables import Stage2
 
 
@@ -132,7 +132,7 @@ class EmulatedVcpu:
             event = self.engine.hypercall(self._vm.cpus, self)
             return None if event is None else Exit(ExitReason.SYSTEM_EVENT, event=event)
         if kind is ExitKind.STAGE2:
-            if record["exit_outcome"] == Outcome.NO_MEMORY and self._vm.reclaim_tables():
+            if record["exit_outcome"] == FaultResult.NO_MEMORY and self._vm.reclaim_tables():
                 return None
             return self._report(self._describe_abort())
         if kind is ExitKind.EXCEPTION:
@@ -153,11 +153,11 @@ class EmulatedVcpu:
     def _describe_abort(self) -> str:
         record = self.record[0]
         ipa = int(record["exit_ipa"])
-        outcome = Outcome(int(record["exit_outcome"]))
+        outcome = FaultResult(int(record["exit_outcome"]))
         access = "instruction fetch" if record["exit_exception"] == guestmode.PREFETCH_ABORT else "access"
-        if outcome is Outcome.READONLY:
+        if outcome is FaultResult.READONLY:
             return f"write to read-only memory: stage-2 permission fault in the page at IPA {ipa:#x}"
-        if outcome is Outcome.NO_MEMORY:
+        if outcome is FaultResult.NO_MEMORY:
             return f"no page-table page left: stage-2 translation fault in the page at IPA {ipa:#x}"
         return f"{access} outside memory: stage-2 translation fault in the page at IPA {ipa:#x}"
 

@@ -210,7 +210,7 @@ class KvmVm(ABC):
             return words if host is None else words | host
 
     def peek_dirty_log(self, slot: int) -> Words:
-        """Look at the log, in the bitmap or the rings.
+        """Peek at the log, in the bitmap or the rings.
 
         Where the bitmap is not cleared by hand the kernel cannot be asked without clearing it: it protects the pages that it
         finds, and flushes the TLBs when there are any.

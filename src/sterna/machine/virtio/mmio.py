@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 
-from sterna.host.complaints import Complaints
+from sterna.host.ratelimitedlog import RateLimitedLog
 from sterna.machine.devices.irq import IrqLine
 from sterna.machine.virtio.kind import Kind
 from sterna.machine.virtio.queue import GuestMemory, QueueError, QueueState, Virtqueue
@@ -123,7 +123,7 @@ class VirtioMmio:
         self._notify = notify
         self._irq = irq
         self._state = TransportState()
-        self._complaints = Complaints(log.warning)
+        self._rate_limited = RateLimitedLog(log.warning)
 
     # -- for the device ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class VirtioMmio:
 
     def fail(self, error: QueueError) -> None:
         """The driver is wrong: nothing more is done for it until it resets the device (2.1.2)."""
-        self._complaints.tell(f"virtio device {self._device_id}: {error}; it waits for a reset")
+        self._rate_limited.tell(f"virtio device {self._device_id}: {error}; it waits for a reset")
         self._state.status |= Status.NEEDS_RESET
         if self._state.status & Status.DRIVER_OK:
             self.interrupt(Interrupt.CONFIG)

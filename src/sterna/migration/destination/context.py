@@ -12,12 +12,12 @@ from sterna.migration import handshake
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.streamsource import ChannelSource
-from sterna.migration.destination.leftovers import Leftovers
-from sterna.migration.destination.multifd.lobby import Lobby
+from sterna.migration.destination.multifd.pending import PendingChannels
 from sterna.migration.destination.multifd.receiver import MultifdReceiver
-from sterna.migration.doubt import OutcomeRecord
-from sterna.migration.guest import Guest
+from sterna.migration.destination.unmatched import UnmatchedParts
+from sterna.migration.guest import MigratableGuest
 from sterna.migration.handshake import Hello, Nack, PrivateMessage, Ready, Running
+from sterna.migration.outcome_query import OutcomeRecord
 from sterna.migration.parameters import Parameters
 from sterna.migration.process import OwnProcess, ProcessWatch
 from sterna.migration.progress import Progress
@@ -36,16 +36,16 @@ class Wait:
     :ivar id: names this wait in the greeting
     :ivar silence_seconds: how long the source may send nothing, or less than a page of guest RAM, before it is given up; None
         for ever
-    :ivar lobby: where multifd channels arrive; None where there can be but one connection
+    :ivar pending_channels: where multifd channels arrive; None where there can be but one connection
     """
 
-    guest: Guest
+    guest: MigratableGuest
     parameters: Parameters
     record: OutcomeRecord
     id: uuid.UUID
     cancellation: Cancellation
     silence_seconds: float | None = None
-    lobby: Lobby | None = None
+    pending_channels: PendingChannels | None = None
 
 
 class DestinationContext:
@@ -72,7 +72,7 @@ class DestinationContext:
         self.reader = StreamReader(ChannelSource(channel, head, wait.silence_seconds, least_bytes))
         self.digest = RollingDigest(self.guest.ram_blocks, zero=True, patient=True)
         self.multifd = MultifdReceiver(count, self.guest.uuid, channel, self.cancellation.check)
-        self.leftovers = Leftovers(self.guest, self.parameters.ignored_sections)
+        self.unmatched = UnmatchedParts(self.guest, self.parameters.ignored_sections)
         self.process = OwnProcess()
         self.watch: ProcessWatch | None = None
         self.started = False

@@ -19,7 +19,7 @@ class Greeting:
     """Obeys the source's commands.
 
     :ivar commands: by kind, how each is obeyed
-    :ivar disagreement: what keeps the guest out; said as soon as the source can hear it
+    :ivar configuration_error: what keeps the guest out; said as soon as the source can hear it
     :ivar return_path: the source listens
     :ivar greeted: the source is a sterna
     :ivar offer: how a sterna names the migration; None until it has
@@ -33,7 +33,7 @@ class Greeting:
             Command.PING: self._take_ping,
             PrivateCommand.OFFER: self._take_offer,
         }
-        self.disagreement: StreamError | None = None
+        self.configuration_error: StreamError | None = None
         self.return_path = False
         self.greeted = False
         self.offer: Offer | None = None
@@ -51,12 +51,12 @@ class Greeting:
         """
         self.commands.get(command.kind, self._refuse)(command)
 
-    def require_agreement(self) -> None:
+    def require_configuration(self) -> None:
         """
         :raise StreamError: When the source's configuration does not fit.
         """
-        if self.disagreement is not None:
-            raise self.disagreement
+        if self.configuration_error is not None:
+            raise self.configuration_error
 
     def _refuse(self, command: CommandPiece) -> NoReturn:
         raise self._context.reader.error(f"command {command.kind:#x} is not supported here")
@@ -70,7 +70,7 @@ class Greeting:
             return
         if value == handshake.GREETING and not self.greeted:
             self.greeted = True
-            self.require_agreement()
+            self.require_configuration()
             self._context.progress.note(peer="sterna")
             self._context.answer(PrivateMessage.HELLO, self._hello())
         elif self.verifies:

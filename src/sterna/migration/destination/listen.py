@@ -1,9 +1,9 @@
 """Waiting for a guest: the listener, and what each connection to it turns out to be.
 
 A connection brings a migration stream, or the pages of one (`sterna.migration.destination.multifd`), or the question who runs a
-guest (`sterna.migration.doubt`). One stream is taken in at a time, questions are answered beside it. After a failure the listener
-goes on waiting for another attempt; after a success it stays until the source has confirmed. A source that falls silent is given
-up, so that it does not keep others out for ever.
+guest (`sterna.migration.outcome_query`). One stream is taken in at a time, questions are answered beside it. After a failure the
+listener goes on waiting for another attempt; after a success it stays until the source has confirmed. A source that falls silent
+is given up, so that it does not keep others out for ever.
 """
 
 import threading
@@ -14,28 +14,28 @@ from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
 
-from sterna.migration import doubt, handshake
+from sterna.migration import handshake, outcome_query
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.sockets import Listener, SocketChannel
 from sterna.migration.destination.context import DestinationContext, Wait
-from sterna.migration.destination.multifd.lobby import Lobby
+from sterna.migration.destination.multifd.pending import PendingChannels
 from sterna.migration.destination.run import Destination
-from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
+from sterna.migration.outcome_query import OutcomeRecord
 from sterna.migration.parameters import Parameters
 from sterna.migration.process import ProcessWatch
 from sterna.migration.progress import Emit, Progress
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
-from sterna.ownership import Event, Standing
+from sterna.ownership import Event, OwnershipState
 from sterna.stream import sections
 from sterna.stream.multifd.format import INIT_BYTES, MAGIC, decode_init
 from sterna.stream.return_path import ReturnMessage
 from sterna.stream.wire import Command, StreamError
 
-_HEAD_BYTES = len(doubt.QUESTION)
+_HEAD_BYTES = len(outcome_query.QUESTION)
 _MULTIFD = MAGIC.to_bytes(4, "big")
 _HEAD_SECONDS = 10.0
 _GREETING = sections.command(Command.PING, handshake.GREETING.to_bytes(4, "big"))
@@ -70,7 +70,7 @@ class Incoming:
     """
 
     def __init__(
-        self, guest: Guest, uri: uris.Uri, parameters: Parameters, record: OutcomeRecord, emit: Emit
+        self, guest: MigratableGuest, uri: uris.Uri, parameters: Parameters, record: OutcomeRecord, emit: Emit
     ) -> None:
         self._guest = guest
         self._uri = uri
@@ -86,7 +86,7 @@ class Incoming:
         """Connections that have not said what they want, the oldest first."""
         self._changed = threading.Condition()
         self._listener: Listener | None = None
-        self._lobby = Lobby()
+        self._pending_channels = PendingChannels()
         self._progress = self._new_progress()
         with ExitStack() as undo:
             undo.callback(self._cancellation.close)
@@ -105,7 +105,7 @@ class Incoming:
                 self._cancellation,
                 # Whoever set up a one-way channel, or a connection of his own, keeps no one else out.
                 SILENCE_SECONDS if self._listener else None,
-                self._lobby if self._listener else None,
+                self._pending_channels if self._listener else None,
             )
             self._progress.enter(MigrationStatus.SETUP)
             self._thread = threading.Thread(target=run, name="incoming", daemon=True)
@@ -123,7 +123,7 @@ class Incoming:
     def info(self) -> MigrationInfo:
         """The present or last attempt."""
         info = self._progress.snapshot()
-        arrived = self._guest.ownership.standing is Standing.ARRIVED
+        arrived = self._guest.ownership.state is OwnershipState.ARRIVED
         info = replace(info, in_doubt=info.in_doubt and arrived)
         return replace(info, socket_address=self.uri) if self._listener else info
 
@@ -150,7 +150,7 @@ class Incoming:
         """Stop waiting; an attempt under way is given up. Returns when all threads have ended."""
         self.refuse()
         self._thread.join()
-        self._lobby.close()
+        self._pending_channels.close()
         for thread in list(self._connections):
             thread.join()
         self._cancellation.close()
@@ -215,7 +215,7 @@ class Incoming:
         """Wait a moment for the ends of connections whose peers have gone, or of the oldest that has not said what it wants: a
         source that comes right behind them is welcome.
         """
-        self._lobby.sweep()
+        self._pending_channels.sweep()
         with self._changed:
             if self._is_full() and self._strangers:
                 self._strangers.pop(0).shut_down()
@@ -236,15 +236,15 @@ class Incoming:
                     init = decode_init(head + self._read_exactly(channel, INIT_BYTES - len(head)))
                     if self._is_known(channel):
                         stack.pop_all()
-                        self._lobby.enter(init, channel)
+                        self._pending_channels.enter(init, channel)
                     return
-                if head in (doubt.QUESTION, doubt.CONFIRMATION, doubt.CANCELLATION):
-                    migration_id = self._read_exactly(channel, doubt.ID_BYTES)
-                    if len(migration_id) < doubt.ID_BYTES or not self._is_known(channel):
+                if head in (outcome_query.QUESTION, outcome_query.CONFIRMATION, outcome_query.CANCELLATION):
+                    migration_id = self._read_exactly(channel, outcome_query.ID_BYTES)
+                    if len(migration_id) < outcome_query.ID_BYTES or not self._is_known(channel):
                         return
-                    if head == doubt.QUESTION:
-                        doubt.answer(channel, self._record, migration_id)
-                    elif head == doubt.CONFIRMATION:
+                    if head == outcome_query.QUESTION:
+                        outcome_query.answer(channel, self._record, migration_id)
+                    elif head == outcome_query.CONFIRMATION:
                         self._confirm(migration_id)
                     else:
                         self._record.note_cancelled(migration_id)
@@ -271,7 +271,7 @@ class Incoming:
             self._guest.ownership.apply(Event.CONFIRMED, migration_id)
             self._enough.set()
 
-    def look_at_source(self) -> None:
+    def check_source(self) -> None:
         """A source that has ended asks no more, and takes nothing for the end of the guest."""
         watch, migration = self._watch, self._guest.ownership.hold.migration
         if watch is not None and watch.ended:
@@ -304,7 +304,7 @@ class Incoming:
                 context = DestinationContext(self._wait, channel, head, self._progress)
                 Destination(context).run()
             finally:
-                runs = self._guest.ownership.standing is not Standing.ABSENT
+                runs = self._guest.ownership.state is not OwnershipState.ABSENT
                 watch = context.watch if context is not None else None
                 if runs:
                     self._watch = watch

@@ -18,7 +18,7 @@ from sterna.stream.reader import VmDescription
 from sterna.stream.vmstate import DeviceState
 
 
-class Mismatch(VerificationError):
+class RamMismatch(VerificationError):
     """Guest RAM differs; `nack` has the details for the source."""
 
     def __init__(self, nack: Nack) -> None:
@@ -54,7 +54,7 @@ class Load(Phase):
     def run(self, stack: ExitStack) -> Start:
         context = self._context
         self._check_complete()
-        left_behind = context.leftovers.settle(self._read_description())
+        left_behind = context.unmatched.judge(self._read_description())
         context.progress.note(left_behind=left_behind)
         digest = self._compare()
         context.guest.load_devices(self._arrived.devices, context.parameters.ignored_sections)
@@ -64,7 +64,7 @@ class Load(Phase):
 
     def _check_complete(self) -> None:
         context, bits = self._context, self._arrived.page_bits
-        for block in (*context.guest.ram_blocks, *context.leftovers.ram_blocks):
+        for block in (*context.guest.ram_blocks, *context.unmatched.ram_blocks):
             missing = full_bitmap(block.size >> bits) & ~self._arrived.received[block.name]
             if missing.any():
                 word = int((missing != 0).argmax())
@@ -110,7 +110,7 @@ class Load(Phase):
             block = next(b for b in context.guest.ram_blocks if b.name == different.block)
             pages = page_digests(block, different.chunk).astype(">u8").tobytes()
         reason = f"guest RAM differs from the source's: {different}"
-        raise Mismatch(Nack(reason, different.block, different.chunk, pages, ours.hex))
+        raise RamMismatch(Nack(reason, different.block, different.chunk, pages, ours.hex))
 
     def _our_digest(self) -> RamDigest:
         if self._arrived.digest is not None:

@@ -27,8 +27,8 @@ class Receive(Phase):
     ) -> None:
         self._context, self._greeting, self._first = context, greeting, first
         self._page_bits = page_bits
-        guest, leftovers = context.guest, context.leftovers
-        self._decoder = RamDecoder(guest.ram_blocks, page_bits, fresh=True, adopt=leftovers.adopt)
+        guest, unmatched = context.guest, context.unmatched
+        self._decoder = RamDecoder(guest.ram_blocks, page_bits, fresh=True, adopt=unmatched.adopt)
         for block in guest.ram_blocks:
             self._decoder.written[block.name] = context.digest.marks(block.name)
         self._ram_ended = False
@@ -87,7 +87,7 @@ class Receive(Phase):
         elif greeting.greeted:
             raise reader.error("this machine has no such device")
         else:
-            context.leftovers.take_section(reader, header)
+            context.unmatched.take_section(reader, header)
 
     def _read_ram(self, piece: SectionPiece) -> None:
         context, reader, decoder = self._context, self._context.reader, self._decoder
@@ -98,27 +98,27 @@ class Receive(Phase):
         match piece.type:
             case SectionType.START:
                 decoder.read_setup(reader)
-                blocks = (*context.guest.ram_blocks, *context.leftovers.ram_blocks)
+                blocks = (*context.guest.ram_blocks, *context.unmatched.ram_blocks)
                 context.multifd.begin(blocks, self._page_bits, decoder.written)
-                self._meet_channels(last=False)
+                self._sync_channels(last=False)
             case SectionType.PART | SectionType.END:
                 before = decoder.statistics()
                 decoder.read_records(reader)
-                multifd_bytes = self._meet_channels(last=piece.type is SectionType.END)
+                multifd_bytes = self._sync_channels(last=piece.type is SectionType.END)
                 now = decoder.statistics()
                 normal = now.normal + self._multifd_pages
                 context.progress.received(now.bytes - before.bytes + multifd_bytes, normal, now.duplicate)
                 self._ram_ended = piece.type is SectionType.END
-                context.leftovers.check_block(decoder.block)
+                context.unmatched.check_block(decoder.block)
             case _:
                 raise reader.error("the section must come in parts")
 
-    def _meet_channels(self, *, last: bool) -> int:
+    def _sync_channels(self, *, last: bool) -> int:
         """What follows an EOS waits for what the multifd channels have before it.
 
         :return: bytes that came on them since the EOS before
         """
         context = self._context
-        came = context.multifd.meet(context.wait.silence_seconds, self._decoder.received, last=last)
+        came = context.multifd.sync(context.wait.silence_seconds, self._decoder.received, last=last)
         self._multifd_pages += came.pages
         return came.size

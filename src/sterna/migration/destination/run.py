@@ -12,7 +12,7 @@ import msgspec
 from sterna.host.printable import describe
 from sterna.migration.destination.context import DestinationContext
 from sterna.migration.destination.greeting import Greeting
-from sterna.migration.destination.load import Mismatch
+from sterna.migration.destination.load import RamMismatch
 from sterna.migration.destination.setup import SetUp
 from sterna.migration.errors import Cancelled, ChannelError
 from sterna.migration.handshake import (
@@ -21,7 +21,7 @@ from sterna.migration.handshake import (
 )
 from sterna.migration.phase import run_phases
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Outcome, Standing
+from sterna.ownership import AttemptOutcome, OwnershipState
 from sterna.stream.return_path import shut
 from sterna.stream.wire import StreamCut
 
@@ -38,7 +38,7 @@ class Destination:
     @property
     def _is_here(self) -> bool:
         """The RAM is the guest's from now on, whatever fails: its source has given it up, or may have."""
-        return self._context.guest.ownership.standing is not Standing.ABSENT
+        return self._context.guest.ownership.state is not OwnershipState.ABSENT
 
     def run(self) -> None:
         """Take in the guest and start it; the outcome is in the progress."""
@@ -52,18 +52,18 @@ class Destination:
                 self._keep(error)
             else:
                 # Why a channel failed is also why the main channel then ended.
-                self._give_up(self._greeting.disagreement or context.multifd.error or error)
+                self._give_up(self._greeting.configuration_error or context.multifd.error or error)
         finally:
             self._end()
 
     def _end(self) -> None:
         context = self._context
-        lobby = context.wait.lobby
+        pending_channels = context.wait.pending_channels
         for end in (
-            *(() if lobby is None else (lobby.shut,)),
+            *(() if pending_channels is None else (pending_channels.shut,)),
             context.digest.close,
             context.multifd.close,
-            context.leftovers.close,
+            context.unmatched.close,
             context.process.close,
         ):
             try:
@@ -83,15 +83,15 @@ class Destination:
             text = "it is ending"
         elif isinstance(error, StreamCut):
             text += "; the source gave it up or ended, or the connection broke"
-        abandoned = bool(migration_id) and context.record.give_up(migration_id) is Outcome.ABANDONED
+        abandoned = bool(migration_id) and context.record.give_up(migration_id) is AttemptOutcome.ABANDONED
         self._tell(error, text, abandoned=migration_id.hex() if abandoned else "")
         context.multifd.close()
         context.digest.close()
         for block in context.guest.ram_blocks:
             block.discard()
-        if context.wait.lobby is not None:
+        if context.wait.pending_channels is not None:
             # Who hears of the failure may begin again at once: its channels are the next attempt's.
-            context.wait.lobby.shut()
+            context.wait.pending_channels.shut()
         if context.cancellation.is_set:
             context.progress.enter(MigrationStatus.CANCELLED)
         else:
@@ -123,7 +123,7 @@ class Destination:
         try:
             with context.last_words():
                 if self._greeting.greeted:
-                    nack = error.nack if isinstance(error, Mismatch) else Nack(text)
+                    nack = error.nack if isinstance(error, RamMismatch) else Nack(text)
                     context.answer(PrivateMessage.NACK, msgspec.structs.replace(nack, abandoned=abandoned))
                 else:
                     channel.send(shut(1).encode())

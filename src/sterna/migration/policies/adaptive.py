@@ -9,7 +9,7 @@
 """
 
 from sterna.migration.parameters import PolicyType
-from sterna.migration.policy import Continue, Decision, Policy, Situation, SwitchOver
+from sterna.migration.policy import Continue, ConvergenceState, Decision, Policy, SwitchOver
 from sterna.migration.verdict import is_losing, verdict
 
 _CHEAP = 0.85
@@ -29,37 +29,35 @@ class Adaptive(Policy):
         self._polished = 0
         self._throttle = 0
 
-    def after_pass(self, situation: Situation) -> Decision:
-        if situation.fits:
-            if self._polished < _POLISHING_PASSES and self._is_worth_another(situation):
+    def after_pass(self, state: ConvergenceState) -> Decision:
+        if state.fits:
+            if self._polished < _POLISHING_PASSES and self._is_worth_another(state):
                 self._polished += 1
-                return Continue(self._throttle, encode=_is_encoding_worth_it(situation))
+                return Continue(self._throttle, encode=_is_encoding_worth_it(state))
             return SwitchOver()
         self._polished = 0
-        if is_losing(situation):
-            self._throttle = max(self._throttle, self._raised(situation))
-        self._throttle = min(self._throttle, situation.limits.throttle_percent)
+        if is_losing(state):
+            self._throttle = max(self._throttle, self._raised(state))
+        self._throttle = min(self._throttle, state.limits.throttle_percent)
         # With the new throttle it is expected to converge; only what cannot be helped is a verdict.
-        helped = self._throttle > situation.last.throttle_percent
-        text = "" if helped else verdict(situation)
-        return Continue(self._throttle, text, _is_encoding_worth_it(situation))
+        helped = self._throttle > state.last.throttle_percent
+        text = "" if helped else verdict(state)
+        return Continue(self._throttle, text, _is_encoding_worth_it(state))
 
     @staticmethod
-    def _is_worth_another(situation: Situation) -> bool:
-        gain = situation.pages_ms * (1 - situation.ratio)
-        return situation.ratio <= _CHEAP and gain >= max(_GAIN_MS, _GAIN_SHARE * situation.predicted.total)
+    def _is_worth_another(state: ConvergenceState) -> bool:
+        gain = state.pages_ms * (1 - state.ratio)
+        return state.ratio <= _CHEAP and gain >= max(_GAIN_MS, _GAIN_SHARE * state.predicted.total)
 
     @staticmethod
-    def _raised(situation: Situation) -> int:
-        running = 100 - situation.last.throttle_percent
-        percent = 100 - round(running * _AIM / situation.ratio)
-        return min(
-            max(percent, situation.last.throttle_percent + _LEAST_STEP), situation.limits.throttle_percent
-        )
+    def _raised(state: ConvergenceState) -> int:
+        running = 100 - state.last.throttle_percent
+        percent = 100 - round(running * _AIM / state.ratio)
+        return min(max(percent, state.last.throttle_percent + _LEAST_STEP), state.limits.throttle_percent)
 
 
-def _is_encoding_worth_it(situation: Situation) -> bool:
-    return situation.last.number == 1 or situation.rest_seconds <= situation.whole_seconds
+def _is_encoding_worth_it(state: ConvergenceState) -> bool:
+    return state.last.number == 1 or state.rest_seconds <= state.whole_seconds
 
 
 POLICY = PolicyType("adaptive", lambda parameters: Adaptive())

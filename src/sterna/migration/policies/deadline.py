@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from sterna.migration.parameters import PolicyType
 from sterna.migration.policies.adaptive import Adaptive
-from sterna.migration.policy import Continue, Decision, GiveUp, Policy, Sending, Situation, SwitchOver
+from sterna.migration.policy import (
+    Continue,
+    ConvergenceState,
+    Decision,
+    GiveUp,
+    PassProgress,
+    Policy,
+    SwitchOver,
+)
 from sterna.migration.verdict import explain
 
 _MARGIN = 0.9
@@ -30,40 +38,40 @@ class Deadline(Policy):
         self._adaptive = Adaptive()
         self._throttle = 0
 
-    def after_pass(self, situation: Situation) -> Decision:
-        left = self._seconds - situation.elapsed_seconds
-        decision = self._adaptive.after_pass(situation)
+    def after_pass(self, state: ConvergenceState) -> Decision:
+        left = self._seconds - state.elapsed_seconds
+        decision = self._adaptive.after_pass(state)
         if isinstance(decision, SwitchOver):
             return decision
-        if situation.fits and situation.rest_seconds > left * _MARGIN:
+        if state.fits and state.rest_seconds > left * _MARGIN:
             return SwitchOver()
-        if situation.rest_seconds > left:
-            return GiveUp(f"the deadline of {self._seconds:g} s cannot be kept: {explain(situation)}")
+        if state.rest_seconds > left:
+            return GiveUp(f"the deadline of {self._seconds:g} s cannot be kept: {explain(state)}")
         assert isinstance(decision, Continue)
-        if not situation.fits:
-            self._throttle = max(self._throttle, self._needed(situation, left * _MARGIN))
+        if not state.fits:
+            self._throttle = max(self._throttle, self._needed(state, left * _MARGIN))
         throttle = max(decision.throttle_percent, self._throttle)
-        return replace(decision, throttle_percent=min(throttle, situation.limits.throttle_percent))
+        return replace(decision, throttle_percent=min(throttle, state.limits.throttle_percent))
 
-    def during_pass(self, sending: Sending) -> GiveUp | None:
-        left = self._seconds - sending.elapsed_seconds
-        needed = sending.remaining_bytes / sending.bytes_per_second if sending.bytes_per_second else 0.0
-        if left <= 0 or (sending.elapsed_seconds >= _LEAST_ELAPSED and needed > left * _CERTAIN):
+    def during_pass(self, progress: PassProgress) -> GiveUp | None:
+        left = self._seconds - progress.elapsed_seconds
+        needed = progress.remaining_bytes / progress.bytes_per_second if progress.bytes_per_second else 0.0
+        if left <= 0 or (progress.elapsed_seconds >= _LEAST_ELAPSED and needed > left * _CERTAIN):
             return GiveUp(
-                f"the deadline of {self._seconds:g} s cannot be kept: pass {sending.number} has "
-                f"{sending.remaining_bytes / 1e6:.0f} MB to go at {sending.bytes_per_second / 1e6:.1f} MB/s"
+                f"the deadline of {self._seconds:g} s cannot be kept: pass {progress.number} has "
+                f"{progress.remaining_bytes / 1e6:.0f} MB to go at {progress.bytes_per_second / 1e6:.1f} MB/s"
             )
         return None
 
     @staticmethod
-    def _needed(situation: Situation, seconds: float) -> int:
+    def _needed(state: ConvergenceState, seconds: float) -> int:
         """The least throttle with which the passes to come should be over in so many seconds."""
-        target = max(situation.limits.downtime_seconds * 1000 - situation.other_ms, 1.0)
-        shrink = min(target / max(situation.pages_ms, 1e-3), 1.0)
-        now = situation.last.throttle_percent
+        target = max(state.limits.downtime_seconds * 1000 - state.other_ms, 1.0)
+        shrink = min(target / max(state.pages_ms, 1e-3), 1.0)
+        now = state.last.throttle_percent
         for percent in range(now, 100):
-            ratio = situation.ratio * (100 - percent) / (100 - now)
-            if ratio < 1 and situation.rest_seconds * _sum_of_passes(ratio, shrink) <= seconds:
+            ratio = state.ratio * (100 - percent) / (100 - now)
+            if ratio < 1 and state.rest_seconds * _sum_of_passes(ratio, shrink) <= seconds:
                 return percent
         return 99
 

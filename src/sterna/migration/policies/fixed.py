@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sterna.memory.address import PAGE_SIZE
 from sterna.migration.parameters import Parameters, PolicyType
-from sterna.migration.policy import Continue, Decision, Policy, Situation, SwitchOver
+from sterna.migration.policy import Continue, ConvergenceState, Decision, Policy, SwitchOver
 from sterna.migration.verdict import verdict
 
 _PASSES_PER_STEP = 2
@@ -61,12 +61,12 @@ class Fixed(Policy):
     def __init__(self, parameters: Parameters) -> None:
         self._auto_converge = AutoConverge(parameters)
 
-    def after_pass(self, situation: Situation) -> Decision:
-        dirty_bytes = situation.dirty_pages * PAGE_SIZE
-        if dirty_bytes <= situation.bytes_per_second * situation.limits.downtime_seconds:
+    def after_pass(self, state: ConvergenceState) -> Decision:
+        dirty_bytes = state.dirty_pages * PAGE_SIZE
+        if dirty_bytes <= state.bytes_per_second * state.limits.downtime_seconds:
             return SwitchOver()
-        throttle = self._auto_converge.after_pass(situation.last.bytes, dirty_bytes)
-        return Continue(throttle, verdict(situation))
+        throttle = self._auto_converge.after_pass(state.last.bytes, dirty_bytes)
+        return Continue(throttle, verdict(state))
 
 
 POLICY = PolicyType("fixed", Fixed, own=False)

@@ -10,18 +10,18 @@ from sterna.migration.audit import Audit
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.channels.channel import Channel
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
 from sterna.migration.parameters import Parameters
 from sterna.migration.peer import Greeted, Peer
 from sterna.migration.process import OwnProcess
 from sterna.migration.progress import Progress
 from sterna.migration.source.dirtylogging import DirtyLogging
-from sterna.migration.source.doubt import Doubt
+from sterna.migration.source.outcome_query import OutcomeQuery
 from sterna.migration.transport.multifd.sender import MultifdSettings
 from sterna.migration.transport.ratelimit import RateLimiter
 from sterna.migration.transport.sender import PageSender
 from sterna.migration.transport.work import SentPages
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 from sterna.stream.multifd.format import NO_TOKEN, NO_UUID
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS
 from sterna.stream.xbzrle.cache import XbzrleCache
@@ -39,7 +39,7 @@ class SourceContext:
     :ivar overdue: the cancellation is the switchover's time limit, and not the user's
     """
 
-    guest: Guest
+    guest: MigratableGuest
     uri: uris.Uri
     parameters: Parameters
     progress: Progress
@@ -48,7 +48,7 @@ class SourceContext:
     def __post_init__(self) -> None:
         guest, parameters = self.guest, self.parameters
         self.migration_id = uuid.uuid4()
-        self.doubt = Doubt(guest.ownership, self.migration_id.bytes, self.uri)
+        self.outcome_query = OutcomeQuery(guest.ownership, self.migration_id.bytes, self.uri)
         self.process = OwnProcess()
         self.cancellation = Cancellation()
         self.limiter = RateLimiter(parameters.number("max-bandwidth"), sleep=self.cancellation.sleep)
@@ -73,8 +73,8 @@ class SourceContext:
         self.progress.note(migration_id=str(self.migration_id), total=total)
 
     def _stop_watching(self) -> None:
-        if self.guest.ownership.standing is not Standing.IN_DOUBT:
-            self.doubt.stop_watching()
+        if self.guest.ownership.state is not OwnershipState.IN_DOUBT:
+            self.outcome_query.stop_watching()
 
     def expire(self) -> None:
         """The guest has been stopped for too long: give the switchover up, as a cancel would."""

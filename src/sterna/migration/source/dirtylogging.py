@@ -1,12 +1,12 @@
 """The guest's dirty log while it migrates."""
 
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
 
 
 class DirtyLogging:
     """The dirty log of one migration, and the throttle that goes with it: both end together, however the migration ends."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: MigratableGuest) -> None:
         self._guest = guest
         self._on = False
         self._percent = 0

@@ -31,7 +31,7 @@ class HandOver(Phase):
 
     def __init__(self, context: SourceContext, link: Link, end: bytes, timeline: Timeline) -> None:
         self._context, self._link, self._end, self._timeline = context, link, end, timeline
-        self._doubt, self._channel, self._peer = context.doubt, link.channel, link.peer
+        self._query, self._channel, self._peer = context.outcome_query, link.channel, link.peer
 
     def run(self, stack: ExitStack) -> None:
         """
@@ -76,7 +76,7 @@ class HandOver(Phase):
         ready = self._peer.wait_ready()
         if not ready.watches:
             # Whoever cannot see this process end would have to keep the guest for ever, were it watched.
-            self._doubt.stop_watching()
+            self._query.stop_watching()
         return ready
 
     def _commit(self, stop_ns: int, clock_offset_ns: int) -> tuple[int, str]:
@@ -85,22 +85,22 @@ class HandOver(Phase):
         :return: its CLOCK_REALTIME just before the first guest instruction, and its note on the clocks
         :raise MigrationError: When the guest is the source's, or nobody knows (`InDoubt`).
         """
-        watched = self._doubt.watch is not None
+        watched = self._query.watch is not None
         payload = handshake.encode(Commit(stop_ns, clock_offset_ns, watched))
         data = sections.command(handshake.PrivateCommand.COMMIT, payload)
         self._send_decisive(data, least=len(data))  # less has no checksum, and counts for nothing
         try:
             running = self._peer.wait_running()
         except (MigrationError, StreamError) as error:
-            if isinstance(error, NackError) and error.nack.abandoned == self._doubt.migration_id.hex():
-                self._doubt.apply(Event.ABANDONED)
+            if isinstance(error, NackError) and error.nack.abandoned == self._query.migration_id.hex():
+                self._query.apply(Event.ABANDONED)
                 raise
-            self._doubt.apply(Event.CONNECTION_LOST)
-            if isinstance(error, Cancelled) and not isinstance(self._doubt.uri, uris.ListeningUri):
+            self._query.apply(Event.CONNECTION_LOST)
+            if isinstance(error, Cancelled) and not isinstance(self._query.uri, uris.ListeningUri):
                 self._keep_connection()  # it cannot be asked on another
             self._channel.close()
             return self._ask(error), ""
-        self._doubt.apply(Event.RUNS)
+        self._query.apply(Event.RUNS)
         self._channel.watch(self._context.closing)
         self._peer.confirm()
         return running.clock_ns, running.clock_note
@@ -117,57 +117,57 @@ class HandOver(Phase):
 
     def _hand_to_qemu(self) -> None:
         """Send the stream's end to a QEMU, which starts the guest upon it."""
-        self._doubt.kind = PeerKind.QEMU
+        self._query.kind = PeerKind.QEMU
         self._peer.await_loading()
         self._send_decisive(self._end, least=1)
         try:
             self._peer.wait_shut()
         except ShutError as error:
-            self._doubt.apply(Event.SHUT_WITH_ERROR)
-            raise InDoubt(f"{error} after the end of the stream; {self._doubt.advice}") from error
+            self._query.apply(Event.SHUT_WITH_ERROR)
+            raise InDoubt(f"{error} after the end of the stream; {self._query.advice}") from error
         except Cancelled:
             # Nobody but the connection tells, and its time limit or its user's cancel change nothing any more.
             self._keep_connection()
             self._resolve()
             return
         except (MigrationError, StreamError) as error:
-            self._doubt.apply(Event.CONNECTION_LOST)
-            raise InDoubt(f"{ConnectionWitness.silence} ({error}); {self._doubt.advice}") from error
-        self._doubt.apply(Event.RUNS)
+            self._query.apply(Event.CONNECTION_LOST)
+            raise InDoubt(f"{ConnectionWitness.silence} ({error}); {self._query.advice}") from error
+        self._query.apply(Event.RUNS)
 
     def _hand_one_way(self) -> None:
         """Send the stream's end where nobody answers."""
-        if isinstance(self._doubt.uri, FileUri):
+        if isinstance(self._query.uri, FileUri):
             # Nobody reads it before it is complete.
             self._channel.send(self._end)
             try:
                 self._channel.finish()
             except Unsynced:
-                self._doubt.apply(Event.SAVED)
+                self._query.apply(Event.SAVED)
                 raise
-            self._doubt.apply(Event.SAVED)
+            self._query.apply(Event.SAVED)
             return
-        self._doubt.kind = PeerKind.SILENT
+        self._query.kind = PeerKind.SILENT
         self._channel.await_reader()
         self._send_decisive(self._end, least=1)
         try:
             self._channel.finish()
         except Cancelled:
             if isinstance(self._channel, ExecChannel):
-                self._doubt.witness = CommandWitness(self._channel)
+                self._query.witness = CommandWitness(self._channel)
             self._resolve()
             return
         except MigrationError as error:
-            self._doubt.apply(Event.NO_ANSWER)
-            raise InDoubt(f"{error}, after it was given all of the guest; {self._doubt.advice}") from error
-        self._doubt.apply(Event.HANDED_ON)
+            self._query.apply(Event.NO_ANSWER)
+            raise InDoubt(f"{error}, after it was given all of the guest; {self._query.advice}") from error
+        self._query.apply(Event.HANDED_ON)
 
     # -- what all of them need -------------------------------------------------------------------------------
 
     def _resolve(self) -> int:
         """Find out who runs the guest, for as long as the user lets it take when the switchover's time limit has passed."""
         seconds = self._context.parameters.seconds("x-sterna-doubt-timeout")
-        return self._doubt.wait(seconds, self._context.closing)
+        return self._query.wait(seconds, self._context.closing)
 
     def _keep_connection(self) -> None:
         """What the destination says of the guest is heard also when this migration's channel is closed."""
@@ -177,7 +177,7 @@ class HandOver(Phase):
             kept = self._channel.duplicate(self._context.closing)
         except OSError:  # no descriptor to spare
             return
-        self._doubt.witness = ConnectionWitness(kept, self._peer, self._doubt.kind, self._doubt.migration_id)
+        self._query.witness = ConnectionWitness(kept, self._peer, self._query.kind, self._query.migration_id)
 
     def _send_decisive(self, data: bytes, *, least: int) -> None:
         """Send what lets the destination start.
@@ -185,14 +185,14 @@ class HandOver(Phase):
         :param least: bytes of it that could be enough
         """
         self._channel.decisive_at = self._channel.transferred + least
-        self._doubt.apply(Event.COMMIT_SENT)
+        self._query.apply(Event.COMMIT_SENT)
         try:
             self._channel.send(data)
         except (ChannelError, Cancelled) as error:
             if self._channel.transferred < self._channel.decisive_at:
-                self._doubt.apply(Event.COMMIT_CUT)
+                self._query.apply(Event.COMMIT_CUT)
                 raise
             # Whoever has only part of it learns that there is no more, and may still say what it does.
             self._channel.end_writing()
             self._keep_connection()
-            raise InDoubt(f"{error}, while the stream's end was sent; {self._doubt.advice}") from error
+            raise InDoubt(f"{error}, while the stream's end was sent; {self._query.advice}") from error

@@ -13,7 +13,7 @@ class Passes:
     """The passes of one migration.
 
     :ivar cache: for XBZRLE; None without, and once pages are sent whole
-    :ivar written_pieces: of the digest of RAM, how many the last look at the log has left to be made; 0 without one
+    :ivar written_pieces: of the digest of RAM, how many the last sync of the log has left to be made; 0 without one
     """
 
     def __init__(self, context: SourceContext, link: Link) -> None:
@@ -38,11 +38,11 @@ class Passes:
         :raise LostWriteError: When the migration is audited, and a write is in neither.
         """
         merged = PassWork.merged(work, self._context.guest.ram_blocks, batches)
-        self._link.audit.look(merged, self._context.progress.pass_number)
+        self._link.audit.check_harvest(merged, self._context.progress.pass_number)
         return merged
 
-    def look(self, work: PassWork) -> PassWork:
-        """Take the dirty log, and add what it has."""
+    def sync(self, work: PassWork) -> PassWork:
+        """Take the dirty log, and add what it has (QEMU: migration_bitmap_sync)."""
         return self.merge(work, self.harvest())
 
     # -- sending ---------------------------------------------------------------------------------------------

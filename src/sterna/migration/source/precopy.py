@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 
 from sterna.memory.address import PAGE_SIZE
-from sterna.migration import doubt, handshake, policy
+from sterna.migration import handshake, outcome_query, policy
 from sterna.migration.backoff import Backoff
 from sterna.migration.errors import Cancelled, GivenUp
 from sterna.migration.forecast import Forecast
@@ -17,7 +17,7 @@ from sterna.migration.statistics import MigrationStatus
 from sterna.migration.transport.work import PassWork
 
 _PATIENCE_SECONDS = 5.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 """How long the destination is waited for after a pass, and how often that looks at what else there is."""
 _FEW_PAGES = 64
 """A pass of so many is sent in less time than a guest takes from one timer tick to the next."""
@@ -49,7 +49,7 @@ class Precopy(Phase):
         except Cancelled:
             # Later the guest would stand still for it: the destination also goes by the stream's end.
             if handshake.FEATURE_CANCEL in link.greeted.features:
-                doubt.tell_cancelled(context.uri, context.migration_id.bytes, context.closing)
+                outcome_query.tell_cancelled(context.uri, context.migration_id.bytes, context.closing)
             raise
 
     def _note_expectations(self) -> None:
@@ -92,10 +92,10 @@ class Precopy(Phase):
             work = self._back_off(work)
 
     def _decide(self, work: PassWork) -> policy.Decision:
-        situation = self._situation(work)
+        state = self._convergence_state(work)
         if self._nothing_left and work.pages <= _FEW_PAGES and not self._link.pages.unsent_bytes():
             return policy.SwitchOver()  # which fits every limit, 0 too
-        return self._policy.after_pass(situation)
+        return self._policy.after_pass(state)
 
     def _back_off(self, work: PassWork) -> PassWork:
         """Wait, where passes are short. What is written meanwhile goes with the next pass: it is no longer for the wait, and
@@ -106,8 +106,8 @@ class Precopy(Phase):
         if not wait:
             return work
         self._context.cancellation.sleep(wait)
-        work = self._passes.look(work)
-        progress.looked(work.pages)
+        work = self._passes.sync(work)
+        progress.synced(work.pages)
         return work
 
     # -- a pass ----------------------------------------------------------------------------------------------
@@ -117,13 +117,13 @@ class Precopy(Phase):
         self._context.progress.begin_pass(work.pages)
         for batch in work.batches():
             self._forecast.sent(self._passes.send(batch, final=False))
-            self._look_ahead(work)
+            self._check_policy(work)
         self._forecast.sent(self._passes.flush(final=False))
-        self._look_at_once(few)
+        self._sync_at_once(few)
         if self._link.greeted.kind is not PeerKind.SILENT:
             self._await_destination(work)
 
-    def _look_at_once(self, few: bool) -> None:
+    def _sync_at_once(self, few: bool) -> None:
         """After a pass of a few pages: has the guest written anything while they were sent?
 
         A guest writes something at each tick of its timer, and a tick nearly always falls into the wait for the destination.
@@ -131,7 +131,7 @@ class Precopy(Phase):
         """
         self._at_once = PassWork(())
         if few:
-            self._at_once = self._passes.look(self._at_once)
+            self._at_once = self._passes.sync(self._at_once)
         self._nothing_left = few and not self._at_once.pages
 
     def _await_destination(self, work: PassWork) -> None:
@@ -146,15 +146,15 @@ class Precopy(Phase):
         waiting, started = link.pages.unsent_bytes(), time.monotonic()
         progress.sent_other(link.peer.ping(number))
         waited = 0.0
-        while waited < _PATIENCE_SECONDS and not link.peer.ponged(number, _LOOK_SECONDS):
-            self._look_ahead(work)
+        while waited < _PATIENCE_SECONDS and not link.peer.ponged(number, _POLL_SECONDS):
+            self._check_policy(work)
             waited = time.monotonic() - started
         digest_seconds = 0.0
         if link.digest is not None:
             digest_seconds = link.digest.cost_seconds(self._passes.written_pieces)
         self._forecast.drained(time.monotonic() - started, waiting, digest_seconds)
 
-    def _look_ahead(self, work: PassWork) -> None:
+    def _check_policy(self, work: PassWork) -> None:
         progress, pages = self._context.progress, self._link.pages
         running = progress.running_pass
         self._forecast.link.observe(
@@ -162,8 +162,8 @@ class Precopy(Phase):
         )
         remaining = running.bytes * work.pages / running.pages if running.pages else 0.0
         rate = progress.bandwidth.bytes_per_second
-        sending = policy.Sending(running.number, progress.elapsed_seconds, remaining, rate)
-        if give_up := self._policy.during_pass(sending):
+        pass_progress = policy.PassProgress(running.number, progress.elapsed_seconds, remaining, rate)
+        if give_up := self._policy.during_pass(pass_progress):
             raise GivenUp(give_up.reason)
 
     # -- after a pass ----------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Precopy(Phase):
         self._forecast.finish_pass(paced, harvest_seconds)
         self._passes.finish(work.pages)
 
-    def _situation(self, work: PassWork) -> policy.Situation:
+    def _convergence_state(self, work: PassWork) -> policy.ConvergenceState:
         progress, parameters = self._context.progress, self._context.parameters
         digest, cache, rate = self._link.digest, self._passes.cache, self._context.limiter.rate
         size = work.pages * PAGE_SIZE if cache is None else cache.rest_bytes(work)
@@ -186,7 +186,7 @@ class Precopy(Phase):
             commits=self._link.greeted.kind is PeerKind.STERNA,
         )
         progress.predict(predicted)
-        return policy.Situation(
+        return policy.ConvergenceState(
             progress.passes,
             size,
             self._forecast.next_pass_seconds(work.pages, size, rate),

@@ -20,14 +20,14 @@ from sterna.migration.phase import Phase, run_phases
 from sterna.migration.source.context import SourceContext
 from sterna.migration.source.setup import SetUp
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 
 log = logging.getLogger(__name__)
 
 _QUESTION_SECONDS = 5.0
 """How long the user's own question to the destination may take."""
 
-_HANDED_OVER = frozenset({Standing.AWAY, Standing.SAVED, Standing.HANDED_ON})
+_HANDED_OVER = frozenset({OwnershipState.AWAY, OwnershipState.SAVED, OwnershipState.HANDED_ON})
 """Once it has come to that, nothing that fails here is a failure of the migration."""
 
 
@@ -45,7 +45,7 @@ class Source:
         word is waited for in doubt waits no longer.
         """
         self.context.progress.cancelling()
-        self.context.doubt.stop_waiting()  # first: what follows may begin that wait
+        self.context.outcome_query.stop_waiting()  # first: what follows may begin that wait
         self.context.cancellation.set()
 
     def abandon(self, reason: str) -> None:
@@ -57,7 +57,7 @@ class Source:
     def resolvable(self) -> bool:
         """Whether it ended in doubt, and still is."""
         hold = self.context.guest.ownership.hold
-        return hold.standing is Standing.IN_DOUBT and hold.migration == self.context.migration_id.bytes
+        return hold.state is OwnershipState.IN_DOUBT and hold.migration == self.context.migration_id.bytes
 
     def resolve_doubt(self, uri: uris.Uri | None) -> str:
         """After the migration: ask again who runs the guest. It stays stopped here.
@@ -67,21 +67,21 @@ class Source:
         :raise InDoubt: When nothing was.
         """
         try:
-            self.context.doubt.resolve(_QUESTION_SECONDS, self.context.closing, uri)
+            self.context.outcome_query.resolve(_QUESTION_SECONDS, self.context.closing, uri)
         except InDoubt:
             raise
         except MigrationError as error:
             found = f"{error}: it is this machine's, and 'cont' runs it"
         else:
-            runs = self.context.guest.ownership.standing is Standing.AWAY
+            runs = self.context.guest.ownership.state is OwnershipState.AWAY
             found = (
                 "the guest runs at the destination"
                 if runs
                 else "the command has all of the guest, and may run it"
             )
             self.context.guest.migrated_away()
-        self.context.doubt.stop_watching()
-        self.context.progress.settle(found)
+        self.context.outcome_query.stop_watching()
+        self.context.progress.resolve(found)
         return found
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -113,25 +113,25 @@ class Source:
     def _recover(self, error: Exception, begun: Sequence[Phase]) -> None:
         """The migration failed: logging off; if the guest is still this machine's, it runs if it ran before."""
         context = self.context
-        text, standing = describe(error), context.guest.ownership.standing
+        text, state = describe(error), context.guest.ownership.state
         if isinstance(error, Unsynced):
             text += "; the guest was saved, and stands still: 'cont' runs it"
-        elif standing in _HANDED_OVER:
+        elif state in _HANDED_OVER:
             log.error("after the guest has left: %s", text)
             self._leave()
             return
-        in_doubt = standing is Standing.IN_DOUBT
+        in_doubt = state is OwnershipState.IN_DOUBT
         if in_doubt and not isinstance(error, InDoubt):
-            text += f"; {context.doubt.advice}"
-        elif context.overdue and standing is Standing.OWNER:
+            text += f"; {context.outcome_query.advice}"
+        elif context.overdue and state is OwnershipState.OWNER:
             seconds = context.parameters.seconds("x-sterna-switchover-timeout")
             text = f"the destination did not take the stopped guest over within {seconds:.1f} s"
         for phase in begun:
             try:
-                phase.undo(standing)
+                phase.undo(state)
             except Exception as worse:
                 text += f"; and {phase.fault}: {worse}"
-        if context.cancellation.is_set and not context.overdue and standing is Standing.OWNER:
+        if context.cancellation.is_set and not context.overdue and state is OwnershipState.OWNER:
             context.progress.cancelling()
             context.progress.enter(MigrationStatus.CANCELLED)
         else:

@@ -20,7 +20,7 @@ from sterna.migration.source.reasons import in_their_words
 from sterna.migration.transport.multifd.sender import MultifdTransport
 from sterna.migration.transport.records import RAM_ID, RecordTransport
 from sterna.migration.transport.sender import PageSender, Transport
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 from sterna.stream import sections
 from sterna.stream.ram.setup import ram_setup
 from sterna.stream.wire import RAM_SECTION, RAM_VERSION
@@ -58,7 +58,7 @@ class SetUp(Phase):
         context.progress.sent_other(setup.size)
         return Precopy(context, Link(channel, peer, greeted, pages, cache, digest, audit))
 
-    def undo(self, standing: Standing) -> None:
+    def undo(self, state: OwnershipState) -> None:
         self._context.logging.stop()
 
     # -- what goes along -------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ class SetUp(Phase):
                 raise Refused(f"the destination's host cannot run this guest: {difference}")
             multifd = context.multifd
             channels, token = (multifd.channels, multifd.token.hex()) if multifd else (0, "")
-            context.doubt.watch = process.watch(greeted.process)
-            own = context.process.identity if context.doubt.watch is not None else None
+            context.outcome_query.watch = process.watch(greeted.process)
+            own = context.process.identity if context.outcome_query.watch is not None else None
             verifies = self._verifies(greeted)
             peer.offer(Offer(context.migration_id.hex, verifies, channels, token, own))
             return verifies

@@ -16,7 +16,7 @@ from sterna.migration.source.handover import HandOver
 from sterna.migration.source.passes import Passes
 from sterna.migration.statistics import MigrationStatus, Timeline
 from sterna.migration.transport.work import PassWork
-from sterna.ownership import Standing
+from sterna.ownership import OwnershipState
 from sterna.stream import sections
 from sterna.stream.description import stream_description
 from sterna.stream.vmstate import DeviceState, VmStateDescription
@@ -53,7 +53,7 @@ class SwitchOver(Phase):
         self._stopped = True
         timeline.stop = context.guest.stop_for_migration()
         timeline.stopped = time.time_ns()
-        rest = self._passes.look(self._rest)
+        rest = self._passes.sync(self._rest)
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool, self._digest_gives_up():
             digest: Future[RamDigest] | None = None
             if link.digest is not None:
@@ -65,14 +65,14 @@ class SwitchOver(Phase):
             end = self._make_end(devices, devices_digest, digest)
         return self._then(context, link, end, timeline)
 
-    def undo(self, standing: Standing) -> None:
+    def undo(self, state: OwnershipState) -> None:
         guest = self._context.guest
         if not self._stopped:
             return
-        match standing:
-            case Standing.OWNER:
+        match state:
+            case OwnershipState.OWNER:
                 guest.resume()
-            case Standing.IN_DOUBT:
+            case OwnershipState.IN_DOUBT:
                 guest.leave_in_doubt()
             case _:
                 guest.migrated_away()

@@ -39,7 +39,7 @@ class _Rest:
 class PassWork:
     """Pages to send, block by block; batches leave it as they are handed to the channel.
 
-    It owns the dirty bits it was made from. Whatever has not been sent when another look at the log is taken
+    It owns the dirty bits it was made from. Whatever has not been sent when the log is synced again
     joins the next pass's work (`merged`); when the migration ends early the bits need not return anywhere,
     because logging stops and every later migration begins with all pages. They stay bits until they are handed out.
 
@@ -60,7 +60,7 @@ class PassWork:
 
     @staticmethod
     def merged(left: "PassWork", blocks: Sequence[RamBlock], batches: Iterable[DirtyBatch]) -> "PassWork":
-        """What is left of one pass, and what a look at the dirty log found; each page once."""
+        """What is left of one pass, and what a sync of the dirty log found; each page once."""
         bitmaps: dict[str, Words] = {block.name: new_bitmap(block.pages) for block in blocks}
         left.merge_into(bitmaps)
         for batch in batches:
@@ -106,7 +106,7 @@ class PassWork:
 
 
 @dataclass(frozen=True)
-class PageHeat:
+class HeatMap:
     """How often the pages of a block were sent, in cells of neighbouring pages.
 
     :ivar pages: of the block
@@ -152,14 +152,14 @@ class SentPages:
         """The pass that sent it last; 0 for none."""
         return int(self._passes[block][page])
 
-    def heat(self, cells: int) -> list[PageHeat]:
+    def heat_maps(self, cells: int) -> list[HeatMap]:
         """How often pages were sent, with at most so many cells for each block. Any thread may ask."""
         found = []
         for block, times in self._times.items():
             size = max(1, -(-times.size // cells))
             starts = np.arange(0, times.size, size)
             found.append(
-                PageHeat(
+                HeatMap(
                     block,
                     int(times.size),
                     size,

@@ -95,4 +95,4 @@ class Part(Generic[_Block]):
             return reader.error(f"{what} has {size} bytes, more than a page", at + 1)
         code = reader.peek(head + 3 + size)[head + 3 :]
         fault, where = coding.check(bytes_array(code), 1 << self._page_bits)
-        return reader.error(f"{what} cannot be applied: {coding.Fault(fault).text}", at + 3 + int(where))
+        return reader.error(f"{what} cannot be applied: {coding.CodeFault(fault).text}", at + 3 + int(where))

@@ -35,7 +35,7 @@ from sterna.stream.xbzrle.statistics import XbzrleStatistics
 
 _SAMPLES = 256
 """Pages that are encoded to find what all would cost."""
-_LOOKS = 8
+_PROBES = 8
 _LEAST_CACHE = 1 << 20
 _TOGETHER: PageNumbers = np.zeros(0, dtype=np.int64)
 
@@ -257,7 +257,7 @@ class XbzrleCache:
         """Whether some of the pages seem to be zeros for the most part, without being zeros."""
         words = batch.block.data.view(np.uint64)
         per_page = PAGE_SIZE >> 3
-        for page in batch.pages[:: max(1, batch.pages.size // _LOOKS)].tolist():
+        for page in batch.pages[:: max(1, batch.pages.size // _PROBES)].tolist():
             content = words[page * per_page : (page + 1) * per_page]
             if content.any() and changes.is_sparse(content):
                 return True

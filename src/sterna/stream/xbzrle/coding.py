@@ -24,7 +24,7 @@ OVERFLOW = -1
 _LENGTH_BYTES = 2
 
 
-class Fault(IntEnum):
+class CodeFault(IntEnum):
     """What is wrong with a code."""
 
     NONE = 0
@@ -45,17 +45,17 @@ class Fault(IntEnum):
 
 
 _TEXTS = {
-    Fault.NONE: "nothing is wrong",
-    Fault.EMPTY: "it is empty",
-    Fault.CUT: "it is cut short",
-    Fault.LONG: "a run's length has more than 14 bits",
-    Fault.NO_RUN: "a run of no bytes",
-    Fault.OUTSIDE: "a run ends past the page",
+    CodeFault.NONE: "nothing is wrong",
+    CodeFault.EMPTY: "it is empty",
+    CodeFault.CUT: "it is cut short",
+    CodeFault.LONG: "a run's length has more than 14 bits",
+    CodeFault.NO_RUN: "a run of no bytes",
+    CodeFault.OUTSIDE: "a run ends past the page",
 }
 
 # Compiled code takes these as constants; an enumeration's members would cost it a lookup.
-_NONE, _EMPTY, _CUT = int(Fault.NONE), int(Fault.EMPTY), int(Fault.CUT)
-_LONG, _NO_RUN, _OUTSIDE = int(Fault.LONG), int(Fault.NO_RUN), int(Fault.OUTSIDE)
+_NONE, _EMPTY, _CUT = int(CodeFault.NONE), int(CodeFault.EMPTY), int(CodeFault.CUT)
+_LONG, _NO_RUN, _OUTSIDE = int(CodeFault.LONG), int(CodeFault.NO_RUN), int(CodeFault.OUTSIDE)
 _ONES = 0x0101010101010101
 _TOPS = 0x8080808080808080
 
@@ -158,7 +158,7 @@ def encode(old: Words, new: Words, out: Bytes) -> int:
 def check(code: Bytes, page_bytes: int) -> tuple[int, int]:
     """Whether a code can be applied to a page of so many bytes.
 
-    :return: a `Fault`, and where in the code it is: the first byte of a run's length
+    :return: a `CodeFault`, and where in the code it is: the first byte of a run's length
     """
     size = code.size
     if size == 0:

@@ -65,7 +65,7 @@ def compiled_there(kernel: Path, initramfs: Path) -> Tree:
         kernel,
         initramfs,
         ["python3", "-c", Path(__file__).with_name("warmup.py").read_text()],
-        settings=emulator.Settings(),
+        settings=emulator.HostSettings(),
         tree=None,
         out=out,
         err=err,

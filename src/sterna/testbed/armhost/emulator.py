@@ -41,7 +41,7 @@ _NOT_IN_TREE = frozenset(
 
 
 @dataclass(frozen=True)
-class Settings:
+class HostSettings:
     """The emulated hardware.
 
     :ivar cpu: a key of `CPUS`
@@ -73,7 +73,7 @@ def run(
     initramfs: Path,
     command: Sequence[str],
     *,
-    settings: Settings,
+    settings: HostSettings,
     tree: Path | None,
     out: BinaryIO | None,
     err: BinaryIO | None,
@@ -106,7 +106,7 @@ class _Host(Closing):
         kernel: Path,
         initramfs: Path,
         command: Sequence[str],
-        settings: Settings,
+        settings: HostSettings,
         tree: Path | None,
         sinks: Mapping[str, BinaryIO],
     ) -> None:
@@ -191,7 +191,7 @@ class _Host(Closing):
         return "\n".join(["the kernel printed last:", *lines[-_KERNEL_LOG_LINES:]])
 
 
-def _machine(settings: Settings) -> list[str]:
+def _machine(settings: HostSettings) -> list[str]:
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in settings.forwards)
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

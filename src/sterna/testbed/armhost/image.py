@@ -20,11 +20,11 @@ _MAKERS = (
     *(Path(debian.__file__).with_name(name) for name in ("cpio.py", "deb.py", "kernelmodules.py")),
 )
 
-Progress = Callable[[str], None]
+OnProgress = Callable[[str], None]
 """Told what is being done now, in a few words."""
 
 
-def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda _text: None) -> Image:
+def obtain(recipe: Recipe, *, update: bool = False, progress: OnProgress = lambda _text: None) -> Image:
     """The image for a recipe, built if there is none, or if `update` asks for today's packages.
 
     :raise ImageError: When it cannot be built.
@@ -49,7 +49,7 @@ def obtain(recipe: Recipe, *, update: bool = False, progress: Progress = lambda 
         return Image(cache.store(pointer, digest, sorted([kernel.name, *root.packages]), build))
 
 
-def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progress: Progress) -> Image:
+def _obtain_root(cache: Cache, recipe: Recipe, kernel: Path, update: bool, progress: OnProgress) -> Image:
     """The root file system that hosts have in common whatever their kernel. `kernel` may serve to make it."""
     digest = digest_of(recipe.python_packages, _MAKERS)
     pointer = f"root-{digest}"

@@ -2,7 +2,7 @@
 
 from sterna.testbed.checks.clocks import ClocksCheck
 from sterna.testbed.checks.console import ConsoleCheck
-from sterna.testbed.checks.finding import Finding, Verdict
+from sterna.testbed.checks.finding import CheckVerdict, Finding
 from sterna.testbed.checks.hugepages import HugePagesCheck, SpeedCheck
 from sterna.testbed.checks.memory import AuditCheck, ContentCheck, DigestCheck, ReclaimedCheck
 from sterna.testbed.checks.network import ConversationCheck, PingCheck, SessionCheck, SilenceCheck
@@ -28,4 +28,4 @@ Check = (
 )
 """Each has `claim`, what it holds true, and `judge`."""
 
-__all__ = ["Check", "Finding", "Verdict"]
+__all__ = ["Check", "CheckVerdict", "Finding"]

@@ -22,25 +22,25 @@ class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
     claim: ClassVar[str] = "the guest's cycle counter, the VMM and an outside observer agree on the downtime"
 
     def judge(self, evidence: Evidence) -> Finding:
-        seen = [(passage, passage.blackout) for passage in evidence.passages if passage.blackout]
+        seen = [(record, record.blackout) for record in evidence.passages if record.blackout]
         if not seen:
             return self.skipped("no migration completed")
         problems = []
         worst, figure, values = -1.0, "", {}
-        for passage, blackout in seen:
-            slack = self.slack_ms + passage.jitter_ms
+        for record, blackout in seen:
+            slack = self.slack_ms + record.jitter_ms
             others = [("the guest's counter", blackout.guest, slack)] if self.counter == "goes-on" else []
             if blackout.observer is not None:
                 others.append(("the observer", blackout.observer, slack + blackout.resolution))
             for who, saw, allowed in others:
                 if abs(saw - blackout.vmm) > allowed:
                     problems.append(
-                        f"{passage.guest}: {who} saw {saw:.1f} ms, the VMM reports {blackout.vmm:.1f} ms; "
+                        f"{record.guest}: {who} saw {saw:.1f} ms, the VMM reports {blackout.vmm:.1f} ms; "
                         f"{allowed:.0f} ms apart is the most"
                     )
             if self.counter == "stops" and blackout.guest > slack:
                 problems.append(
-                    f"{passage.guest}: its counter, which is to stop with it, has gone on for {blackout.guest:.1f} ms; "
+                    f"{record.guest}: its counter, which is to stop with it, has gone on for {blackout.guest:.1f} ms; "
                     f"{slack:.0f} ms is the most"
                 )
             apart = max((abs(saw - blackout.vmm) for _, saw, _ in others), default=0.0)
@@ -52,6 +52,6 @@ class ClocksCheck(BaseCheck, tag="clocks", frozen=True):
                 if blackout.observer is not None:
                     figure += f", observer {blackout.observer:.1f} ms (±{blackout.resolution:.1f})"
                     values["observer_ms"] = blackout.observer
-                values["jitter_ms"] = passage.jitter_ms
-                figure += f"; {apart:.1f} ms apart, machine's jitter {passage.jitter_ms:.1f} ms"
+                values["jitter_ms"] = record.jitter_ms
+                figure += f"; {apart:.1f} ms apart, machine's jitter {record.jitter_ms:.1f} ms"
         return self.found(figure, problems, values)

@@ -66,9 +66,9 @@ class ConsoleCheck(BaseCheck, tag="console", frozen=True):
             if not ticks:
                 problems.append(f"{guest}: its console shows no clock")
                 continue
-            own = [passage for passage in evidence.passages if passage.guest == guest and passage.completed]
-            downtime = max((passage.downtime_ms for passage in own), default=0.0)
-            jitter = max((passage.jitter_ms for passage in own), default=0.0)
+            own = [record for record in evidence.passages if record.guest == guest and record.completed]
+            downtime = max((record.downtime_ms for record in own), default=0.0)
+            jitter = max((record.jitter_ms for record in own), default=0.0)
             allowed = downtime + self.period_ms + self.slack_ms + jitter
             allowed_most = max(allowed, allowed_most)
             problems += [f"{guest}: not a line of the clock: {text[:80]!r}" for text in strange]

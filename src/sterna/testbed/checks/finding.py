@@ -12,7 +12,7 @@ from sterna.testbed.evidence import Evidence
 _PROBLEMS = 20
 
 
-class Verdict(Enum):
+class CheckVerdict(Enum):
     """SKIPPED: there was nothing to judge, and the figure says why."""
 
     PASSED = "passed"
@@ -32,7 +32,7 @@ class Finding:
 
     check: str
     claim: str
-    verdict: Verdict
+    verdict: CheckVerdict
     figure: str
     values: Mapping[str, float] = field(default_factory=dict)
     problems: Sequence[str] = ()
@@ -60,7 +60,7 @@ class BaseCheck(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", tag_
         self, figure: str, problems: Sequence[str], values: Mapping[str, float] | None = None
     ) -> Finding:
         """Passed without problems, failed with some."""
-        verdict = Verdict.FAILED if problems else Verdict.PASSED
+        verdict = CheckVerdict.FAILED if problems else CheckVerdict.PASSED
         shown = list(problems[:_PROBLEMS])
         if len(problems) > _PROBLEMS:
             shown.append(f"and {len(problems) - _PROBLEMS} more")
@@ -68,4 +68,4 @@ class BaseCheck(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", tag_
 
     def skipped(self, why: str) -> Finding:
         """Nothing to judge."""
-        return Finding(self.kind, self.claim, Verdict.SKIPPED, why)
+        return Finding(self.kind, self.claim, CheckVerdict.SKIPPED, why)

@@ -20,7 +20,7 @@ class HugePagesCheck(BaseCheck, tag="huge-pages", frozen=True):
             return self.skipped(_NO_COUNT)
         problems = []
         after = before
-        least = min((look.blocks for look in evidence.huge_pages), default=before)
+        least = min((sample.blocks for sample in evidence.huge_pages), default=before)
         if not before:
             problems.append("the guest had none to begin with")
         elif least >= before:

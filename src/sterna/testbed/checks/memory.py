@@ -13,12 +13,12 @@ class ContentCheck(BaseCheck, tag="content", frozen=True):
     claim: ClassVar[str] = "no page is lost: RAM holds what the guest must have written"
 
     def judge(self, evidence: Evidence) -> Finding:
-        looked = [passage for passage in evidence.passages if passage.pages_checked is not None]
-        if not looked:
+        checked = [record for record in evidence.passages if record.pages_checked is not None]
+        if not checked:
             return self.skipped("no guest's memory was looked at")
-        problems = [problem for passage in looked for problem in passage.content]
-        pages = sum(passage.pages_checked or 0 for passage in looked)
-        figure = f"{pages} pages compared after {len(looked)} migrations, {len(problems)} problems"
+        problems = [problem for record in checked for problem in record.content]
+        pages = sum(record.pages_checked or 0 for record in checked)
+        figure = f"{pages} pages compared after {len(checked)} migrations, {len(problems)} problems"
         return self.found(figure, problems, {"pages": pages, "problems": len(problems)})
 
 
@@ -30,15 +30,15 @@ class AuditCheck(BaseCheck, tag="audit", frozen=True):
     claim: ClassVar[str] = "no write is lost: the dirty log has every page that is not as it was sent"
 
     def judge(self, evidence: Evidence) -> Finding:
-        told = [passage.info.get("x-sterna", {}).get("audit") for passage in evidence.passages]
+        told = [record.info.get("x-sterna", {}).get("audit") for record in evidence.passages]
         audits = [audit for audit in told if audit]
-        forwarded = [passage for passage in evidence.passages if passage.chunks_forwarded]
+        forwarded = [record for record in evidence.passages if record.chunks_forwarded]
         if audits:
             return self._judge_audits(audits)
         if not forwarded:
             return self.skipped("no source was audited")
-        problems = [problem for passage in forwarded for problem in passage.lost]
-        chunks = sum(passage.chunks_forwarded for passage in forwarded)
+        problems = [problem for record in forwarded for problem in record.lost]
+        chunks = sum(record.chunks_forwarded for record in forwarded)
         figure = (
             f"{chunks * 2} MiB of the source compared with what was sent, after {len(forwarded)} migrations, "
             f"{len(problems)} regions differ"
@@ -71,12 +71,12 @@ class DigestCheck(BaseCheck, tag="digest", frozen=True):
     claim: ClassVar[str] = "checksums of RAM are equal at both ends before the guest starts"
 
     def judge(self, evidence: Evidence) -> Finding:
-        looked = [passage for passage in evidence.passages if passage.chunks_compared]
-        if not looked:
+        checked = [record for record in evidence.passages if record.chunks_compared]
+        if not checked:
             return self.skipped("no destination held its guest back")
-        problems = [problem for passage in looked for problem in passage.digest]
-        chunks = sum(passage.chunks_compared for passage in looked)
-        figure = f"{chunks * 2} MiB compared after {len(looked)} migrations, {len(problems)} regions differ"
+        problems = [problem for record in checked for problem in record.digest]
+        chunks = sum(record.chunks_compared for record in checked)
+        figure = f"{chunks * 2} MiB compared after {len(checked)} migrations, {len(problems)} regions differ"
         return self.found(figure, problems, {"mib": chunks * 2, "differ": len(problems)})
 
 

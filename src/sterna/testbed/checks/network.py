@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from sterna.testbed.checks.finding import BaseCheck, Finding
-from sterna.testbed.evidence import Evidence, Passage, Ping, Reachability
+from sterna.testbed.evidence import Evidence, MigrationRecord, Ping, Reachability
 from sterna.testbed.settings import Milliseconds, Seconds
 
 _NOBODY = "no guest was reached over the network"
@@ -41,12 +41,12 @@ class PingCheck(BaseCheck, tag="ping", frozen=True):
         return self.found(figure, problems, {"sent": sent, "lost": lost, "twice": twice})
 
     def _judge(self, reached: Reachability) -> Iterator[str]:
-        moves = [passage for passage in reached.passages if passage.completed]
+        moves = [record for record in reached.passages if record.completed]
         for number, (first, last) in enumerate(_losses(reached.pings), 1):
             which = f"{reached.guest}: pings {first.number} to {last.number} are lost"
             during = any(
-                passage.began <= first.sent and last.sent <= switched + self.slack_s
-                for passage, switched in zip(moves, reached.switched, strict=False)
+                record.began <= first.sent and last.sent <= switched + self.slack_s
+                for record, switched in zip(moves, reached.switched, strict=False)
             )
             if not during:
                 yield f"{which}, and the guest was not moving then"
@@ -78,20 +78,20 @@ class SilenceCheck(BaseCheck, tag="silence", frozen=True):
         problems, worst = [], {"silence_ms": -1.0, "downtime_ms": 0.0, "before_ms": 0.0}
         for reached in evidence.reachability:
             before = _silence(
-                reached.pings, 0.0, min((passage.began for passage in reached.passages), default=0.0)
+                reached.pings, 0.0, min((record.began for record in reached.passages), default=0.0)
             )
-            for passage, switched in zip(reached.passages, reached.switched, strict=False):
-                silence = _silence(reached.pings, passage.began, _after(reached.pings, passage, switched))
-                allowed = passage.downtime_ms + before + self.slack_ms
+            for record, switched in zip(reached.passages, reached.switched, strict=False):
+                silence = _silence(reached.pings, record.began, _after(reached.pings, record, switched))
+                allowed = record.downtime_ms + before + self.slack_ms
                 if silence > allowed:
                     problems.append(
                         f"{reached.guest}: silent for {silence:.0f} ms; {allowed:.0f} ms is the most with a downtime of "
-                        f"{passage.downtime_ms:.1f} ms"
+                        f"{record.downtime_ms:.1f} ms"
                     )
                 if silence > worst["silence_ms"]:
                     worst = {
                         "silence_ms": silence,
-                        "downtime_ms": passage.downtime_ms,
+                        "downtime_ms": record.downtime_ms,
                         "before_ms": before,
                     }
         if worst["silence_ms"] < 0:
@@ -183,7 +183,7 @@ def _silence(pings: Sequence[Ping], since: float, until: float) -> float:
     return max(gaps, default=0.0) * 1000
 
 
-def _after(pings: Sequence[Ping], passage: Passage, switched: float) -> float:
+def _after(pings: Sequence[Ping], record: MigrationRecord, switched: float) -> float:
     """When the first ping that was sent after the switch was answered; or the switch."""
     times = (ping.answered for ping in pings if ping.answered is not None and ping.sent >= switched)
-    return min(times, default=max(switched, passage.ended))
+    return min(times, default=max(switched, record.ended))

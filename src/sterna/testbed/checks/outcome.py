@@ -16,19 +16,19 @@ class CompletedCheck(BaseCheck, tag="completed", frozen=True):
         if not evidence.passages:
             return self.skipped("no migration was to complete")
         problems = []
-        for passage in evidence.passages:
-            name = f"{passage.guest}, {passage.source} to {passage.destination}"
-            if not passage.completed:
-                reason = passage.info.get("error-desc", "no reason given")
-                problems.append(f"{name}: {passage.info.get('status', 'no status')}: {reason}")
-            problems += [f"{name}: {problem}" for problem in passage.problems]
-        done = [passage for passage in evidence.passages if passage.completed]
+        for record in evidence.passages:
+            name = f"{record.guest}, {record.source} to {record.destination}"
+            if not record.completed:
+                reason = record.info.get("error-desc", "no reason given")
+                problems.append(f"{name}: {record.info.get('status', 'no status')}: {reason}")
+            problems += [f"{name}: {problem}" for problem in record.problems]
+        done = [record for record in evidence.passages if record.completed]
         values = {
             "migrations": len(evidence.passages),
             "completed": len(done),
-            "longest_ms": max((passage.total_ms for passage in done), default=0.0),
-            "passes": max((passage.pass_count for passage in done), default=0),
-            "bytes": sum(passage.transferred for passage in done),
+            "longest_ms": max((record.total_ms for record in done), default=0.0),
+            "passes": max((record.pass_count for record in done), default=0),
+            "bytes": sum(record.transferred for record in done),
         }
         figure = f"{len(done)} of {len(evidence.passages)}"
         if done:
@@ -48,7 +48,7 @@ class DowntimeCheck(BaseCheck, tag="downtime", frozen=True):
     claim: ClassVar[str] = "the downtime stays below its limit"
 
     def judge(self, evidence: Evidence) -> Finding:
-        times = [passage.downtime_ms for passage in evidence.passages if passage.completed]
+        times = [record.downtime_ms for record in evidence.passages if record.completed]
         if not times:
             return self.skipped("no migration completed")
         longest = max(times)

@@ -9,11 +9,11 @@ from sterna.boards.virt import BOARD as VIRT
 from sterna.guests.catalog import find
 from sterna.launch.command import qemu_arguments
 from sterna.launch.host import Host
-from sterna.launch.process import QemuVm, SharedRam, Vm
+from sterna.launch.process import QemuProcess, SharedRam, VmProcess
 from sterna.launch.qemu import Qemu, find_qemu
 from sterna.machine.config import MachineConfig
 from sterna.testbed.errors import BedError
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.kind import VmKind, checked_arguments
 from sterna.testbed.network import GuestNic
 from sterna.testbed.settings import VmSettings
@@ -50,7 +50,7 @@ class QemuKind(VmKind):
                 "exact-memory to find that"
             )
 
-    def settle(self, vm: Vm) -> None:
+    def settle(self, vm: VmProcess) -> None:
         """The first reading of a bitmap page by page, when all pages are marked, holds up the guest for long: have it done."""
         if not self._odd_bytes:
             return
@@ -60,8 +60,8 @@ class QemuKind(VmKind):
         vm.command("migrate_cancel")
         _wait_status(vm, "cancelled")
 
-    def guest(self, settings: VmSettings) -> Guest:
-        return Guest(int(VIRT.ram_base), self._memory_bytes(settings))
+    def guest(self, settings: VmSettings) -> ObservedGuest:
+        return ObservedGuest(int(VIRT.ram_base), self._memory_bytes(settings))
 
     def _memory_bytes(self, settings: VmSettings) -> int:
         """As the VM has it."""
@@ -78,11 +78,11 @@ class QemuKind(VmKind):
 
     def _start_vm(
         self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
-    ) -> Vm:
+    ) -> VmProcess:
         shared = settings.shared_ram and "incoming" not in line
         ram = SharedRam(VIRT.ram_name, config.memory_bytes) if shared else None
         arguments = qemu_arguments(config, ram=ram, extra=self.options.arguments, **line)
-        return QemuVm(name, self._binary(), arguments, host, ram)
+        return QemuProcess(name, self._binary(), arguments, host, ram)
 
     @cached_property
     def _qemu(self) -> Qemu:
@@ -92,7 +92,7 @@ class QemuKind(VmKind):
         return self._qemu.path
 
 
-def _wait_status(vm: Vm, wanted: str) -> None:
+def _wait_status(vm: VmProcess, wanted: str) -> None:
     """Wait until the VM's migration is so far."""
     deadline = time.monotonic() + _PROBE_SECONDS
     while (status := vm.command("query-migrate")["status"]) != wanted:

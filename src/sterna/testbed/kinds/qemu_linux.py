@@ -14,13 +14,13 @@ from sterna.guests.catalog import LINUX_PROGRAMS
 from sterna.launch.command import qemu_arguments
 from sterna.launch.errors import Unsupported
 from sterna.launch.host import Host
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.machine.config import MachineConfig
 from sterna.testbed.debian.cache import INITRAMFS, KERNEL
 from sterna.testbed.errors import BedError, ScenarioError
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.kinds.qemu import QemuKind
-from sterna.testbed.linuxguest.guest import LinuxGuest, Seat, SeatedVm
+from sterna.testbed.linuxguest.guest import GuestIdentity, LinuxGuest, LinuxProcess
 from sterna.testbed.linuxguest.image import LinuxImage, obtain
 from sterna.testbed.linuxguest.keys import HOST
 from sterna.testbed.network import GuestNic, Network
@@ -39,12 +39,12 @@ class _Store:
     """The shared directory of one bed.
 
     :ivar server: None: all hosts read it directly
-    :ivar seats: by the guest's name, of the latest guest of that name
+    :ivar identities: by the guest's name, of the latest guest of that name
     """
 
     directory: Path
     server: NfsServer | None
-    seats: dict[str, Seat] = field(default_factory=dict)
+    identities: dict[str, GuestIdentity] = field(default_factory=dict)
     disks: int = 0
 
     def new_disk(self, image: LinuxImage) -> str:
@@ -84,7 +84,7 @@ class QemuLinuxKind(QemuKind):
         self.image = obtain(say)
 
     @contextlib.contextmanager
-    def furnish(self, network: Network, directory: Path) -> Iterator[None]:
+    def set_up(self, network: Network, directory: Path) -> Iterator[None]:
         shared = directory / "shared"
         shared.mkdir()
         for name in (KERNEL, INITRAMFS):
@@ -104,7 +104,7 @@ class QemuLinuxKind(QemuKind):
         keys = self.image.keys
         return SshSession(client, address, keys.client, keys.public(HOST), directory)
 
-    def guest(self, settings: VmSettings) -> Guest:
+    def guest(self, settings: VmSettings) -> ObservedGuest:
         return LinuxGuest(int(VIRT.ram_base), self._memory_bytes(settings))
 
     def _kernel(self, settings: VmSettings, nic: GuestNic | None) -> Mapping[str, str]:
@@ -113,19 +113,19 @@ class QemuLinuxKind(QemuKind):
 
     def _start_vm(
         self, name: str, host: Host, settings: VmSettings, config: MachineConfig, **line: Any
-    ) -> Vm:
+    ) -> VmProcess:
         store, guest = self._store, name.rpartition(" on ")[0]  # its host's name is behind that
         boots = "incoming" not in line
-        disk = store.new_disk(self.image) if boots else store.seats[guest].disk
+        disk = store.new_disk(self.image) if boots else store.identities[guest].disk
         # What the user wants besides, and what is not a board's own.
         extra = [*self.options.arguments, "-no-reboot", "-blockdev", store.blockdev(disk)]
         extra += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-rng-device"]
         if boots:
             extra += ["-initrd", str(store.directory / INITRAMFS)]
-        vm = SeatedVm(name, self._binary(), qemu_arguments(config, extra=extra, **line), host)
+        vm = LinuxProcess(name, self._binary(), qemu_arguments(config, extra=extra, **line), host)
         if boots:
-            store.seats[guest] = Seat(disk, vm.console)
-        vm.seat = store.seats[guest]
+            store.identities[guest] = GuestIdentity(disk, vm.console)
+        vm.identity = store.identities[guest]
         return vm
 
 

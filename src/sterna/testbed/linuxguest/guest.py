@@ -23,9 +23,9 @@ from sterna.guests.layout import (
 from sterna.launch.console import Console, Line
 from sterna.launch.errors import VmError
 from sterna.launch.guestview import pages_in_use
-from sterna.launch.process import QemuVm, Vm
+from sterna.launch.process import QemuProcess, VmProcess
 from sterna.testbed.errors import BedError
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 
 _BASE = 0x10000000
 """RAM_BASE of the programs, a virtual address (guests/src/guest.h)."""
@@ -37,7 +37,7 @@ _TRIES = 200
 
 
 @dataclass(frozen=True)
-class Seat:
+class GuestIdentity:
     """What a guest keeps wherever it is.
 
     :ivar disk: its root file system, a file of the shared directory
@@ -48,16 +48,16 @@ class Seat:
     console: Console
 
 
-class SeatedVm(QemuVm):
+class LinuxProcess(QemuProcess):
     """A QEMU that knows whose it is."""
 
-    seat: Seat
+    identity: GuestIdentity
 
 
-class LinuxGuest(Guest):
+class LinuxGuest(ObservedGuest):
     """A program of sterna's under Linux."""
 
-    def warmed_up(self, vm: Vm) -> bool:
+    def warmed_up(self, vm: VmProcess) -> bool:
         try:
             if ended := _ENDED_LINE.search(_console(vm)):
                 raise VmError(f"the guest of the {vm.name} gave up: {ended[0].strip()}")
@@ -65,11 +65,11 @@ class LinuxGuest(Guest):
         except VmError as error:
             raise VmError(f"{error}{self.last_words(vm)}") from error
 
-    def status_address(self, vm: Vm) -> int | None:
+    def status_address(self, vm: VmProcess) -> int | None:
         told = _STATUS_LINE.search(_console(vm))
         return None if told is None else int(told[1] + told[2], 16)
 
-    def last_words(self, vm: Vm) -> str:
+    def last_words(self, vm: VmProcess) -> str:
         lines = [line.rstrip() for line in _console(vm).splitlines() if line.strip()]
         if not lines:
             return "; its console is empty"
@@ -80,8 +80,8 @@ class LinuxGuest(Guest):
         first = next((at for at, line in enumerate(lines) if _PROGRAM_LINE.match(line.text)), len(lines))
         return list(lines[first:])
 
-    def check(self, vm: Vm) -> tuple[int, list[str]]:
-        """Compares all pages; those that the guest has swapped out cannot be seen, and its program's verdict is taken."""
+    def check(self, vm: VmProcess) -> tuple[int, list[str]]:
+        """Compares all pages; those that the guest has swapped out cannot be seen, and its program's own word is taken."""
         ran = vm.runs()
         for _ in range(_TRIES):
             vm.command("stop")
@@ -95,7 +95,7 @@ class LinuxGuest(Guest):
                     vm.command("cont")
         raise BedError(f"no CPU of the {vm.name} was seen running the guest's program")
 
-    def _compare(self, vm: Vm, status: Status, cpu: int) -> tuple[int, list[str]]:
+    def _compare(self, vm: VmProcess, status: Status, cpu: int) -> tuple[int, list[str]]:
         used = pages_in_use(status)
         ram = np.zeros(WORK_OFFSET + used * PAGE_BYTES, np.uint8)
         ram[STATUS_OFFSET : STATUS_OFFSET + STATUS_BYTES] = np.frombuffer(
@@ -120,7 +120,7 @@ class LinuxGuest(Guest):
                 problems.append(f"cpu {cpu}: the guest itself found {errors} errors")
         return problems
 
-    def _cpu_in_program(self, vm: Vm, status: Status) -> int | None:
+    def _cpu_in_program(self, vm: VmProcess, status: Status) -> int | None:
         """A vCPU whose page tables are the program's: it runs it, or is idle and ran it last."""
         for cpu in range(len(vm.command("query-cpus-fast"))):
             try:
@@ -132,7 +132,7 @@ class LinuxGuest(Guest):
         return None
 
 
-def _console(vm: Vm) -> str:
+def _console(vm: VmProcess) -> str:
     """What the guest said where it started."""
-    assert isinstance(vm, SeatedVm)
-    return vm.seat.console.text()
+    assert isinstance(vm, LinuxProcess)
+    return vm.identity.console.text()

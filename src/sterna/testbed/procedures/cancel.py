@@ -9,12 +9,12 @@ import msgspec
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, VmError
 from sterna.launch.guestview import pages_in_use
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.watch import FINAL
-from sterna.testbed.bed import Bed, Stage
+from sterna.testbed.bed import Bed, ScenarioContext
 from sterna.testbed.errors import BedError
-from sterna.testbed.evidence import Cancelled, Evidence, HugePages, Moment
-from sterna.testbed.guest import Guest
+from sterna.testbed.evidence import CancelRecord, Evidence, HugePages, ProgressSample
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.settings import MigrationSettings, Positive
@@ -22,7 +22,7 @@ from sterna.testbed.settings import MigrationSettings, Positive
 _REACH_SECONDS = 60.0
 _REBUILD_SECONDS = 3.0
 """Within this time a guest at work writes all its pages, also on a host that keeps it from its processors for a second."""
-_LOOK_SECONDS = 0.05
+_SAMPLE_SECONDS = 0.05
 _WINDOWS = 5
 _MOST_WINDOWS = 40
 
@@ -39,41 +39,41 @@ class Cancel(BaseProcedure, tag="cancel", frozen=True):
     window_s: Positive = 0.2
     finish: MigrationSettings = MigrationSettings()
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        bed = stage.bed
-        guest = stage.guest
-        source = bed.source(stage.vm)
-        destination = bed.destination(stage.vm)
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        bed = context.bed
+        guest = context.guest
+        source = bed.source(context.vm)
+        destination = bed.destination(context.vm)
         bed.warm_up(source, guest)
         destination.ready()
         used = pages_in_use(guest.mark(source)) * PAGE_BYTES
         counter = _Counter(bed, source, evidence)
-        evidence.blocks_before = counter.look()
+        evidence.blocks_before = counter.sample()
         # Once unmeasured: a CPU emulator's TLB is larger after it.
         for number, point in enumerate((self.points[0], *self.points)):
             if number == 1:
                 evidence.speeds.append(speed(guest, source, self.window_s))
-            migration = Migration(stage, source, destination, endless=True, watch=counter.watch)
+            migration = Migration(context, source, destination, endless=True, watch=counter.watch)
             bed.say(f"cancel when {point:g} of RAM is sent")
             counter.begin()
             migration.start()
             _wait_for_point(bed, migration, point * used)
-            transferred = migration.passage.moments[-1].transferred
+            transferred = migration.record.moments[-1].transferred
             at = bed.now()
             status, ms = migration.cancel()
             runs = _runs_on(bed, guest, source)
             after = counter.rebuilt(evidence.blocks_before)
             if number:
-                cancelled = Cancelled(at, point, transferred, status, ms, runs, counter.least, after)
+                cancelled = CancelRecord(at, point, transferred, status, ms, runs, counter.least, after)
                 evidence.cancelled.append(cancelled)
             if not bed.kind.waits_again:
                 destination.close()
-                destination = bed.destination(stage.vm)
+                destination = bed.destination(context.vm)
                 destination.ready()
         evidence.speeds.append(speed(guest, source, self.window_s, evidence.speeds[0]))
-        last = replace(stage, migration=self.finish)
+        last = replace(context, migration=self.finish)
         migration = Migration(last, source, destination, watch=counter.watch)
-        evidence.passages.append(migration.passage)
+        evidence.passages.append(migration.record)
         bed.say("migrate to the end")
         migration.run()
         migration.arrive()
@@ -87,19 +87,19 @@ class _Counter:
     """
 
     bed: Bed
-    vm: Vm
+    vm: VmProcess
     evidence: Evidence
     least: int | None = None
 
     def begin(self) -> None:
         self.least = None
-        self.look()
+        self.sample()
 
-    def watch(self, moment: Moment) -> None:
-        """With each look at a migration."""
-        self.look()
+    def watch(self, sample: ProgressSample) -> None:
+        """With each sample of a migration."""
+        self.sample()
 
-    def look(self) -> int | None:
+    def sample(self) -> int | None:
         """How many there are now."""
         found = huge_pages(self.vm)
         if found is None:
@@ -111,11 +111,11 @@ class _Counter:
 
     def rebuilt(self, wanted: int | None) -> int | None:
         """How many there are when they are all back, or no more come."""
-        least, blocks = self.least, self.look()
+        least, blocks = self.least, self.sample()
         changed = time.monotonic()
         while blocks is not None and wanted is not None and blocks < wanted:
-            time.sleep(_LOOK_SECONDS)
-            now = self.look()
+            time.sleep(_SAMPLE_SECONDS)
+            now = self.sample()
             if now != blocks:
                 changed = time.monotonic()
             elif time.monotonic() - changed > _REBUILD_SECONDS:
@@ -125,7 +125,7 @@ class _Counter:
         return blocks
 
 
-def huge_pages(vm: Vm) -> tuple[int, int] | None:
+def huge_pages(vm: VmProcess) -> tuple[int, int] | None:
     """Mappings of 2 MiB and of 4 KiB in stage 2; None when the VM does not tell."""
     try:
         counts = vm.command("x-sterna-query-stage2")
@@ -136,7 +136,7 @@ def huge_pages(vm: Vm) -> tuple[int, int] | None:
     return int(counts["blocks-2m"]), int(counts["pages-4k"])
 
 
-def speed(guest: Guest, vm: Vm, window_s: float, wanted: float = 0.0) -> float:
+def speed(guest: ObservedGuest, vm: VmProcess, window_s: float, wanted: float = 0.0) -> float:
     """Work per second of the vCPUs' CPU time: what other processes take does not count. The best of a few windows.
 
     What others do to caches and to the processor's clock does count, and comes and goes: a guest that seems slower
@@ -159,15 +159,15 @@ def _wait_for_point(bed: Bed, migration: Migration, transferred: float) -> None:
     """
 
     def there() -> bool:
-        moment = migration.look()
-        if moment.status in FINAL:
-            raise BedError(f"the migration is {moment.status} before {transferred / 1e6:.0f} MB were sent")
-        return moment.transferred >= transferred
+        sample = migration.sample()
+        if sample.status in FINAL:
+            raise BedError(f"the migration is {sample.status} before {transferred / 1e6:.0f} MB were sent")
+        return sample.transferred >= transferred
 
     bed.wait(there, _REACH_SECONDS, f"{transferred / 1e6:.0f} MB were not sent", 0.005)
 
 
-def _runs_on(bed: Bed, guest: Guest, vm: Vm) -> bool:
+def _runs_on(bed: Bed, guest: ObservedGuest, vm: VmProcess) -> bool:
     try:
         bed.see_it_run(vm, guest)
     except LaunchError:

@@ -4,8 +4,8 @@ import time
 from contextlib import ExitStack
 from typing import Literal
 
-from sterna.launch.process import Vm
-from sterna.testbed.bed import Bed, Stage
+from sterna.launch.process import VmProcess
+from sterna.testbed.bed import Bed, ScenarioContext
 from sterna.testbed.errors import BedError
 from sterna.testbed.evidence import Evidence, Reachability
 from sterna.testbed.migration import Migration
@@ -35,13 +35,13 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
     answers: Count = 100
     session: Literal["udp", "ssh"] = "udp"
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        bed = stage.bed
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        bed = context.bed
         if self.session == "ssh":
             bed.kind.check_session()
         nic = guest_nic()
-        guest = stage.guest
-        source = bed.source(stage.vm, nic=nic)
+        guest = context.guest
+        source = bed.source(context.vm, nic=nic)
         bed.network.route_guest(nic.address, source.host)
         bed.warm_up(source, guest)
         reached = Reachability("guest", nic.address)
@@ -57,7 +57,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
                 bed.say(
                     f"migration {number} of {self.times}, from {source.host.name}, with {nic.address} pinged"
                 )
-                destination = self._migrate(stage, source, nic, evidence, reached)
+                destination = self._migrate(context, source, nic, evidence, reached)
                 if destination is None:
                     return
                 _await_answers(pinger, pinger.answered + self.answers)
@@ -65,9 +65,9 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
                 _await_answers(session, session.answered + 2)
                 source.close()
                 source = destination
-        passage = reached.passages[-1]
+        record = reached.passages[-1]
         reached.answered_by_guest = dict(guest.answered(guest.mark(source)))
-        passage.pages_checked, passage.content = guest.check(source)
+        record.pages_checked, record.content = guest.check(source)
 
     def _talk(self, bed: Bed, evidence: Evidence, reached: Reachability) -> Session | SshSession:
         """Open the session; what is seen of it goes into the evidence."""
@@ -80,16 +80,21 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
         return session
 
     def _migrate(
-        self, stage: Stage, source: Vm, nic: GuestNic, evidence: Evidence, reached: Reachability
-    ) -> Vm | None:
+        self,
+        context: ScenarioContext,
+        source: VmProcess,
+        nic: GuestNic,
+        evidence: Evidence,
+        reached: Reachability,
+    ) -> VmProcess | None:
         """Migrate once, with the guest's address; the destination, or None when it did not complete."""
-        bed = stage.bed
-        destination = bed.destination(stage.vm, bed.other(source.host), nic=nic)
+        bed = context.bed
+        destination = bed.destination(context.vm, bed.other(source.host), nic=nic)
         destination.ready()
-        migration = Migration(stage, source, destination)
-        passage = migration.passage
-        evidence.passages.append(passage)
-        reached.passages.append(passage)
+        migration = Migration(context, source, destination)
+        record = migration.record
+        evidence.passages.append(record)
+        reached.passages.append(record)
 
         def follow() -> bool:
             """Lead its address to the destination once it runs there; whether it does."""
@@ -105,7 +110,7 @@ class Failover(BaseProcedure, tag="failover", frozen=True):
             over = migration.poll()
             switched = switched or follow()
             time.sleep(_POLL_SECONDS)
-        if not passage.completed:
+        if not record.completed:
             return None
         if not switched:
             bed.wait(follow, _RUNS_SECONDS, "the guest does not run at the destination", _POLL_SECONDS)

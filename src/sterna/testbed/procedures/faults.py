@@ -10,12 +10,12 @@ import msgspec
 from sterna.guests.layout import PAGE_BYTES
 from sterna.launch.errors import LaunchError, Unsupported, VmError
 from sterna.launch.guestview import pages_in_use
-from sterna.launch.process import Vm
+from sterna.launch.process import VmProcess
 from sterna.launch.watch import FINAL
-from sterna.testbed.bed import Bed, Stage
+from sterna.testbed.bed import Bed, ScenarioContext
 from sterna.testbed.errors import BedError
-from sterna.testbed.evidence import Evidence, Injured, Moment
-from sterna.testbed.guest import Guest
+from sterna.testbed.evidence import Evidence, FaultCase, ProgressSample
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
 from sterna.testbed.resources import FullDisk, MemoryGroup
@@ -55,33 +55,33 @@ class Faults(BaseProcedure, tag="faults", frozen=True):
 
     cases: Annotated[list[Case], msgspec.Meta(min_length=1)]
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        source: Vm | None = None
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        source: VmProcess | None = None
         for case in self.cases:
             for phase in case.phases:
                 if source is None or not source.alive:
-                    source = stage.bed.source(stage.vm)
+                    source = context.bed.source(context.vm)
                 try:
-                    source = _Injury(stage, source, case.fault, phase).run(evidence)
+                    source = _FaultInjection(context, source, case.fault, phase).run(evidence)
                 except Unsupported as error:
                     evidence.skipped.append(f"{case.fault}: {error}")
                     break
 
 
-class _Injury:
+class _FaultInjection:
     """One migration with one fault."""
 
-    def __init__(self, stage: Stage, source: Vm, fault: Fault, phase: Phase) -> None:
-        self._stage = stage
-        self._bed: Bed = stage.bed
+    def __init__(self, context: ScenarioContext, source: VmProcess, fault: Fault, phase: Phase) -> None:
+        self._context = context
+        self._bed: Bed = context.bed
         self._source = source
         self._fault = fault
         self._phase = phase
-        self._guest: Guest = stage.guest
+        self._guest: ObservedGuest = context.guest
         self._group: MemoryGroup | None = None
         self._disk: FullDisk | None = None
 
-    def run(self, evidence: Evidence) -> Vm | None:
+    def run(self, evidence: Evidence) -> VmProcess | None:
         """Do it.
 
         :return: the VM that has the guest now, None when it is gone
@@ -104,37 +104,37 @@ class _Injury:
         if self._fault == "link-down":
             bed.network.set_link(destination.host, up=True)
         time.sleep(_SETTLE_SECONDS)
-        survivor, injured = self._judge(destination, status, note)
-        evidence.injured.append(injured)
+        survivor, case = self._judge(destination, status, note)
+        evidence.injured.append(case)
         self._clear(source, destination, survivor)
         return survivor
 
     # -- before ----------------------------------------------------------------------------------------------
 
-    def _destination(self) -> Vm:
+    def _destination(self) -> VmProcess:
         bed = self._bed
         host = bed.other(self._source.host)
         log = None
         if self._fault == "destination-disk-full":
-            self._disk = FullDisk(bed.remains, bed.directory)
+            self._disk = FullDisk(bed.journal, bed.directory)
             log = str(self._disk.path / "console")
         if self._fault == "destination-memory-full":
-            self._group = MemoryGroup(bed.remains)
+            self._group = MemoryGroup(bed.journal)
         if self._fault.startswith("link"):
             bed.network.set_link(host, up=True)  # or say at once that there is none
-        destination = bed.destination(self._stage.vm, host, log=log)
+        destination = bed.destination(self._context.vm, host, log=log)
         if self._group is not None:
             self._group.add(destination.pid)
         return destination
 
-    def _impatient(self) -> Stage:
+    def _impatient(self) -> ScenarioContext:
         """With a migration that waits no longer than it must for another end that is gone."""
         if not self._bed.kind.verifies:
-            return self._stage
+            return self._context
         waits = {"x-sterna-switchover-timeout": 3000, "x-sterna-doubt-timeout": 2000}
-        migration = self._stage.migration
+        migration = self._context.migration
         migration = msgspec.structs.replace(migration, parameters=migration.parameters | waits)
-        return replace(self._stage, migration=migration)
+        return replace(self._context, migration=migration)
 
     def _reach(self) -> None:
         """
@@ -143,12 +143,12 @@ class _Injury:
         if self._phase == "setup":
             return
         used = pages_in_use(self._guest.mark(self._source)) * PAGE_BYTES
-        reached: dict[str, Callable[[Moment], bool]] = {
-            "first-pass": lambda moment: moment.transferred >= _FIRST_PASS_PART * used,
-            "later-pass": lambda moment: moment.pass_number >= 3,
+        reached: dict[str, Callable[[ProgressSample], bool]] = {
+            "first-pass": lambda sample: sample.transferred >= _FIRST_PASS_PART * used,
+            "later-pass": lambda sample: sample.pass_number >= 3,
             # A QEMU that does not pause before it says so only by having stopped the guest.
-            "switchover": lambda moment: (
-                moment.status == "device" or (moment.status == "active" and not self._source.runs())
+            "switchover": lambda sample: (
+                sample.status == "device" or (sample.status == "active" and not self._source.runs())
             ),
         }
         if self._phase == "switchover":
@@ -156,18 +156,18 @@ class _Injury:
             self._migration.let_end(_SWITCHOVER_MS)
         self._wait_for(reached[self._phase])
 
-    def _wait_for(self, reached: Callable[[Moment], bool]) -> None:
+    def _wait_for(self, reached: Callable[[ProgressSample], bool]) -> None:
         def there() -> bool:
-            moment = self._migration.look()
-            if not reached(moment) and moment.status in FINAL:
-                raise BedError(f"it is {moment.status} before the phase comes")
-            return reached(moment)
+            sample = self._migration.sample()
+            if not reached(sample) and sample.status in FINAL:
+                raise BedError(f"it is {sample.status} before the phase comes")
+            return reached(sample)
 
         self._bed.wait(there, _REACH_SECONDS, f"the phase {self._phase} does not come", 0.002)
 
     # -- the fault -------------------------------------------------------------------------------------------
 
-    def _break(self, destination: Vm) -> None:
+    def _break(self, destination: VmProcess) -> None:
         network = self._bed.network
         match self._fault:
             case "link-cut":
@@ -195,21 +195,21 @@ class _Injury:
             return "the source is gone"
         if self._fault == "link-down":
             time.sleep(_CUT_SECONDS)
-            if self._migration.look().status not in (*FINAL, "device"):
+            if self._migration.sample().status not in (*FINAL, "device"):
                 return self._migration.cancel()[0]
 
         def ended() -> bool:
-            return self._migration.look().status in FINAL
+            return self._migration.sample().status in FINAL
 
         try:
             self._bed.wait(ended, _END_SECONDS, "it does not end")
         except VmError as error:
             return str(error)
-        return str(self._migration.passage.info["status"])
+        return str(self._migration.record.info["status"])
 
     # -- after -----------------------------------------------------------------------------------------------
 
-    def _judge(self, destination: Vm, status: str, note: str) -> tuple[Vm | None, Injured]:
+    def _judge(self, destination: VmProcess, status: str, note: str) -> tuple[VmProcess | None, FaultCase]:
         here = [vm for vm in (self._source, destination) if _runs(vm)]
         problems: list[str] = []
         pages = 0
@@ -221,7 +221,7 @@ class _Injury:
                 problems.append(str(error))
             pages, wrong = self._guest.check(vm)
             problems += wrong
-        injured = Injured(
+        case = FaultCase(
             self._fault,
             self._phase,
             status,
@@ -232,9 +232,9 @@ class _Injury:
             problems,
             note,
         )
-        return (here[0] if len(here) == 1 and not problems else None), injured
+        return (here[0] if len(here) == 1 and not problems else None), case
 
-    def _allowed(self, destination: Vm) -> list[str]:
+    def _allowed(self, destination: VmProcess) -> list[str]:
         """Where the guest may be. In the switchover it may have just been handed over."""
         there, back = destination.host.name, self._source.host.name
         match self._fault:
@@ -247,7 +247,7 @@ class _Injury:
             case _:
                 return [there, back] if self._phase == "switchover" else [back]
 
-    def _clear(self, source: Vm, destination: Vm, survivor: Vm | None) -> None:
+    def _clear(self, source: VmProcess, destination: VmProcess, survivor: VmProcess | None) -> None:
         for vm in (source, destination):
             if vm is not survivor:
                 vm.close()
@@ -257,7 +257,7 @@ class _Injury:
             self._group.close()
 
 
-def _runs(vm: Vm) -> bool:
+def _runs(vm: VmProcess) -> bool:
     try:
         return vm.alive and vm.runs()
     except VmError:

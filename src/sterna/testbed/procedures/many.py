@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sterna.launch.process import Vm
-from sterna.testbed.bed import Stage
+from sterna.launch.process import VmProcess
+from sterna.testbed.bed import ScenarioContext
 from sterna.testbed.evidence import Evidence
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
@@ -29,37 +29,37 @@ class Many(BaseProcedure, tag="many", frozen=True):
     )
     stagger_s: Seconds = 0.3
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        bed = stage.bed
-        guest = stage.guest
-        sources: list[Vm] = []
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        bed = context.bed
+        guest = context.guest
+        sources: list[VmProcess] = []
         for count in self.counts:
             here = sources[0].host if sources else bed.hosts[0]
             names = [f"guest {number}" for number in range(1, count + 1)]
             for source in sources[count:]:
                 source.close()
-            sources = sources[:count] + [bed.source(stage.vm, here, name) for name in names[len(sources) :]]
+            sources = sources[:count] + [bed.source(context.vm, here, name) for name in names[len(sources) :]]
             for way in self.ways:
                 host = bed.other(sources[0].host)
-                destinations = [bed.destination(stage.vm, host, name) for name in names]
+                destinations = [bed.destination(context.vm, host, name) for name in names]
                 for source in sources:
                     bed.warm_up(source, guest)
                 for destination in destinations:
                     destination.ready()
-                load = f"{stage.vm.load}, {count} at once, {way}"
+                load = f"{context.vm.load}, {count} at once, {way}"
                 migrations = [
-                    Migration(stage, source, destination, name=name, load=load)
+                    Migration(context, source, destination, name=name, load=load)
                     for name, source, destination in zip(names, sources, destinations, strict=True)
                 ]
                 bed.say(f"{count} guests to {host.name}, {way}")
-                evidence.passages += [migration.passage for migration in migrations]
+                evidence.passages += [migration.record for migration in migrations]
                 _run(migrations, self.stagger_s if way == "staggered" else 0.0)
                 for migration in migrations:
                     migration.arrive()
                 for source in sources:
                     source.close()
                 sources = destinations
-                if not all(migration.passage.completed for migration in migrations):
+                if not all(migration.record.completed for migration in migrations):
                     return
         for source in sources:
             source.close()

@@ -5,19 +5,19 @@ from typing import Any
 
 import msgspec
 
-from sterna.launch.process import Vm
-from sterna.testbed.bed import Stage
+from sterna.launch.process import VmProcess
+from sterna.testbed.bed import ScenarioContext
 from sterna.testbed.evidence import Evidence
-from sterna.testbed.guest import Guest
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.procedure import BaseProcedure
-from sterna.testbed.settings import Count, MigrationSettings, Seconds, Settings, VmSettings
+from sterna.testbed.settings import Count, MigrationSettings, ScenarioTable, Seconds, VmSettings
 
 _QUIET_SECONDS = 0.3
 _QUIET_AT_MOST_SECONDS = 3.0
 
 
-class Load(Settings, frozen=True):
+class Load(ScenarioTable, frozen=True):
     """A guest's work, and how it is migrated; what is not given is the scenario's."""
 
     arguments: str
@@ -58,36 +58,36 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
     console: bool = False
     content: bool = True
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        settings = [(stage.vm, stage.migration)]
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        settings = [(context.vm, context.migration)]
         if self.loads:
-            settings = [load.apply(stage.vm, stage.migration) for load in self.loads]
+            settings = [load.apply(context.vm, context.migration) for load in self.loads]
         for vm, migration in settings:
-            self._run_guest(Stage(stage.bed, vm, migration), evidence)
+            self._run_guest(ScenarioContext(context.bed, vm, migration), evidence)
 
-    def _run_guest(self, stage: Stage, evidence: Evidence) -> None:
-        bed = stage.bed
-        guest = stage.guest
-        source = bed.source(stage.vm)
+    def _run_guest(self, context: ScenarioContext, evidence: Evidence) -> None:
+        bed = context.bed
+        guest = context.guest
+        source = bed.source(context.vm)
         visited = [source]
-        waiting = bed.destination(stage.vm, hold=self.hold)
+        waiting = bed.destination(context.vm, hold=self.hold)
         bed.warm_up(source, guest)
         settled = time.monotonic()
         for number in range(1, self.times + 1):
             destination = waiting
             destination.ready()
-            migration = Migration(stage, source, destination, observe=self.observe)
+            migration = Migration(context, source, destination, observe=self.observe)
             time.sleep(self.dwell_s)
-            evidence.passages.append(migration.passage)
+            evidence.passages.append(migration.record)
             bed.say(
-                f"migration {number} of {self.times} under {stage.vm.load}, {source.host.name} to {destination.host.name}"
+                f"migration {number} of {self.times} under {context.vm.load}, {source.host.name} to {destination.host.name}"
             )
             migration.run()
             # Early, so that it is up when its turn comes; but one with a network card needs the source's tap.
             if number < self.times and not bed.kind.connected:
-                waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
+                waiting = bed.destination(context.vm, bed.other(destination.host), hold=self.hold)
             migration.arrive(hold=self.hold, check=self.content)
-            if migration.passage.info.get("status") != "completed":
+            if migration.record.info.get("status") != "completed":
                 destination.close()
                 break
             visited.append(destination)
@@ -95,13 +95,15 @@ class Migrate(BaseProcedure, tag="migrate", frozen=True):
             source.close()
             source = destination
             if number < self.times and bed.kind.connected:
-                waiting = bed.destination(stage.vm, bed.other(destination.host), hold=self.hold)
+                waiting = bed.destination(context.vm, bed.other(destination.host), hold=self.hold)
         if self.console:
             self._keep_console(guest, evidence, visited, settled)
         source.close()
 
     @staticmethod
-    def _keep_console(guest: Guest, evidence: Evidence, visited: list[Vm], since: float) -> None:
+    def _keep_console(
+        guest: ObservedGuest, evidence: Evidence, visited: list[VmProcess], since: float
+    ) -> None:
         """The lines that came since then."""
         from sterna.launch.console import join_lines
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sterna.testbed.bed import Stage
+from sterna.testbed.bed import ScenarioContext
 from sterna.testbed.evidence import Evidence
 
 
@@ -11,7 +11,7 @@ class BaseProcedure(
 ):
     """A procedure as a scenario file declares it."""
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
         """Do it. What is seen goes into `evidence` at once: it is kept when the procedure fails half way.
 
         :raise BedError: When something other than the VM under test fails.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from sterna.launch.errors import Unsupported, VmError
-from sterna.launch.process import Vm
-from sterna.testbed.bed import Bed, Stage
-from sterna.testbed.evidence import Evidence, Moment
-from sterna.testbed.guest import Guest
+from sterna.launch.process import VmProcess
+from sterna.testbed.bed import Bed, ScenarioContext
+from sterna.testbed.evidence import Evidence, ProgressSample
+from sterna.testbed.guest import ObservedGuest
 from sterna.testbed.migration import Migration
 from sterna.testbed.procedures.cancel import huge_pages
 from sterna.testbed.procedures.procedure import BaseProcedure
@@ -26,14 +26,14 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
 
     share: Share = 0.7
 
-    def run(self, stage: Stage, evidence: Evidence) -> None:
-        bed = stage.bed
-        guest = stage.guest
-        source = bed.source(stage.vm)
-        pressure = _pressure(bed, stage.vm.memory_bytes, evidence)
+    def run(self, context: ScenarioContext, evidence: Evidence) -> None:
+        bed = context.bed
+        guest = context.guest
+        source = bed.source(context.vm)
+        pressure = _pressure(bed, context.vm.memory_bytes, evidence)
         if pressure is not None:
             pressure.add(source.pid)
-        destination = bed.destination(stage.vm)
+        destination = bed.destination(context.vm)
         bed.warm_up(source, guest)
         destination.ready()
         notifier = _Notifier(guest, source)
@@ -46,20 +46,20 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
             left = _mapped_mib(source)
             swapped = swapped_bytes(source.pid)
             evidence.reclaimed["MiB swapped before"] = swapped / (1 << 20)
-        notifier.look()
+        notifier.sample()
         if pressure is not None and notifier.reason and mapped is not None and left is not None:
             evidence.reclaimed["MiB of stage 2 taken by the kernel"] = mapped - left
         before = notifier.unmapped
         most = swapped
 
-        def watch(moment: Moment) -> None:
+        def watch(sample: ProgressSample) -> None:
             nonlocal most
-            if moment.status == "active":
-                notifier.look()
+            if sample.status == "active":
+                notifier.sample()
             most = max(most, swapped_bytes(source.pid))
 
-        migration = Migration(stage, source, destination, watch=watch)
-        evidence.passages.append(migration.passage)
+        migration = Migration(context, source, destination, watch=watch)
+        evidence.passages.append(migration.record)
         bed.say("migrate")
         migration.run()
         if pressure is not None:
@@ -70,12 +70,12 @@ class Reclaim(BaseProcedure, tag="reclaim", frozen=True):
             evidence.reclaimed["ranges unmapped before"] = before
             evidence.reclaimed["and during"] = notifier.unmapped - before
             evidence.reclaimed["leaves found young"] = notifier.young
-        if stage.vm.swap_bytes:
+        if context.vm.swap_bytes:
             evidence.reclaimed["MiB the guest wrote to its disk"] = _written(source) / (1 << 20)
         migration.arrive()
 
 
-def _written(vm: Vm) -> int:
+def _written(vm: VmProcess) -> int:
     """Bytes that a guest with swap space has written to its disks; it has little else to write."""
     try:
         return sum(int(disk["stats"]["wr_bytes"]) for disk in vm.command("query-blockstats"))
@@ -91,13 +91,13 @@ class _Notifier:
     :ivar reason: why the VM does not do so when asked; empty when it does
     """
 
-    guest: Guest
-    vm: Vm
+    guest: ObservedGuest
+    vm: VmProcess
     unmapped: int = 0
     young: int = 0
     reason: str = ""
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Age all of RAM, take away a piece."""
         if self.reason:
             return
@@ -113,7 +113,7 @@ class _Notifier:
         self.unmapped += 1
 
 
-def _mapped_mib(vm: Vm) -> float | None:
+def _mapped_mib(vm: VmProcess) -> float | None:
     """How much stage 2 maps, in MiB; None when the VM does not tell."""
     found = huge_pages(vm)
     return None if found is None else found[0] * 2 + found[1] / 256
@@ -122,8 +122,8 @@ def _mapped_mib(vm: Vm) -> float | None:
 def _pressure(bed: Bed, size: int, evidence: Evidence) -> MemoryGroup | None:
     """A memory group, and a swap file for what it must do without; both go with the bed."""
     try:
-        use_swap_file(bed.remains, bed.directory, size * _SWAP_FACTOR)
-        return MemoryGroup(bed.remains)
+        use_swap_file(bed.journal, bed.directory, size * _SWAP_FACTOR)
+        return MemoryGroup(bed.journal)
     except Unsupported as error:
         evidence.skipped.append(f"memory group and swap file: {error}")
         return None

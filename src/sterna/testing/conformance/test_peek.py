@@ -1,4 +1,4 @@
-"""A look at a dirty log that leaves it as it is, whoever keeps it and however."""
+"""A peek at a dirty log, which leaves it as it is, whoever keeps it and however."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_a_peek_without_a_log_is_refused(guest: ConformanceGuest) -> None:
 
 
 def test_no_write_is_lost_between_peeks_and_harvests(make_guest: MakeGuest) -> None:
-    """The auditor's own sequence, many times: harvest, stop, look, go on. What changed since the harvest is in one of the two."""
+    """The auditor's own sequence, many times: harvest, stop, peek, go on. What changed since the harvest is in one of the two."""
     guest = make_guest()
     guest.log()
     guest.start(Program.SWEEP, WORK, 700, 0)
@@ -104,7 +104,7 @@ def test_no_write_is_lost_between_peeks_and_harvests(make_guest: MakeGuest) -> N
         guest.stop()
         changed = np.flatnonzero(guest.words != shadow).tolist()
         assert set(changed) <= set(harvest) | set(peek(guest))
-        # What is not harvested stays as it was sent: a peek that lost it would show at the next look.
+        # What is not harvested stays as it was sent: a peek that lost it would show at the next one.
         shadow[harvest] = guest.words[harvest]
         guest.resume()
     guest.stop()

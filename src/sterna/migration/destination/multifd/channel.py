@@ -18,7 +18,7 @@ from sterna.memory.ram import RamBlock
 from sterna.memory.rollingdigest import Marks
 from sterna.memory.vectors import Vectors, vectors_of
 from sterna.migration.channels.channel import Channel
-from sterna.migration.destination.multifd.intake import INTAKE, take_packets
+from sterna.migration.destination.multifd.receiveloop import RECEIVE_STATE, take_packets
 from sterna.migration.errors import ChannelError, MigrationError
 from sterna.stream.multifd import kernels
 from sterna.stream.multifd.compression import Decompressor
@@ -26,7 +26,7 @@ from sterna.stream.multifd.format import COMPRESSED_LIMIT, Compression, Packet, 
 from sterna.stream.wire import StreamError
 
 
-class Meeting(Protocol):
+class SyncBarrier(Protocol):
     """Where the channels of a migration wait for its main channel."""
 
     def arrive(self, channel: "ReceiveChannel") -> bool:
@@ -56,7 +56,7 @@ class ReceiveChannel:
         blocks: Mapping[str, RamBlock],
         page_bits: int,
         written: Mapping[str, Marks],
-        meeting: Meeting,
+        barrier: SyncBarrier,
     ) -> None:
         self.index = index
         self.channel = channel
@@ -64,7 +64,7 @@ class ReceiveChannel:
         self._blocks = blocks
         self._page_bits = page_bits
         self._written = written
-        self._meeting = meeting
+        self._barrier = barrier
         self._format = PacketFormat(page_bits)
         self._header = np.zeros(self._format.header_bytes, dtype=np.uint8)
         self._header_bytes = 0
@@ -80,8 +80,8 @@ class ReceiveChannel:
         # The pages of a packet and the header after it, in one gather list.
         self._vectors: Vectors = np.empty((self._format.pages + 1, 2), dtype=np.uint64)
         self._next_header = vectors_of(self._header.data)[0]
-        self._intake = np.zeros(1, dtype=INTAKE)
-        self._intake["page_bits"], self._intake["header"] = page_bits, self._next_header[0]
+        self._receive_state = np.zeros(1, dtype=RECEIVE_STATE)
+        self._receive_state["page_bits"], self._receive_state["header"] = page_bits, self._next_header[0]
         self._thread = threading.Thread(target=self._run, name=f"multifd-receive-{index}", daemon=True)
 
     def start(self) -> None:
@@ -93,9 +93,9 @@ class ReceiveChannel:
 
     def take(self) -> tuple[int, int]:
         """Bytes and pages since the last call. Only while the thread waits for the main channel."""
-        intake = self._intake[0]
-        size, pages = int(intake["taken_bytes"]), int(intake["taken_pages"])
-        intake["taken_bytes"] = intake["taken_pages"] = 0
+        state = self._receive_state[0]
+        size, pages = int(state["taken_bytes"]), int(state["taken_pages"])
+        state["taken_bytes"] = state["taken_pages"] = 0
         return size, pages
 
     def _run(self) -> None:
@@ -109,7 +109,7 @@ class ReceiveChannel:
             error = reason
         except Exception as reason:
             error = ChannelError(f"{self.channel.peer}: {describe(reason)}")
-        self._meeting.leave(self, error)
+        self._barrier.leave(self, error)
 
     def _read_packet(self) -> bool:
         """
@@ -124,18 +124,18 @@ class ReceiveChannel:
         if packet.pages.size:
             self._read_pages(packet)
         self._count(packet)
-        return self._meeting.arrive(self) if packet.sync else True
+        return self._barrier.arrive(self) if packet.sync else True
 
     def _take_packets(self, block: RamBlock) -> None:
         """Read packets for the block that the last was for, as far as they need nothing else. Without a compiler all of them are
         left to `_read_pages`.
         """
-        intake = self._intake[0]
-        intake["fd"], intake["cancel_fd"] = self.channel.descriptors()
-        intake["have"] = self._header_bytes
-        intake["block"], intake["limit"] = block.hva, block.size >> self._page_bits
+        state = self._receive_state[0]
+        state["fd"], state["cancel_fd"] = self.channel.descriptors()
+        state["have"] = self._header_bytes
+        state["block"], state["limit"] = block.hva, block.size >> self._page_bits
         have, row, end, within = take_packets(
-            self._intake,
+            self._receive_state,
             self._header,
             self._block_name,
             self._numbers,
@@ -201,8 +201,8 @@ class ReceiveChannel:
         set_bits(self.received[block.name], packet.pages.astype(np.uint64))
 
     def _count(self, packet: Packet) -> None:
-        self._intake["taken_bytes"] += self._format.header_bytes + packet.data_bytes
-        self._intake["taken_pages"] += packet.pages.size
+        self._receive_state["taken_bytes"] += self._format.header_bytes + packet.data_bytes
+        self._receive_state["taken_pages"] += packet.pages.size
 
     def _check_compression(self, compression: Compression) -> None:
         if self._compression is None:

@@ -1,4 +1,4 @@
-"""Multifd at the destination: the channels of one migration, and where they meet its main channel.
+"""Multifd at the destination: the channels of one migration, and the barrier that they share with its main channel.
 
 Wherever the main channel has EOS, it waits until each channel has read a SYNC, and each channel that has waits for it. So
 nothing that comes later, on whichever channel, is put into RAM before what came earlier. After the last EOS no
@@ -30,13 +30,13 @@ CONNECT_SECONDS = 10.0
 """How long a channel may take to connect after the main channel needs it."""
 _UNKNOWN_LIMIT = CHANNEL_LIMIT + 8
 """Connections that wait for the source to be known; then the oldest goes."""
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 """How often a wait for channels looks at what does not wake it."""
 
 
 @dataclass(frozen=True)
 class Received:
-    """What came on multifd channels between two meetings."""
+    """What came on multifd channels between two syncs."""
 
     size: int
     pages: int
@@ -65,13 +65,13 @@ class MultifdReceiver:
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         """Notified when the main channel may have something to see to."""
-        self._met = threading.Condition(lock)
+        self._synced = threading.Condition(lock)
         """Notified when the channels may go on, or are to end: one that waits for the others is not woken by each of them."""
         self._admitted: dict[int, SocketChannel] = {}
         self._channels: dict[int, ReceiveChannel] = {}
         self._arrived: set[int] = set()
         self._page_bits: int | None = None
-        self._meetings = 0
+        self._syncs = 0
         self._over = False
         self._unknown: deque[tuple[Init, SocketChannel]] | None = deque()
         """What has connected while it is not known who the source is."""
@@ -104,7 +104,7 @@ class MultifdReceiver:
             self._deaf = not self.count
             self._admit_unknown()
 
-    def meet(self, silence_seconds: float | None, received: Mapping[str, Words], *, last: bool) -> Received:
+    def sync(self, silence_seconds: float | None, received: Mapping[str, Words], *, last: bool) -> Received:
         """The main channel has read an EOS: wait until each channel has read SYNC, then let all go on.
 
         :param silence_seconds: how long a channel that is connected may take, None for ever
@@ -118,7 +118,7 @@ class MultifdReceiver:
             while len(self._arrived) < self.count:
                 self._check()
                 self._check_time(time.monotonic() - started, silence_seconds)
-                self._changed.wait(_LOOK_SECONDS)
+                self._changed.wait(_POLL_SECONDS)
                 self._check_error()
             size = pages = 0
             for channel in self._channels.values():
@@ -129,10 +129,10 @@ class MultifdReceiver:
                     received[name][:] |= words
                     words[:] = 0
             self._arrived.clear()
-            self._meetings += 1
+            self._syncs += 1
             self._over = last
             if not last:
-                self._met.notify_all()
+                self._synced.notify_all()
             # After the last they wait on for `close`: the guest's start does not wait for so many threads to wake up.
             return Received(size, pages)
 
@@ -165,7 +165,7 @@ class MultifdReceiver:
             self._over = True
             self._admit_unknown()
             admitted, self._admitted = self._admitted, {}
-            self._met.notify_all()
+            self._synced.notify_all()
         for channel in admitted.values():
             channel.shut_down()
         for receiving in self._channels.values():
@@ -242,10 +242,10 @@ class MultifdReceiver:
     def arrive(self, channel: ReceiveChannel) -> bool:
         with self._changed:
             self._arrived.add(channel.index)
-            present = self._meetings
+            present = self._syncs
             if len(self._arrived) == self.count:
                 self._changed.notify()
-            self._met.wait_for(lambda: self._over or self._meetings > present)
+            self._synced.wait_for(lambda: self._over or self._syncs > present)
             return not self._over
 
     def leave(self, channel: ReceiveChannel, error: Exception | None) -> None:

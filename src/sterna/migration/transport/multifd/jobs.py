@@ -1,6 +1,6 @@
 """What the channels of a source have to send, and who sends it.
 
-One thread hands out groups of pages, the channels take them as they get free. Between two looks at the dirty log, and now and
+One thread hands out groups of pages, the channels take them as they get free. Between two syncs of the dirty log, and now and
 then in between, comes a mark: each channel then tells the destination that it has sent all that was handed out before.
 """
 

@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from sterna.cli.demorun import DemoSettings, demo_outcome_line
 from sterna.cli.display import format_seconds
-from sterna.cli.trial import TrialSettings, trial_verdict
 from sterna.host.load import HostLoad
 from sterna.host.units import counted, format_rate, format_size
 
@@ -14,8 +14,8 @@ _LABEL_WIDTH = 14
 _PASSES_SHOWN = 8
 
 
-def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str]:
-    """:param result: of `run_trial`
+def report_lines(result: Mapping[str, Any], settings: DemoSettings) -> list[str]:
+    """:param result: of `run_demo`
     :return: lines of `_WIDTH` columns at most
     """
     config = settings.config
@@ -27,7 +27,7 @@ def report_lines(result: Mapping[str, Any], settings: TrialSettings) -> list[str
     )
     lines = textwrap.wrap(title, _WIDTH)
     if result["status"] != "completed":
-        return [*lines, *textwrap.wrap(trial_verdict(result), _WIDTH)]
+        return [*lines, *textwrap.wrap(demo_outcome_line(result), _WIDTH)]
     seconds = max(result["total_ms"], 0.001) / 1000
     rows = [
         ("migrated", f"in {format_seconds(seconds)}, {format_size(result['transferred_bytes'])} sent, "

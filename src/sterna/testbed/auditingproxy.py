@@ -25,7 +25,7 @@ _READY_SECONDS = 30.0
 _ENDED_SECONDS = 60.0
 
 
-class Forwarder:
+class AuditingProxy:
     """Forwards one migration, on a thread of its own in the destination's network.
 
     :ivar uri: where the source is to migrate to

@@ -4,18 +4,18 @@ import select
 import time
 from dataclasses import dataclass, field
 
-from sterna.migration import doubt
+from sterna.migration import outcome_query
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
 from sterna.migration.errors import Cancelled, InDoubt, MigrationError
 from sterna.migration.peer import PeerKind
 from sterna.migration.process import ProcessWatch
 from sterna.migration.witness import Said, Witness
-from sterna.ownership import Event, Ownership, Standing
+from sterna.ownership import Event, Ownership, OwnershipState
 
 
 @dataclass
-class Doubt:
+class OutcomeQuery:
     """What a source knows of who runs the guest of one migration.
 
     :ivar migration_id: 16 bytes
@@ -54,11 +54,11 @@ class Doubt:
         """Whoever else listens would take the question for a migration, and be used up by it."""
         return self.kind is PeerKind.STERNA and isinstance(uri, uris.ListeningUri)
 
-    def apply(self, event: Event) -> Standing:
+    def apply(self, event: Event) -> OwnershipState:
         """Something happened to this migration."""
-        before = self.ownership.standing
+        before = self.ownership.state
         after = self.ownership.apply(event, self.migration_id)
-        if before is Standing.IN_DOUBT and after is not before:
+        if before is OwnershipState.IN_DOUBT and after is not before:
             self._ended_by = event
         return after
 
@@ -74,7 +74,7 @@ class Doubt:
                 self._waiting = None
 
     def stop_waiting(self) -> None:
-        """If somebody waits, he does no longer; the doubt stays. From any thread."""
+        """If somebody waits, he does no longer; it stays in doubt. From any thread."""
         if (waiting := self._waiting) is not None:
             waiting.set()
 
@@ -91,7 +91,7 @@ class Doubt:
         :param uri: where to ask, when that is not where the guest was sent; whoever listens there is asked, whatever it is
         :param waiting: ends the wait in place of `cancellation`
         :return: the destination runs it: its CLOCK_REALTIME just before the first guest instruction, 0 where nobody tells; or
-            has all of it (`Standing.HANDED_ON`): 0
+            has all of it (`OwnershipState.HANDED_ON`): 0
         :raise MigrationError: When the destination does not run it and never will, or its user had it run here meanwhile: it is
             the source's.
         :raise InDoubt: When neither can be told in so many seconds.
@@ -101,7 +101,7 @@ class Doubt:
         try:
             if self._can_ask(where) or (uri is not None and isinstance(uri, uris.ListeningUri)):
                 assert isinstance(where, uris.ListeningUri)
-                told, clock_ns = doubt.ask(
+                told, clock_ns = outcome_query.ask(
                     where, self.migration_id, seconds, waiting or cancellation, self._is_over
                 )
             else:
@@ -112,18 +112,18 @@ class Doubt:
             self.apply(Event.CANCELLED)
             reason = Event.CANCELLED.value
         heard = self._heard.event if self._heard is not None else None
-        match self.ownership.standing:
-            case Standing.AWAY if told is Event.RUNS:
-                doubt.confirm(where, self.migration_id, cancellation)
+        match self.ownership.state:
+            case OwnershipState.AWAY if told is Event.RUNS:
+                outcome_query.confirm(where, self.migration_id, cancellation)
                 return clock_ns
-            case Standing.AWAY if self.witness is not None and self._heard is not None:
+            case OwnershipState.AWAY if self.witness is not None and self._heard is not None:
                 self.witness.confirm()
                 return self._heard.clock_ns
-            case Standing.AWAY | Standing.HANDED_ON:
+            case OwnershipState.AWAY | OwnershipState.HANDED_ON:
                 return 0
-            case Standing.IN_DOUBT:
+            case OwnershipState.IN_DOUBT:
                 raise InDoubt(f"{reason}; {self.advice}")
-            case _ if self._ended_by is None:  # nothing but its user's word ends a doubt besides
+            case _ if self._ended_by is None:  # nothing but its user's word resolves a doubt besides
                 also = (
                     ", and the destination says that it runs there too" if Event.RUNS in (told, heard) else ""
                 )
@@ -137,29 +137,29 @@ class Doubt:
 
     def _is_over(self, event: Event) -> bool:
         self.apply(event)
-        return self._look()
+        return self._poll()
 
-    def _look(self) -> bool:
+    def _poll(self) -> bool:
         """Take what there is to hear and to see.
 
-        :return: whether the doubt is over
+        :return: whether it is no longer in doubt
         """
-        if self.witness is not None and (said := self.witness.look()) is not None:
+        if self.witness is not None and (said := self.witness.poll()) is not None:
             self._heard = said
-            if self.apply(said.event) is Standing.IN_DOUBT:
+            if self.apply(said.event) is OwnershipState.IN_DOUBT:
                 self._dismiss()
         if self.watch is not None and self.watch.ended:
             self.apply(Event.PROCESS_ENDED)
-        return self.ownership.standing is not Standing.IN_DOUBT
+        return self.ownership.state is not OwnershipState.IN_DOUBT
 
     def _wait(self, seconds: float, cancellation: Cancellation) -> None:
         """Wait for what there is to hear and to see.
 
-        :raise InDoubt: When nothing has ended the doubt in time; the text says what was heard.
+        :raise InDoubt: When nothing has resolved it in time; the text says what was heard.
         :raise Cancelled: When `cancellation` is set.
         """
         deadline = time.monotonic() + seconds
-        while not self._look():
+        while not self._poll():
             sources = [source for source in (self.witness, self.watch) if source is not None]
             left = deadline - time.monotonic()
             if not sources or left <= 0:

@@ -16,12 +16,12 @@ from sterna.memory.address import PAGE_SIZE
 from sterna.memory.digest import CHUNK_SIZE, populated_chunks
 from sterna.memory.ram import RamBlock, RamError
 from sterna.memory.rollingdigest import digest_ram
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
 from sterna.stream.body import BytesSource
 from sterna.stream.description import Descriptions
 from sterna.stream.footer import until_footer
-from sterna.stream.leftover import Judgement, Leftover, RamUse
 from sterna.stream.reader import SectionHeader, StreamReader
+from sterna.stream.unmatched import Judgement, RamUse, UnmatchedPart
 from sterna.stream.vmstate import DeviceState
 from sterna.stream.wire import RAM_SECTION, StreamError
 
@@ -38,13 +38,13 @@ _SHOWN_ELEMENTS = 16
 _ERASED = 0xFF
 
 
-class Leftovers:
+class UnmatchedParts:
     """What one stream brought.
 
     :param ignored: names of sections and RAM blocks that do not matter, whatever they hold
     """
 
-    def __init__(self, guest: Guest, ignored: Collection[str]) -> None:
+    def __init__(self, guest: MigratableGuest, ignored: Collection[str]) -> None:
         self._guest = guest
         self._ignored = ignored
         self._sections: list[tuple[SectionHeader, BytesSource]] = []
@@ -110,7 +110,7 @@ class Leftovers:
 
     # -- when all of it is there -----------------------------------------------------------------------------
 
-    def settle(self, description: bytes | None) -> tuple[Leftover, ...]:
+    def judge(self, description: bytes | None) -> tuple[UnmatchedPart, ...]:
         """Have the guest judge everything.
 
         :param description: the stream's description of itself
@@ -123,12 +123,12 @@ class Leftovers:
             except StreamError:
                 if self.needs_description:
                     raise
-        found = [self._settle_section(header, body, descriptions) for header, body in self._sections]
-        return (*found, *self._settle_blocks())
+        found = [self._judge_section(header, body, descriptions) for header, body in self._sections]
+        return (*found, *self._judge_blocks())
 
-    def _settle_section(
+    def _judge_section(
         self, header: SectionHeader, body: BytesSource, descriptions: Descriptions | None
-    ) -> Leftover:
+    ) -> UnmatchedPart:
         ignored = header.name in self._ignored
         size, raw = body.left, body.peek(body.left)
         fields: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class Leftovers:
                 f"device, and the guest may miss it: {judgement.reason}; {_ADVICE}",
                 str(header),
             )
-        return Leftover(
+        return UnmatchedPart(
             "section",
             header.name,
             header.instance_id,
@@ -159,14 +159,14 @@ class Leftovers:
             fields,
         )
 
-    def _settle_blocks(self) -> Iterator[Leftover]:
+    def _judge_blocks(self) -> Iterator[UnmatchedPart]:
         for block, _ in self._blocks.values():
             self.check_block(block)
         digests = digest_ram(self.ram_blocks).blocks if self._blocks else ()
         for digest, (block, use) in zip(digests, self._blocks.values(), strict=True):
             text = xxhash.xxh3_64_hexdigest(digest.chunks.astype(">u8").tobytes())
             reason = _IGNORED if use is None else use.value
-            yield Leftover("ram", block.name, 0, block.size, text, use is None, reason)
+            yield UnmatchedPart("ram", block.name, 0, block.size, text, use is None, reason)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -23,7 +23,7 @@ _PFN_PRESENT = 1 << 63
 
 
 @dataclass(frozen=True)
-class Check:
+class HostCheck:
     """One finding.
 
     :ivar needed: nothing works without it
@@ -37,7 +37,7 @@ class Check:
     advice: str = ""
 
 
-def run_checks() -> list[Check]:
+def run_checks() -> list[HostCheck]:
     """All checks; none takes more than a few seconds once kernels are compiled. Where guests run on KVM, nothing that only the
     emulated CPU needs is needed.
     """
@@ -47,30 +47,30 @@ def run_checks() -> list[Check]:
     return checks
 
 
-def _python() -> Check:
+def _python() -> HostCheck:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("python", sys.version_info >= (3, 11), version, True, "3.11 or later is needed")
+    return HostCheck("python", sys.version_info >= (3, 11), version, True, "3.11 or later is needed")
 
 
-def _package(name: str, why: str) -> Callable[[], Check]:
-    def check() -> Check:
+def _package(name: str, why: str) -> Callable[[], HostCheck]:
+    def check() -> HostCheck:
         try:
-            return Check(name, True, importlib.metadata.version(name), True)
+            return HostCheck(name, True, importlib.metadata.version(name), True)
         except importlib.metadata.PackageNotFoundError:
-            return Check(name, False, "not installed", True, f"{why}: pip install {name}")
+            return HostCheck(name, False, "not installed", True, f"{why}: pip install {name}")
 
     return check
 
 
-def _emulation() -> Check:
+def _emulation() -> HostCheck:
     """A guest program runs behind stage 2 until it has shown signs of life."""
     name = "stage 2"
     try:
         numbers = _run_a_guest("emulated")
     except Exception as error:  # whatever keeps guests from running is the finding
-        return Check(name, False, describe(error), True, "see the message")
+        return HostCheck(name, False, describe(error), True, "see the message")
     faults = numbers["faults_translation"]
-    return Check(name, True, f"a guest runs; {faults} pages or blocks mapped on demand", True)
+    return HostCheck(name, True, f"a guest runs; {faults} pages or blocks mapped on demand", True)
 
 
 def _run_a_guest(accel: str) -> dict[str, int]:
@@ -102,28 +102,28 @@ def _run_a_guest(accel: str) -> dict[str, int]:
     raise CliError(f"a small guest does not run: {state}")
 
 
-def _huge_pages() -> Check:
+def _huge_pages() -> HostCheck:
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     slower = "guest RAM uses 4 KiB pages; "
     try:
         setting = path.read_text().split("[")[1].split("]")[0]
     except (OSError, IndexError):
         found, advice = "the kernel has no transparent huge pages", f"{slower}migration is slower"
-        return Check("huge pages", False, found, advice=advice)
+        return HostCheck("huge pages", False, found, advice=advice)
     advice = f"{slower}echo madvise > {path} makes migration faster"
-    return Check("huge pages", setting != "never", f"transparent huge pages: {setting}", advice=advice)
+    return HostCheck("huge pages", setting != "never", f"transparent huge pages: {setting}", advice=advice)
 
 
-def _memory() -> Check:
+def _memory() -> HostCheck:
     available = available_bytes()
     if available is None:
-        return Check("memory", False, "unknown", advice="/proc/meminfo does not tell")
+        return HostCheck("memory", False, "unknown", advice="/proc/meminfo does not tell")
     found = f"{format_size(available)} available, {usable_cpus()} CPUs"
     advice = "the demo's default wants two guests of 1.75 GiB: give a smaller --memory and --append"
-    return Check("memory", available >= 2 * _SMALL_MEMORY, found, advice=advice)
+    return HostCheck("memory", available >= 2 * _SMALL_MEMORY, found, advice=advice)
 
 
-def _kvm() -> Check:
+def _kvm() -> HostCheck:
     """VMs are made, one for each way to keep a dirty log, and a guest runs in one."""
     from sterna.hypervisor.accelerator import ACCELERATORS, open_vm
     from sterna.hypervisor.interface import DirtyLogMode, HypervisorError
@@ -139,28 +139,28 @@ def _kvm() -> Check:
         except HypervisorError as error:
             refusal = refusal or str(error).removeprefix("accel kvm: ")
     if not modes:
-        return Check(name, False, refusal, advice="guests run on the emulated CPU, which needs no KVM")
+        return HostCheck(name, False, refusal, advice="guests run on the emulated CPU, which needs no KVM")
     try:
         _run_a_guest("kvm")
     except Exception as error:  # as with the emulated CPU
-        return Check(name, False, f"board {board.name}: {describe(error)}", advice="see the message")
-    return Check(name, True, f"a guest runs on board {board.name}; dirty log as {', '.join(modes)}")
+        return HostCheck(name, False, f"board {board.name}: {describe(error)}", advice="see the message")
+    return HostCheck(name, True, f"a guest runs on board {board.name}; dirty log as {', '.join(modes)}")
 
 
-def _qemu() -> Check:
+def _qemu() -> HostCheck:
     name = "qemu-system-arm"
     path = shutil.which(name)
     if path is None:
         advice = "only to migrate to and from QEMU: apt install qemu-system-arm"
-        return Check(name, False, "not installed", advice=advice)
+        return HostCheck(name, False, "not installed", advice=advice)
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return Check(name, False, f"{path}: {error}", advice="it is installed and does not run")
-    return Check(name, True, done.stdout.splitlines()[0] if done.stdout else path)
+        return HostCheck(name, False, f"{path}: {error}", advice="it is installed and does not run")
+    return HostCheck(name, True, done.stdout.splitlines()[0] if done.stdout else path)
 
 
-def _pagemap() -> Check:
+def _pagemap() -> HostCheck:
     """Whether the kernel tells which pages of a process are populated: zero pages then cost nothing to find."""
     name = "pagemap"
     try:
@@ -172,10 +172,10 @@ def _pagemap() -> Check:
         found = "readable" if present else "does not tell"
     except (OSError, struct.error) as error:
         present, found = False, f"/proc/self/pagemap: {error}"
-    return Check(name, present, found, advice="RAM that was never touched is read when it is sent")
+    return HostCheck(name, present, found, advice="RAM that was never touched is read when it is sent")
 
 
-_CHECKS: tuple[Callable[[], Check], ...] = (
+_CHECKS: tuple[Callable[[], HostCheck], ...] = (
     _python,
     _package("numba", "it compiles the stage-2 fault path"),
     _package("unicorn", "it emulates the CPU"),

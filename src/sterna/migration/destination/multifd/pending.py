@@ -13,13 +13,13 @@ from sterna.stream.multifd.format import CHANNEL_LIMIT, Init
 
 WAIT_SECONDS = 10.0
 """How long a channel waits for a main channel."""
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 """How often a waiting channel is looked at: whether its peer is still there."""
 
 Admit = Callable[[Init, SocketChannel], None]
 
 
-class Lobby:
+class PendingChannels:
     """Of one listener."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Lobby:
         self._closed = False
 
     def enter(self, init: Init, channel: SocketChannel) -> None:
-        """A connection with an initial packet has come. The lobby closes it, or whoever admits it. Returns when one of the two
+        """A connection with an initial packet has come. It is closed here, or whoever admits it. Returns when one of the two
         has it, or when it has waited for too long.
         """
         with self._changed:
@@ -45,7 +45,7 @@ class Lobby:
             entry = (init, channel)
             self._waiting.append(entry)
             deadline = time.monotonic() + WAIT_SECONDS
-            while not self._changed.wait_for(lambda: entry not in self._waiting, _LOOK_SECONDS):
+            while not self._changed.wait_for(lambda: entry not in self._waiting, _POLL_SECONDS):
                 if channel.hung_up() or time.monotonic() >= deadline:
                     self._waiting.remove(entry)
                     channel.close()

@@ -6,15 +6,15 @@ import select
 import threading
 from collections import defaultdict
 
-from sterna.host.complaints import Complaints
 from sterna.host.printable import printable
+from sterna.host.ratelimitedlog import RateLimitedLog
 
 _FREELY = 8
 _PIECE_BYTES = select.PIPE_BUF
 """A write of so many to a pipe that polls as writable does not block (POSIX, write)."""
 
 
-class Teller(logging.Handler):
+class StderrLog(logging.Handler):
     """:param descriptor: where lines go; what it does not take at once is dropped, and told when it takes something again"""
 
     def __init__(self, descriptor: int = 2) -> None:
@@ -24,7 +24,9 @@ class Teller(logging.Handler):
         self._poll.register(descriptor, select.POLLOUT)
         self._telling = threading.Lock()
         self._dropped = 0
-        self._complaints: defaultdict[str, Complaints] = defaultdict(lambda: Complaints(self._say, _FREELY))
+        self._rate_limited: defaultdict[str, RateLimitedLog] = defaultdict(
+            lambda: RateLimitedLog(self._say, _FREELY)
+        )
 
     def tell(self, text: str, *, lines: bool = False) -> None:
         """Say something. Never blocks and never raises.
@@ -33,16 +35,16 @@ class Teller(logging.Handler):
         """
         self._say(printable(text, lines=lines))
 
-    def tell_often(self, kind: str, text: str, *, lines: bool = False) -> None:
+    def tell_rate_limited(self, kind: str, text: str, *, lines: bool = False) -> None:
         """As `tell`, what a peer or a guest can have said any number of times: after `_FREELY` of a kind only some are told."""
-        self._complaints[kind].tell(printable(text, lines=lines))
+        self._rate_limited[kind].tell(printable(text, lines=lines))
 
     def emit(self, record: logging.LogRecord) -> None:
         """What is logged is of a kind by its format. Less than a warning comes only when the user has asked for all of it."""
         if record.levelno < logging.WARNING:
             self.tell(self.format(record))
         else:
-            self.tell_often(str(record.msg), self.format(record), lines=record.exc_info is not None)
+            self.tell_rate_limited(str(record.msg), self.format(record), lines=record.exc_info is not None)
 
     def _say(self, text: str) -> None:
         with self._telling:

@@ -30,19 +30,19 @@ _FIRST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class ProgressEstimate:
     """A migration at one moment.
 
     :ivar fraction: 0 to 1, never less than before
     :ivar remaining: bytes of guest RAM
     :ivar transferred: bytes of the stream
-    :ivar dirty_rate: bytes of guest RAM per second, as of the last look at the dirty log; None before the first
+    :ivar dirty_rate: bytes of guest RAM per second, as of the last sync of the dirty log; None before the first
     :ivar page_rate: bytes of guest RAM per second that were dealt with, over the last seconds; None in the first
     :ivar wire_rate: bytes of the stream per second, as the VM says
     :ivar eta_seconds: until switchover, in pass 1 until its end, at the `page_rate`; None while unknown or never
     :ivar throttle_percent: how much of its time auto-converge takes from the guest
     :ivar converges: None until the rates were measured
-    :ivar expected_downtime_ms: if the guest stopped now, as of the last look at the dirty log; None before it was predicted
+    :ivar expected_downtime_ms: if the guest stopped now, as of the last sync of the dirty log; None before it was predicted
     :ivar verdict: why it does not converge, and what would do
     """
 
@@ -62,7 +62,7 @@ class Picture:
     verdict: str = ""
 
 
-class ProgressTracker:
+class ProgressEstimator:
     """Follows one migration.
 
     :param downtime_limit_ms: the parameter `downtime-limit`
@@ -77,7 +77,7 @@ class ProgressTracker:
         self._left = 0.0
         self._seen: deque[tuple[float, int]] = deque()
 
-    def update(self, info: Mapping[str, Any]) -> Picture:
+    def update(self, info: Mapping[str, Any]) -> ProgressEstimate:
         """:param info: as query-migrate answers"""
         ram = info.get("ram", {})
         status = printable(str(info.get("status", "none")))
@@ -107,7 +107,7 @@ class ProgressTracker:
             eta = (remaining + self._later_passes(ratio, threshold)) / rate
         fraction = self._stage(status, number, remaining, total, threshold, ratio)
         self._fraction = max(self._fraction, min(fraction, 1.0))
-        return Picture(
+        return ProgressEstimate(
             status=status,
             fraction=self._fraction,
             pass_number=number,
@@ -169,7 +169,7 @@ class ProgressTracker:
             return _PASSES_END
         if number <= 1:
             return _FIRST_PASS * (1 - remaining / total) if total and number else 0.0
-        # Within a pass, from where it began to where the look at its end is expected to find us.
+        # Within a pass, from where it began to where the sync at its end is expected to find us.
         begin = self._converged(self._pass_start, threshold)
         end = max(begin, self._converged(self._pass_start * ratio, threshold))
         done = 1 - remaining / self._pass_start if self._pass_start else 1.0

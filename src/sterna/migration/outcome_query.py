@@ -21,7 +21,7 @@ from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels.channel import Channel
 from sterna.migration.channels.uri import ListeningUri, Uri
 from sterna.migration.errors import Cancelled, ChannelError, ConnectionRefused, InDoubt, Refused
-from sterna.ownership import AttemptEvent, Event, Outcome, next_outcome, told
+from sterna.ownership import AttemptEvent, AttemptOutcome, Event, next_outcome, told
 from sterna.ownership import answer as answer_to
 
 QUESTION = b"STRNASK1"
@@ -45,7 +45,7 @@ class OutcomeRecord:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._outcomes: dict[bytes, tuple[Outcome, int]] = {}
+        self._outcomes: dict[bytes, tuple[AttemptOutcome, int]] = {}
         self._cancelled = b""
         self._ended = False
 
@@ -63,7 +63,7 @@ class OutcomeRecord:
             if len(self._outcomes) > _RECORD_LIMIT:
                 # A source that asks for one that is forgotten stays in doubt, so only what never ran is.
                 abandoned = (
-                    key for key, (outcome, _) in self._outcomes.items() if outcome is Outcome.ABANDONED
+                    key for key, (outcome, _) in self._outcomes.items() if outcome is AttemptOutcome.ABANDONED
                 )
                 del self._outcomes[next(abandoned)]
             return True
@@ -78,14 +78,14 @@ class OutcomeRecord:
         """The guest of a committed migration runs."""
         with self._changed:
             moved = self._apply(migration_id, AttemptEvent.STARTED, clock_ns)
-        assert moved is Outcome.RUNNING, "a guest was started without COMMIT"
+        assert moved is AttemptOutcome.RUNNING, "a guest was started without COMMIT"
 
     def start_failed(self, migration_id: bytes) -> None:
         """The guest of a committed migration could not be started. It stands still, and stays so."""
         with self._changed:
             self._apply(migration_id, AttemptEvent.START_FAILED)
 
-    def give_up(self, migration_id: bytes) -> Outcome:
+    def give_up(self, migration_id: bytes) -> AttemptOutcome:
         """The attempt has failed: the guest will not run here under this id, unless COMMIT came before."""
         with self._changed:
             return self._apply(migration_id, AttemptEvent.GIVEN_UP)
@@ -97,7 +97,7 @@ class OutcomeRecord:
             for migration_id in self._outcomes:
                 self._apply(migration_id, AttemptEvent.GIVEN_UP)
 
-    def ask(self, migration_id: bytes) -> tuple[Outcome, int]:
+    def ask(self, migration_id: bytes) -> tuple[AttemptOutcome, int]:
         """The source asks: a pending migration is abandoned, a committed one is waited for.
 
         :return: UNKNOWN, RUNNING or ABANDONED, and the clock before the first guest instruction
@@ -106,7 +106,7 @@ class OutcomeRecord:
             self._apply(migration_id, AttemptEvent.ASKED)
             # Starting a guest takes no peer, so this wait ends.
             self._changed.wait_for(lambda: answer_to(self._outcome(migration_id)) is not None)
-            return self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))
+            return self._outcomes.get(migration_id, (AttemptOutcome.UNKNOWN, 0))
 
     def note_cancelled(self, migration_id: bytes) -> None:
         """The source says that it cancels."""
@@ -119,12 +119,12 @@ class OutcomeRecord:
     def confirms(self, migration_id: bytes) -> bool:
         """Whether a source's confirmation is of a guest that runs here."""
         with self._changed:
-            return self._outcome(migration_id) is Outcome.RUNNING
+            return self._outcome(migration_id) is AttemptOutcome.RUNNING
 
-    def _outcome(self, migration_id: bytes) -> Outcome:
-        return self._outcomes.get(migration_id, (Outcome.UNKNOWN, 0))[0]
+    def _outcome(self, migration_id: bytes) -> AttemptOutcome:
+        return self._outcomes.get(migration_id, (AttemptOutcome.UNKNOWN, 0))[0]
 
-    def _apply(self, migration_id: bytes, event: AttemptEvent, clock_ns: int = 0) -> Outcome:
+    def _apply(self, migration_id: bytes, event: AttemptEvent, clock_ns: int = 0) -> AttemptOutcome:
         """With the lock held."""
         before = self._outcome(migration_id)
         after = next_outcome(before, event)
@@ -148,9 +148,9 @@ def ask(
     cancellation: Cancellation,
     apply: Callable[[Event], bool],
 ) -> tuple[Event, int]:
-    """Ask the destination until the doubt is over.
+    """Ask the destination until the migration is no longer in doubt.
 
-    :param apply: takes each event that a try came to; whether it ended the doubt
+    :param apply: takes each event that a try came to; whether it resolved the doubt
     :return: the event that did, and with RUNS the destination's clock before the first guest instruction
     :raise InDoubt: When nothing has in time; the text says what the last try came to.
     :raise Cancelled: When `cancellation` is set.
@@ -198,7 +198,7 @@ def tell_cancelled(uri: Uri, migration_id: bytes, cancellation: Cancellation) ->
 
 def _ask_once(
     uri: ListeningUri, migration_id: bytes, seconds: float, cancellation: Cancellation
-) -> tuple[Outcome, int]:
+) -> tuple[AttemptOutcome, int]:
     deadline = time.monotonic() + seconds
     with uri.connect(cancellation, seconds) as channel:
         channel.send(QUESTION + migration_id)
@@ -214,7 +214,7 @@ def _ask_once(
     return decode_answer(bytes(data), str(uri))
 
 
-def decode_answer(data: bytes, peer: str) -> tuple[Outcome, int]:
+def decode_answer(data: bytes, peer: str) -> tuple[AttemptOutcome, int]:
     """
     :param data: `ANSWER_BYTES` bytes
     :return: UNKNOWN, RUNNING or ABANDONED, and the clock before the first guest instruction
@@ -225,8 +225,8 @@ def decode_answer(data: bytes, peer: str) -> tuple[Outcome, int]:
     if (
         xxhash.xxh32_digest(body) != check
         or magic != _ANSWER_MAGIC
-        or outcome not in (Outcome.UNKNOWN, Outcome.RUNNING, Outcome.ABANDONED)
+        or outcome not in (AttemptOutcome.UNKNOWN, AttemptOutcome.RUNNING, AttemptOutcome.ABANDONED)
         or clock_ns >= _LATEST_NS
     ):
         raise ChannelError(f"{peer} does not answer as a sterna does")
-    return Outcome(outcome), int(clock_ns)
+    return AttemptOutcome(outcome), int(clock_ns)

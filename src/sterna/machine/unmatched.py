@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sterna.stream.leftover import Judgement, RamUse
+from sterna.stream.unmatched import Judgement, RamUse
 from sterna.stream.vmstate import DeviceState
 
 _PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}[0-9a-f:.]*/.+")

@@ -21,7 +21,7 @@ def free_bytes() -> int:
     return int((available_bytes() or 0) * _SHARE)
 
 
-class ShadowBlock:
+class ImageBlock:
     """One block.
 
     :raise RamError: When the host cannot map that much.

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from sterna.testbed import remains
+from sterna.testbed import journal
 from sterna.testbed.errors import BedError
-from sterna.testbed.remains import Kind, Remains, clean_stale
+from sterna.testbed.journal import EntryKind, Journal, clean_stale
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from sterna.testbed.remains import Remains
-with Remains(Path(sys.argv[1])) as remains:
+from sterna.testbed.journal import Journal
+with Journal(Path(sys.argv[1])) as remains:
     path = remains.make_directory()
     (path / "file").write_text("x")
     print(path, flush=True)
@@ -82,7 +82,7 @@ def test_a_killed_run_is_over_when_what_it_was_starting_has_ended(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
 
-        monkeypatch.setattr(remains.time, "sleep", look_again)
+        monkeypatch.setattr(journal.time, "sleep", look_again)
         assert clean_stale(tmp_path / "runs") == [f"directory {path}"]
 
 
@@ -90,7 +90,7 @@ class Enough(Exception):
     """Ends a wait."""
 
 
-@pytest.mark.parametrize("use", [clean_stale, Remains])
+@pytest.mark.parametrize("use", [clean_stale, Journal])
 def test_who_waits_for_another_run_says_so(tmp_path: Path, use: Callable[..., object]) -> None:
     told = []
 
@@ -151,9 +151,9 @@ def test_what_cannot_be_undone_stays_noted(tmp_path: Path) -> None:
 
 
 def test_one_entry_can_be_undone_early(tmp_path: Path) -> None:
-    with Remains(tmp_path / "runs") as remains:
-        path = remains.make_directory()
-        remains.undo(Kind.DIRECTORY, path)
+    with Journal(tmp_path / "runs") as journal:
+        path = journal.make_directory()
+        journal.undo(EntryKind.DIRECTORY, path)
         assert not path.exists()
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -182,7 +182,7 @@ def test_a_directory_that_another_user_can_have_filled_is_left_alone(
     runs.mkdir(mode=0o700)
     (runs / "1-notes").write_text("of another program")
     spoil(runs)
-    for use in (clean_stale, Remains):
+    for use in (clean_stale, Journal):
         with pytest.raises(BedError, match=f"{runs} is a link|belongs to user|others may write to {runs}"):
             use(runs)
     assert [path.name for path in runs.iterdir()] == ["1-notes"]

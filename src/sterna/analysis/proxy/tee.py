@@ -31,33 +31,33 @@ class LeftBehind(MigrationError, OSError):
     """A reader was too slow, and what it has not read is gone."""
 
 
-class TapReader:
+class TeeReader:
     """One reader, as a `StreamSource`.
 
     :ivar position: offset of the next byte
     """
 
-    def __init__(self, tap: "Tap") -> None:
-        self._tap = tap
+    def __init__(self, tee: "Tee") -> None:
+        self._tee = tee
         self.position = 0
 
     def readinto(self, buffer: memoryview) -> int:
         """
         :raise LeftBehind: When this reader was left behind.
         """
-        return self._tap.read(self, buffer)
+        return self._tee.read(self, buffer)
 
     @property
     def ready(self) -> bool:
         """Whether `readinto` would not wait."""
-        return self._tap.is_ready(self)
+        return self._tee.is_ready(self)
 
     def close(self) -> None:
         """Read no more."""
-        self._tap.detach(self)
+        self._tee.detach(self)
 
 
-class Tap:
+class Tee:
     """A ring between a forwarding thread and readers.
 
     :ivar head: the first bytes, up to `HEAD_BYTES`
@@ -83,7 +83,7 @@ class Tap:
         self._view = memoryview(mmap.mmap(-1, ring_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._patience = patience_seconds
         self._changed = threading.Condition()
-        self._readers: list[TapReader] = []
+        self._readers: list[TeeReader] = []
         self._ended = False
         # Offset `_base` of the stream is the ring's first byte.
         self._base = 0
@@ -148,22 +148,22 @@ class Tap:
 
     # -- readers ---------------------------------------------------------------------------------------------
 
-    def attach(self) -> TapReader:
+    def attach(self) -> TeeReader:
         """A reader of everything; before the first byte."""
         with self._changed:
             assert not self.forwarded
-            reader = TapReader(self)
+            reader = TeeReader(self)
             self._readers.append(reader)
             return reader
 
-    def detach(self, reader: TapReader) -> None:
+    def detach(self, reader: TeeReader) -> None:
         """A reader reads no more."""
         with self._changed:
             self._readers = [other for other in self._readers if other is not reader]
             self._give_back()
             self._changed.notify_all()
 
-    def read(self, reader: TapReader, buffer: memoryview) -> int:
+    def read(self, reader: TeeReader, buffer: memoryview) -> int:
         """Bytes for a reader; waits for at least one. 0 at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self.is_ready(reader))
@@ -179,7 +179,7 @@ class Tap:
             self._changed.notify_all()
         return size
 
-    def is_ready(self, reader: TapReader) -> bool:
+    def is_ready(self, reader: TeeReader) -> bool:
         """Whether there is something for a reader, if only that nothing more comes."""
         return reader.position < self.forwarded or self._ended or reader not in self._readers
 

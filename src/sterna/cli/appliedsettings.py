@@ -1,4 +1,4 @@
-"""The settings of one migration: in force while it is tried, and as they were afterwards."""
+"""The settings of one migration: applied while it runs, and as they were afterwards."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sterna.cli.errors import UsageError
-from sterna.cli.settings import bandwidth_value, duration_value, policy_values
+from sterna.cli.migrationoptions import bandwidth_value, duration_value, policy_values
 from sterna.host.units import format_rate
 from sterna.migration.parameters import CAPABILITIES, PARAMETERS
 from sterna.monitor.answers import CapabilityState, MigrationParameters, Word
 from sterna.monitor.client import ConnectionLost, QmpClient
-from sterna.monitor.parameters import parse_parameter, parse_switch
+from sterna.monitor.hmpvalues import parse_parameter, parse_switch
 from sterna.monitor.protocol import QmpError
 
 _SHOWN = ("max-bandwidth", "downtime-limit", "x-sterna-policy")
@@ -21,15 +21,15 @@ _RATES = ("max-bandwidth", "max-postcopy-bandwidth")
 
 
 @dataclass
-class TrySettings:
-    """What a migration is tried with, by QEMU's names; what is not named stays as it is."""
+class WantedSettings:
+    """What a migration is to run with, by QEMU's names; what is not named stays as it is."""
 
     parameters: dict[str, Any] = field(default_factory=dict)
     capabilities: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass
-class InForce:
+class AppliedSettings:
     """What a VM is set to.
 
     :ivar keep: the settings stay when the body of `applied` ends without an error
@@ -60,12 +60,12 @@ def _value(name: str, value: Any) -> str:
     return f"{value} ms" if name == "downtime-limit" else str(value)
 
 
-def asked_settings(given: Sequence[str]) -> TrySettings:
+def asked_settings(given: Sequence[str]) -> WantedSettings:
     """What `--set` names, checked before anything is started.
 
     :raise UsageError: When it is nothing that can be set.
     """
-    settings = TrySettings()
+    settings = WantedSettings()
     for setting in given:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -107,7 +107,7 @@ def asked_parameters(
 
 
 @contextmanager
-def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
+def applied(client: QmpClient, settings: WantedSettings) -> Iterator[AppliedSettings]:
     """The settings are in force in the body of the `with` statement. However that ends, they are set back, as far as the VM
     is still there and lets them: one whose migration goes on keeps its capabilities. What another client has changed meanwhile
     stays as that client wants it.
@@ -127,10 +127,12 @@ def applied(client: QmpClient, settings: TrySettings) -> Iterator[InForce]:
         if tried_capabilities:
             states = [{"capability": name, "state": on} for name, on in tried_capabilities.items()]
             client.execute("migrate-set-capabilities", {"capabilities": states})
-        in_force = InForce(*_settings(client), frozenset(tried) | frozenset(tried_capabilities))
-        tried = {name: in_force.parameters.get(name, value) for name, value in tried.items()}
-        yield in_force
-        keep = in_force.keep
+        applied_settings = AppliedSettings(
+            *_settings(client), frozenset(tried) | frozenset(tried_capabilities)
+        )
+        tried = {name: applied_settings.parameters.get(name, value) for name, value in tried.items()}
+        yield applied_settings
+        keep = applied_settings.keep
     finally:
         with suppress(QmpError, ConnectionLost):
             if not keep:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class Complaints:
+class RateLimitedLog:
     """Tells the first of them, the second, the fourth, the eighth and so on, each with how many were left out before it: no guest
     lives long enough to have 64 told.
 

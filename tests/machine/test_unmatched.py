@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.machine.absent import judge_ram_block, judge_section
-from sterna.stream.leftover import RamUse
+from sterna.machine.unmatched import judge_ram_block, judge_section
+from sterna.stream.unmatched import RamUse
 from sterna.stream.vmstate import DeviceState
 
 CONFIG = b"\x36\x1b\x08\x00" + bytes(252)

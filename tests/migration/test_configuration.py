@@ -17,7 +17,7 @@ from sterna.machine.config import MachineConfig
 from sterna.machine.machine import Machine
 from sterna.machine.migratable import MigratableMachine
 from sterna.migration.controller import MigrationController
-from sterna.migration.destination.agreement import disagreement
+from sterna.migration.destination.configuration import configuration_error
 from sterna.migration.statistics import MigrationStatus
 from sterna.stream import sections
 from sterna.stream.return_path import ReturnPathDecoder, shut
@@ -50,13 +50,13 @@ COMPLETED, FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 def test_what_a_machine_says(configuration: Configuration, message: str) -> None:
     with DoubleGuest(1, running=False) as guest:
         guest.uuid = ONE.bytes
-        found = disagreement(configuration, guest)
+        found = configuration_error(configuration, guest)
         assert (found.message if found else "") == message
 
 
 def test_a_machine_without_a_uuid_takes_any(caplog: pytest.LogCaptureFixture) -> None:
     with DoubleGuest(1, running=False) as guest:
-        assert disagreement(Configuration("double-1.0", uuid=ONE.bytes), guest) is None
+        assert configuration_error(Configuration("double-1.0", uuid=ONE.bytes), guest) is None
     assert caplog.messages == [f"UUID is received {ONE}, but local uuid isn't set"]
 
 

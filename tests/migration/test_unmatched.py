@@ -11,7 +11,7 @@ import pytest
 from tests.migration.pairs import TCP, Host, hosts
 
 from sterna.migration.destination import listen
-from sterna.migration.destination.leftovers import RAM_LIMIT, SECTIONS_LIMIT
+from sterna.migration.destination.unmatched import RAM_LIMIT, SECTIONS_LIMIT
 from sterna.migration.statistics import MigrationInfo, MigrationStatus
 from sterna.stream import sections
 from sterna.stream.description import stream_description

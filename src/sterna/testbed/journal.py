@@ -30,7 +30,7 @@ _DYING_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     """What is left behind."""
 
     DIRECTORY = "directory"
@@ -40,7 +40,7 @@ class Kind(Enum):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    kind: Kind
+    kind: EntryKind
     path: str
 
 
@@ -51,7 +51,7 @@ def default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"sterna-testbed-{os.geteuid()}"
 
 
-class Remains(Closing):
+class Journal(Closing):
     """The entries of this run. A context manager: all are undone at its end.
 
     :param say: told when another run is in the way
@@ -66,12 +66,12 @@ class Remains(Closing):
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             lock(self._fd)
 
-    def add(self, kind: Kind, path: Path) -> None:
+    def add(self, kind: EntryKind, path: Path) -> None:
         """Note what is about to be made."""
         self._entries.append(_Entry(kind, str(path)))
         os.write(self._fd, msgspec.json.encode(self._entries[-1]) + b"\n")
 
-    def undo(self, kind: Kind, path: Path) -> None:
+    def undo(self, kind: EntryKind, path: Path) -> None:
         """Undo one entry now.
 
         :raise OSError: When that fails; it stays noted.
@@ -83,7 +83,7 @@ class Remains(Closing):
     def make_directory(self) -> Path:
         """A new directory, for this user only, that goes with the run."""
         path = Path(tempfile.gettempdir()) / f"sterna-testbed-{uuid.uuid4().hex[:12]}"
-        self.add(Kind.DIRECTORY, path)
+        self.add(EntryKind.DIRECTORY, path)
         try:
             path.mkdir(mode=0o700)
         except OSError as error:
@@ -219,9 +219,9 @@ def _remove_cgroup(path: Path) -> None:
         pass
 
 
-_UNDO: dict[Kind, Callable[[Path], None]] = {
-    Kind.DIRECTORY: _remove_directory,
-    Kind.SWAP: _remove_swap,
-    Kind.CGROUP: _remove_cgroup,
-    Kind.MOUNT: _remove_mount,
+_UNDO: dict[EntryKind, Callable[[Path], None]] = {
+    EntryKind.DIRECTORY: _remove_directory,
+    EntryKind.SWAP: _remove_swap,
+    EntryKind.CGROUP: _remove_cgroup,
+    EntryKind.MOUNT: _remove_mount,
 }

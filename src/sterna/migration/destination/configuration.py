@@ -4,7 +4,7 @@ import logging
 import uuid
 
 from sterna.memory.address import PAGE_SHIFT
-from sterna.migration.guest import Guest
+from sterna.migration.guest import MigratableGuest
 from sterna.migration.parameters import CAPABILITIES
 from sterna.stream.sections import CONFIGURATION_SECTION, Configuration
 from sterna.stream.wire import LEGACY_ARM_PAGE_BITS, StreamError
@@ -17,7 +17,7 @@ def page_bits(configuration: Configuration) -> int:
     return LEGACY_ARM_PAGE_BITS if configuration.page_bits is None else configuration.page_bits
 
 
-def disagreement(configuration: Configuration, guest: Guest) -> StreamError | None:
+def configuration_error(configuration: Configuration, guest: MigratableGuest) -> StreamError | None:
     """What keeps a guest with this configuration out, if anything does."""
     if configuration.machine != guest.machine_type:
         return _error(

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from tests.migration.pairs import TCP, hosts, source_guest, waiting_guest
 from tests.ports import held_port
 
-from sterna.migration import doubt, handshake
+from sterna.migration import handshake, outcome_query
 from sterna.migration.cancellation import Cancellation
 from sterna.migration.channels import uri as uris
-from sterna.migration.doubt import OutcomeRecord
 from sterna.migration.errors import Cancelled, ChannelError, InDoubt, ProtocolError, Refused
 from sterna.migration.handshake import Commit, Hello, Nack, Offer, Running
+from sterna.migration.outcome_query import OutcomeRecord
 from sterna.migration.statistics import MigrationStatus
-from sterna.ownership import Event, Outcome
+from sterna.ownership import AttemptOutcome, Event
 
 ID = bytes(range(16))
 PROCESS = {"boot": "", "namespace": 1, "pid": 1, "start": 1, "fd": 1, "token": ""}
@@ -26,14 +26,14 @@ PROCESS = {"boot": "", "namespace": 1, "pid": 1, "start": 1, "fd": 1, "token": "
 
 def test_each_id_is_decided_once() -> None:
     record = OutcomeRecord()
-    assert record.ask(ID) == (Outcome.UNKNOWN, 0)
+    assert record.ask(ID) == (AttemptOutcome.UNKNOWN, 0)
     assert record.begin(ID)
     assert not record.begin(ID), "an id is good for one attempt"
     assert record.commit(ID)
     assert not record.commit(ID)
     record.running(ID, 99)
-    assert record.ask(ID) == (Outcome.RUNNING, 99)
-    assert record.give_up(ID) is Outcome.RUNNING
+    assert record.ask(ID) == (AttemptOutcome.RUNNING, 99)
+    assert record.give_up(ID) is AttemptOutcome.RUNNING
     assert record.confirms(ID)
 
 
@@ -41,16 +41,16 @@ def test_what_is_committed_is_not_given_up_for_a_lost_connection() -> None:
     record = OutcomeRecord()
     record.begin(ID)
     record.commit(ID)
-    assert record.give_up(ID) is Outcome.COMMITTED
+    assert record.give_up(ID) is AttemptOutcome.COMMITTED
     assert not record.confirms(ID)
     record.start_failed(ID)
-    assert record.ask(ID) == (Outcome.ABANDONED, 0)
+    assert record.ask(ID) == (AttemptOutcome.ABANDONED, 0)
 
 
 def test_a_question_before_commit_abandons_for_ever() -> None:
     record = OutcomeRecord()
     record.begin(ID)
-    assert record.ask(ID) == (Outcome.ABANDONED, 0)
+    assert record.ask(ID) == (AttemptOutcome.ABANDONED, 0)
     assert not record.commit(ID), "a COMMIT that comes later starts nothing"
 
 
@@ -63,9 +63,9 @@ def test_whoever_ends_takes_no_commit() -> None:
     record.commit(started)
     record.end()
     assert not record.commit(ID)
-    assert record.ask(ID) == (Outcome.ABANDONED, 0)
+    assert record.ask(ID) == (AttemptOutcome.ABANDONED, 0)
     record.running(started, 3)
-    assert record.ask(started) == (Outcome.RUNNING, 3), "what came before is here"
+    assert record.ask(started) == (AttemptOutcome.RUNNING, 3), "what came before is here"
     with pytest.raises(Refused, match="it is ending"):
         record.begin(b"another id 16 by")
 
@@ -77,9 +77,11 @@ def test_the_record_does_not_grow_without_bound() -> None:
         assert record.begin(migration_id)
         if number != 1:
             record.give_up(migration_id)
-    assert record.ask((0).to_bytes(16, "big"))[0] is Outcome.UNKNOWN
-    assert record.ask((1).to_bytes(16, "big"))[0] is not Outcome.UNKNOWN, "only what never ran is forgotten"
-    assert record.ask((9_999).to_bytes(16, "big"))[0] is Outcome.ABANDONED
+    assert record.ask((0).to_bytes(16, "big"))[0] is AttemptOutcome.UNKNOWN
+    assert record.ask((1).to_bytes(16, "big"))[0] is not AttemptOutcome.UNKNOWN, (
+        "only what never ran is forgotten"
+    )
+    assert record.ask((9_999).to_bytes(16, "big"))[0] is AttemptOutcome.ABANDONED
 
 
 @pytest.mark.parametrize("runs", [True, False])
@@ -87,7 +89,7 @@ def test_a_question_during_the_start_waits_for_it(runs: bool) -> None:
     record = OutcomeRecord()
     record.begin(ID)
     record.commit(ID)
-    answers: list[tuple[Outcome, int]] = []
+    answers: list[tuple[AttemptOutcome, int]] = []
     thread = threading.Thread(target=lambda: answers.append(record.ask(ID)))
     thread.start()
     if runs:
@@ -95,7 +97,7 @@ def test_a_question_during_the_start_waits_for_it(runs: bool) -> None:
     else:
         record.start_failed(ID)
     thread.join(300)
-    assert answers == [(Outcome.RUNNING, 5) if runs else (Outcome.ABANDONED, 0)]
+    assert answers == [(AttemptOutcome.RUNNING, 5) if runs else (AttemptOutcome.ABANDONED, 0)]
 
 
 @pytest.mark.parametrize("ordered", range(20))
@@ -116,7 +118,7 @@ def test_commit_and_question_race_to_one_decision(ordered: int) -> None:
     barrier.wait()
     outcome, _ = record.ask(ID)
     thread.join()
-    assert committed == [outcome is Outcome.RUNNING]
+    assert committed == [outcome is AttemptOutcome.RUNNING]
 
 
 def never(event: Event) -> bool:
@@ -129,16 +131,18 @@ def test_nobody_at_the_address_tells_nothing() -> None:
         uri = uris.parse(f"tcp:127.0.0.1:{port}")
         assert isinstance(uri, uris.ListeningUri)
         with pytest.raises(InDoubt, match="connection refused"):
-            doubt.ask(uri, ID, 0.5, cancellation, lambda event: bool(events.append(event)))
+            outcome_query.ask(uri, ID, 0.5, cancellation, lambda event: bool(events.append(event)))
     assert set(events) == {Event.CONNECTION_REFUSED, Event.DEADLINE}
 
 
-@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.RUNNING, Outcome.ABANDONED])
-def test_an_answer_is_heard(outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    "outcome", [AttemptOutcome.UNKNOWN, AttemptOutcome.RUNNING, AttemptOutcome.ABANDONED]
+)
+def test_an_answer_is_heard(outcome: AttemptOutcome) -> None:
     record = OutcomeRecord()
-    if outcome is not Outcome.UNKNOWN:
+    if outcome is not AttemptOutcome.UNKNOWN:
         record.begin(ID)
-    if outcome is Outcome.RUNNING:
+    if outcome is AttemptOutcome.RUNNING:
         record.commit(ID)
         record.running(ID, 77)
     with Cancellation() as cancellation, uris.parse("tcp::0").listen() as listener:
@@ -147,17 +151,17 @@ def test_an_answer_is_heard(outcome: Outcome) -> None:
             with listener.accept(cancellation, cancellation) as channel:
                 head = bytearray(64)
                 size = channel.readinto(head)
-                assert bytes(head[:size]) == doubt.QUESTION + ID
-                doubt.answer(channel, record, ID)
+                assert bytes(head[:size]) == outcome_query.QUESTION + ID
+                outcome_query.answer(channel, record, ID)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        told = doubt.ask(uris.parse(listener.uri), ID, 20, cancellation, lambda event: True)
+        told = outcome_query.ask(uris.parse(listener.uri), ID, 20, cancellation, lambda event: True)
         thread.join(300)
     expected = {
-        Outcome.UNKNOWN: (Event.UNKNOWN, 0),
-        Outcome.RUNNING: (Event.RUNS, 77),
-        Outcome.ABANDONED: (Event.ABANDONED, 0),
+        AttemptOutcome.UNKNOWN: (Event.UNKNOWN, 0),
+        AttemptOutcome.RUNNING: (Event.RUNS, 77),
+        AttemptOutcome.ABANDONED: (Event.ABANDONED, 0),
     }
     assert told == expected[outcome]
 
@@ -166,7 +170,7 @@ def test_silence_and_nonsense_leave_the_doubt(monkeypatch: pytest.MonkeyPatch) -
     with Cancellation() as cancellation, uris.parse("tcp::0").listen() as listener:
         uri = uris.parse(listener.uri)
         with pytest.raises(InDoubt, match=r"no answer from .* in 0\.\d s"):
-            doubt.ask(uri, ID, 0.2, cancellation, never)
+            outcome_query.ask(uri, ID, 0.2, cancellation, never)
 
         def babble() -> None:
             listener.accept(cancellation, cancellation).close()
@@ -178,13 +182,13 @@ def test_silence_and_nonsense_leave_the_doubt(monkeypatch: pytest.MonkeyPatch) -
         thread = threading.Thread(target=babble)
         thread.start()
         for limit in ("_ANSWER_SECONDS", "_RETRY_SECONDS"):  # it is asked once, however long that takes
-            monkeypatch.setattr(doubt, limit, 300.0)
+            monkeypatch.setattr(outcome_query, limit, 300.0)
         with pytest.raises(InDoubt, match="does not answer as a sterna does"):
-            doubt.ask(uri, ID, 300, cancellation, never)
+            outcome_query.ask(uri, ID, 300, cancellation, never)
         thread.join(300)
         cancellation.set()
         with pytest.raises(Cancelled):
-            doubt.ask(uri, ID, 5, cancellation, never)
+            outcome_query.ask(uri, ID, 5, cancellation, never)
 
 
 @given(st.binary(max_size=200))
@@ -253,12 +257,12 @@ def test_a_commit_that_cannot_be_starts_no_guest(monkeypatch: pytest.MonkeyPatch
 
 def test_a_clock_of_another_age_is_no_answer() -> None:
     def said(clock_ns: int) -> bytes:
-        body = struct.pack(">8sBQ", b"STRNANS1", Outcome.RUNNING, clock_ns)
+        body = struct.pack(">8sBQ", b"STRNANS1", AttemptOutcome.RUNNING, clock_ns)
         return body + xxhash.xxh32_digest(body)
 
-    assert doubt.decode_answer(said((1 << 62) - 1), "it") == (Outcome.RUNNING, (1 << 62) - 1)
+    assert outcome_query.decode_answer(said((1 << 62) - 1), "it") == (AttemptOutcome.RUNNING, (1 << 62) - 1)
     with pytest.raises(ChannelError, match="does not answer as a sterna does"):
-        doubt.decode_answer(said(1 << 62), "it")
+        outcome_query.decode_answer(said(1 << 62), "it")
 
 
 def test_clocks_that_disagree_are_corrected_or_clamped() -> None:

@@ -1,4 +1,4 @@
-"""One migration between two processes, from start to verdict."""
+"""One migration between two processes, from start to outcome."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sterna.cli.display import Display
-from sterna.cli.follow import follow
-from sterna.cli.progress import Picture
+from sterna.cli.progressestimate import ProgressEstimate
 from sterna.cli.result import summarise
+from sterna.cli.watch import watch_migration
 from sterna.guests.layout import STATUS_OFFSET, Status
 from sterna.host.load import HostWatch
 from sterna.launch.command import sterna_arguments
@@ -20,7 +20,7 @@ from sterna.launch.guestview import (
     pages_in_use,
     runs_beyond,
 )
-from sterna.launch.process import SternaVm, Vm
+from sterna.launch.process import SternaProcess, VmProcess
 from sterna.launch.signals import Interrupts
 from sterna.launch.watch import wait_for, wait_warm
 from sterna.machine.config import MachineConfig
@@ -37,7 +37,7 @@ _GAP_SLACK_MS = 500.0
 
 
 @dataclass(frozen=True)
-class TrialSettings:
+class DemoSettings:
     """:ivar config: of the source's machine
     :ivar bandwidth: bytes per second, 0 for no limit
     :ivar policy: migration parameters that choose it
@@ -52,19 +52,19 @@ class TrialSettings:
     audit: bool = False
 
 
-def run_trial(settings: TrialSettings, display: Display, interrupts: Interrupts) -> dict[str, Any]:
+def run_demo(settings: DemoSettings, display: Display, interrupts: Interrupts) -> dict[str, Any]:
     """Start source and destination, migrate, check.
 
     :return: what `sterna demo --json` prints
     :raise Error: When something other than the migration fails.
     """
-    trial = _Trial(settings, display, interrupts)
+    demo = _DemoRun(settings, display, interrupts)
     with ExitStack() as stack:
-        return trial.run(stack)
+        return demo.run(stack)
 
 
-class _Trial:
-    def __init__(self, settings: TrialSettings, display: Display, interrupts: Interrupts) -> None:
+class _DemoRun:
+    def __init__(self, settings: DemoSettings, display: Display, interrupts: Interrupts) -> None:
         self._settings = settings
         self._display = display
         self._interrupts = interrupts
@@ -75,9 +75,9 @@ class _Trial:
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
         config = self._settings.config
-        self._source = stack.enter_context(SternaVm("source", sterna_arguments(config)))
+        self._source = stack.enter_context(SternaProcess("source", sterna_arguments(config)))
         waiting = sterna_arguments(config, incoming="tcp:127.0.0.1:0")
-        self._destination = stack.enter_context(SternaVm("destination", waiting))
+        self._destination = stack.enter_context(SternaProcess("destination", waiting))
         for vm in (self._source, self._destination):
             vm.ready(self._interrupts.check)
         address = self._ram_base + STATUS_OFFSET
@@ -87,7 +87,7 @@ class _Trial:
         summary = self._migrate()
         if summary["status"] != "completed":
             host = asdict(self._host.load())
-            return summary | {"verified": False, "problems": [trial_verdict(summary)], "host": host}
+            return summary | {"verified": False, "problems": [demo_outcome_line(summary)], "host": host}
         result = self._check(summary)
         result["stage2"] = {"before": before, "during": self._during, "after": self._after}
         return result
@@ -107,13 +107,13 @@ class _Trial:
         converge = {"capability": "auto-converge", "state": self._settings.auto_converge}
         self._source.command("migrate-set-capabilities", capabilities=[converge])
         self._source.command("migrate", uri=self._destination.incoming_uri())
-        info = follow(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
+        info = watch_migration(self._source.qmp, self._display, self._interrupts, self._watch, _POLL_SECONDS)
         summary = summarise(info)
         return summary | {"throttle_percent": max(summary["throttle_percent"], self._throttle)}
 
-    def _watch(self, picture: Picture) -> None:
-        self._throttle = max(self._throttle, picture.throttle_percent)
-        if picture.status == "active":
+    def _watch(self, estimate: ProgressEstimate) -> None:
+        self._throttle = max(self._throttle, estimate.throttle_percent)
+        if estimate.status == "active":
             self._during = self._stage2()
 
     def _check(self, summary: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class _Trial:
 
     # -- asking ----------------------------------------------------------------------------------------------
 
-    def _status(self, vm: Vm) -> Status:
+    def _status(self, vm: VmProcess) -> Status:
         return known_status(vm, self._ram_base + STATUS_OFFSET)
 
     def _stage2(self) -> dict[str, int]:
@@ -182,8 +182,8 @@ class _Trial:
         wait_for(condition, _RUNS_SECONDS, otherwise, self._host, check=self._interrupts.check)
 
 
-def trial_verdict(summary: Mapping[str, Any]) -> str:
-    """The outcome of what did not complete, in one line: both machines end with the trial."""
+def demo_outcome_line(summary: Mapping[str, Any]) -> str:
+    """The outcome of what did not complete, in one line: both machines end with the demo."""
     if summary["status"] == "cancelled":
         return "cancelled: nothing was migrated, both machines have been ended"
     return f"{summary['status']}: {summary['error'] or 'no reason given'}; both machines have been ended"

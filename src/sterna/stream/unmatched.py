@@ -27,7 +27,7 @@ class RamUse(Enum):
 
 
 @dataclass(frozen=True)
-class Leftover:
+class UnmatchedPart:
     """A section or a RAM block that a migration brought and that was left behind.
 
     :ivar kind: ``section`` or ``ram``

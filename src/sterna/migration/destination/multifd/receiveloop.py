@@ -14,7 +14,7 @@ from sterna.memory.vectors import Vectors
 from sterna.migration.channels.gather import read_list
 from sterna.stream.multifd.kernels import gather_pages, mark, plain_pages
 
-INTAKE = np.dtype(
+RECEIVE_STATE = np.dtype(
     [
         (name, np.int64)
         for name in (
@@ -35,13 +35,13 @@ INTAKE = np.dtype(
 )
 """What a channel's packets are read with, and how much has been."""
 
-Intake: TypeAlias = Annotated[NDArray[Any], INTAKE]
+ReceiveState: TypeAlias = Annotated[NDArray[Any], RECEIVE_STATE]
 """`shape (1,)`"""
 
 
 @kernel()
 def take_packets(
-    intake: Intake,
+    state: ReceiveState,
     header: Bytes,
     name: Bytes,
     pages: PageNumbers,
@@ -60,24 +60,24 @@ def take_packets(
     :return: bytes of a header that was not taken; or, within the data of the packet whose header is there, bytes of it that
         are missing, and the rows of `vectors` that tell where they belong, from and to: the header after it is the last
     """
-    fd = intake[0].fd
-    cancel_fd = intake[0].cancel_fd
-    page_bits = intake[0].page_bits
-    have = intake[0].have
+    fd = state[0].fd
+    cancel_fd = state[0].cancel_fd
+    page_bits = state[0].page_bits
+    have = state[0].have
     while True:
         if have < header.size:
-            vectors[0, 0] = intake[0].header + have
+            vectors[0, 0] = state[0].header + have
             vectors[0, 1] = header.size - have
             got, _, _ = read_list(fd, cancel_fd, vectors[:1], 0, header.size - have)
             have += got
             if have < header.size:
                 return have, 0, 0, 0
-        count = plain_pages(header, name, page_bits, intake[0].limit, pages)
+        count = plain_pages(header, name, page_bits, state[0].limit, pages)
         if count == 0:
             return have, 0, 0, 0
         some = pages[:count]
-        end = gather_pages(some, intake[0].block, page_bits, vectors[:0], vectors, 0)
-        vectors[end, 0] = intake[0].header
+        end = gather_pages(some, state[0].block, page_bits, vectors[:0], vectors, 0)
+        vectors[end, 0] = state[0].header
         vectors[end, 1] = header.size
         end += 1
         size = count << page_bits
@@ -87,6 +87,6 @@ def take_packets(
         for i in range(count):
             written[pages[i] >> (PIECE_SHIFT - page_bits)] = 1
         mark(received, some)
-        intake[0].taken_bytes += header.size + size
-        intake[0].taken_pages += count
+        state[0].taken_bytes += header.size + size
+        state[0].taken_pages += count
         have = got - size
