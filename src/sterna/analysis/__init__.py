@@ -1,4 +1,4 @@
-"""Streams that are only looked at: what is in one, how two differ, and, in `proxy/`, those that pass by.
+"""Analysis of migration streams: what is in one, how two differ; `proxy/` analyses a live one on its way.
 
 Nothing here is needed to migrate.
 """

@@ -1,4 +1,4 @@
-"""Compiled kernels at hand before a guest, or a stream, needs them: one that stands still would wait for them."""
+"""Compiles kernels before a guest or a stream needs them: a guest that stands still would wait for the compiler."""
 
 import hashlib
 import importlib
@@ -40,8 +40,8 @@ def prepare_survey_kernels(check: Callable[[], None] = lambda: None) -> None:
 
 
 def compile_kernels(accel: str = "emulated", check: Callable[[], None] = lambda: None) -> None:
-    """Have them compiled for the programs that this one starts: these look for themselves, so a glance at the sources, and at
-    what they are compiled for, will do.
+    """Compile them for the programs that this one starts. A mark in the cache says that this was done for these sources and this
+    processor; the programs themselves check each kernel.
     """
     from sterna.jit.kernel import COMPILED
     from sterna.jit.source import loading

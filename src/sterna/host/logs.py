@@ -17,14 +17,14 @@ _others = logging.getLogger()
 
 
 class _Formatter(logging.Formatter):
-    """What others have said cannot pass for what this program says."""
+    """Escapes texts of others, so that none can pass for a line of this program."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), lines=record.exc_info is not None)
 
 
 class _Chosen:
-    """What the user wants to be told. There is one of it, as there is one standard error.
+    """What the user wants to be told: one for the process, which has one standard error.
 
     :ivar level: on standard error
     :ivar path: of the file; empty when there is none

@@ -1,11 +1,11 @@
-"""What a guest or a peer does wrong, told so that neither can fill a log with it."""
+"""Warnings about what a guest or a peer does wrong, at a falling rate: neither can fill a log."""
 
 from collections.abc import Callable
 
 
 class RateLimitedLog:
-    """Tells the first of them, the second, the fourth, the eighth and so on, each with how many were left out before it: no guest
-    lives long enough to have 64 told.
+    """Writes the first warning, the second, the fourth, the eighth and so on, each with how many were left out before it: 2^64
+    warnings make 65 lines.
 
     :param tell: takes a line
     :param freely: so many are told in any case, then each time that there are twice as many

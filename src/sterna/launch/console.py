@@ -1,4 +1,4 @@
-"""What guests say on their serial lines, and when."""
+"""The output of guests on their serial lines, with the time of each piece."""
 
 import os
 import threading

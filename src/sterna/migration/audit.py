@@ -28,7 +28,7 @@ from sterna.stream.ram.encoder import Batch
 
 
 class Audit:
-    """What the passes of a migration tell of themselves, so that it can be audited. This one audits nothing."""
+    """The hooks of an audit: the passes of a migration call them. Here they do nothing."""
 
     def stage(self, batch: Batch) -> Batch:
         """These pages are about to be sent: what is to be sent in their place, from now until the pass is over."""

@@ -1,4 +1,4 @@
-"""Passes that are over at once do not follow each other at once."""
+"""A pause between short passes, in which the guest runs: exponential backoff."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _LONGEST_SECONDS = 0.1
 
 @dataclass
 class Backoff:
-    """How long the guest runs between two passes: not at all, unless one short pass after another leaves something.
+    """How long the guest runs between two passes: no time, until several short passes in a row have left pages.
 
     A guest that writes a little all the time never fits a limit that is small enough. Passes without pause would take a
     processor from it, and make nothing better.

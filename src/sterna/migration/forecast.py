@@ -34,14 +34,14 @@ _KEPT = 0.3
 """Weight that the passes before the last keep."""
 _BUSY_SECONDS = 0.01
 _BUSY_BYTES = 64 << 10
-"""Fewer that wait for long, wait for a destination that has no processor: that is no speed of the link."""
+"""When fewer bytes wait, and for long, the destination has no processor: that tells nothing of the link's speed."""
 _SAMPLES = 16
 _BATCH_PAGES = 256
 """A batch with fewer pages tells nothing of what a page takes."""
 _LATELY = 4
 """Passes."""
 _OF_SO_MANY = 16
-"""One batch of so many is counted as an accident where it was the cheapest."""
+"""Of so many batches the cheapest counts as an outlier."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from sterna.ownership import OwnershipState
 
 
 class Phase(ABC):
-    """One phase of a migration. What it has it was given, or makes when it begins; what others need it passes on to the next."""
+    """One phase of a migration. It gets what it needs from the phase before, and passes on what the next one needs."""
 
     fault = ""
     """What it means when `undo` fails, for the user."""

@@ -37,7 +37,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
 
 class OwnProcess:
-    """What this process states of itself to one peer, which looks for the token before the next step of the handover.
+    """What this process states of itself to one peer. The peer checks the token before the next step of the handover.
 
     :ivar identity: None where /proc does not tell
     """

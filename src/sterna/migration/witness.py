@@ -1,4 +1,4 @@
-"""Who can still tell a source what became of its guest when the migration has ended in doubt, without being asked."""
+"""Witnesses of a migration in doubt: the connection, or the command, that may still report unasked what became of the guest."""
 
 import os
 import select
@@ -27,10 +27,10 @@ class Said(NamedTuple):
 
 
 class Witness(Protocol):
-    """Something with a descriptor that polls readable when there may be something to hear.
+    """A source of reports, with a descriptor that polls readable when there may be one.
 
-    :ivar question: what can be looked for again, as the end of "whether ..."
-    :ivar silence: what it is that nothing has been heard of
+    :ivar question: what a later poll may find out, as the end of "whether ..."
+    :ivar silence: the error when no report has come
     """
 
     question: str
@@ -41,7 +41,7 @@ class Witness(Protocol):
         ...
 
     def poll(self) -> Said | None:
-        """What there is to hear by now; None when nothing. Not to be called after that.
+        """The report, if it has come; None when not. Not to be called after one has.
 
         :raise Cancelled: When the program ends.
         """

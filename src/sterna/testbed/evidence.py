@@ -30,7 +30,7 @@ class ProgressSample:
 
 @dataclass(frozen=True)
 class Blackout:
-    """A guest's standing still, by three clocks, in ms.
+    """How long a guest stood still in its migration (the blackout), by three clocks, in ms.
 
     :ivar guest: by the guest's own counter
     :ivar vmm: the downtime that the source reports

@@ -1,4 +1,4 @@
-"""What a run makes that does not end with its process, written down before it is made.
+"""A journal of what a run makes that outlives its process: written before the thing is made, and undone in the end.
 
 Each run has a file that it holds locked; the lock ends with the process, however it ends. A file that nobody holds is that
 of a run that was killed: `clean_stale` undoes what it lists. Processes and networks need no entry: processes die with

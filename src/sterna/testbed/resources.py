@@ -1,4 +1,4 @@
-"""The host runs short: of memory, of disk."""
+"""Hosts that run short of memory or disk: memory cgroups, swap files, full file systems."""
 
 import ctypes
 import errno

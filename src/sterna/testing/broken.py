@@ -2,7 +2,7 @@
 
 Each is a subclass that is chosen when the VM is made, so the hypervisor itself looks at nothing. The faults are those that a
 developer of dirty logging makes; what each is found by is told in ARCHITECTURE.md. Where a fault harms only what the guest does
-in a short time, the VM makes that time last until the guest has done it: a fault without an effect is none that could be found.
+in a short time, the VM extends that time until the guest has done it: a fault without an effect cannot be found.
 """
 
 import time

@@ -24,8 +24,8 @@ class Connected(Protocol):
 
 
 class LiveChannels:
-    """Those that have connected, but for foreign ones: a sterna's source has said on the main stream what its own begin with,
-    and any other would be waited for in vain.
+    """The channels that have connected, without foreign ones. The source, if it is a sterna, says on the main stream what its own
+    begin with; waiting for any other would be in vain.
 
     :param main: reads the main stream
     """

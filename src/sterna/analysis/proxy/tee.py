@@ -133,7 +133,7 @@ class Tee:
         self._bell()
 
     def _give_back(self) -> None:
-        """With the lock held. The memory goes with the last piece of it that somebody looks at."""
+        """With the lock held. The memory is freed when nobody holds a view of it any more."""
         if self._ended and not self._readers:
             self._view = memoryview(b"")
 

@@ -1,9 +1,9 @@
-"""What an incoming guest brings and this machine has no place for: it is kept aside until the guest can be asked.
+"""Sections and RAM blocks of the source that this machine does not have: kept until the guest's machine can judge them.
 
 A section of a device that is not here is kept as bytes; what they mean is known when the stream's own description has
 come, after its end. A RAM block that is not here gets memory for as long as the migration takes. In the end the guest
-judges each: left behind and reported, or a refusal that names section, field and value. Nothing is guessed and nothing
-disappears unsaid.
+judges each: it is left behind and reported, or refused with section, field and value. Nothing is guessed, and nothing is left
+behind without a report.
 """
 
 from collections.abc import Collection, Iterator, Mapping

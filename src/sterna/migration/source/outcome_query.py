@@ -74,7 +74,7 @@ class OutcomeQuery:
                 self._waiting = None
 
     def stop_waiting(self) -> None:
-        """If somebody waits, he does no longer; it stays in doubt. From any thread."""
+        """End `wait` in whichever thread; the migration stays in doubt. From any thread."""
         if (waiting := self._waiting) is not None:
             waiting.set()
 

@@ -38,7 +38,7 @@ _TRIES = 200
 
 @dataclass(frozen=True)
 class GuestIdentity:
-    """What a guest keeps wherever it is.
+    """What belongs to a guest on whichever host it runs.
 
     :ivar disk: its root file system, a file of the shared directory
     :ivar console: of the VM that it started in
@@ -49,7 +49,7 @@ class GuestIdentity:
 
 
 class LinuxProcess(QemuProcess):
-    """A QEMU that knows whose it is."""
+    """A QEMU process, and the guest that it has."""
 
     identity: GuestIdentity
 

@@ -36,7 +36,7 @@ _CUT_SECONDS = 1.0
 _REACH_SECONDS = 60.0
 _END_SECONDS = 60.0
 _SETTLE_SECONDS = 1.0
-"""How long after the last event a guest that should not run would have had the time to."""
+"""How long after the last event a guest that must not run is given to start."""
 _FIRST_PASS_PART = 0.3
 
 

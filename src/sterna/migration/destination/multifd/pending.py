@@ -1,4 +1,4 @@
-"""Connections of multifd channels, between the listener and the migration that they belong to.
+"""Connections of multifd channels that wait for the migration that they belong to.
 
 QEMU's channels carry no name of their migration, and may connect before the main channel has been recognised. So they wait
 here for the next attempt, or join the one that is under way.
