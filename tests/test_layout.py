@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "sterna"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TEXTS = ("Makefile", "pyproject.toml", "README.md", "ARCHITECTURE.md", "tests/mutants/known.toml")
+DOCUMENTS = ("ARCHITECTURE.md", "README.md", "docs/glossary.md")
+TEXTS = (*DOCUMENTS, "Makefile", "pyproject.toml", "tests/mutants/known.toml")
 
 NAME = re.compile(r"(?<![\w./-])(?:sterna|tests)(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?(?![\w=])")
 """A module, or something in one."""
@@ -178,7 +179,7 @@ def test_the_list_of_folders_names_only_folders_that_are_there() -> None:
             assert any(one.rpartition("/")[2] == name for one in inside), f"{folder}/ has no {name}/"
 
 
-@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "README.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_files_that_are_there(document: str) -> None:
     """By their path from the root, or by the end of it."""
     files = {path.relative_to(ROOT).as_posix() for path in python_files()}
