@@ -147,19 +147,20 @@ def test_changes_are_those_of_the_destination(tmp_path: Path) -> None:
     """
     rng = np.random.default_rng(6)
     debugging = ("-gdb", f"unix:{tmp_path}/gdb,server=on,wait=off")
-    with (
-        two_stopped_qemus(tmp_path, *debugging, settings={}, return_path=True, xbzrle=True) as (
-            source,
-            destination,
-        ),
-        closing(Debugger(tmp_path / "gdb")) as debugger,
+    with two_stopped_qemus(tmp_path, *debugging, settings={}, return_path=True, xbzrle=True) as (
+        source,
+        destination,
     ):
         for command in ("cont", "stop"):  # what never ran does not arrive as paused
             source.ask(command)
-        for number in range(PAGES):
-            disturb(debugger, BOARDS[0], rng, number)
-        view = migrate(tmp_path, source, SLOW, lambda: disturb_passes(source.ask, debugger, BOARDS[0], rng))
-        theirs = memory(tmp_path, destination)
+        # Later than that: a debugger that is there is told of a stop.
+        with closing(Debugger(tmp_path / "gdb")) as debugger:
+            for number in range(PAGES):
+                disturb(debugger, BOARDS[0], rng, number)
+            view = migrate(
+                tmp_path, source, SLOW, lambda: disturb_passes(source.ask, debugger, BOARDS[0], rng)
+            )
+            theirs = memory(tmp_path, destination)
     assert check(tmp_path, view, theirs, asked=True).kinds.changes > 0
 
 
