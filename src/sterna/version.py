@@ -1,3 +1,3 @@
 """Which version this is; what says so imports nothing else."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
