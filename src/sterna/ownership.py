@@ -5,14 +5,14 @@ Both ends change what they hold through these functions and start a vCPU only wh
 
 A machine *holds* a guest::
 
-                        +--------------- FORCED_CONT (outside the claim) ---------------+
-                        v                                                               |
-    absent --TAKEN_OVER--> owner --COMMIT_SENT--> in doubt --RUNS--> away               |
-       ^                    | ^  ^                   |  |                               |
-       +----GIVEN_BACK------+ |  +-- COMMIT_CUT, ----+  +--HANDED_ON--> handed on ------+
+    absent --TAKEN_OVER--> owner --COMMIT_SENT--> in doubt --RUNS--> away
+       ^                    | ^  ^                   |  |
+       +----GIVEN_BACK------+ |  +-- COMMIT_CUT, ----+  +--HANDED_ON--> handed on
                          CONT |      ABANDONED,
                               |      PROCESS_ENDED
-                            saved <--SAVED-- owner          (away too goes back by FORCED_CONT)
+                            saved <--SAVED-- owner
+
+    in doubt, away, handed on, saved --FORCED_CONT--> owner    (a user's word, against the claim that a guest never runs twice)
 
     absent --SHUT_SENT--> arrived --TAKEN_OVER, FORCED_CONT--> owner         (a guest from a QEMU)
        ^                     |
@@ -160,7 +160,7 @@ _FROM_THE_USER = frozenset({Event.CONT, Event.FORCED_CONT})
 
 
 def next_hold(hold: Hold, event: Event, migration: bytes = b"", *, watched: bool = False) -> Hold:
-    """What a machine holds after an event. What others do, and has no arrow in the drawing, changes nothing.
+    """What a machine holds after an event. What others do changes nothing where the drawing has no arrow for it.
 
     :param migration: id of the migration that the event is about
     :param watched: with TAKEN_OVER: the source watches this process

@@ -111,8 +111,8 @@ def run(
     As root the hosts are network namespaces with links of a limited rate; else all are on the loopback address.
     Nothing is left behind, however a run ends.
 
-    Exit code: 0 all checks held, 5 one did not, 1 a scenario could not be run to its end, 7 this machine can run
-    none of them.
+    Exit code: 0 all checks held, 5 one did not, else 1 where a scenario could not be run to its end, 7 where this
+    machine can run none of them.
     """
     from sterna.launch.errors import LaunchError
     from sterna.launch.qemu import find_qemu

@@ -1,5 +1,7 @@
 """Cancellation that wakes every wait: an eventfd that is polled beside the channel's own descriptor.
 
+`Source.cancel` sets it, and at the destination the end of `Incoming`; what `check` raises then ends `Source.run` or
+`Destination.run`.
 A migration that works on several channels also ends the waits on the others by it when one of them fails.
 """
 

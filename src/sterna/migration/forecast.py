@@ -31,17 +31,16 @@ the answer somewhat less, so that a short way counts for something.
 
 _WORD = 8
 _KEPT = 0.3
-"""Weight that the passes before the last keep."""
+"""How much the passes before the last weigh together, of 1."""
 _BUSY_SECONDS = 0.01
 _BUSY_BYTES = 64 << 10
 """When fewer bytes wait, and for long, the destination has no processor: that tells nothing of the link's speed."""
 _SAMPLES = 16
 _BATCH_PAGES = 256
 """A batch with fewer pages tells nothing of what a page takes."""
-_LATELY = 4
-"""Passes."""
-_OF_SO_MANY = 16
-"""Of so many batches the cheapest counts as an outlier."""
+_RECENT_PASSES = 4
+_BATCHES_PER_OUTLIER = 16
+"""Of so many batches the cheapest one is left out."""
 
 
 @dataclass
@@ -60,7 +59,9 @@ class LinkMeter:
     _samples: list[float] = field(default_factory=list)
 
     def observe(self, now: float, handed_bytes: int, unsent_bytes: int, waited_seconds: float) -> None:
-        """:param handed_bytes: handed to the kernel so far
+        """Look at what waits.
+
+        :param handed_bytes: handed to the kernel so far
         :param unsent_bytes: of them those that have not arrived
         :param waited_seconds: how long it had no room for more, in all
         """
@@ -134,7 +135,7 @@ class Forecast:
             self._encode_per_page = _mixed(self._encode_per_page, self._encode_seconds / self._pages)
             if not self._cpu_per_page[-1]:
                 self._cpu_per_page[-1].append(self._encode_cpu_seconds / self._pages)
-            self._cpu_per_page = [*self._cpu_per_page[-_LATELY:], []]
+            self._cpu_per_page = [*self._cpu_per_page[-_RECENT_PASSES:], []]
             self._drain_per_page = _mixed(self._drain_per_page, self._drain_seconds / self._pages)
         if self._bytes:
             self._hand_over_per_byte = _mixed(self._hand_over_per_byte, send_seconds / self._bytes)
@@ -155,7 +156,7 @@ class Forecast:
 
     def _undisturbed_cpu_per_page(self) -> float:
         costs = sorted(cost for each in self._cpu_per_page for cost in each)
-        return costs[len(costs) // _OF_SO_MANY] if costs else 0.0
+        return costs[len(costs) // _BATCHES_PER_OUTLIER] if costs else 0.0
 
     def whole_pass_seconds(self, pages: int, limit: int) -> float:
         """How long a pass would take if so many pages were sent whole.

@@ -1,4 +1,4 @@
-"""The dirty log of one memory slot: enable, get, clear, disable, in the kernel's order."""
+"""The dirty log of one memory slot: enable, get, clear, disable, in the kernel's order. `fault.py` sets its bits."""
 
 import numpy as np
 

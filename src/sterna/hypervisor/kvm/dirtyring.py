@@ -209,13 +209,13 @@ class RingLog:
             return self._log(slot).copy()
 
     def harvest(self, slot: MemorySlot) -> Words:
-        """Take the slot's log. Its pages are protected again: nobody may read them before this returns.
+        """Take the slot's log. Its pages are protected again: nobody may read pages of the log before this returns.
 
         :raise HypervisorError: When the slot is not logged.
         """
         with self._lock:
             words = self._log(slot)
-            self._drain()
+            self._drain()  # into these words, too
             self._pending[slot.slot] = new_bitmap(self._pages[slot.slot])
             return words
 

@@ -1,4 +1,4 @@
-"""Starting a guest that has been loaded: how it changes hands, seen from where it comes to."""
+"""Starting a guest that has been loaded: the handover as the destination does it. `source/handover.py` is the other half."""
 
 import time
 from collections.abc import Callable

@@ -165,7 +165,10 @@ class HandOver(Phase):
     # -- what all of them need -------------------------------------------------------------------------------
 
     def _resolve(self) -> int:
-        """Find out who runs the guest, for as long as the user lets it take when the switchover's time limit has passed."""
+        """Find out who runs the guest, for as long as the user lets it take when the switchover's time limit has passed.
+
+        :return: when it began to run there, CLOCK_REALTIME of the destination in ns
+        """
         seconds = self._context.parameters.seconds("x-sterna-doubt-timeout")
         return self._query.wait(seconds, self._context.closing)
 
