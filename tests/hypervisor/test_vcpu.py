@@ -420,3 +420,32 @@ def test_a_cpu_that_is_started_runs_what_is_there_now(make_guest):
         psci.call(Function.CPU_OFF, (0, 0, 0), guest.vm.cpus, second, None)
         load(guest.block, [0xE3A05002, *POWER_OFF])
         psci.call(Function.CPU_ON, (1, CODE, 0), guest.vm.cpus, first, None)
+
+
+def test_no_guest_runs_while_the_cpu_of_another_vm_is_made(guest, monkeypatch):
+    """Meanwhile the emulator's clock is not the guest's: a timer that is set by it would fire in decades."""
+    from sterna.hypervisor.emulated import guestmode
+    from sterna.hypervisor.emulated.vm import EmulatedVm
+
+    def mode():
+        return int(guest.cpus[0].record[0]["mode"])
+
+    def in_guest():
+        return mode() == guestmode.IN_GUEST
+
+    guest.program(SPIN)
+    guest.start()
+    wait_until(in_guest, "guest mode")
+    other = EmulatedVm()
+    make, seen = other._cpu_class, set()
+
+    def watched(*arguments):
+        seen.update(mode() for _ in range(1000))
+        return make(*arguments)
+
+    monkeypatch.setattr(other, "_cpu_class", watched)
+    other.create_vcpu(0)
+    assert seen == {guestmode.OUTSIDE}
+    wait_until(in_guest, "guest mode once more")
+    other.close()
+    guest.stop()

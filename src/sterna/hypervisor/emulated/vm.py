@@ -1,8 +1,9 @@
 """A virtual machine of the emulated hypervisor: memory slots with dirty logs, vCPUs, devices."""
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,10 @@ _POOL_PA = 0x10_0000_0000
 _RAM_PA = 0x20_0000_0000
 _PA_END = 1 << 40
 _COUNTER_MASK = (1 << 64) - 1
+
+_making = threading.Lock()
+_vms: "weakref.WeakSet[EmulatedVm]" = weakref.WeakSet()
+"""Those of this process that have not been closed."""
 
 
 class _Hardware:
@@ -110,6 +115,8 @@ class EmulatedVm:
         self.tlb_sizing = TlbSizing(self._hardware.broadcast_tlbi)
         # Now, not when a vCPU is first stopped or a log first read.
         fetch_kernels()
+        with _making:
+            _vms.add(self)
 
     # -- memory slots --------------------------------------------------------------------------------------------------
 
@@ -304,7 +311,7 @@ class EmulatedVm:
 
     def create_vcpu(self, index: int) -> EmulatedVcpu:
         """Add the next vCPU; its index says which."""
-        with self._lock:
+        with _all_held(), self._lock:
             index = arguments.vcpu_index(index, len(self.cpus), self._smp)
             off = self._secondaries_off and index > 0
             cpu = EmulatedVcpu(self, self._cpu_class, index, self.stage2, powered_off=off)
@@ -373,6 +380,22 @@ class EmulatedVm:
 
     def close(self) -> None:
         """Free the vCPUs. None may be running."""
+        with _making:
+            _vms.discard(self)
         self.tlb_sizing.end()
         for cpu in self.cpus:
             cpu.close()
+
+
+@contextmanager
+def _all_held() -> Iterator[None]:
+    """All vCPUs of this process out of guest mode, and no others made meanwhile.
+
+    With each engine Unicorn sets up the clock of all: for a moment that is the time of day, and not the monotonic one. A guest
+    that read its counter then, or set its timer by it, would be decades ahead.
+    """
+    with _making, ExitStack() as stack:
+        for vm in tuple(_vms):
+            stack.enter_context(vm._lock)
+            stack.enter_context(vm._vcpus_held())
+        yield
