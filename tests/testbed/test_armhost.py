@@ -243,22 +243,32 @@ def test_a_mirror_that_does_not_answer_is_none(tmp_path: Path, monkeypatch: pyte
             Apt(tmp_path / "apt", "arm64", KERNELS["backports"])
 
 
-def test_the_job_holds_the_tree_without_what_the_host_cannot_use(tmp_path: Path) -> None:
+def test_the_job_holds_the_tree_without_what_the_host_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what another program has there for a moment."""
     import tarfile
 
     tree = tmp_path / "tree"
     for name in (
-        *("src/a.py", ".git/HEAD", "a b/c"),
+        *("src/a.py", ".git/HEAD", "a b/c", ".versions/a.py"),
         *("src/__pycache__/a.cpython-311.pyc", "src/__pycache__/a.cpython-39.pyc"),
+        "src/__pycache__/a.cpython-311.pyc.1234",
     ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(name)
-    _write_job(tmp_path / "job.tar", ["echo", "it's here"], tree)
+    (tree / "a b" / "link").symlink_to("c")
+    listdir = os.listdir
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda path: [*listdir(path), "gone"])
+        _write_job(tmp_path / "job.tar", ["echo", "it's here"], tree)
     with tarfile.open(tmp_path / "job.tar") as job:
         names = {member.name for member in job if member.isfile()}
         command = job.extractfile("command")
         assert command is not None
         assert command.read() == b"echo 'it'\"'\"'s here'\n"
+        assert job.getmember("tree/a b/link").linkname == "c"
+        assert job.getmember("tree/a b/c").mode & 0o777 == (tree / "a b/c").stat().st_mode & 0o777
     assert names == {
         "command",
         "tree/src/a.py",

@@ -36,7 +36,10 @@ LEAST_MEMORY_MIB = 512
 _KERNEL_LOG_LINES = 30
 _READ_BYTES = 1 << 16
 _NOT_IN_TREE = frozenset(
-    {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".import_linter_cache"}
+    {
+        *(".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".import_linter_cache"),
+        *(".mutants", ".versions"),
+    }
 )
 
 
@@ -243,17 +246,32 @@ def _write_job(path: Path, command: Sequence[str], tree: Path | None) -> None:
         folder.type, folder.mode = tarfile.DIRTYPE, 0o755
         archive.addfile(folder)
         if tree is not None and is_package(tree):
-            archive.add(tree, f"tree/src/{tree.name}", filter=_tree_member)
+            _add(archive, tree, f"tree/src/{tree.name}")
         elif tree is not None:
             for name in sorted(os.listdir(tree)):
-                archive.add(tree / name, f"tree/{name}", filter=_tree_member)
+                _add(archive, tree / name, f"tree/{name}")
 
 
-def _tree_member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    name = member.name.rsplit("/", 1)[-1]
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add a file, or a folder with all that the host can use. What goes meanwhile, as Pythons exchange byte code, is left out."""
+    if not _is_of_use(path.name):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        member = archive.gettarinfo(path, name)
+        if member is None:  # a socket
+            return
+        member.uid = member.gid = 0
+        if member.isreg():
+            with path.open("rb") as file:
+                archive.addfile(member, file)
+            return
+        archive.addfile(member)
+        for inner in sorted(os.listdir(path)) if member.isdir() else ():
+            _add(archive, path / inner, f"{name}/{inner}")
+
+
+def _is_of_use(name: str) -> bool:
     if name in _NOT_IN_TREE or name.endswith(".egg-info"):
-        return None
-    if name.endswith(".pyc") and _BYTECODE not in name:
-        return None
-    member.uid = member.gid = 0
-    return member
+        return False
+    # One that is just being written has something behind its name.
+    return ".pyc" not in name or (name.endswith(".pyc") and _BYTECODE in name)
