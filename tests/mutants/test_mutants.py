@@ -184,7 +184,12 @@ def test_how_a_run_ends(
     (tmp_path / "tests" / "toy" / "test_end.py").write_text(
         f"import os\nimport time\n\ndef test_before():\n    pass\n\ndef test_end():\n    {body}\n"
     )
-    shutil.copytree(ROOT / "tests" / "mutants", tmp_path / "tests" / "mutants")
+    # Byte code comes and goes meanwhile.
+    shutil.copytree(
+        ROOT / "tests" / "mutants",
+        tmp_path / "tests" / "mutants",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     monkeypatch.setattr(tree, "RESIDENT_BYTES", 1 << 29)
     test = "tests/toy/test_end.py::test_end"
     plan = [("tests/toy/test_end.py::test_before", 600.0), (test, 3.0 if "sleep" in body else 600.0)]
