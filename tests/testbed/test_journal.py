@@ -107,6 +107,13 @@ def test_who_waits_for_another_run_says_so(tmp_path: Path, use: Callable[..., ob
     assert told == [f"another run is at work in {tmp_path}: waiting for it"]
 
 
+def test_a_run_that_ends_meanwhile_has_left_nothing(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "1-x").symlink_to("nothing")  # as one that was listed and has gone
+    assert clean_stale(runs) == []
+
+
 def test_a_line_cut_short_does_not_hide_those_before(tmp_path: Path) -> None:
     left = tmp_path / "left"
     left.mkdir()

@@ -118,7 +118,11 @@ def clean_stale(directory: Path | None = None, say: Say = lambda text: None) -> 
     problems: list[str] = []
     with _locked(directory, say):
         for path in sorted(directory.glob("*-*")):
-            with path.open("rb") as file:
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:  # its run has ended just now
+                continue
+            with file:
                 if not _lock_when_over(file.fileno(), path.name):
                     continue  # its run goes on
                 entries = list(_read(file.read()))
@@ -127,7 +131,7 @@ def clean_stale(directory: Path | None = None, say: Say = lambda text: None) -> 
             problems += left
             removed += [f"{entry.kind.value} {entry.path}" for entry in present]
             if not left:
-                path.unlink()
+                path.unlink(missing_ok=True)  # which its run does as well
     if problems:
         raise BedError("cannot remove what an earlier run left: " + "; ".join(problems))
     return removed
