@@ -161,7 +161,8 @@ def test_live_display_on_a_terminal(tmp_path: Path, columns: int) -> None:
         termios.tcsetwinsize(theirs, (30, columns))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         process = subprocess.Popen(
-            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "8MB"],
+            # For two seconds: one that has completed before it is first looked at is not shown.
+            [*COMMAND, source.address, destination.incoming_uri(), "--bandwidth", "20kB"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=theirs,
