@@ -105,9 +105,9 @@ def test_an_audited_demo_says_so(accel: str) -> None:
 
 
 def slow_demo(*arguments: str) -> "subprocess.Popen[str]":
-    """A demo whose migration takes minutes."""
+    """A demo whose migration takes most of a minute."""
     return subprocess.Popen(
-        [*COMMAND, "--append", "2000 100 10", "--memory", "64M", "--bandwidth", "40kB", *arguments],
+        [*COMMAND, "--append", "2000 100 10", "--memory", "64M", "--bandwidth", "4kB", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
