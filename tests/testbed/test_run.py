@@ -16,6 +16,9 @@ from tests.cli.vms import TIMEOUT, alive, children, wait_for
 
 from sterna.testbed import scenario
 from sterna.testbed.journal import default_directory
+from sterna.testbed.kind import KindOptions
+from sterna.testbed.kinds import VM_KINDS
+from sterna.testbed.settings import VmSettings
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +98,16 @@ def test_reduced(name: str) -> None:
         assert finding["verdict"] != "skipped" or finding["check"] not in TIMED, finding
         assert finding["figure"]
     assert outside() == before
+
+
+def test_reduced_on_versatile_express() -> None:
+    kind = VM_KINDS.get("emulated-vexpress")(KindOptions())
+    assert kind._config("vm", VmSettings(memory="16M", program="clock")).board.name == "vexpress-a15"
+    _, report = run("migrate", "--vm", "emulated-vexpress")
+    [result] = report["results"]
+    for finding in result["findings"]:
+        assert finding["verdict"] == "passed" or finding["check"] in TIMED, finding
+    assert {finding["check"] for finding in result["findings"]} - TIMED
 
 
 BREAKAGES = [

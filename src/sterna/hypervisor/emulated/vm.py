@@ -391,8 +391,9 @@ class EmulatedVm:
 def _all_held() -> Iterator[None]:
     """All vCPUs of this process out of guest mode, and no others made meanwhile.
 
-    With each engine Unicorn sets up the clock of all: for a moment that is the time of day, and not the monotonic one. A guest
-    that read its counter then, or set its timer by it, would be decades ahead.
+    With each engine Unicorn sets up the clock of all (2.1.4, init_get_clock in qemu/util/qemu-timer-common.c): for a moment that
+    is the time of day, and not the monotonic one. A guest that read its counter then, or set its timer by it, would be decades
+    ahead.
     """
     with _making, ExitStack() as stack:
         for vm in tuple(_vms):
