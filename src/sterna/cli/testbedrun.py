@@ -78,8 +78,8 @@ def clean(json: bool) -> int:
     type=click.Choice(list(VM_KINDS)),
     default="emulated",
     show_default=True,
-    help="The VM under test: sterna on the emulated CPU (board virt or Versatile Express) or on KVM, QEMU with sterna's guests, or"
-    " QEMU with ARM Linux.",
+    help="The VM under test: sterna on the emulated CPU (board virt or Versatile Express) or on KVM, QEMU with "
+    "sterna's guests, or QEMU with ARM Linux.",
 )
 @click.option("--qemu", type=NamedPath(), metavar="PATH", help="The QEMU under test; else qemu-system-arm.")
 @click.option("--vm-arguments", default="", metavar="TEXT", help="More arguments for every VM.")
